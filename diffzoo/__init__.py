@@ -1,0 +1,32 @@
+"""diffzoo: a model zoo and trainer for image diffusion.
+
+The public surface, resolved on first use, so that `import diffzoo` stays light.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "create_model": "diffzoo.factory",
+    "list_models": "diffzoo.models",
+    "register_model": "diffzoo.models",
+    "GaussianProcess": "diffzoo.process",
+    "Condition": "diffzoo.typing",
+    "UserError": "diffzoo.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'diffzoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,7 @@
+"""`python -m diffzoo` is `diffzoo`."""
+
+import sys
+
+from diffzoo.cli.main import main
+
+sys.exit(main())

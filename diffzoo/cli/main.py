@@ -1,0 +1,88 @@
+"""The command `diffzoo`: a plain front that answers help at once and imports a verb only when it runs.
+
+A verb is a module of this package with two functions, `configure(parser)` and `run(args) -> int`. `fit` and
+`validate` hand their arguments to LightningCLI unread.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from diffzoo.errors import UserError, did_you_mean
+
+__all__ = ["main"]
+
+# verb: (module, one line of help)
+VERBS = {
+    "quickstart": ("diffzoo.cli.quickstart", "train a small model on the demo data and draw from it, in minutes"),
+    "list": ("diffzoo.cli.list", "names of the registered models"),
+    "describe": ("diffzoo.cli.describe", "parameters, multiply-adds and levels of a model"),
+    "fit": ("diffzoo.cli.fit", "train from a recipe: diffzoo fit -c RECIPE [--key value ...]"),
+    "validate": ("diffzoo.cli.fit", "validation loss of a checkpoint: diffzoo validate -c RECIPE --ckpt_path PATH"),
+    "sample": ("diffzoo.cli.sample", "draw images from a run, a checkpoint or a published model"),
+    "eval": ("diffzoo.cli.eval", "evaluate by a stated protocol; compare results"),
+    "sweep": ("diffzoo.cli.sweep", "search guidance scale and interval"),
+    "recipes": ("diffzoo.cli.recipes", "list, show or copy the recipes that ship"),
+    "data": ("diffzoo.cli.data", "inspect a source, cache latents, compute statistics"),
+    "verify": ("diffzoo.cli.verify", "prove that a published checkpoint is the original"),
+    "push": ("diffzoo.cli.push", "publish a run or checkpoint on the Hub"),
+    "pull": ("diffzoo.cli.pull", "fetch a model from the Hub"),
+    "ema": ("diffzoo.cli.ema", "reconstruct weight averages after training"),
+    "plan": ("diffzoo.cli.plan", "memory, time and cost of a recipe"),
+}
+LIGHTNING = ("fit", "validate")
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {verb:<11} {text}" for verb, (_, text) in VERBS.items())
+    return argparse.ArgumentParser(
+        prog="diffzoo",
+        usage="diffzoo VERB ...",
+        description="A model zoo and trainer for image diffusion.",
+        epilog=f"verbs:\n{lines}\n\n`diffzoo VERB --help` explains one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 a verdict of "no", 2 bad input, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args and args[0] == "--version":
+        from diffzoo import __version__
+
+        print(__version__)
+        return 0
+    if not args or args[0] in ("-h", "--help"):
+        _parser().print_help()
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        late = next((a for a in rest if a in VERBS), None)
+        hint = f"; the verb comes first: diffzoo {late} ..." if late else did_you_mean(verb, VERBS)
+        print(f"diffzoo: unknown verb {verb!r}{hint}", file=sys.stderr)
+        return 2
+    try:
+        module = import_module(VERBS[verb][0])
+        if verb in LIGHTNING:
+            return int(module.run(verb, rest))
+        parser = argparse.ArgumentParser(prog=f"diffzoo {verb}", description=VERBS[verb][1], allow_abbrev=False)
+        module.configure(parser)
+        return int(module.run(parser.parse_args(rest)))
+    except UserError as error:
+        if os.environ.get("DIFFZOO_TRACEBACK"):
+            raise
+        print(f"diffzoo: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `diffzoo list | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("diffzoo: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

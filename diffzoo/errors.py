@@ -1,0 +1,28 @@
+"""Errors that a user can act on: one sentence that says what was expected, what came and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["MissingExtraError", "UserError", "did_you_mean"]
+
+
+class UserError(ValueError):
+    """Bad input. The command line prints the message alone, without a traceback, and exits with status 2."""
+
+
+class MissingExtraError(UserError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(f"{purpose} needs the package '{package}': install it with `pip install diffzoo[{extra}]`")
+
+
+def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
+    """A hint to append to a message: the nearest of `choices`, or all of them when they are few."""
+    known = sorted(str(c) for c in choices)
+    near = difflib.get_close_matches(str(name), known, n=limit, cutoff=0.55)
+    if near:
+        return f"; did you mean {' or '.join(repr(n) for n in near)}?"
+    if len(known) <= 12:
+        return f"; known: {', '.join(known)}" if known else ""
+    return ""

@@ -1,0 +1,6 @@
+"""The networks. Importing a family registers its sizes."""
+
+from diffzoo.models.base import Config, Level, LevelConfig, Network
+from diffzoo.models.registry import build, entry, list_models, register_model
+
+__all__ = ["Config", "Level", "LevelConfig", "Network", "build", "entry", "list_models", "register_model"]

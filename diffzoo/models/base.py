@@ -1,0 +1,234 @@
+"""What every network of the zoo is: a config, a forward, and one declaration of its blocks.
+
+A network reads a noise-level number and returns a tensor; it knows nothing of time, schedules or samplers. What the
+number and the output mean is a fact of the process (`diffzoo.process.GaussianProcess`).
+
+`Config` is a frozen dataclass per family, which goes to `config.json` unchanged. Registry arguments are rewrites of a
+config (`Config.override`); for networks with resolution levels (`Level`) they are stated in pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.typing import Condition
+
+__all__ = ["Config", "Level", "LevelConfig", "Network"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The facts that every family has.
+
+    Args:
+        image_size: height and width of the input in pixels (or latent pixels).
+        in_channels: channels of the input.
+        num_classes: number of real classes; 0 = unconditional.
+        null_class: whether the class table has one more row, index `num_classes`, that stands for "no class".
+    """
+
+    image_size: int = 64
+    in_channels: int = 3
+    num_classes: int = 0
+    null_class: bool = True
+
+    @property
+    def class_rows(self) -> int:
+        """Rows of the class table."""
+        return self.num_classes + (1 if self.null_class else 0) if self.num_classes else 0
+
+    def override(self, **overrides: Any) -> Self:
+        """This config with some fields replaced; unknown names raise and name the nearest field."""
+        known = {f.name for f in fields(self)}
+        for name in overrides:
+            if name in ("depth_at", "width_at", "dropout_from_resolution") and name not in known:
+                raise UserError(f"{type(self).__name__} has no resolution levels, so {name} does not apply to it")
+            if name not in known:
+                raise UserError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
+        return replace(self, **overrides)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a network, keyed by pixels.
+
+    Args:
+        resolution: height and width of the feature maps in pixels.
+        width: channels.
+        depth: blocks on the way down (the family says how many go up).
+        attention: whether blocks attend over all positions.
+        heads: attention heads.
+        dropout: probability inside the blocks of this level.
+    """
+
+    resolution: int
+    width: int
+    depth: int
+    attention: bool = False
+    heads: int = 4
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class LevelConfig(Config):
+    """A config with resolution levels, fine to coarse.
+
+    `override` takes, besides the fields,
+        dropout: probability, at every level or from `dropout_from_resolution` pixels down to the coarsest;
+        dropout_from_resolution: levels of at most this many pixels get the dropout (default: those that have one);
+        depth_at, width_at: mappings from resolution in pixels to a new depth or width.
+    """
+
+    levels: tuple[Level, ...] = ()
+
+    def override(self, **overrides: Any) -> Self:
+        dropout = overrides.pop("dropout", None)
+        start = overrides.pop("dropout_from_resolution", None)
+        depth_at = overrides.pop("depth_at", None) or {}
+        width_at = overrides.pop("width_at", None) or {}
+        known = {f.name for f in fields(self)} | {"dropout", "dropout_from_resolution", "depth_at", "width_at"}
+        for name in overrides:
+            if name not in known:
+                raise UserError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
+        config: Self = replace(self, **overrides)
+        levels = config.levels
+        resolutions = [level.resolution for level in levels]
+        for name, mapping in (("depth_at", depth_at), ("width_at", width_at)):
+            for resolution in mapping:
+                if int(resolution) not in resolutions:
+                    raise UserError(f"{name}: no level of {resolution} px; this network has {resolutions}")
+        depth = {int(k): int(v) for k, v in depth_at.items()}
+        width = {int(k): int(v) for k, v in width_at.items()}
+        levels = tuple(
+            replace(v, depth=depth.get(v.resolution, v.depth), width=width.get(v.resolution, v.width)) for v in levels
+        )
+        if dropout is not None or start is not None:
+            levels = _place_dropout(levels, dropout, start)
+        return replace(config, levels=levels)
+
+
+def _place_dropout(levels: tuple[Level, ...], dropout: float | None, start: int | None) -> tuple[Level, ...]:
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UserError(f"dropout must lie in [0, 1), got {dropout}")
+    present = [v.resolution for v in levels if v.dropout > 0]
+    p = dropout if dropout is not None else max((v.dropout for v in levels), default=0.0)
+    first = start if start is not None else max(present, default=max(v.resolution for v in levels))
+    return tuple(replace(v, dropout=p if v.resolution <= first else 0.0) for v in levels)
+
+
+class Network(nn.Module):
+    """A denoiser network: `(b, c, h, w)` and a noise level to a tensor of the same shape.
+
+    Subclasses set `unit_types`, the block classes that repeat: the units of activation checkpointing, of regional
+    compilation and of FSDP, declared once. They run such a block through `self.run(block, ...)`.
+    """
+
+    unit_types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    config: Config
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.grad_checkpointing = False
+
+    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+        """The network's output at full resolution, `(b, c, h, w)`.
+
+        Args:
+            z: noisy input `(b, c, h, w)`.
+            noise_level: the number the process lets it read, `(b,)`.
+            cond: what to draw; None for unconditional networks.
+        """
+        raise NotImplementedError
+
+    def training_outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> tuple[Tensor, ...]:
+        """All outputs that are trained, coarse to fine; the last is `forward`'s."""
+        return (self(z, noise_level, cond),)
+
+    # -- conditions
+
+    def labels(self, z: Tensor, cond: Condition | None) -> Tensor | None:
+        """The class indices of `cond`, checked; None where this network has no classes.
+
+        Raises:
+            UserError: for labels without classes, classes without labels, or another batch size.
+        """
+        label = cond.label if cond is not None else None
+        if not self.config.num_classes:
+            if label is not None:
+                raise UserError("this network is unconditional: it was given class labels; leave them out")
+            return None
+        if label is None:
+            raise UserError(f"this network has {self.config.num_classes} classes: give it class labels")
+        if len(label) != len(z):
+            raise UserError(f"expected one class label per image, got {len(label)} labels for {len(z)} images")
+        return label
+
+    def check_input(self, z: Tensor) -> None:
+        """Raise a sentence with expected and given shape if `z` does not fit."""
+        c, n = self.config.in_channels, self.config.image_size
+        if z.ndim != 4 or z.shape[1] != c or z.shape[2] != n or z.shape[3] != n:
+            raise UserError(f"expected an input of shape (b, {c}, {n}, {n}), got {tuple(z.shape)}")
+
+    def check_classes(self, label: Tensor) -> None:
+        """Raise if a class index is out of range. Reads the values: for use outside the hot path."""
+        rows = self.config.class_rows
+        if len(label) and (int(label.min()) < 0 or int(label.max()) >= rows):
+            wrong = int(label.max()) if int(label.max()) >= rows else int(label.min())
+            raise UserError(f"class {wrong} is out of range: this network has classes 0 to {self.config.num_classes - 1}")
+
+    def null_condition(self, cond: Condition | None) -> Condition | None:
+        """The condition that stands for "none", of the same batch size: the null class, no text."""
+        if cond is None:
+            return None
+        if cond.label is not None and not self.config.null_class:
+            raise UserError("this network has no null class, so it cannot do classifier-free guidance")
+        label = torch.full_like(cond.label, self.config.num_classes) if cond.label is not None else None
+        text = torch.zeros_like(cond.text) if cond.text is not None else None
+        mask = torch.zeros_like(cond.text_mask) if cond.text_mask is not None else None
+        if text is not None and mask is None:
+            mask = torch.zeros(text.shape[:2], dtype=torch.bool, device=text.device)
+        return Condition(label=label, text=text, text_mask=mask, low_res=cond.low_res)
+
+    # -- blocks
+
+    def units(self) -> Iterator[nn.Module]:
+        """The repeating blocks, in order."""
+        return (m for m in self.modules() if isinstance(m, self.unit_types))
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one with FSDP2; the root takes the rest."""
+        return list(self.units())
+
+    def lora_targets(self) -> list[str]:
+        """Full names of the linear layers that low-rank adapters go to: those inside the blocks."""
+        inside = {id(m) for unit in self.units() for m in unit.modules() if isinstance(m, nn.Linear)}
+        return [name for name, m in self.named_modules() if id(m) in inside]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the family's authors exempt from weight decay."""
+        return set()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass: less memory, about a quarter more time."""
+        self.grad_checkpointing = enable
+
+    def compile_units(self, **options: Any) -> None:
+        """Compile every block in place: one graph per kind of block, and clean state-dict keys."""
+        for unit in self.units():
+            unit.compile(**options)
+
+    def run(self, block: nn.Module, *args: Any) -> Any:
+        """Call a block, through activation checkpointing where it is on."""
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def num_parameters(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.parameters())

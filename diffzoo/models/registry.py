@@ -1,0 +1,112 @@
+"""The registry: one dict from a name to a network class and its config.
+
+Names are `family_size_resolution`, in snake case: `simple_uvit_256`, `dimr_xl_256`. Third-party packages register
+through the entry-point group `diffzoo.models`: each entry point names a module that calls `register_model`.
+"""
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import Any, get_args, get_origin, get_type_hints
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.models.base import Config, Network
+
+__all__ = ["ModelEntry", "build", "config_from_dict", "config_to_dict", "entry", "list_models", "register_model", "register_variants"]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A registered name: which class builds it, from which config, and what is known about it."""
+
+    name: str
+    network: type[Network]
+    config: Config
+    note: str = ""
+
+
+_REGISTRY: dict[str, ModelEntry] = {}
+_plugins_loaded = False
+
+
+def register_model(name: str, network: type[Network], config: Config, note: str = "") -> ModelEntry:
+    """Register a network under a name.
+
+    Args:
+        name: snake case, `family_size_resolution`.
+        network: class whose constructor takes the config.
+        config: the variant's facts.
+        note: one line for `describe`, for example that a size is inferred.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+    if name in _REGISTRY:
+        raise UserError(f"a model named {name!r} is already registered: choose another name")
+    _REGISTRY[name] = ModelEntry(name, network, config, note)
+    return _REGISTRY[name]
+
+
+def register_variants(network: type[Network], variants: Mapping[str, Config]) -> None:
+    """Register a family's sizes in one call."""
+    for name, config in variants.items():
+        register_model(name, network, config)
+
+
+def _load_plugins() -> None:
+    global _plugins_loaded
+    if not _plugins_loaded:
+        _plugins_loaded = True
+        for point in entry_points(group="diffzoo.models"):
+            point.load()
+
+
+def entry(name: str) -> ModelEntry:
+    """The entry of a name; an unknown one raises and names the nearest."""
+    _load_plugins()
+    if name not in _REGISTRY:
+        raise UserError(f"unknown model {name!r}{did_you_mean(name, _REGISTRY)} `diffzoo list` shows all names")
+    return _REGISTRY[name]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Sorted names that match a shell pattern such as "simple_*"."""
+    _load_plugins()
+    return sorted(fnmatch.filter(_REGISTRY, pattern))
+
+
+def build(name: str, **overrides: Any) -> Network:
+    """A network with random weights; `overrides` are rewrites of its config (`Config.override`)."""
+    found = entry(name)
+    return found.network(found.config.override(**overrides))
+
+
+def config_to_dict(config: Any) -> Any:
+    """A config as JSON-ready data."""
+    if is_dataclass(config) and not isinstance(config, type):
+        return {f.name: config_to_dict(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, (list, tuple)):
+        return [config_to_dict(v) for v in config]
+    return config
+
+
+def config_from_dict(cls: Any, data: Any) -> Any:
+    """The inverse of `config_to_dict` for the dataclass (or type) `cls`.
+
+    Raises:
+        UserError: for an unknown field, naming the nearest.
+    """
+    if is_dataclass(cls):
+        hints = get_type_hints(cls)
+        known = {f.name for f in fields(cls)}
+        for key in data:
+            if key not in known:
+                raise UserError(f"{cls.__name__} has no field {key!r}{did_you_mean(key, known)}")
+        return cls(**{k: config_from_dict(hints[k], v) for k, v in data.items()})
+    if get_origin(cls) is tuple and isinstance(data, (list, tuple)):
+        args = get_args(cls)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(config_from_dict(args[0], v) for v in data)
+        return tuple(config_from_dict(a, v) for a, v in zip(args, data, strict=True))
+    return data

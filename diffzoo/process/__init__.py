@@ -1,0 +1,17 @@
+"""The mathematics of noise: schedules, paths, predictions, weightings and the process that owns them."""
+
+from diffzoo.process.config import from_config, to_config
+from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
+from diffzoo.process.loss import denoising_loss, pool_target, weight
+from diffzoo.process.paths import Path, Straight, VarianceExploding, VariancePreserving
+from diffzoo.process.predictions import X0, Eps, Flow, Prediction, V
+from diffzoo.process.readings import Reading, ReadsLogSNR, ReadsTime
+from diffzoo.process.schedules import Cosine, DiscreteBetas, Interpolated, LinearBeta, LinearTime, Schedule, Shifted
+from diffzoo.process.weightings import EDM, ELBO, MinSNR, Sigmoid, UniformEps, UniformV, Weighting
+
+__all__ = [
+    "EDM", "ELBO", "X0", "Cosine", "DiscreteBetas", "Eps", "Estimate", "Flow", "GaussianProcess", "Interpolated",
+    "LinearBeta", "LinearTime", "MinSNR", "Path", "Prediction", "Reading", "ReadsLogSNR", "ReadsTime", "Schedule",
+    "Shifted", "Sigmoid", "Straight", "UniformEps", "UniformV", "V", "VarianceExploding", "VariancePreserving",
+    "Weighting", "denoising_loss", "expand_like", "from_config", "pool_target", "to_config", "weight",
+]  # fmt: skip

@@ -1,0 +1,94 @@
+"""The training loss, for one output or several resolutions.
+
+    (1)  loss = w(logsnr) m(t) (alpha / D)^2 mean((out_hat - out)^2),   m = -d logsnr/dt or 1 (`weightings.py`)
+
+Multiscale loss of Simple Diffusion (arXiv:2301.11093, section "multiscale training loss"): one output, its eps error
+averaged down to several resolutions,
+
+    (2)  sum over s of (1 / s) mean((D_s[eps] - D_s[eps_hat])^2),        s in {32, 64, ..., d}
+
+Several outputs (DiMR, arXiv:2406.09416): each output has its own target, the full target averaged over r x r pixels
+and multiplied by r, so that noise keeps unit variance; each is weighed by 1 / r^2 unless told otherwise.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.process.gaussian import GaussianProcess, expand_like
+from diffzoo.process.weightings import Weighting
+
+__all__ = ["denoising_loss", "pool_target", "weight"]
+
+
+def weight(process: GaussianProcess, weighting: Weighting, t: Tensor) -> Tensor:
+    """w(logsnr) m(t): the weight of the squared eps error at times `t`."""
+    w = weighting(process.logsnr(t))
+    return w * -process.schedule.derivative(t) if weighting.measure == "logsnr" else w
+
+
+def pool_target(target: Tensor, ratio: int) -> Tensor:
+    """The target at 1/ratio of the resolution: block mean times `ratio`, which keeps white noise at unit variance."""
+    return target if ratio == 1 else F.avg_pool2d(target, ratio) * ratio
+
+
+def _ratio(target: Tensor, output: Tensor) -> int:
+    ratio, rest = divmod(target.shape[-1], output.shape[-1])
+    if rest or target.shape[-2] != ratio * output.shape[-2] or target.shape[1] != output.shape[1]:
+        raise ValueError(
+            f"an output of shape {tuple(output.shape)} does not fit a target of shape {tuple(target.shape)}: "
+            "expected the same channels and a resolution that divides the target's"
+        )
+    return ratio
+
+
+def denoising_loss(
+    process: GaussianProcess,
+    weighting: Weighting,
+    outputs: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    resolutions: Sequence[int] | None = None,
+    coefficients: Sequence[float] | None = None,
+) -> Tensor:
+    """Loss per sample, `(b,)` — (1), with (2) or several outputs.
+
+    Args:
+        process: what the outputs mean.
+        weighting: which noise levels matter.
+        outputs: the network's `training_outputs`, coarse to fine, each `(b, c, h/r, w/r)`.
+        x, eps: clean data and the noise that was added, `(b, c, h, w)`.
+        t: times, `(b,)`.
+        resolutions: the set of s in (2), in pixels; None for the plain loss. One output only.
+        coefficients: weight of each output; default 1 / r^2.
+
+    Raises:
+        UserError: for resolutions that do not divide the image, or together with several outputs.
+    """
+    target = process.target(x, eps, t)
+    factor = process.eps_error_factor(t)
+    if resolutions:
+        if len(outputs) != 1:
+            raise UserError(f"the multiscale loss pools one output, this network has {len(outputs)}: leave out resolutions")
+        error = (outputs[0] - target) * expand_like(factor, target)
+        loss = torch.stack([_pooled(error, s) / s for s in resolutions]).sum(0)
+    else:
+        ratios = [_ratio(target, out) for out in outputs]
+        weights = [1 / r**2 for r in ratios] if coefficients is None else coefficients
+        if len(weights) != len(outputs):
+            raise UserError(f"expected {len(outputs)} loss coefficients, one per output, got {len(weights)}")
+        errors = [(out - pool_target(target, r)).square().flatten(1).mean(1) for out, r in zip(outputs, ratios, strict=True)]
+        loss = sum(w * e for w, e in zip(weights, errors, strict=True)) * factor.square()
+    return loss * weight(process, weighting, t)
+
+
+def _pooled(error: Tensor, resolution: int) -> Tensor:
+    ratio, rest = divmod(error.shape[-1], resolution)
+    if rest or ratio < 1:
+        raise UserError(f"loss resolution {resolution} does not divide the image size {error.shape[-1]}")
+    pooled = F.avg_pool2d(error, ratio) if ratio > 1 else error
+    return pooled.square().flatten(1).mean(1)

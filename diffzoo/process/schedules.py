@@ -1,0 +1,311 @@
+"""Noise schedules: how noise grows with time, stated as log-SNR.
+
+A schedule maps `t` in [0, 1] (0 = data, 1 = noise) to `logsnr = log(alpha^2 / sigma^2)`, strictly decreasing, and
+back. It knows nothing of alpha and sigma: any schedule combines with any path (`paths.py`).
+
+    (1) cosine        logsnr(t) = -2 log tan(pi t / 2), time rescaled so that the ends hit the bounds
+                      (arXiv:2301.11093 appendix; first in arXiv:2102.09672)
+    (2) shifted       logsnr(t) + 2 log(reference / resolution)          (arXiv:2301.11093, Eq. 4-5)
+    (3) interpolated  (1 - t) logsnr_at_data(t) + t logsnr_at_noise(t)   (arXiv:2301.11093, Eq. 6; see `Interpolated`)
+    (4) linear time   2 log((1 - t) / t): alpha = 1 - t on the straight path, flow matching
+    (5) linear beta   -log(exp(beta_min t + (beta_max - beta_min) t^2 / 2) - 1): the VP-SDE of arXiv:2011.13456
+    (6) discrete      tables of N betas (DDPM, Stable Diffusion, ADM), log alpha interpolated linearly in t
+
+Times and log-SNRs are tensors of any shape; arithmetic runs in float64 where the device has it, since tan and log
+lose three digits near the ends in float32, and the result has the dtype of the argument.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffzoo.errors import UserError
+
+__all__ = ["Cosine", "DiscreteBetas", "Interpolated", "LinearBeta", "LinearTime", "Schedule", "Shifted"]
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+class Schedule(ABC):
+    """`t` in [0, 1] to log-SNR and back; strictly decreasing."""
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        """Log signal-to-noise ratio at time `t`, of any shape."""
+        return self._logsnr(_precise(t)).to(t.dtype)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The time at which the schedule has this log-SNR: the inverse of `logsnr`."""
+        return self._time(_precise(logsnr)).to(logsnr.dtype)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        """d logsnr / dt at `t`, negative."""
+        return self._derivative(_precise(t)).to(t.dtype)
+
+    @abstractmethod
+    def _logsnr(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _derivative(self, t: Tensor) -> Tensor: ...
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        # bisection serves every monotone schedule to the last bit of float64; closed forms override it
+        low, high = torch.zeros_like(logsnr), torch.ones_like(logsnr)
+        for _ in range(60):
+            middle = (low + high) / 2
+            noisier = self._logsnr(middle) < logsnr
+            high, low = torch.where(noisier, middle, high), torch.where(noisier, low, middle)
+        return (low + high) / 2
+
+    @property
+    def logsnr_max(self) -> float:
+        """Log-SNR at t = 0."""
+        return float(self._logsnr(torch.zeros((), dtype=torch.float64)))
+
+    @property
+    def logsnr_min(self) -> float:
+        """Log-SNR at t = 1."""
+        return float(self._logsnr(torch.ones((), dtype=torch.float64)))
+
+
+def _check_bounds(low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"expected finite bounds min_logsnr < max_logsnr, got {low} and {high}")
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """(1): the cosine schedule, bounded by reparametrising time (arXiv:2301.11093, appendix).
+
+    Args:
+        min_logsnr: log-SNR at t = 1.
+        max_logsnr: log-SNR at t = 0.
+    """
+
+    min_logsnr: float = -15.0
+    max_logsnr: float = 15.0
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.min_logsnr, self.max_logsnr)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return math.atan(math.exp(-self.max_logsnr / 2)), math.atan(math.exp(-self.min_logsnr / 2))
+
+    def _angle(self, t: Tensor) -> Tensor:
+        first, last = self._ends
+        return first + t * (last - first)
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        return -2 * torch.log(torch.tan(self._angle(t)))
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        first, last = self._ends
+        return (torch.atan(torch.exp(-logsnr / 2)) - first) / (last - first)
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        first, last = self._ends
+        return -4 * (last - first) / torch.sin(2 * self._angle(t))
+
+
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    """(2): `base` as seen at `from_resolution`, for images of `to_resolution` pixels.
+
+    Averaging s x s pixels keeps the signal and divides the noise by s, so an image of d pixels needs
+    `2 log(reference / d)` less log-SNR to be as hard as at the reference. The bounds of `base` shift along, as in
+    every public implementation.
+
+    Args:
+        base: the schedule that suits `from_resolution`.
+        from_resolution: reference resolution in pixels; 64 and 32 in arXiv:2301.11093.
+        to_resolution: resolution of the images in pixels.
+    """
+
+    base: Schedule = field(default_factory=Cosine)
+    from_resolution: float = 64
+    to_resolution: float = 256
+
+    def __post_init__(self) -> None:
+        if self.from_resolution <= 0 or self.to_resolution <= 0:
+            raise UserError(f"resolutions must be positive, got {self.from_resolution} and {self.to_resolution}")
+
+    @property
+    def shift(self) -> float:
+        """What is added to the log-SNR of `base`."""
+        return 2 * math.log(self.from_resolution / self.to_resolution)
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        return self.base._logsnr(t) + self.shift
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        return self.base._time(logsnr - self.shift)
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        return self.base._derivative(t)
+
+
+@dataclass(frozen=True)
+class Interpolated(Schedule):
+    """(3): from one schedule at the data end to a noisier one at the noise end, linear in t.
+
+    Eq. 6 of arXiv:2301.11093 as printed runs the other way (t times the *less* noisy one). We take the direction of
+    the text and of later work of the same group: begin generation under the strong shift, add detail under the weak
+    one. It spreads log-SNR more evenly; the printed form does the opposite.
+
+    Args:
+        at_data: schedule reached at t = 0, for example shifted from 256.
+        at_noise: schedule reached at t = 1, for example shifted from 32; nowhere above `at_data`.
+    """
+
+    at_data: Schedule
+    at_noise: Schedule
+
+    def __post_init__(self) -> None:
+        t = torch.linspace(0, 1, 65, dtype=torch.float64)
+        if (self.at_noise._logsnr(t) > self.at_data._logsnr(t) + 1e-9).any():
+            raise UserError("at_noise must not have more signal than at_data at any time: swap the two schedules")
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        return (1 - t) * self.at_data._logsnr(t) + t * self.at_noise._logsnr(t)
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        slopes = (1 - t) * self.at_data._derivative(t) + t * self.at_noise._derivative(t)
+        return slopes + self.at_noise._logsnr(t) - self.at_data._logsnr(t)
+
+
+@dataclass(frozen=True)
+class LinearTime(Schedule):
+    """(4): flow matching's schedule, alpha = 1 - t on the straight path; time is rescaled to hit the bounds."""
+
+    min_logsnr: float = -15.0
+    max_logsnr: float = 15.0
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.min_logsnr, self.max_logsnr)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return 1 / (1 + math.exp(self.max_logsnr / 2)), 1 / (1 + math.exp(self.min_logsnr / 2))
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        first, last = self._ends
+        return -2 * torch.logit(first + t * (last - first))
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        first, last = self._ends
+        return (torch.sigmoid(-logsnr / 2) - first) / (last - first)
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        first, last = self._ends
+        u = first + t * (last - first)
+        return -2 * (last - first) / (u * (1 - u))
+
+
+@dataclass(frozen=True)
+class LinearBeta(Schedule):
+    """(5): the VP-SDE with linear beta in continuous time (arXiv:2011.13456, Eq. 32-33).
+
+    The network reads true time, so nothing is rescaled; the log-SNR is capped at `max_logsnr`, which (5) exceeds
+    only within t < exp(-max_logsnr) / beta_min of the data.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    max_logsnr: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max:
+            raise UserError(f"expected 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        return -torch.log(torch.expm1(self._integral(t)).clamp_min(math.exp(-self.max_logsnr)))
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        integral = F.softplus(-logsnr)
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        return -beta / (-torch.expm1(-self._integral(t))).clamp_min(math.exp(-self.max_logsnr))
+
+
+@dataclass(frozen=True)
+class DiscreteBetas(Schedule):
+    """(6): N noise steps. Step n = 1..N sits at t = n / N; between them log alpha is linear in t.
+
+    Outside the table the end segments are continued (as DPM-Solver does), capped at +-`max_logsnr`.
+
+    Args:
+        kind: "linear" in beta (DDPM, arXiv:2006.11239), "scaled_linear" in sqrt(beta) (Stable Diffusion), or
+            "cosine" (arXiv:2102.09672, Eq. 17, betas capped at 0.999).
+        steps: N.
+        beta_start, beta_end: first and last beta of the linear kinds. For "linear" they hold at N = 1000 and scale
+            as 1000 / N, as in ADM.
+    """
+
+    kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    max_logsnr: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "scaled_linear", "cosine"):
+            raise UserError(f"expected kind 'linear', 'scaled_linear' or 'cosine', got {self.kind!r}")
+        if self.steps < 2:
+            raise UserError(f"expected at least 2 steps, got {self.steps}")
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """The N betas, float64 `(N,)`; entry i belongs to step n = i + 1."""
+        n = self.steps
+        if self.kind == "linear":
+            scale = 1000 / n
+            return torch.linspace(scale * self.beta_start, scale * self.beta_end, n, dtype=torch.float64)
+        if self.kind == "scaled_linear":
+            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, n, dtype=torch.float64) ** 2
+        u = torch.arange(n + 1, dtype=torch.float64) / n
+        alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(0.999)
+
+    @cached_property
+    def log_alpha(self) -> Tensor:
+        """log alpha at steps 1..N, float64 `(N,)`: half the sum of log(1 - beta)."""
+        return torch.log1p(-self.betas).cumsum(0) / 2
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """log alpha at t and its slope in t."""
+        table = self.log_alpha.to(t.device, t.dtype)
+        left = (t * self.steps - 1).floor().long().clamp(0, self.steps - 2)
+        slope = (table[left + 1] - table[left]) * self.steps
+        return table[left] + slope * (t - (left + 1) / self.steps), slope
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        log_alpha, _ = self._segment(t)
+        ceiling = -0.5 * math.log1p(math.exp(-self.max_logsnr))
+        log_alpha = log_alpha.clamp_max(ceiling)
+        return (2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha))).clamp_min(-self.max_logsnr)
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        wanted = -0.5 * F.softplus(-logsnr)
+        table = self.log_alpha.to(wanted.device, wanted.dtype)
+        left = (torch.searchsorted(-table, -wanted) - 1).clamp(0, self.steps - 2)
+        slope = (table[left + 1] - table[left]) * self.steps
+        return (left + 1) / self.steps + (wanted - table[left]) / slope
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        log_alpha, slope = self._segment(t)
+        ceiling = -0.5 * math.log1p(math.exp(-self.max_logsnr))
+        return 2 * slope / -torch.expm1(2 * log_alpha.clamp_max(ceiling))

@@ -1,0 +1,60 @@
+"""The seam between networks and samplers: a denoiser takes z and t and says what it believes x and eps to be.
+
+Guidance wraps a denoiser and is one again (`guidance.py`); a sampler sees nothing else.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffzoo.process.gaussian import Estimate, GaussianProcess
+from diffzoo.typing import Condition
+
+__all__ = ["Denoise", "Denoiser", "NetworkLike"]
+
+
+class NetworkLike(Protocol):
+    """What a denoiser needs of a network; `diffzoo.models.Network` has it."""
+
+    def __call__(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor: ...
+
+    def null_condition(self, cond: Condition | None) -> Condition | None: ...
+
+
+class Denoise(Protocol):
+    """Anything a sampler can use: a `Denoiser`, or guidance around one."""
+
+    process: GaussianProcess
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate: ...
+
+    def null_condition(self, cond: Condition | None) -> Condition | None: ...
+
+
+class Denoiser:
+    """A network and the process it was trained with.
+
+    Args:
+        network: reads a noise level, returns the process's prediction.
+        process: schedule, path, prediction and reading.
+    """
+
+    def __init__(self, network: NetworkLike | nn.Module, process: GaussianProcess):
+        self.network, self.process = network, process
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
+        """Estimate data and noise.
+
+        Args:
+            z: noisy data `(b, c, h, w)`.
+            t: one time for all, `()`, or one per sample, `(b,)`.
+            cond: what to draw.
+        """
+        level = self.process.noise_level(t.to(z.device)).to(torch.float32).expand(len(z))
+        output = self.network(z, level, cond)
+        return self.process.interpret(output.to(z.dtype), z, t.to(z.device))
+
+    def null_condition(self, cond: Condition | None) -> Condition | None:
+        """The condition for "none": the network's null class."""
+        return self.network.null_condition(cond)

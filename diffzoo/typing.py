@@ -1,0 +1,85 @@
+"""The words of the house: shapes as types, and what a batch and a condition hold.
+
+raw pixels   uint8 `(b, 3, h, w)`, what data modules put on the wire
+images       float in [-1, 1]
+moments      mean and standard deviation of a latent, what a latent cache stores
+latents      unit-variance tensors that a network sees
+noise level  the number a network reads: log-SNR, time or timestep, one per sample
+"""
+
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+__all__ = ["Batch", "Condition", "Images", "Labels", "Latents", "Mask", "NoiseLevel", "PerSample", "RawPixels", "Times", "Tokens"]
+
+RawPixels = UInt8[Tensor, "b 3 h w"]
+Images = Float[Tensor, "b c h w"]
+Latents = Float[Tensor, "b c h w"]
+PerSample = Float[Tensor, "*b"]
+Times = Float[Tensor, "*b"]
+NoiseLevel = Float[Tensor, "b"]
+Labels = Int[Tensor, "b"]
+Tokens = Float[Tensor, "b n d"]
+Mask = Bool[Tensor, "b n"]
+
+
+class Batch(TypedDict, total=False):
+    """What a data module yields. `image` is raw pixels; `moments` replaces it for cached latents.
+
+    `index` is the position of each sample in the global order of the epoch-spanning stream, `id` the row it came
+    from; both serve exact resume and error reports. `text` and `text_mask` are cached caption embeddings.
+    """
+
+    image: Tensor
+    moments: Tensor
+    label: Tensor
+    caption: list[str]
+    text: Tensor
+    text_mask: Tensor
+    index: Tensor
+    id: Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a network is told besides the noise level. Every field is optional; all share the batch size.
+
+    label:      class index `(b,)`, int64; where the network has a null class it is index `num_classes`.
+    text:       caption embeddings `(b, n, d)`.
+    text_mask:  True where a text token is real, `(b, n)`.
+    low_res:    clean low-resolution images `(b, c, h', w')` in [-1, 1], for upsamplers.
+    """
+
+    label: Tensor | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+    low_res: Tensor | None = None
+
+    def __getitem__(self, index: slice | Tensor) -> "Condition":
+        """The condition of a part of the batch."""
+        return Condition(**{k: v[index] for k, v in self._present()})
+
+    def __len__(self) -> int:
+        for _, v in self._present():
+            return len(v)
+        return 0
+
+    def to(self, device: torch.device | str) -> "Condition":
+        """The same condition on another device."""
+        return Condition(**{k: v.to(device) for k, v in self._present()})
+
+    def _present(self) -> list[tuple[str, Tensor]]:
+        pairs = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return [(k, v) for k, v in pairs if v is not None]
+
+    @staticmethod
+    def cat(first: "Condition", second: "Condition") -> "Condition":
+        """Both batches one after the other; they must have the same fields."""
+        a, b = dict(first._present()), dict(second._present())
+        if a.keys() != b.keys():
+            raise ValueError(f"cannot join conditions with different fields: {sorted(a)} and {sorted(b)}")
+        return Condition(**{k: torch.cat([a[k], b[k]]) for k in a})
