@@ -14,7 +14,19 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-__all__ = ["Batch", "Condition", "Images", "Labels", "Latents", "Mask", "NoiseLevel", "PerSample", "RawPixels", "Times", "Tokens"]
+__all__ = [
+    "Batch",
+    "Condition",
+    "Images",
+    "Labels",
+    "Latents",
+    "Mask",
+    "NoiseLevel",
+    "PerSample",
+    "RawPixels",
+    "Times",
+    "Tokens",
+]
 
 RawPixels = UInt8[Tensor, "b 3 h w"]
 Images = Float[Tensor, "b c h w"]

@@ -180,7 +180,9 @@ class Network(nn.Module):
         rows = self.config.class_rows
         if len(label) and (int(label.min()) < 0 or int(label.max()) >= rows):
             wrong = int(label.max()) if int(label.max()) >= rows else int(label.min())
-            raise UserError(f"class {wrong} is out of range: this network has classes 0 to {self.config.num_classes - 1}")
+            raise UserError(
+                f"class {wrong} is out of range: this network has classes 0 to {self.config.num_classes - 1}"
+            )
 
     def null_condition(self, cond: Condition | None) -> Condition | None:
         """The condition that stands for "none", of the same batch size: the null class, no text."""

@@ -13,7 +13,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
 
-__all__ = ["ModelEntry", "build", "config_from_dict", "config_to_dict", "entry", "list_models", "register_model", "register_variants"]
+__all__ = [
+    "ModelEntry",
+    "build",
+    "config_from_dict",
+    "config_to_dict",
+    "entry",
+    "list_models",
+    "register_model",
+    "register_variants",
+]
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def config_from_dict(cls: Any, data: Any) -> Any:
     Raises:
         UserError: for an unknown field, naming the nearest.
     """
-    if is_dataclass(cls):
+    if isinstance(cls, type) and is_dataclass(cls):
         hints = get_type_hints(cls)
         known = {f.name for f in fields(cls)}
         for key in data:

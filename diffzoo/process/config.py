@@ -54,6 +54,10 @@ def from_config(data: Any, default: str | None = None) -> Any:
     built = {}
     for key, value in values.items():
         built[key] = from_config(value)
-        if isinstance(value, str) and isinstance(built[key], str) and key in ("schedule", "path", "prediction", "reads", "base"):
+        if (
+            isinstance(value, str)
+            and isinstance(built[key], str)
+            and key in ("schedule", "path", "prediction", "reads", "base")
+        ):
             raise UserError(f"unknown {key} {value!r}{did_you_mean(value, _CLASSES)}")
     return _CLASSES[name](**built)

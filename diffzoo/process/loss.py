@@ -73,7 +73,9 @@ def denoising_loss(
     factor = process.eps_error_factor(t)
     if resolutions:
         if len(outputs) != 1:
-            raise UserError(f"the multiscale loss pools one output, this network has {len(outputs)}: leave out resolutions")
+            raise UserError(
+                f"the multiscale loss pools one output, this network has {len(outputs)}: leave out resolutions"
+            )
         error = (outputs[0] - target) * expand_like(factor, target)
         loss = torch.stack([_pooled(error, s) / s for s in resolutions]).sum(0)
     else:
@@ -81,7 +83,9 @@ def denoising_loss(
         weights = [1 / r**2 for r in ratios] if coefficients is None else coefficients
         if len(weights) != len(outputs):
             raise UserError(f"expected {len(outputs)} loss coefficients, one per output, got {len(weights)}")
-        errors = [(out - pool_target(target, r)).square().flatten(1).mean(1) for out, r in zip(outputs, ratios, strict=True)]
+        errors = [
+            (out - pool_target(target, r)).square().flatten(1).mean(1) for out, r in zip(outputs, ratios, strict=True)
+        ]
         loss = sum(w * e for w, e in zip(weights, errors, strict=True)) * factor.square()
     return loss * weight(process, weighting, t)
 

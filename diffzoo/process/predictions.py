@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["V", "X0", "Eps", "Flow", "Prediction"]
+__all__ = ["X0", "Eps", "Flow", "Prediction", "V"]
 
 
 class Prediction(ABC):

@@ -6,7 +6,7 @@ Guidance wraps a denoiser and is one again (`guidance.py`); a sampler sees nothi
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.typing import Condition
@@ -40,7 +40,7 @@ class Denoiser:
         process: schedule, path, prediction and reading.
     """
 
-    def __init__(self, network: NetworkLike | nn.Module, process: GaussianProcess):
+    def __init__(self, network: NetworkLike, process: GaussianProcess):
         self.network, self.process = network, process
 
     def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
