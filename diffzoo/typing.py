@@ -88,6 +88,14 @@ class Condition:
         pairs = [(f.name, getattr(self, f.name)) for f in fields(self)]
         return [(k, v) for k, v in pairs if v is not None]
 
+    def where(self, keep: Tensor, other: "Condition") -> "Condition":
+        """This condition where `keep` `(b,)` is true, `other` elsewhere; both must have the same fields."""
+        mine, theirs = dict(self._present()), dict(other._present())
+        if mine.keys() != theirs.keys():
+            raise ValueError(f"cannot mix conditions with different fields: {sorted(mine)} and {sorted(theirs)}")
+        pick = {k: keep.reshape(keep.shape + (1,) * (v.ndim - 1)) for k, v in mine.items()}
+        return Condition(**{k: torch.where(pick[k], v, theirs[k]) for k, v in mine.items()})
+
     @staticmethod
     def cat(first: "Condition", second: "Condition") -> "Condition":
         """Both batches one after the other; they must have the same fields."""
