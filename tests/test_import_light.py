@@ -1,0 +1,38 @@
+"""`import diffzoo` is light, help is instant, and the check can fail."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("torch", "lightning", "datasets", "transformers", "diffusers", "huggingface_hub", "torchmetrics", "timm")
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(' '.join(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_package_imports_nothing_heavy() -> None:
+    assert loaded_after("import diffzoo") == set()
+
+
+def test_networks_and_samplers_need_only_torch() -> None:
+    assert loaded_after("import diffzoo.models, diffzoo.process, diffzoo.sampling") == {"torch"}
+
+
+def test_the_check_can_fail() -> None:
+    assert "torch" in loaded_after("import diffzoo.process")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "simple_*"]], ids=" ".join)
+def test_help_and_list_answer_at_once(args: list[str]) -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "diffzoo", *args], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert done.stdout
+    assert min(times) < 0.5
