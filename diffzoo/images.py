@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.files import atomic_path
 
 __all__ = ["make_grid", "save_grid", "save_png", "to_uint8"]
 
@@ -54,13 +55,10 @@ def save_png(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, st
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=info)
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=info)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"could not write the picture {path}: {error.strerror or error}") from error
     return path
 

@@ -7,12 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffzoo"
 
-BASE = {"typing", "errors", "rng", "images"}
+BASE = {"typing", "errors", "rng", "files", "images"}
 # layer: the layers of diffzoo it may import, besides itself and BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
     "errors": set(),
     "rng": set(),
+    "files": set(),
     "images": set(),
     "process": set(),
     "nn": set(),
