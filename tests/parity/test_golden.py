@@ -1,0 +1,30 @@
+"""Ours against tensors recorded from the official codes, through the production converters.
+
+The cases lie in `tests/golden` and below the directory that the environment variable DIFFZOO_GOLDEN names.
+"""
+
+from pathlib import Path
+
+import pytest
+from golden_case import Handler, find_cases, find_handlers, load_case, roots
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def handlers() -> list[Handler]:
+    return find_handlers()
+
+
+@pytest.mark.parametrize("path", find_cases(), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_case(path: Path, handlers: list[Handler]) -> None:
+    case, tensors = load_case(path)
+    runs = [run for predicate, run in handlers if predicate(case)]
+    assert runs, f"no handler for the model {case.get('model')!r} of {path}: its fields are {sorted(case)}"
+    for run in runs:
+        run(case, tensors, path.parent)
+
+
+def test_every_tensor_file_has_its_description() -> None:
+    lonely = [p for root in roots() for p in root.rglob("*.safetensors") if not p.with_suffix(".json").exists()]
+    assert not lonely
