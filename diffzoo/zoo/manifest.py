@@ -1,0 +1,386 @@
+"""The manifest of published weights: a typed view of `checkpoints.yaml`, checked when it is read.
+
+An entry belongs to one set of weights and is named `model.tag`; the first entry of a model is its default. A fact that
+nobody could establish yet is written as null and explained in `unpinned`: such a revision or hash is recorded on the
+first download and compared ever after (`cache.py`), never skipped in silence.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.process import GaussianProcess, from_config
+
+__all__ = [
+    "AutoencoderFacts",
+    "Checkpoint",
+    "Fingerprint",
+    "Source",
+    "checkpoint",
+    "has_checkpoint",
+    "list_checkpoints",
+    "load_manifest",
+    "manifest_path",
+    "read_manifest",
+]
+
+SOURCE_KINDS = {
+    "repo": ("repo", "revision", "file"),  # a file of a Hub repository
+    "url": ("url",),
+    "drive": ("drive",),  # the id of a file on Google Drive
+    "package": ("package",),  # a path inside this package
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the original file lies; exactly one of `repo`, `url`, `drive` and `package` is set.
+
+    Args:
+        repo: Hub repository `owner/name`, with `file` inside it and `revision`, a 40-digit commit.
+        url: address of the file.
+        drive: id of a publicly shared file on Google Drive.
+        package: path of a file that ships inside this package.
+    """
+
+    repo: str | None = None
+    revision: str | None = None
+    file: str | None = None
+    url: str | None = None
+    drive: str | None = None
+    package: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "repo", "url", "drive" or "package"."""
+        return next(kind for kind in SOURCE_KINDS if getattr(self, kind))
+
+    @property
+    def filename(self) -> str:
+        """The name the file gets on disk."""
+        if self.kind == "drive":
+            return f"{self.drive}.pth"
+        return str(self.file or self.url or self.package).rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        if self.repo:
+            return f"{self.file} of the Hub repository {self.repo}" + (f" at {self.revision}" if self.revision else "")
+        if self.drive:
+            return f"Google Drive file {self.drive}"
+        return str(self.url or f"{self.package} of the installed package")
+
+
+@dataclass(frozen=True)
+class AutoencoderFacts:
+    """Which autoencoder a latent model was trained with.
+
+    Args:
+        repo: Hub repository in diffusers' layout, or a folder.
+        scaling_factor: what its latents are multiplied by to have unit variance.
+        revision: 40-digit commit; null = recorded on first use.
+        subfolder: folder inside the repository.
+    """
+
+    repo: str
+    scaling_factor: float
+    revision: str | None = None
+    subfolder: str | None = None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A network's output on the seeded input of `verify.probe`, float32 on the CPU.
+
+    Args:
+        mean, std: moments of the whole output.
+        first: its first values in row-major order.
+        tolerance: largest absolute error of any of these that still counts as equal.
+    """
+
+    mean: float
+    std: float
+    first: tuple[float, ...]
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One entry of the manifest.
+
+    Args:
+        name: `model.tag`.
+        model: registry name.
+        source: where the original file lies.
+        code_licence, weights_licence: two different things.
+        converter: module of `diffzoo.zoo.converters`, or "diffzoo" for files in our own layout.
+        process: what the network was trained with, as plain data of `diffzoo.process.from_config`.
+        sha256: hash of the original file, 64 hex digits; None = recorded on first download.
+        size: bytes of the original file; None = unknown.
+        unpinned: why a hash or revision is null.
+        config: rewrites of the registered config that the weights need.
+        guidance: {formula, scale, ...}: the convention is a fact of the checkpoint.
+        sampler: the paper's sampler as plain data.
+        autoencoder: for latent models.
+        text_encoder: for text-conditional models: {repo, revision, ...}.
+        classes: a named list such as "imagenet-1k", or the names themselves.
+        paper: {arxiv, ...}.
+        published: rows {metric, value, protocol, ...} as printed.
+        fingerprint: recorded output; None with `fingerprint_pending` saying why.
+        training: how it was trained, for weights of our own.
+    """
+
+    name: str
+    model: str
+    source: Source
+    code_licence: str
+    weights_licence: str
+    converter: str
+    process: Mapping[str, Any]
+    sha256: str | None = None
+    size: int | None = None
+    unpinned: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    guidance: Mapping[str, Any] | None = None
+    sampler: Mapping[str, Any] | None = None
+    autoencoder: AutoencoderFacts | None = None
+    text_encoder: Mapping[str, Any] | None = None
+    classes: str | tuple[str, ...] | None = None
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[Mapping[str, Any], ...] = ()
+    fingerprint: Fingerprint | None = None
+    fingerprint_pending: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        """The part of the name after the dot."""
+        return self.name.split(".", 1)[1]
+
+    def build_process(self) -> GaussianProcess:
+        """The process as an object."""
+        process: GaussianProcess = from_config(dict(self.process), default="GaussianProcess")
+        return process
+
+
+# -- reading and checking
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "source": (dict,),
+    "code_licence": (str,),
+    "weights_licence": (str,),
+    "converter": (str,),
+    "process": (dict,),
+    "sha256": (str, type(None)),
+    "size": (int, type(None)),
+    "unpinned": (str, type(None)),
+    "config": (dict,),
+    "guidance": (dict, type(None)),
+    "sampler": (dict, type(None)),
+    "companions": (dict,),
+    "class_names": (str, list, type(None)),
+    "paper": (dict,),
+    "published": (list,),
+    "fingerprint": (dict,),
+    "training": (dict,),
+}
+_REQUIRED = ("model", "source", "sha256", "code_licence", "weights_licence", "converter", "process", "fingerprint")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in which file we are, for messages."""
+
+    file: str
+    entry: str
+    field: str = ""
+
+    def at(self, name: str) -> "_Place":
+        return _Place(self.file, self.entry, f"{self.field}.{name}" if self.field else name)
+
+    def error(self, problem: str) -> UserError:
+        where = f", field '{self.field}'" if self.field else ""
+        return UserError(f"{self.file}: entry '{self.entry}'{where}: {problem}")
+
+    def table(self, data: Any, known: Iterable[str], required: Iterable[str]) -> dict[str, Any]:
+        """`data` as a mapping with known fields only and all required ones."""
+        if not isinstance(data, dict):
+            raise self.error(f"expected a mapping, got {data!r}")
+        known = list(known)
+        for name in data:
+            if name not in known:
+                raise self.at(name).error(f"unknown field{did_you_mean(str(name), known)}")
+        for name in required:
+            if name not in data:
+                raise self.at(name).error("missing")
+        return data
+
+    def value(self, value: Any, *kinds: type) -> Any:
+        """`value` if it is of one of `kinds`."""
+        # bool is an int for Python, never for a reader of YAML
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise self.error(f"expected {wanted}, got {value!r}")
+        return value
+
+    def digits(self, value: str | None, count: int) -> str | None:
+        """`value` if it is `count` hexadecimal digits, or None."""
+        if value is not None and not re.fullmatch(rf"[0-9a-f]{{{count}}}", str(value)):
+            raise self.error(f"expected {count} lower-case hexadecimal digits or null, got {value!r}")
+        return value
+
+
+def _source(data: Any, place: _Place) -> Source:
+    every = sorted({name for names in SOURCE_KINDS.values() for name in names})
+    table = place.table(data, every, ())
+    kinds = [kind for kind in SOURCE_KINDS if kind in table]
+    if len(kinds) != 1:
+        raise place.error(f"expected exactly one of {', '.join(SOURCE_KINDS)}, got {kinds or sorted(table)}")
+    wanted = SOURCE_KINDS[kinds[0]]
+    place.table(table, wanted, wanted)
+    for name, value in table.items():
+        place.at(name).value(value, *((str, type(None)) if name == "revision" else (str,)))
+    place.at("revision").digits(table.get("revision"), 40)
+    if "repo" in table and not re.fullmatch(r"[\w.-]+/[\w.-]+", table["repo"]):
+        raise place.at("repo").error(f"expected 'owner/name', got {table['repo']!r}")
+    return Source(**table)
+
+
+def _autoencoder(data: Any, place: _Place) -> AutoencoderFacts | None:
+    if data is None:
+        return None
+    known = ("repo", "revision", "subfolder", "scaling_factor")
+    table = place.table(data, known, ("repo", "revision", "scaling_factor"))
+    place.at("revision").digits(table["revision"], 40)
+    factor = place.at("scaling_factor").value(table["scaling_factor"], int, float)
+    return AutoencoderFacts(table["repo"], float(factor), table["revision"], table.get("subfolder"))
+
+
+def _fingerprint(data: Any, place: _Place) -> tuple[Fingerprint | None, str | None]:
+    if isinstance(data, dict) and set(data) == {"pending"}:
+        return None, place.at("pending").value(data["pending"], str)
+    table = place.table(data, ("mean", "std", "first", "tolerance"), ("mean", "std", "first"))
+    numbers = {k: place.at(k).value(table[k], int, float) for k in ("mean", "std", "tolerance") if k in table}
+    first = place.at("first").value(table["first"], list)
+    return Fingerprint(first=tuple(float(place.at("first").value(v, int, float)) for v in first), **numbers), None
+
+
+def _process(data: dict[str, Any], place: _Place) -> None:
+    try:
+        process = from_config(dict(data), default="GaussianProcess")
+    except (UserError, TypeError) as error:
+        raise place.error(str(error)) from None
+    if not isinstance(process, GaussianProcess):
+        raise place.error(f"expected the fields of a GaussianProcess, got {data!r}")
+
+
+def _published(rows: list[Any], place: _Place) -> tuple[Mapping[str, Any], ...]:
+    for i, row in enumerate(rows):
+        place.at(str(i)).table(row, ("metric", "value", "protocol", "source"), ("metric", "value", "protocol"))
+    return tuple(rows)
+
+
+def _entry(name: str, data: Any, file: str) -> Checkpoint:
+    place = _Place(file, name)
+    if not re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", name):
+        raise place.error("a name is 'model.tag' in lower case, digits and underscores")
+    table = place.table(data, _KINDS, _REQUIRED)
+    values = {key: place.at(key).value(value, *_KINDS[key]) for key, value in table.items()}
+    if values["model"] != name.split(".", 1)[0]:
+        raise place.at("model").error(f"expected the part of the name before the dot, got {values['model']!r}")
+    place.at("sha256").digits(values["sha256"], 64)
+    source = _source(values.pop("source"), place.at("source"))
+    _process(values["process"], place.at("process"))
+    open_facts = [k for k, known in (("sha256", values["sha256"]), ("revision", source.revision or not source.repo))
+                  if not known]  # fmt: skip
+    if open_facts and not values.get("unpinned"):
+        raise place.at("unpinned").error(f"missing: it must say why {' and '.join(open_facts)} is null")
+    companions = values.pop("companions", {})
+    place.at("companions").table(companions, ("autoencoder", "text_encoder"), ())
+    fingerprint, pending = _fingerprint(values.pop("fingerprint"), place.at("fingerprint"))
+    classes = values.pop("class_names", None)
+    if values.get("guidance") is not None:
+        place.at("guidance").table(values["guidance"], ("formula", "scale", "schedule"), ("formula", "scale"))
+    return Checkpoint(
+        name=name,
+        source=source,
+        autoencoder=_autoencoder(companions.get("autoencoder"), place.at("companions.autoencoder")),
+        text_encoder=companions.get("text_encoder"),
+        classes=tuple(str(c) for c in classes) if isinstance(classes, list) else classes,
+        published=_published(values.pop("published", []), place.at("published")),
+        fingerprint=fingerprint,
+        fingerprint_pending=pending,
+        **values,
+    )
+
+
+def read_manifest(text: str, file: str = "checkpoints.yaml") -> dict[str, Checkpoint]:
+    """All entries of a manifest's text, in order.
+
+    Raises:
+        UserError: for anything wrong, naming file, entry and field.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster where it exists
+    try:
+        data = yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
+    if not isinstance(data, dict | None):
+        raise UserError(f"{file}: expected a mapping from names to entries, got {type(data).__name__}")
+    return {str(name): _entry(str(name), entry, file) for name, entry in (data or {}).items()}
+
+
+def manifest_path() -> Path:
+    """The manifest: inside an installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for path in (package / "checkpoints.yaml", package.parent / "checkpoints.yaml"):
+        if path.is_file():
+            return path
+    raise UserError("checkpoints.yaml is missing from the installation: install diffzoo again")
+
+
+@cache
+def _load(path: Path) -> dict[str, Checkpoint]:
+    return read_manifest(path.read_text(encoding="utf-8"), str(path))
+
+
+def load_manifest(path: Path | None = None) -> dict[str, Checkpoint]:
+    """The manifest at `path`, by default the package's own."""
+    return _load(path or manifest_path())
+
+
+def list_checkpoints(model: str | None = None) -> list[str]:
+    """Names of all published weights, or of those of one model; the first is the model's default."""
+    return [name for name, entry in load_manifest().items() if model in (None, entry.model)]
+
+
+def has_checkpoint(name: str) -> bool:
+    """Whether `name`, a model or `model.tag`, has published weights."""
+    return bool(list_checkpoints(name)) or name in load_manifest()
+
+
+def checkpoint(name: str) -> Checkpoint:
+    """The entry of `model.tag`, or the default entry of `model`.
+
+    Raises:
+        UserError: if there is none, naming the tags or the nearest name.
+    """
+    entries = load_manifest()
+    if name in entries:
+        return entries[name]
+    model = name.split(".", 1)[0]
+    tags = list_checkpoints(model)
+    if tags and "." not in name:
+        return entries[tags[0]]
+    if tags:
+        raise UserError(f"{model} has no weights tagged {name.split('.', 1)[1]!r}; there are {', '.join(tags)}")
+    models = {entry.model for entry in entries.values()}
+    raise UserError(
+        f"no published weights for {name!r}{did_you_mean(name, models)} `diffzoo list --pretrained` shows all"
+    )
