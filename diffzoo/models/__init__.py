@@ -1,6 +1,7 @@
 """The networks. Importing a family registers its sizes."""
 
+from diffzoo.models import adm
 from diffzoo.models.base import Config, Level, LevelConfig, Network
 from diffzoo.models.registry import build, entry, list_models, register_model
 
-__all__ = ["Config", "Level", "LevelConfig", "Network", "build", "entry", "list_models", "register_model"]
+__all__ = ["Config", "Level", "LevelConfig", "Network", "adm", "build", "entry", "list_models", "register_model"]

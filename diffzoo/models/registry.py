@@ -8,7 +8,7 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
@@ -24,22 +24,30 @@ __all__ = [
     "register_variants",
 ]
 
+Kind = Literal["denoiser", "classifier"]
+
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A registered name: which class builds it, from which config, and what is known about it."""
+    """A registered name: which class builds it, from which config, and what is known about it.
+
+    `kind` is "denoiser", or "classifier" for a companion whose output is no image.
+    """
 
     name: str
     network: type[Network]
     config: Config
     note: str = ""
+    kind: Kind = "denoiser"
 
 
 _REGISTRY: dict[str, ModelEntry] = {}
 _plugins_loaded = False
 
 
-def register_model(name: str, network: type[Network], config: Config, note: str = "") -> ModelEntry:
+def register_model(
+    name: str, network: type[Network], config: Config, note: str = "", kind: Kind = "denoiser"
+) -> ModelEntry:
     """Register a network under a name.
 
     Args:
@@ -47,20 +55,21 @@ def register_model(name: str, network: type[Network], config: Config, note: str 
         network: class whose constructor takes the config.
         config: the variant's facts.
         note: one line for `describe`, for example that a size is inferred.
+        kind: "denoiser", or "classifier" for a noise-aware classifier; `list_models` keeps them apart.
 
     Raises:
         UserError: if the name is taken.
     """
     if name in _REGISTRY:
         raise UserError(f"a model named {name!r} is already registered: choose another name")
-    _REGISTRY[name] = ModelEntry(name, network, config, note)
+    _REGISTRY[name] = ModelEntry(name, network, config, note, kind)
     return _REGISTRY[name]
 
 
-def register_variants(network: type[Network], variants: Mapping[str, Config]) -> None:
+def register_variants(network: type[Network], variants: Mapping[str, Config], kind: Kind = "denoiser") -> None:
     """Register a family's sizes in one call."""
     for name, config in variants.items():
-        register_model(name, network, config)
+        register_model(name, network, config, kind=kind)
 
 
 def _load_plugins() -> None:
@@ -79,10 +88,10 @@ def entry(name: str) -> ModelEntry:
     return _REGISTRY[name]
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Sorted names that match a shell pattern such as "simple_*"."""
+def list_models(pattern: str = "*", kind: Kind = "denoiser") -> list[str]:
+    """Sorted names of one kind that match a shell pattern such as "simple_*"."""
     _load_plugins()
-    return sorted(fnmatch.filter(_REGISTRY, pattern))
+    return sorted(n for n in fnmatch.filter(_REGISTRY, pattern) if _REGISTRY[n].kind == kind)
 
 
 def build(name: str, **overrides: Any) -> Network:

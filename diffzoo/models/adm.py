@@ -1,0 +1,528 @@
+"""ADM: the pixel-space U-Nets of "Diffusion Models Beat GANs on Image Synthesis", whose weights exist.
+
+Papers: ADM, arXiv:2105.05233; the learned variance and the cosine table, arXiv:2102.09672; classifier guidance,
+Section 4 of the former. Reference: openai/guided-diffusion (MIT). The code here is written anew; parameter names are
+our own, and `diffzoo.zoo.converters.guided_diffusion` maps the released files onto them, tensor by tensor.
+
+Notable features
+- BigGAN residual blocks: the embedding scales and shifts the second norm; up- and downsampling happen inside a block.
+- Attention at several resolutions, with two layouts of the qkv channels. Shapes do not tell them apart, so the layout
+  is a fact of the config: only the released 64 px model uses "new".
+- The network reads the index 0..999 of the noise step as a plain number; any real number is legal.
+- Twice the output channels with learned variance: noise, then the interpolation between two bounds of log variance.
+- Classes are added to the time embedding. Released models have no null class, so they cannot do classifier-free
+  guidance; a noise-aware classifier (`ADMClassifier`) guides them instead.
+- Upsamplers see a clean low-resolution image, enlarged bilinearly and joined to the input (`Condition.low_res`).
+
+Different from the reference: attention is a fused kernel, checkpointing is off unless asked for, mixed precision is
+autocast's business (GroupNorm stays in float32), and dropout is placed per resolution.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffzoo.errors import UserError
+from diffzoo.models.base import Level, LevelConfig, Network
+from diffzoo.models.registry import register_variants
+from diffzoo.typing import Condition
+
+__all__ = [
+    "CLASSIFIERS",
+    "TINY",
+    "TINY_CLASSIFIER",
+    "VARIANTS",
+    "ADMClassifier",
+    "ADMClassifierConfig",
+    "ADMConfig",
+    "ADMUNet",
+]
+
+AttentionOrder = Literal["legacy", "new"]
+GROUPS = 32
+
+
+# -- configs
+
+
+@dataclass(frozen=True)
+class ADMEncoderConfig(LevelConfig):
+    """What the U-Net and the classifier share. Level i has `image_size / 2^i` pixels.
+
+    Args:
+        base_width: frequencies of the time embedding, which is four times as wide; not tied to the levels' widths.
+        scale_shift_norm: the embedding scales and shifts the second norm; else it is added before it.
+        residual_resampling: resample inside a residual block; else between blocks.
+        conv_resampling: resampling between blocks has a 3x3 convolution; else it has no parameters.
+        head_channels: channels of an attention head; None: `Level.heads` says how many heads.
+        attention_order: layout of the qkv channels, "legacy" (head, qkv, channel) or "new" (qkv, head, channel).
+            Both load without complaint from either file; the wrong one gives nonsense.
+    """
+
+    null_class: bool = False
+    base_width: int = 256
+    scale_shift_norm: bool = True
+    residual_resampling: bool = True
+    conv_resampling: bool = True
+    head_channels: int | None = 64
+    attention_order: AttentionOrder = "legacy"
+
+    def __post_init__(self) -> None:
+        if self.attention_order not in ("legacy", "new"):
+            raise UserError(f"expected attention_order 'legacy' or 'new', got {self.attention_order!r}")
+        expected = [self.image_size >> i for i in range(len(self.levels))]
+        if [v.resolution for v in self.levels] != expected or self.image_size % (1 << max(len(expected) - 1, 0)):
+            raise UserError(
+                f"levels of {[v.resolution for v in self.levels]} px do not fit an image of {self.image_size} px: "
+                f"each level must have exactly half the pixels of the one before, from the image size down"
+            )
+        for level in self.levels:
+            self._check_level(level)
+
+    def _check_level(self, level: Level) -> None:
+        if level.depth < 1:
+            raise UserError(f"depth must be at least 1 at every level, got {level.depth} at {level.resolution} px")
+        if level.width % GROUPS:
+            raise UserError(f"widths must be multiples of {GROUPS}, got {level.width} at {level.resolution} px")
+        heads = self.heads(level)
+        if heads < 1 or level.width % heads or (self.head_channels and level.width % self.head_channels):
+            wanted = f"heads of {self.head_channels} channels" if self.head_channels else f"{heads} heads"
+            raise UserError(f"{level.width} channels at {level.resolution} px do not divide into {wanted}")
+
+    def heads(self, level: Level) -> int:
+        """Attention heads of a level."""
+        return level.width // self.head_channels if self.head_channels else level.heads
+
+    def override(self, **overrides: Any) -> Self:
+        """As `LevelConfig.override`; with a new `image_size` the levels keep their order and take the new pixels."""
+        size = overrides.get("image_size")
+        if size is not None and "levels" not in overrides:
+            overrides["levels"] = tuple(replace(v, resolution=int(size) >> i) for i, v in enumerate(self.levels))
+        return super().override(**overrides)
+
+
+@dataclass(frozen=True)
+class ADMConfig(ADMEncoderConfig):
+    """A U-Net.
+
+    Args:
+        learned_variance: twice the output channels.
+        upsampler: reads `Condition.low_res` besides the noisy image.
+        heads_up: attention heads on the way up, where they differ from `Level.heads`; only without `head_channels`.
+    """
+
+    learned_variance: bool = True
+    upsampler: bool = False
+    heads_up: int | None = None
+
+
+@dataclass(frozen=True)
+class ADMClassifierConfig(ADMEncoderConfig):
+    """A noise-aware classifier: the U-Net's way down and attention pooling. `num_classes` is what it tells apart."""
+
+    num_classes: int = 1000
+    base_width: int = 128
+
+
+# -- blocks
+
+
+class GroupNorm(nn.GroupNorm):
+    """32 groups, computed in float32 whatever the input's type."""
+
+    def __init__(self, width: int):
+        super().__init__(GROUPS, width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x.float(), GROUPS, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
+def _zero(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _resize(x: Tensor, direction: Literal["down", "up"] | None) -> Tensor:
+    if direction == "down":
+        return F.avg_pool2d(x, 2)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if direction == "up" else x
+
+
+class TimeEmbedding(nn.Module):
+    """A number to a vector: cosines, then sines, of `n exp(-i ln(10000) / half)`, i < half, and two linear layers."""
+
+    def __init__(self, frequencies: int):
+        super().__init__()
+        self.frequencies = frequencies
+        self.linear1 = nn.Linear(frequencies, 4 * frequencies)
+        self.linear2 = nn.Linear(4 * frequencies, 4 * frequencies)
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        half = self.frequencies // 2
+        steps = torch.arange(half, dtype=torch.float32, device=noise_level.device)
+        angles = noise_level.float()[:, None] * torch.exp(-math.log(10000) / half * steps)
+        waves = F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, self.frequencies % 2))
+        return self.linear2(F.silu(self.linear1(waves.to(self.linear1.weight.dtype))))
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, with the embedding in between; optionally resamples after the first SiLU."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        embedding: int,
+        dropout: float,
+        scale_shift: bool,
+        resample: Literal["down", "up"] | None = None,
+    ):
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
+        self.norm1 = GroupNorm(width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.embedding = nn.Linear(embedding, 2 * width if scale_shift else width)
+        self.norm2 = GroupNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _zero(nn.Conv2d(width, width, 3, padding=1))
+        self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(_resize(F.silu(self.norm1(x)), self.resample))
+        e = self.embedding(F.silu(embedding))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + e)
+        h = self.conv2(self.dropout(F.silu(h)))
+        return self.skip(_resize(x, self.resample)) + h
+
+
+def _split_heads(qkv: Tensor, heads: int, order: AttentionOrder) -> tuple[Tensor, Tensor, Tensor]:
+    """`(b, n, 3 c)` to q, k, v of shape `(b, heads, n, d)`."""
+    pattern = "b n (h three d) -> three b h n d" if order == "legacy" else "b n (three h d) -> three b h n d"
+    q, k, v = rearrange(qkv, pattern, three=3, h=heads)
+    return q, k, v
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, with a residual."""
+
+    def __init__(self, width: int, heads: int, order: AttentionOrder):
+        super().__init__()
+        self.heads, self.order = heads, order
+        self.norm = GroupNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = _zero(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        h = F.scaled_dot_product_attention(*_split_heads(self.qkv(tokens), self.heads, self.order))
+        h = self.out(rearrange(h, "b h n d -> b n (h d)"))
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Resample(nn.Module):
+    """Resampling between blocks: a strided convolution or pooling down; nearest neighbours, then a convolution, up."""
+
+    def __init__(self, width: int, direction: Literal["down", "up"], conv: bool):
+        super().__init__()
+        self.direction = direction
+        stride = 2 if direction == "down" else 1
+        self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=1) if conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv is None:
+            return _resize(x, self.direction)
+        return self.conv(x if self.direction == "down" else _resize(x, "up"))
+
+
+class Stage(nn.Module):
+    """One level on one side of the U: residual blocks, attention after each or none, and resampling at the end."""
+
+    def __init__(self, blocks: Sequence[nn.Module], attentions: Sequence[nn.Module], resample: nn.Module | None):
+        super().__init__()
+        self.blocks, self.attentions = nn.ModuleList(blocks), nn.ModuleList(attentions)
+        self.resample = resample
+
+
+class Middle(nn.Module):
+    """The bottom of the U, where there is always attention."""
+
+    def __init__(self, block1: nn.Module, attention: nn.Module, block2: nn.Module):
+        super().__init__()
+        self.block1, self.attention, self.block2 = block1, attention, block2
+
+
+class AttentionPool(nn.Module):
+    """One more query, the mean of all positions, attends to everything; its output is the result."""
+
+    def __init__(self, width: int, positions: int, heads: int, outputs: int):
+        super().__init__()
+        self.heads = heads
+        self.position = nn.Parameter(torch.randn(positions + 1, width) / width**0.5)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(x, "b c h w -> b (h w) c")
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + self.position.to(x.dtype)
+        # the pool splits heads the new way in every released classifier, whatever the body does
+        q, k, v = _split_heads(self.qkv(tokens), self.heads, "new")
+        h = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        return self.out(rearrange(h, "b h 1 d -> b (h d)"))
+
+
+# -- networks
+
+
+class _Encoder(Network):
+    """The way down and the middle, which the U-Net and the classifier share."""
+
+    unit_types: ClassVar[tuple[type[nn.Module], ...]] = (ResidualBlock, Attention)
+    config: ADMEncoderConfig
+
+    def __init__(self, config: ADMEncoderConfig, channels: int):
+        super().__init__(config)
+        levels = config.levels
+        self.time = TimeEmbedding(config.base_width)
+        self.conv_in = nn.Conv2d(channels, levels[0].width, 3, padding=1)
+        self.down = nn.ModuleList()
+        width, self.skip_widths = levels[0].width, [levels[0].width]
+        for level, coarser in zip(levels, [*levels[1:], None], strict=True):
+            blocks = [self._block(width if i == 0 else level.width, level) for i in range(level.depth)]
+            width = level.width
+            attentions = [self._attention(level) for _ in blocks] if level.attention else []
+            resample = self._resample(width, coarser, "down") if coarser else None
+            self.down.append(Stage(blocks, attentions, resample))
+            self.skip_widths += [level.width] * level.depth + ([width] if coarser else [])
+        last = levels[-1]
+        self.middle = Middle(self._block(width, last), self._attention(last), self._block(width, last))
+
+    def _block(self, width_in: int, level: Level, resample: Literal["down", "up"] | None = None) -> ResidualBlock:
+        c = self.config
+        return ResidualBlock(width_in, level.width, 4 * c.base_width, level.dropout, c.scale_shift_norm, resample)
+
+    def _attention(self, level: Level) -> Attention:
+        return Attention(level.width, self.config.heads(level), self.config.attention_order)
+
+    def _resample(self, width: int, towards: Level, direction: Literal["down", "up"]) -> nn.Module:
+        # a resampling block works, and drops out, at the resolution it arrives at
+        if self.config.residual_resampling:
+            return self._block(width, replace(towards, width=width), direction)
+        return Resample(width, direction, self.config.conv_resampling)
+
+    def _apply_block(self, stage: Stage, index: int, h: Tensor, embedding: Tensor) -> Tensor:
+        h = self.run(stage.blocks[index], h, embedding)
+        return self.run(stage.attentions[index], h) if len(stage.attentions) else h
+
+    def _apply_resample(self, stage: Stage, h: Tensor, embedding: Tensor) -> Tensor:
+        if isinstance(stage.resample, ResidualBlock):
+            return self.run(stage.resample, h, embedding)
+        return stage.resample(h) if stage.resample is not None else h
+
+    def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The middle's output and everything that goes across the U, in order."""
+        h = self.conv_in(x)
+        skips = [h]
+        for stage in self.down:
+            for i in range(len(stage.blocks)):
+                h = self._apply_block(stage, i, h, embedding)
+                skips.append(h)
+            if stage.resample is not None:
+                h = self._apply_resample(stage, h, embedding)
+                skips.append(h)
+        h = self.run(self.middle.block1, h, embedding)
+        h = self.run(self.middle.attention, h)
+        return self.run(self.middle.block2, h, embedding), skips
+
+
+class ADMUNet(_Encoder):
+    """The U-Net of ADM, or its upsampler.
+
+    Reads the index of the noise step (0..999 in all released models). With learned variance the output has
+    `2 in_channels` channels: what the process says the network predicts, then the variance value in about [-1, 1].
+    """
+
+    config: ADMConfig
+
+    def __init__(self, config: ADMConfig):
+        super().__init__(config, config.in_channels * (2 if config.upsampler else 1))
+        if config.num_classes:
+            self.classes = nn.Embedding(config.class_rows, 4 * config.base_width)
+        width, skips = config.levels[-1].width, list(self.skip_widths)
+        stages: list[Stage] = []
+        for level, finer in reversed(list(zip(config.levels, [None, *config.levels[:-1]], strict=True))):
+            blocks = []
+            for _ in range(level.depth + 1):
+                blocks.append(self._block(width + skips.pop(), level))
+                width = level.width
+            attentions = [self._attention_up(level) for _ in blocks] if level.attention else []
+            stages.append(Stage(blocks, attentions, self._resample(width, finer, "up") if finer else None))
+        self.up = nn.ModuleList(reversed(stages))
+        self.norm_out = GroupNorm(width)
+        outputs = config.in_channels * (2 if config.learned_variance else 1)
+        self.conv_out = _zero(nn.Conv2d(width, outputs, 3, padding=1))
+
+    def _attention_up(self, level: Level) -> Attention:
+        up = self.config.heads_up
+        return self._attention(replace(level, heads=up) if up is not None else level)
+
+    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+        """`(b, c, h, w)`, or `(b, 2c, h, w)` with learned variance.
+
+        Args:
+            z: noisy images `(b, c, h, w)`.
+            noise_level: index of the noise step, `(b,)`.
+            cond: `label` if the network has classes, `low_res` if it is an upsampler.
+
+        Raises:
+            UserError: for a shape that does not fit, and for classes or low-resolution images that are missing or
+                have no place in this network.
+        """
+        self.check_input(z)
+        label = self.labels(z, cond)
+        embedding = self.time(noise_level)
+        if label is not None:
+            embedding = embedding + self.classes(label)
+        h, skips = self._encode(self._with_low_res(z, cond), embedding)
+        for stage in reversed(self.up):
+            for i in range(len(stage.blocks)):
+                h = self._apply_block(stage, i, torch.cat([h, skips.pop()], dim=1), embedding)
+            h = self._apply_resample(stage, h, embedding)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def _with_low_res(self, z: Tensor, cond: Condition | None) -> Tensor:
+        low = cond.low_res if cond is not None else None
+        if not self.config.upsampler:
+            if low is not None:
+                raise UserError("this network is no upsampler: it was given low-resolution images; leave them out")
+            return z
+        if low is None:
+            raise UserError("this network is an upsampler: give it clean low-resolution images (Condition.low_res)")
+        if low.ndim != 4 or low.shape[:2] != z.shape[:2]:
+            raise UserError(f"expected low-resolution images ({len(z)}, {z.shape[1]}, h, w), got {tuple(low.shape)}")
+        low = F.interpolate(low.to(z.dtype), z.shape[2:], mode="bilinear", align_corners=False)
+        return torch.cat([z, low], dim=1)
+
+
+class ADMClassifier(_Encoder):
+    """The noise-aware classifier of classifier guidance: noisy images and a noise level to class logits.
+
+    Not a denoiser: the output is `(b, num_classes)`.
+    """
+
+    config: ADMClassifierConfig
+
+    def __init__(self, config: ADMClassifierConfig):
+        super().__init__(config, config.in_channels)
+        last = config.levels[-1]
+        self.norm_out = GroupNorm(last.width)
+        self.pool = AttentionPool(last.width, last.resolution**2, config.heads(last), config.num_classes)
+
+    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+        """Logits `(b, num_classes)`.
+
+        Args:
+            z: noisy images `(b, c, h, w)`.
+            noise_level: index of the noise step, `(b,)`.
+            cond: unused; here so that all networks are called alike.
+        """
+        self.check_input(z)
+        h, _ = self._encode(z, self.time(noise_level))
+        return self.pool(F.silu(self.norm_out(h)))
+
+
+# -- sizes
+
+_MULTIPLIERS: dict[int, tuple[float, ...]] = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+}
+
+
+def adm_levels(
+    image_size: int,
+    base_width: int,
+    depth: int,
+    multipliers: Sequence[float] | None = None,
+    attention: Sequence[int] = (32, 16, 8),
+    heads: int = 4,
+    dropout: float = 0.0,
+) -> tuple[Level, ...]:
+    """Levels as ADM states them: multiples of a base width, one depth, attention at some resolutions in pixels."""
+    pixels = [image_size >> i for i in range(len(multipliers or _MULTIPLIERS[image_size]))]
+    widths = [int(m * base_width) for m in multipliers or _MULTIPLIERS[image_size]]
+    return tuple(Level(p, w, depth, p in attention, heads, dropout) for p, w in zip(pixels, widths, strict=True))
+
+
+def _lsun(dropout: float) -> ADMConfig:
+    return ADMConfig(image_size=256, levels=adm_levels(256, 256, 2, dropout=dropout))
+
+
+VARIANTS: dict[str, ADMConfig] = {
+    "adm_64": ADMConfig(
+        image_size=64,
+        num_classes=1000,
+        base_width=192,
+        attention_order="new",
+        levels=adm_levels(64, 192, 3, dropout=0.1),
+    ),
+    "adm_128": ADMConfig(image_size=128, num_classes=1000, head_channels=None, levels=adm_levels(128, 256, 2)),
+    "adm_256": ADMConfig(image_size=256, num_classes=1000, levels=adm_levels(256, 256, 2)),
+    "adm_256_uncond": ADMConfig(image_size=256, levels=adm_levels(256, 256, 2)),
+    "adm_512": ADMConfig(image_size=512, num_classes=1000, levels=adm_levels(512, 256, 2)),
+    "adm_lsun_bedroom": _lsun(0.1),
+    "adm_lsun_cat": _lsun(0.1),
+    "adm_lsun_horse": _lsun(0.1),
+    "adm_lsun_horse_nodropout": _lsun(0.0),
+    "adm_64_to_256": ADMConfig(
+        image_size=256,
+        num_classes=1000,
+        base_width=192,
+        head_channels=None,
+        upsampler=True,
+        levels=adm_levels(256, 192, 2),
+    ),
+    "adm_128_to_512": ADMConfig(
+        image_size=512,
+        num_classes=1000,
+        base_width=192,
+        upsampler=True,
+        levels=adm_levels(512, 192, 2, (1, 1, 2, 2, 4, 4), attention=(32, 16)),
+    ),
+}
+
+CLASSIFIERS: dict[str, ADMClassifierConfig] = {
+    f"adm_classifier_{size}": ADMClassifierConfig(image_size=size, levels=adm_levels(size, 128, 4 if size == 64 else 2))
+    for size in (64, 128, 256, 512)
+}
+
+# for tests: both kinds of level, several heads, every feature of the released models
+TINY = ADMConfig(
+    image_size=16,
+    num_classes=10,
+    base_width=32,
+    head_channels=16,
+    levels=adm_levels(16, 32, 1, (1, 2), attention=(8,)),
+)
+TINY_CLASSIFIER = ADMClassifierConfig(
+    image_size=16,
+    num_classes=10,
+    base_width=32,
+    head_channels=16,
+    levels=adm_levels(16, 32, 1, (1, 2), attention=(8,)),
+)
+
+register_variants(ADMUNet, VARIANTS)
+register_variants(ADMClassifier, CLASSIFIERS, kind="classifier")
