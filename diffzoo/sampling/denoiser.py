@@ -51,9 +51,10 @@ class Denoiser:
             t: one time for all, `()`, or one per sample, `(b,)`.
             cond: what to draw.
         """
-        level = self.process.noise_level(t.to(z.device)).to(torch.float32).expand(len(z))
+        # what depends on t is computed where t lives: samplers keep it on the CPU in float64
+        level = self.process.noise_level(t).to(torch.float32).to(z.device).expand(len(z))
         output = self.network(z, level, cond)
-        return self.process.interpret(output.to(z.dtype), z, t.to(z.device))
+        return self.process.interpret(output.to(z.dtype), z, t)
 
     def null_condition(self, cond: Condition | None) -> Condition | None:
         """The condition for "none": the network's null class."""

@@ -1,0 +1,253 @@
+"""Guidance: a denoiser around a denoiser.
+
+Two estimates at the same z and t, a good one and a bad one, are extrapolated:
+
+    (1)  guided = bad + w (good - bad)
+
+For classifier-free guidance (arXiv:2207.12598) good is conditional and bad unconditional; for autoguidance
+(arXiv:2406.02507) bad is a weaker network under the same condition. x_hat and eps_hat are affine in each other at
+fixed z, and the two coefficients of (1) add up to 1, so guiding one is guiding the other, and the pair stays consistent
+with `z = alpha x + sigma eps`.
+
+Scales are written in two ways, and confusing them is a common reason for pictures that do not match a paper:
+
+    formula "uncond"   uncond + s (cond - uncond), w = s       1 = none    EDM2, DiT, ADM, Simple Diffusion's "scale"
+    formula "cond"     cond + s (cond - uncond),   w = 1 + s   0 = none    U-ViT, DiMR; eta in Simple Diffusion's
+                                                                           (1 + eta) cond - eta uncond
+
+A weight of 1 changes nothing and costs one network call.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from copy import copy
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
+from diffzoo.sampling.denoiser import Denoise
+from diffzoo.typing import Condition
+
+__all__ = ["Autoguidance", "ClassifierFree", "Fade", "Formula", "Interval", "PowerCosine", "rows_of"]
+
+Formula = Literal["uncond", "cond"]
+
+
+class Fade(ABC):
+    """How much of the guidance acts at a time: a factor in [0, 1] on `w - 1`."""
+
+    @abstractmethod
+    def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+        """The factor at times `t`, of the same shape."""
+
+
+@dataclass(frozen=True)
+class Interval(Fade):
+    """Guidance on an interval of noise levels only (arXiv:2404.07724); outside, one network call.
+
+    Args:
+        low, high: the ends, both included.
+        unit: what they are: "t"; "logsnr"; or "sigma", meaning sigma / alpha, EDM's noise level.
+    """
+
+    low: float
+    high: float
+    unit: Literal["t", "logsnr", "sigma"] = "t"
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise UserError(f"expected low < high for the guidance interval, got {self.low} and {self.high}")
+        if self.unit not in ("t", "logsnr", "sigma"):
+            raise UserError(f"expected unit 't', 'logsnr' or 'sigma', got {self.unit!r}")
+
+    def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+        value = t
+        if self.unit != "t":
+            logsnr = process.logsnr(t)
+            value = logsnr if self.unit == "logsnr" else torch.exp(-logsnr / 2)
+        return ((value >= self.low) & (value <= self.high)).to(t.dtype)
+
+
+@dataclass(frozen=True)
+class PowerCosine(Fade):
+    """DiMR's decay: `(1 - cos(pi (1 - t)^power)) / 2`, none at the noise, all at the data (arXiv:2406.09416)."""
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.power <= 0:
+            raise UserError(f"the power of the guidance decay must be positive, got {self.power}")
+
+    def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+        return (1 - torch.cos(math.pi * (1 - t) ** self.power)) / 2
+
+
+class _Extrapolation(ABC):
+    """(1): what the two kinds of guidance share."""
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        scale: float | Tensor,
+        formula: Formula,
+        per: Literal["image", "class"],
+        interval: Fade | None,
+        decay: Fade | None,
+    ):
+        if formula not in ("uncond", "cond"):
+            raise UserError(f"expected guidance formula 'uncond' or 'cond', got {formula!r}")
+        if per not in ("image", "class"):
+            raise UserError(f"expected a guidance scale per 'image' or per 'class', got {per!r}")
+        self.denoise, self.formula, self.per = denoise, formula, per
+        self.scale = torch.as_tensor(scale, dtype=torch.float64).cpu()
+        if self.scale.ndim > 1:
+            raise UserError(f"expected one guidance scale or a vector, got shape {tuple(self.scale.shape)}")
+        self.interval, self.decay = interval, decay
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process of the guided denoiser."""
+        return self.denoise.process
+
+    def null_condition(self, cond: Condition | None) -> Condition | None:
+        """The condition for "none"."""
+        return self.denoise.null_condition(cond)
+
+    def rows(self, part: slice) -> Self:
+        """The same guidance for a part of the images."""
+        other = copy(self)
+        other.denoise = rows_of(self.denoise, part)
+        if self.scale.ndim == 1 and self.per == "image":
+            other.scale = self.scale[part]
+        return other
+
+    def weight(self, t: Tensor, cond: Condition | None) -> Tensor:
+        """w in (1) at times `t`, `()` or `(b,)`, float64 on the CPU."""
+        t = t.cpu()
+        excess = self._scales(cond) - (1 if self.formula == "uncond" else 0)
+        for fade in (self.interval, self.decay):
+            if fade is not None:
+                excess = excess * fade(self.process, t.double())
+        return 1 + excess
+
+    def _scales(self, cond: Condition | None) -> Tensor:
+        if self.scale.ndim == 0 or self.per == "image":
+            return self.scale
+        if cond is None or cond.label is None:
+            raise UserError("a guidance scale per class needs class labels")
+        return self.scale[cond.label.cpu()]
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
+        """The guided estimate; one network call where the weight is 1 for all images."""
+        w = self.weight(t, cond)
+        if w.ndim == 1 and len(w) != len(z):
+            raise UserError(f"expected {len(z)} guidance scales, one per image, got {len(w)}")
+        if bool((w == 1).all()):
+            return self.denoise(z, t, cond)
+        good, bad = self._pair(z, t, cond)
+        w = expand_like(w, z)
+        return Estimate(bad.x + w * (good.x - bad.x), bad.eps + w * (good.eps - bad.eps), good.variance)
+
+    @abstractmethod
+    def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
+        """The good and the bad estimate."""
+
+
+class ClassifierFree(_Extrapolation):
+    """Classifier-free guidance: away from what the network draws when told nothing (arXiv:2207.12598).
+
+    Args:
+        denoise: a denoiser whose network knows a null condition.
+        scale: one number; or a vector, one number per image or per class.
+        formula: which of the two conventions above `scale` follows.
+        per: what a vector of scales counts.
+        interval: where guidance acts.
+        decay: how it fades.
+        batched: conditional and unconditional in one call of twice the batch, or in two calls; equal results.
+        null: one row that stands for "none" in place of the network's null condition, such as the embedding of an
+            empty or of a negative caption.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        scale: float | Tensor,
+        formula: Formula = "uncond",
+        *,
+        per: Literal["image", "class"] = "image",
+        interval: Fade | None = None,
+        decay: Fade | None = None,
+        batched: bool = True,
+        null: Condition | None = None,
+    ):
+        super().__init__(denoise, scale, formula, per, interval, decay)
+        self.batched, self.null = batched, null
+
+    def null_condition(self, cond: Condition | None) -> Condition | None:
+        """The condition for "none": the given one, else the network's."""
+        if self.null is None or cond is None:
+            return self.denoise.null_condition(cond)
+        return self.null[torch.zeros(len(cond), dtype=torch.long)]
+
+    def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
+        if cond is None:
+            raise UserError("classifier-free guidance needs a condition to guide towards: give it classes or captions")
+        null = self.null_condition(cond)
+        if not self.batched or null is None:
+            return self.denoise(z, t, cond), self.denoise(z, t, null)
+        both = self.denoise(torch.cat([z, z]), t if t.ndim == 0 else torch.cat([t, t]), Condition.cat(cond, null))
+        return _half(both, slice(None, len(z))), _half(both, slice(len(z), None))
+
+
+class Autoguidance(_Extrapolation):
+    """Away from a weaker version of the network under the same condition (arXiv:2406.02507).
+
+    Args:
+        denoise: the good denoiser.
+        weak: a smaller or less trained one of the same process.
+        scale: one number; or a vector, one number per image or per class.
+        formula: "uncond" reads as weak + s (good - weak), 1 = none; "cond" as good + s (good - weak), 0 = none.
+        per: what a vector of scales counts.
+        interval: where guidance acts.
+        decay: how it fades.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        weak: Denoise,
+        scale: float | Tensor,
+        formula: Formula = "uncond",
+        *,
+        per: Literal["image", "class"] = "image",
+        interval: Fade | None = None,
+        decay: Fade | None = None,
+    ):
+        super().__init__(denoise, scale, formula, per, interval, decay)
+        self.weak = weak
+        if (weak.process.schedule, weak.process.path) != (denoise.process.schedule, denoise.process.path):
+            raise UserError("autoguidance needs two networks of the same schedule and path")
+
+    def rows(self, part: slice) -> Self:
+        """The same guidance for a part of the images."""
+        other = super().rows(part)
+        other.weak = rows_of(self.weak, part)
+        return other
+
+    def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
+        return self.denoise(z, t, cond), self.weak(z, t, cond)
+
+
+def rows_of(denoise: Denoise, part: slice) -> Denoise:
+    """The denoiser for a part of the images: guidance with a scale per image takes those of the part."""
+    select = getattr(denoise, "rows", None)
+    return denoise if select is None else select(part)
+
+
+def _half(estimate: Estimate, part: slice) -> Estimate:
+    variance = None if estimate.variance is None else estimate.variance[part]
+    return Estimate(estimate.x[part], estimate.eps[part], variance)

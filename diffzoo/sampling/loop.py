@@ -1,0 +1,250 @@
+"""The one loop from noise to images: `sample`.
+
+Image i depends on seed i and condition i alone, whatever the batch size, the order or the number of devices: the
+initial noise and every later draw come from the image's own generator (`diffzoo.rng.ImageNoise`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffzoo.errors import UserError
+from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
+from diffzoo.rng import ImageNoise
+from diffzoo.sampling.denoiser import Denoise
+from diffzoo.sampling.guidance import rows_of
+from diffzoo.sampling.samplers import Noise, Sampler
+from diffzoo.typing import Condition
+
+__all__ = ["Moment", "Precision", "initial_noise_scale", "integrate", "sample"]
+
+Precision = Literal["bf16", "fp16"]
+
+
+# the bar moves with every step, so the count of images is a fraction until a batch is done
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} images [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+class Moment(NamedTuple):
+    """A step as a trajectory callback sees it.
+
+    step:  number of the step, from 0; -1 on the last call, where x_hat is the finished image.
+    t:     the time at which the step began.
+    z:     the state at `t`, `(b, c, h, w)`.
+    x_hat: what the denoiser believed there, `(b, c, h, w)`; of the first call where a step makes several.
+    rows:  which images of the run these are.
+    """
+
+    step: int
+    t: float
+    z: Tensor
+    x_hat: Tensor
+    rows: range
+
+
+class _Settled:
+    """A denoiser with its condition and clipping settled, which remembers the first estimate of each step."""
+
+    def __init__(self, denoise: Denoise, cond: Condition | None, clip: float | None):
+        self.process: GaussianProcess = denoise.process
+        self.first: Tensor | None = None
+        self._denoise, self._cond, self._clip = denoise, cond, clip
+
+    def __call__(self, z: Tensor, t: Tensor) -> Estimate:
+        estimate = self._denoise(z, t, self._cond)
+        if self._clip is not None:
+            estimate = self._clipped(estimate, z, t, self._clip)
+        if self.first is None:
+            self.first = estimate.x
+        return estimate
+
+    def _clipped(self, estimate: Estimate, z: Tensor, t: Tensor, clip: float) -> Estimate:
+        alpha, sigma = self.process.coefficients(t)
+        x = estimate.x.clamp(-clip, clip)
+        return Estimate(x, (z - expand_like(alpha, z) * x) / expand_like(sigma, z), estimate.variance)
+
+
+def initial_noise_scale(process: GaussianProcess, t: float) -> float:
+    """Standard deviation of z at time `t` for data of unit variance: 1 on the variance-preserving path."""
+    alpha, sigma = process.coefficients(torch.tensor(t, dtype=torch.float64))
+    return float((alpha.square() + sigma.square()).sqrt())
+
+
+@torch.no_grad()
+def integrate(
+    denoise: Denoise,
+    sampler: Sampler,
+    z: Tensor,
+    noise: Noise,
+    cond: Condition | None = None,
+    trajectory: Callable[[Moment], Any] | None = None,
+    rows: range | None = None,
+    tick: Callable[[], Any] | None = None,
+) -> Tensor:
+    """Walk one batch from `z` at the start of the sampler's grid to its end, in the dtype of `z`.
+
+    Args:
+        denoise: a denoiser, guided or not.
+        sampler: how to step, and where.
+        z: the state at the start, `(b, c, h, w)`.
+        noise: where a stochastic sampler draws from.
+        cond: conditions of the b images.
+        trajectory: called with a `Moment` at each step.
+        rows: which images of a larger run these are, for `trajectory`.
+        tick: called after each step.
+    """
+    settled = _Settled(denoise, cond, sampler.clip)
+    times = sampler.times(denoise.process)
+    last = len(times) - 2
+    memory: Any = None
+    rows = rows or range(len(z))
+    for i, (t, s) in enumerate(pairwise(times)):
+        settled.first = None
+        before = z
+        if i == last and sampler.final == "x_hat":
+            z = settled(z, t).x
+        else:
+            z, memory = sampler.step(settled, z, t, s, memory, noise)
+        if trajectory is not None and settled.first is not None:
+            trajectory(Moment(i, float(t), before, settled.first, rows))
+        if tick is not None:
+            tick()
+    if sampler.final == "denoise":
+        z = settled(z, times[-1]).x
+    if trajectory is not None:
+        trajectory(Moment(-1, float(times[-1]), z, z, rows))
+    return z
+
+
+def sample(
+    denoise: Denoise,
+    sampler: Sampler,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    cond: Condition | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    progress: bool = False,
+    precision: Precision | None = None,
+    start: Tensor | None = None,
+    trajectory: Callable[[Moment], Any] | None = None,
+) -> Tensor:
+    """Draw one image per seed.
+
+    The network should be in evaluation mode, on `device`, and compiled already if it is to be.
+
+    Args:
+        denoise: a denoiser, guided or not.
+        sampler: how to step, and where.
+        shape: of one image, `(c, h, w)`.
+        seeds: one non-negative integer per image.
+        cond: what to draw, one row per image; None for unconditional networks.
+        device: where to compute.
+        batch_size: images at a time; default all at once. When the device runs out of memory the batch is halved and
+            sampling goes on, with the same images.
+        progress: show a progress bar.
+        precision: autocast the network to "bf16" or "fp16"; the sampler itself always computes in float32.
+        start: the state at the start of the grid, `(n, c, h, w)`, instead of noise drawn from the seeds.
+        trajectory: called with a `Moment` at each step of each batch; `Trajectory` collects them for pictures.
+
+    Returns:
+        Images or latents `(n, c, h, w)`, float32, on the CPU.
+
+    Raises:
+        UserError: for conditions or a start that do not fit the seeds, or when one image alone does not fit in memory.
+    """
+    n = len(seeds)
+    shape = tuple(int(d) for d in shape)
+    _check(n, shape, cond, start, batch_size, precision)
+    out = torch.empty(n, *shape)
+    size = batch_size or max(n, 1)
+    begin = 0
+    with tqdm(total=n, disable=not progress, desc="sampling", bar_format=_BAR) as bar:
+        while begin < n:
+            rows = range(begin, min(begin + size, n))
+            images = _attempt(denoise, sampler, shape, seeds, cond, device, precision, start, trajectory, rows, bar)
+            if images is None:
+                if len(rows) == 1:
+                    raise UserError(
+                        "out of memory with a single image: use a smaller model, precision 'bf16' or another device"
+                    )
+                size = (len(rows) + 1) // 2
+                continue
+            out[begin : rows.stop] = images
+            begin = rows.stop
+    return out
+
+
+def _attempt(
+    denoise: Denoise,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    seeds: Sequence[int],
+    cond: Condition | None,
+    device: torch.device | str,
+    precision: Precision | None,
+    start: Tensor | None,
+    trajectory: Callable[[Moment], Any] | None,
+    rows: range,
+    bar: Any,
+) -> Tensor | None:
+    """One batch, on the CPU; None if it does not fit into the device's memory."""
+    part = slice(rows.start, rows.stop)
+    steps = len(sampler.times(denoise.process)) - 1
+    shown = bar.n
+    try:
+        noise = ImageNoise(seeds[part], device)
+        z = noise.normal(shape) * initial_noise_scale(denoise.process, sampler.grid.t_start)
+        if start is not None:
+            z = start[part].to(device, torch.float32)
+        with _autocast(device, precision):
+            images = integrate(
+                rows_of(denoise, part),
+                sampler,
+                z,
+                noise,
+                cond[part].to(device) if cond is not None else None,
+                trajectory,
+                rows,
+                lambda: bar.update(len(rows) / steps),
+            )
+        return images.float().cpu()
+    except torch.OutOfMemoryError:
+        bar.update(shown - bar.n)
+    # outside the handler: there, the traceback would keep the tensors of the failed attempt alive
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _autocast(device: torch.device | str, precision: Precision | None) -> AbstractContextManager[Any]:
+    if precision is None:
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+def _check(
+    n: int,
+    shape: tuple[int, ...],
+    cond: Condition | None,
+    start: Tensor | None,
+    batch_size: int | None,
+    precision: str | None,
+) -> None:
+    if len(shape) != 3:
+        raise UserError(f"expected the shape of one image, (c, h, w), got {shape}")
+    if cond is not None and len(cond) != n:
+        raise UserError(f"expected one condition per seed, got {len(cond)} conditions for {n} seeds")
+    if start is not None and tuple(start.shape) != (n, *shape):
+        raise UserError(f"expected a start of shape {(n, *shape)}, got {tuple(start.shape)}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if precision not in (None, "bf16", "fp16"):
+        raise UserError(f"expected precision 'bf16', 'fp16' or none, got {precision!r}")

@@ -1,0 +1,163 @@
+"""Samplers: how to go from z at time t to z at a smaller time s, given a denoiser.
+
+A sampler is a frozen dataclass with one method, `step`. It needs of the process no more than log-SNR, alpha and sigma
+at two times, so each is written once and is valid on every path: its images on the variance-preserving, straight and
+variance-exploding path differ only by the factor between those paths. This file has the contract and the samplers
+that follow from the Gaussian posterior; `dpm_solver.py` has the exponential integrators, `euler.py` those that step
+in sigma / alpha or in t.
+
+With c = exp(logsnr_t - logsnr_s) < 1 the posterior of the forward process is
+
+    (1)  q(z_s | z_t, x) = N(c (alpha_s / alpha_t) z_t + (1 - c) alpha_s x,  (1 - c) sigma_s^2 I)
+
+(arXiv:2107.00630, appendix A; arXiv:2301.11093, appendix).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.process.gaussian import Estimate, GaussianProcess
+from diffzoo.sampling.grids import Grid, UniformTime
+
+__all__ = ["DDIM", "Ancestral", "Denoised", "Final", "Node", "Noise", "Sampler", "node"]
+
+Final = Literal["x_hat", "denoise", "state"]
+
+
+class Denoised(Protocol):
+    """What `step` gets: a denoiser whose condition and clipping are settled."""
+
+    process: GaussianProcess
+
+    def __call__(self, z: Tensor, t: Tensor) -> Estimate: ...
+
+
+class Noise(Protocol):
+    """A source of standard normal noise, image by image; `diffzoo.rng.ImageNoise` is the usual one."""
+
+    def normal(self, shape: Sequence[int]) -> Tensor: ...
+
+
+class Node(NamedTuple):
+    """A time and what the process says about it; each a float64 tensor `()` on the CPU."""
+
+    t: Tensor
+    logsnr: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+def node(process: GaussianProcess, t: Tensor) -> Node:
+    """The process at time `t`."""
+    logsnr = process.logsnr(t)
+    return Node(t, logsnr, *process.path.coefficients(logsnr))
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """The contract.
+
+    Args:
+        steps: number of steps; what they cost in network calls is said by `calls`.
+        grid: where to stop.
+        clip: clamp every x_hat to [-clip, clip], with eps recomputed to fit z. Set 1.0 for images in [-1, 1], where
+            it helps at high noise and with guidance; leave None for latents, which have no bounds, and where a solver's
+            order matters, since a clamp is not smooth.
+        final: how the last step ends.
+            "x_hat": it goes to zero noise, that is, it returns what the network last believed. No image keeps the
+            noise of the schedule's end, and it costs nothing: the usual choice of ancestral and DDIM code.
+            "denoise": it goes to the end of the grid, and one more call there removes the rest of the noise (EDM).
+            "state": it returns z at the end of the grid, as the public U-ViT and DiMR samplers do.
+    """
+
+    steps: int = 50
+    grid: Grid = field(default_factory=UniformTime)
+    clip: float | None = None
+    final: Final = "x_hat"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"a sampler needs at least 1 step, got {self.steps}")
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(f"clip must be positive, got {self.clip}: leave it out for no clipping")
+        if self.final not in ("x_hat", "denoise", "state"):
+            raise UserError(f"expected final 'x_hat', 'denoise' or 'state', got {self.final!r}")
+
+    def times(self, process: GaussianProcess) -> Tensor:
+        """Where the steps begin and end, float64, strictly decreasing."""
+        return self.grid.times(process, self.steps)
+
+    @abstractmethod
+    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+        """From z at `t` to z at `s` < `t`.
+
+        Args:
+            denoise: estimates data and noise.
+            z: the state `(b, ...)`.
+            t, s: times, float64 `()`.
+            memory: what the last step returned beside z; None at the start. Multistep methods keep old estimates here.
+            noise: where random draws come from; a deterministic sampler draws none.
+        """
+
+
+@dataclass(frozen=True)
+class Ancestral(Sampler):
+    """Draws from (1) with x_hat for x, and a variance between its two bounds.
+
+    The true reverse variance lies between that of (1), right if the data were known, and `1 - c` times the noise
+    variance at t, right if they were white noise. `gamma` interpolates their logarithms (arXiv:2301.11093: 0.2 on
+    ImageNet, 1.0 on MS-COCO); 0 and 1 are the two choices of DDPM (arXiv:2006.11239). The upper bound is stated for
+    the variance-preserving path and scaled to the others, so that all give the same images.
+    """
+
+    gamma: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.gamma <= 1:
+            raise UserError(f"gamma must lie in [0, 1], got {self.gamma}")
+
+    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+        a, b = node(denoise.process, t), node(denoise.process, s)
+        mean = posterior_mean(a, b, z, denoise(z, t).x)
+        lower = b.sigma.square()
+        upper = torch.sigmoid(-a.logsnr) * (b.alpha.square() + b.sigma.square())
+        variance = -torch.expm1(a.logsnr - b.logsnr) * lower ** (1 - self.gamma) * upper**self.gamma
+        return mean + variance.sqrt() * noise.normal(z.shape[1:]).to(z), None
+
+
+def posterior_mean(a: Node, b: Node, z: Tensor, x: Tensor) -> Tensor:
+    """The mean of (1) for a step from node `a` to node `b`."""
+    keep = torch.exp(a.logsnr - b.logsnr)
+    return keep * (b.alpha / a.alpha) * z - torch.expm1(a.logsnr - b.logsnr) * b.alpha * x
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler):
+    """Keep the estimated data and noise, mix them anew: `z_s = alpha_s x_hat + sigma_s eps_hat` (arXiv:2010.02502).
+
+    First order. On the straight path this is Euler's method for the flow. With `eta` > 0 a part of the estimated
+    noise is replaced by fresh noise, of `eta` times the standard deviation of (1); eta = 1 is DDPM.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta must lie in [0, 1], got {self.eta}")
+
+    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+        a, b = node(denoise.process, t), node(denoise.process, s)
+        x, eps, _ = denoise(z, t)
+        if self.eta == 0:
+            return b.alpha * x + b.sigma * eps, None
+        fresh = -torch.expm1(a.logsnr - b.logsnr) * self.eta**2  # share of the noise variance at s that is drawn anew
+        kept = b.sigma * (1 - fresh).sqrt()
+        return b.alpha * x + kept * eps + b.sigma * fresh.sqrt() * noise.normal(z.shape[1:]).to(z), None
