@@ -1,0 +1,442 @@
+"""Averages of the network's weights, several at once.
+
+Two kinds are kept side by side, each in float32 whatever the precision of the weights:
+
+    exponential   label "ema_0.9999": decay 0.9999 per optimizer step, with a warm start: the decay in use is
+                  min(decay, (1 + n) / (10 + n)) after n updates. In its beginning this is the power profile with
+                  γ = 8 (relative width 0.09), so that a run of 1,500 steps averages over its last few hundred steps
+                  and forgets its random initialisation.
+    power         label "power_0.050": the profiles of EDM2, stated by relative width (`profiles.py`). Snapshots of
+                  them allow any other width to be reconstructed after training.
+
+Only the network is averaged: its trainable parameters and its floating-point buffers that are saved. Weights that
+stay as they are (frozen, integer) need no average. With FSDP2 every rank averages its own shard and nothing is sent;
+the shards are gathered when a checkpoint or a snapshot is written.
+"""
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.training.profiles import list_snapshots, power_decay, power_gamma, reconstruct, save_tensors
+
+__all__ = ["CHECKPOINT_KEY", "WeightAverages", "averaged", "averages_of", "list_snapshots", "reconstruct"]
+
+CHECKPOINT_KEY = "diffzoo_averages"
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile and of checkpoint_wrapper
+
+
+def averages_of(checkpoint: Mapping[str, Any], label: str | None = None) -> dict[str, Tensor]:
+    """The averaged tensors that a loaded checkpoint holds, to be laid over the network's raw weights.
+
+    Args:
+        checkpoint: what `torch.load` gave.
+        label: such as "ema_0.9999"; default: the first.
+
+    Raises:
+        UserError: if there are none, or none of this label.
+    """
+    held = checkpoint.get(CHECKPOINT_KEY, {}).get("averages", {})
+    if not held:
+        raise UserError("this checkpoint holds no averages of the weights: use its raw weights")
+    if label is not None and label not in held:
+        raise UserError(f"this checkpoint holds no average {label!r}{did_you_mean(label, held)}")
+    return dict(held[label or next(iter(held))])
+
+
+@contextmanager
+def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[None]:
+    """The network with averaged weights inside the block, if its trainer keeps any; else with its own.
+
+    Args:
+        pl_module: the module whose network is averaged.
+        label: which average; default: the first.
+    """
+    trainer = pl_module._trainer
+    keeper = next((c for c in trainer.callbacks if isinstance(c, WeightAverages)), None) if trainer else None  # type: ignore[attr-defined]
+    if keeper is None:
+        yield
+        return
+    with keeper.averaged(pl_module, label):
+        yield
+
+
+class WeightAverages(Callback):
+    """Keeps averages of `pl_module.network`, updated once per optimizer step.
+
+    `averages` maps a label to name and tensor (this rank's shard under FSDP2); `averaged` puts one into the network
+    for the length of a block; validation runs on the first of them.
+
+    Args:
+        decays: of the exponential averages, per optimizer step, in [0, 1).
+        stds: relative widths of the power-function averages, in (0, 0.2887]; EDM2 keeps 0.05 and 0.10.
+        warm_start: shorten the exponential averages at the start of training, see above.
+        snapshot_every: optimizer steps between two snapshots of the power-function averages; one more is written at
+            the end of training.
+        snapshot_dtype: "float32", or "float16" for half the disk, as EDM2 does, with rounding of 5e-4 that
+            reconstruction amplifies.
+        folder: where snapshots go; default: `averages` in the trainer's `default_root_dir`.
+        validate_with: label that validation sees, "raw" for the weights themselves; default: the first.
+
+    Raises:
+        UserError: for widths or decays out of range or stated twice, or an unknown label.
+    """
+
+    def __init__(
+        self,
+        decays: Sequence[float] = (0.9999,),
+        stds: Sequence[float] = (),
+        warm_start: bool = True,
+        snapshot_every: int = 10_000,
+        snapshot_dtype: str = "float32",
+        folder: str | None = None,
+        validate_with: str | None = None,
+    ):
+        for decay in decays:
+            if not 0 <= decay < 1:
+                raise UserError(f"the decay of an average must lie in [0, 1), got {decay:g}")
+        if snapshot_dtype not in ("float32", "float16"):
+            raise UserError(f"snapshot_dtype must be float32 or float16, got {snapshot_dtype!r}")
+        if snapshot_every < 1:
+            raise UserError(f"snapshot_every must be at least 1 optimizer step, got {snapshot_every}")
+        self.decays = {f"ema_{d:g}": float(d) for d in decays}
+        self.stds = {f"power_{s:.3f}": float(s) for s in stds}
+        self.gammas = {label: power_gamma(s) for label, s in self.stds.items()}
+        if len(self.labels) < len(decays) + len(stds):
+            raise UserError(f"an average is stated twice: decays {list(decays)}, stds {list(stds)}")
+        if not self.labels:
+            raise UserError("WeightAverages has nothing to do: give it decays, stds or both, or leave it out")
+        self.warm_start, self.snapshot_every = warm_start, snapshot_every
+        self.snapshot_dtype = torch.float16 if snapshot_dtype == "float16" else torch.float32
+        self.folder = Path(folder) if folder is not None else None
+        self.validate_with = None if validate_with == "raw" else self._known(validate_with)
+        self.averages: dict[str, dict[str, Tensor]] = {}
+        self.updates = dict.fromkeys(self.labels, 0)
+        self._sources: dict[str, Tensor] = {}
+        self._loaded: dict[str, Any] | None = None
+        self._step = 0
+        self._raw: dict[str, Tensor] = {}  # the weights themselves while an average stands in for them
+        self._inside: str | None = None
+        self._validation: Any = None
+
+    @property
+    def labels(self) -> list[str]:
+        """All labels, exponential averages first."""
+        return [*self.decays, *self.stds]
+
+    def _known(self, label: str | None) -> str:
+        if label is None:
+            return self.labels[0]
+        if label not in self.labels:
+            raise UserError(f"no average {label!r}{did_you_mean(label, self.labels)}")
+        return label
+
+    def decay(self, label: str, updates: int) -> float:
+        """The share that an average keeps of itself in update number `updates`, counted from 1."""
+        if label in self.gammas:
+            return power_decay(updates, self.gammas[label])
+        return min(self.decays[label], updates / (9 + updates)) if self.warm_start else self.decays[label]
+
+    # -- keeping
+
+    def prepare(self, pl_module: LightningModule) -> None:
+        """Find the tensors to average and start from them, or from what the checkpoint held. Idempotent."""
+        if not self._sources:
+            self._sources = _network_tensors(pl_module.network)
+            if not self._sources:
+                raise UserError("the network has no trainable parameters: there is nothing to average")
+        if not self.averages:
+            self.averages = {label: self._fresh() for label in self.labels}
+        if self._loaded is not None:
+            self._restore(self._loaded)
+            self._loaded = None
+
+    @torch.no_grad()
+    def _fresh(self) -> dict[str, Tensor]:
+        return {n: _local(p).to(_wide(p.dtype), copy=True) for n, p in self._sources.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are now. Called by the hooks, once per optimizer step."""
+        sources = [_local(p.detach()) for p in self._sources.values()]
+        for label in self.labels:
+            self.updates[label] += 1
+            weight = 1 - self.decay(label, self.updates[label])
+            targets = list(self.averages[label].values())
+            for low in range(0, len(targets), 128):  # bounds the memory of the widened copies
+                wide = [s.to(t.dtype) for s, t in zip(sources[low : low + 128], targets[low : low + 128], strict=True)]
+                torch._foreach_lerp_(targets[low : low + 128], wide, weight)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.prepare(pl_module)
+        self._step = trainer.global_step
+        if trainer.is_global_zero and self.stds:
+            self._set_aside(self._place(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        self.update()
+        if self.stds and self._step % self.snapshot_every == 0:
+            self.write_snapshots(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stds and self._step % self.snapshot_every and self.updates[next(iter(self.stds))]:
+            self.write_snapshots(trainer)
+
+    # -- using
+
+    @contextmanager
+    def averaged(self, pl_module: LightningModule, label: str | None = None) -> Iterator[None]:
+        """The network with averaged weights inside the block, with its own after it, whatever happens in it.
+
+        The tensors keep their identity and their memory, so compiled blocks, optimizers and shards notice nothing.
+        Costs one copy of the averaged tensors. Blocks may be nested.
+
+        Args:
+            pl_module: the module whose network is averaged.
+            label: which average; default: the first.
+
+        Raises:
+            UserError: for an unknown label.
+        """
+        label = self._known(label)
+        if label == self._inside:  # it is there already
+            yield
+            return
+        self.prepare(pl_module)
+        _reshard(pl_module.network)
+        places = [_local(p.detach()) for p in self._sources.values()]
+        with torch.no_grad():
+            kept = [p.clone() for p in places]
+        outer = self._inside, self._raw
+        self._inside, self._raw = label, self._raw or dict(zip(self._sources, kept, strict=True))
+        try:
+            _copy(places, list(self.averages[label].values()))
+            yield
+        finally:
+            _put_back(pl_module.network, places, kept)
+            self._inside, self._raw = outer
+
+    def network_state(self, pl_module: LightningModule, label: str | None = None) -> dict[str, Tensor]:
+        """The network's complete state dict with an average in it, on the CPU, clean names; gathered from shards.
+
+        Every rank must call it; under FSDP2 only rank 0 gets the tensors of shards.
+        """
+        self.prepare(pl_module)
+        average = self._gather(self._known(label))
+        rest = {_clean(n): v for n, v in pl_module.network.state_dict().items()}
+        return {n: average[n] if n in average else _full(v, v).cpu() for n, v in rest.items()}
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.validate_with is not None:
+            self._validation = self.averaged(pl_module, self.validate_with)
+            self._validation.__enter__()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # not on_validation_epoch_end: the callback's runs before the module's, which would see the raw weights
+        self._leave_validation()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._leave_validation()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._leave_validation()
+
+    def _leave_validation(self) -> None:
+        block, self._validation = self._validation, None
+        if block is not None:
+            block.__exit__(None, None, None)
+
+    # -- storing
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.prepare(pl_module)
+        checkpoint[CHECKPOINT_KEY] = {
+            "updates": dict(self.updates),
+            "averages": {label: self._gather(label, move=False) for label in self.labels},
+        }
+        state = checkpoint["state_dict"]
+        for key in [k for k in state if k.startswith("network.")] if self._raw else []:
+            # saved inside `averaged`: the checkpoint still gets the weights themselves
+            name = _clean(key.removeprefix("network."))
+            if name in self._raw:
+                raw, source = self._raw[name], self._sources[name]
+                state[key] = _part(raw, source) if _is_sharded(state[key]) else _full(raw, source)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._loaded = checkpoint.get(CHECKPOINT_KEY)
+        if self._loaded is None:
+            rank_zero_warn("the checkpoint holds no averages of the weights: they start from its weights")
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, Any]) -> None:
+        held = state["averages"]
+        for label in self.labels:
+            if label not in held:
+                self._start_late(label, state)
+                continue
+            names = set(held[label]) ^ set(self._sources)
+            if names:
+                raise UserError(
+                    f"the average {label} of the checkpoint does not fit this network: {sorted(names)[0]!r} is in "
+                    "one of them only; is it of another architecture, or were other parameters frozen?"
+                )
+            for name, source in self._sources.items():
+                _check_shape(label, name, held[label][name], source)
+                self.averages[label][name].copy_(_shard(held[label][name], source))
+            self.updates[label] = int(state["updates"][label])
+
+    def _start_late(self, label: str, state: dict[str, Any]) -> None:
+        others = [v for k, v in state["updates"].items() if k.startswith("power_")]
+        if label in self.stds and any(others):
+            raise UserError(
+                f"{label} was not kept from the start of this run, so it cannot begin now: leave its width out of "
+                "`stds`; `diffzoo ema reconstruct` makes it from the others"
+            )
+        rank_zero_warn(f"the checkpoint holds no average {label}: it starts from the checkpoint's weights")
+
+    def _gather(self, label: str, move: bool = True) -> dict[str, Tensor]:
+        """One average as whole tensors; those of shards come to the CPU of rank 0, and are empty elsewhere."""
+        average = self.averages[label]
+        whole = {n: _full(average[n], p) for n, p in self._sources.items()}
+        return {n: v.cpu() for n, v in whole.items()} if move else whole
+
+    def write_snapshots(self, trainer: Trainer) -> None:
+        """Write the power-function averages to safetensors files. Every rank must call it; rank 0 writes."""
+        for label, std in self.stds.items():
+            tensors = {n: v.to(self.snapshot_dtype).contiguous() for n, v in self._gather(label).items()}
+            if not trainer.is_global_zero:
+                continue
+            path = self._place(trainer) / f"step_{self._step:08d}_{label}.safetensors"
+            facts = {"format": "pt", "label": label, "std": std, "updates": self.updates[label], "step": self._step}
+            try:
+                save_tensors(tensors, path, facts)
+            except Exception as error:
+                if not _is_disk_trouble(error):
+                    raise
+                rank_zero_warn(f"the snapshot {path} could not be written ({error}); training goes on without it")
+
+    def _place(self, trainer: Trainer) -> Path:
+        return self.folder or Path(trainer.default_root_dir) / "averages"
+
+    def _set_aside(self, folder: Path) -> None:
+        """Move snapshots from after this point away: another course of this run wrote them."""
+        late = [p for p in folder.glob("step_*_power_*.safetensors") if int(p.name.split("_")[1]) > self._step]
+        for path in late:
+            (folder / "stale").mkdir(exist_ok=True)
+            path.replace(folder / "stale" / path.name)
+        if late:
+            rank_zero_info(f"moved {len(late)} snapshots from after step {self._step} to {folder / 'stale'}")
+
+
+# -- tensors, whole and sharded
+
+
+def _clean(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _network_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """What changes in training and is saved, by clean name."""
+    _reshard(network)
+    saved = network.state_dict(keep_vars=True).keys()
+    found = {_clean(n): p for n, p in network.named_parameters() if p.requires_grad}
+    floating = {_clean(n): b for n, b in network.named_buffers() if n in saved and b.is_floating_point()}
+    return found | floating
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The tensor itself, or this rank's part of a DTensor, sharing its memory."""
+    if not _is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined]
+
+
+def _full(local: Tensor, like: Tensor) -> Tensor:
+    """The whole of which `local` is this rank's part, if `like` is sharded: on the CPU, and on rank 0 only."""
+    if not _is_sharded(like):
+        return local.detach()
+    from torch.distributed import get_rank
+
+    full = _part(_local(local.detach()), like).full_tensor()  # type: ignore[attr-defined]
+    return full.cpu() if get_rank() == 0 else torch.empty(0, dtype=full.dtype)
+
+
+def _shard(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, cut without any communication."""
+    if not _is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return _local(distribute_tensor(whole.to(_local(like).device), mesh, placements, src_data_rank=None))
+
+
+def _part(local: Tensor, like: Tensor) -> Tensor:
+    """The DTensor of which `local` is this rank's part, laid out as `like` is."""
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def _check_shape(label: str, name: str, held: Tensor, source: Tensor) -> None:
+    if held.shape != source.shape:
+        raise UserError(
+            f"the average {label} of the checkpoint does not fit this network: {name} has shape "
+            f"{tuple(held.shape)} there and {tuple(source.shape)} here"
+        )
+
+
+def _reshard(network: nn.Module) -> None:
+    """Free gathered parameters of FSDP2 modules, so that what is written to the shards is what is used next."""
+    for module in network.modules():
+        if callable(getattr(module, "reshard", None)):
+            module.reshard()
+
+
+@torch.no_grad()
+def _copy(places: list[Tensor], values: list[Tensor]) -> None:
+    torch._foreach_copy_(places, values)  # one call, which a signal handler of Python cannot split
+
+
+def _put_back(network: nn.Module, places: list[Tensor], kept: list[Tensor]) -> None:
+    try:
+        _reshard(network)
+        _copy(places, kept)
+    except KeyboardInterrupt:  # a second Ctrl-C at this very moment
+        _reshard(network)
+        _copy(places, kept)
+        raise
+
+
+def _is_disk_trouble(error: BaseException) -> bool:
+    """A full or failing disk; safetensors reports it as its own error with the system's words."""
+    if isinstance(error, OSError):
+        return True
+    return type(error).__name__ == "SafetensorError" and any(
+        f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
+    )
