@@ -35,12 +35,14 @@ from diffzoo.typing import Condition
 
 __all__ = [
     "CLASSIFIERS",
+    "DEFAULT_MULTIPLIERS",
     "TINY",
     "TINY_CLASSIFIER",
     "VARIANTS",
     "ADMClassifier",
     "ADMClassifierConfig",
     "ADMConfig",
+    "ADMEncoderConfig",
     "ADMUNet",
 ]
 
@@ -254,6 +256,10 @@ class Stage(nn.Module):
         self.resample = resample
 
 
+def _stages(side: nn.ModuleList) -> list[Stage]:
+    return [stage for stage in side if isinstance(stage, Stage)]
+
+
 class Middle(nn.Module):
     """The bottom of the U, where there is always attention."""
 
@@ -333,7 +339,7 @@ class _Encoder(Network):
         """The middle's output and everything that goes across the U, in order."""
         h = self.conv_in(x)
         skips = [h]
-        for stage in self.down:
+        for stage in _stages(self.down):
             for i in range(len(stage.blocks)):
                 h = self._apply_block(stage, i, h, embedding)
                 skips.append(h)
@@ -394,7 +400,7 @@ class ADMUNet(_Encoder):
         if label is not None:
             embedding = embedding + self.classes(label)
         h, skips = self._encode(self._with_low_res(z, cond), embedding)
-        for stage in reversed(self.up):
+        for stage in reversed(_stages(self.up)):
             for i in range(len(stage.blocks)):
                 h = self._apply_block(stage, i, torch.cat([h, skips.pop()], dim=1), embedding)
             h = self._apply_resample(stage, h, embedding)
@@ -443,7 +449,7 @@ class ADMClassifier(_Encoder):
 
 # -- sizes
 
-_MULTIPLIERS: dict[int, tuple[float, ...]] = {
+DEFAULT_MULTIPLIERS: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
     128: (1, 1, 2, 3, 4),
@@ -461,8 +467,8 @@ def adm_levels(
     dropout: float = 0.0,
 ) -> tuple[Level, ...]:
     """Levels as ADM states them: multiples of a base width, one depth, attention at some resolutions in pixels."""
-    pixels = [image_size >> i for i in range(len(multipliers or _MULTIPLIERS[image_size]))]
-    widths = [int(m * base_width) for m in multipliers or _MULTIPLIERS[image_size]]
+    pixels = [image_size >> i for i in range(len(multipliers or DEFAULT_MULTIPLIERS[image_size]))]
+    widths = [int(m * base_width) for m in multipliers or DEFAULT_MULTIPLIERS[image_size]]
     return tuple(Level(p, w, depth, p in attention, heads, dropout) for p, w in zip(pixels, widths, strict=True))
 
 
@@ -504,7 +510,9 @@ VARIANTS: dict[str, ADMConfig] = {
 }
 
 CLASSIFIERS: dict[str, ADMClassifierConfig] = {
-    f"adm_classifier_{size}": ADMClassifierConfig(image_size=size, levels=adm_levels(size, 128, 4 if size == 64 else 2))
+    f"adm_classifier_{size}": ADMClassifierConfig(
+        image_size=size, levels=adm_levels(size, 128, 4 if size == 64 else 2, heads=1)
+    )
     for size in (64, 128, 256, 512)
 }
 
