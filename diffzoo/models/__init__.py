@@ -1,7 +1,21 @@
 """The networks. Importing a family registers its sizes."""
 
-from diffzoo.models import adm
+from diffzoo.models import adm, dimr, simple_unet, simple_uvit, simpler_uvit
 from diffzoo.models.base import Config, Level, LevelConfig, Network
 from diffzoo.models.registry import build, entry, list_models, register_model
 
-__all__ = ["Config", "Level", "LevelConfig", "Network", "adm", "build", "entry", "list_models", "register_model"]
+__all__ = [
+    "Config",
+    "Level",
+    "LevelConfig",
+    "Network",
+    "adm",
+    "build",
+    "dimr",
+    "entry",
+    "list_models",
+    "register_model",
+    "simple_unet",
+    "simple_uvit",
+    "simpler_uvit",
+]

@@ -31,16 +31,31 @@ def weight(process: GaussianProcess, weighting: Weighting, t: Tensor) -> Tensor:
 
 
 def pool_target(target: Tensor, ratio: int) -> Tensor:
-    """The target at 1/ratio of the resolution: block mean times `ratio`, which keeps white noise at unit variance."""
-    return target if ratio == 1 else F.avg_pool2d(target, ratio) * ratio
+    """The target at 1/ratio of the resolution: block mean times `ratio`, which keeps white noise at unit variance.
+
+    Of a map of `n ratio + 1` pixels the cells are centred on every ratio-th pixel, first and last included: sums over
+    `ratio + 1` pixels, zero beyond the border, divided by `ratio + 1`.
+    """
+    if ratio == 1:
+        return target
+    if all(size % ratio == 1 for size in target.shape[-2:]):
+        kernel = ratio + 1
+        return F.avg_pool2d(target, kernel, stride=ratio, padding=kernel // 2) * kernel
+    return F.avg_pool2d(target, ratio) * ratio
 
 
 def _ratio(target: Tensor, output: Tensor) -> int:
-    ratio, rest = divmod(target.shape[-1], output.shape[-1])
-    if rest or target.shape[-2] != ratio * output.shape[-2] or target.shape[1] != output.shape[1]:
+    height, width = target.shape[-2:]
+    rows, columns = output.shape[-2:]
+    ratio, rest = divmod(width, columns)
+    fits = not rest and height == ratio * rows
+    if not fits and columns > 1:  # n ratio + 1 pixels to n + 1
+        ratio, rest = divmod(width - 1, columns - 1)
+        fits = not rest and height - 1 == ratio * (rows - 1)
+    if not fits or target.shape[1] != output.shape[1]:
         raise ValueError(
             f"an output of shape {tuple(output.shape)} does not fit a target of shape {tuple(target.shape)}: "
-            "expected the same channels and a resolution that divides the target's"
+            "expected the same channels and a resolution that divides the target's (or n + 1 pixels for n r + 1)"
         )
     return ratio
 

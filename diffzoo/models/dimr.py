@@ -1,0 +1,497 @@
+"""DiMR: a denoiser of several resolutions, each stage refining the features of the one before.
+
+Paper: "Alleviating Distortion in Image Generation via Multi-Resolution Diffusion Models and Time-Dependent Layer
+Normalization", arXiv:2406.09416. Reference implementation: github.com/qihao067/DiMR (Apache-2.0). This is an
+independent implementation that loads the official weights (`diffzoo.zoo.converters.dimr`) and reproduces the official
+outputs; parameter names are ours.
+
+Notable features
+- Every stage sees the same noisy image; a later stage also reads all intermediate features of the one before it.
+- Every stage predicts the noise at its own resolution; only the last prediction is used for sampling.
+- Coarse stages are transformers, fine ones ConvNeXt blocks; within a stage, long skips join early and late blocks.
+- Time enters only through time-dependent norms (`diffzoo.nn.time_dependent`): no time token, no adaptive layer norm.
+- The class is one token in the transformer stages.
+- The number it reads grows with noise from -4 to 4: `8 t - 4` (`ReadsTime(8, -4)`), not a log-SNR.
+
+Where we differ: blocks are not recomputed in the backward pass unless asked, attention runs in the working precision,
+the features of the last stage are not collected, `forward` skips the outputs that sampling does not use, rotary
+positions work together with a class token (which is not rotated) and on every device, and a text condition can be
+given (the reference has the layers but cannot reach them).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.models.base import Config, Network
+from diffzoo.models.registry import register_model
+from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
+from diffzoo.nn.time_dependent import NORMS, TimeDependentLayerNorm, build_norm, gate_parameters
+from diffzoo.typing import Condition
+
+__all__ = ["TINY", "VARIANTS", "DiMR", "DiMRConfig", "DiMRStage"]
+
+Kind = Literal["transformer", "convnext"]
+Run = Callable[..., Tensor]
+
+
+# -- config
+
+
+@dataclass(frozen=True)
+class DiMRStage:
+    """One stage.
+
+    Args:
+        kind: "transformer" or "convnext".
+        grid: rows and columns of its feature maps at the largest input.
+        width: channels.
+        hidden: channels inside the gated MLP.
+        depth: blocks, an odd number: some down, one in the middle, as many up.
+        image_ratio: the input is averaged down by this factor first.
+        patch: then cut into patches of this many pixels.
+        heads: attention heads of a transformer stage.
+        kernel_size: of the depthwise convolutions of a ConvNeXt stage.
+        head_kernel_size: of the output convolution.
+        dropout: probability on the residual branches.
+    """
+
+    kind: Kind
+    grid: tuple[int, int]
+    width: int
+    hidden: int
+    depth: int
+    image_ratio: int = 1
+    patch: int = 1
+    heads: int = 1
+    kernel_size: int = 7
+    head_kernel_size: int = 3
+    dropout: float = 0.0
+
+    @property
+    def resolution(self) -> int:
+        """Rows of the largest feature map: the name of the stage in `depth_at` and the like."""
+        return self.grid[0]
+
+    @property
+    def ratio(self) -> int:
+        """Input pixels per cell."""
+        return self.image_ratio * self.patch
+
+
+@dataclass(frozen=True)
+class DiMRConfig(Config):
+    """The facts of a DiMR network.
+
+    Args:
+        image_size: the usual input; every smaller one, square or not, works too if the stages divide it.
+        stages: coarse to fine.
+        norm: of the blocks, one of `diffzoo.nn.time_dependent.NORMS`; between stages it is always "td_ln".
+        positions: "learned" tables, or "axial_rope" with query-key norm in the transformer stages.
+        detach_features: stop the gradient between stages.
+        text_width: channels of text embeddings that attention reads as extra keys and values; 0 = none.
+    """
+
+    stages: tuple[DiMRStage, ...] = ()
+    norm: str = "td_rmsn"
+    positions: Literal["learned", "axial_rope"] = "learned"
+    detach_features: bool = False
+    text_width: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise UserError("a DiMR needs at least one stage")
+        if self.norm not in NORMS:
+            raise UserError(f"unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
+        if self.positions not in ("learned", "axial_rope"):
+            raise UserError(f"expected positions 'learned' or 'axial_rope', got {self.positions!r}")
+        for stage in self.stages:
+            self._check_stage(stage)
+        for coarse, fine in zip(self.stages, self.stages[1:], strict=False):
+            ratio = fine.grid[0] // coarse.grid[0]
+            if ratio < 1 or fine.grid != (ratio * coarse.grid[0], ratio * coarse.grid[1]):
+                raise UserError(f"stages go coarse to fine in whole factors, got grids {coarse.grid} and {fine.grid}")
+        if self.image_size > max(self.largest_input):
+            most = max(self.largest_input)
+            raise UserError(f"these stages serve inputs of at most {most} pixels, got image_size {self.image_size}")
+
+    def _check_stage(self, stage: DiMRStage) -> None:
+        if stage.kind not in ("transformer", "convnext"):
+            raise UserError(f"expected a stage of kind 'transformer' or 'convnext', got {stage.kind!r}")
+        if stage.depth % 2 == 0:
+            raise UserError(f"the depth of a stage is odd (down, middle, up), got {stage.depth}")
+        if stage.kind == "transformer" and stage.width % stage.heads:
+            raise UserError(f"{stage.heads} heads do not divide the width {stage.width}")
+        if stage.kind == "transformer" and self.positions == "axial_rope" and stage.width // stage.heads % 4:
+            raise UserError(f"axial_rope needs heads of a multiple of 4 channels, got {stage.width // stage.heads}")
+        if (stage.grid[0] * stage.ratio, stage.grid[1] * stage.ratio) != self.largest_input:
+            raise UserError(
+                f"all stages must see one largest input: the last one's is {self.largest_input}, but a grid of "
+                f"{stage.grid} with {stage.ratio} pixels per cell says otherwise"
+            )
+
+    @property
+    def largest_input(self) -> tuple[int, int]:
+        """Rows and columns of the largest input that the position tables serve."""
+        last = self.stages[-1]
+        return last.grid[0] * last.ratio, last.grid[1] * last.ratio
+
+    def override(self, **overrides: Any) -> Self:
+        """Replace fields; `depth_at`, `width_at` and `dropout_from_resolution` speak of the rows of a stage's grid.
+
+        `width_at` keeps the ratio of hidden to plain width, `dropout` applies to all stages, or to those of at most
+        `dropout_from_resolution` rows.
+        """
+        depth_at = _by_resolution(self, "depth_at", overrides.pop("depth_at", None))
+        width_at = _by_resolution(self, "width_at", overrides.pop("width_at", None))
+        dropout, start = overrides.pop("dropout", None), overrides.pop("dropout_from_resolution", None)
+        if start is not None and dropout is None:
+            raise UserError("dropout_from_resolution needs dropout as well")
+        config = super().override(**overrides)
+        stages = []
+        for stage in config.stages:
+            width = width_at.get(stage.resolution, stage.width)
+            changes: dict[str, Any] = {"width": width, "hidden": stage.hidden * width // stage.width}
+            changes["depth"] = depth_at.get(stage.resolution, stage.depth)
+            if dropout is not None and (start is None or stage.resolution <= start):
+                changes["dropout"] = dropout
+            stages.append(replace(stage, **changes))
+        return replace(config, stages=tuple(stages))
+
+
+def _by_resolution(config: DiMRConfig, name: str, values: dict[Any, int] | None) -> dict[int, int]:
+    known = [stage.resolution for stage in config.stages]
+    found = {int(k): int(v) for k, v in (values or {}).items()}
+    for resolution in found.keys() - set(known):
+        raise UserError(f"{name}: no stage of {resolution} rows; this network has {known}")
+    return found
+
+
+# -- blocks: maps (b, h, w, c) and tokens (b, n, c), channels last
+
+
+class Attention(nn.Module):
+    """Self-attention with the norm inside; text tokens, if any, are further keys and values."""
+
+    def __init__(self, stage: DiMRStage, config: DiMRConfig):
+        super().__init__()
+        self.heads = stage.heads
+        self.norm = build_norm(config.norm, stage.width)
+        self.qkv = nn.Linear(stage.width, 3 * stage.width, bias=False)
+        self.text_kv = nn.Linear(config.text_width, 2 * stage.width, bias=False) if config.text_width else None
+        rotary = config.positions == "axial_rope"
+        self.rotary = AxialRotary(stage.width // stage.heads, stage.heads) if rotary else None
+        self.qk_norm = QueryKeyNorm(stage.heads) if rotary else None
+        self.out = nn.Linear(stage.width, stage.width)
+
+    def forward(
+        self, x: Tensor, tau: Tensor, positions: Tensor | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> Tensor:
+        q, k, v = self._split(self.qkv(self.norm(x, tau)), 3)
+        if self.rotary is not None and self.qk_norm is not None and positions is not None:
+            q, k = (self.rotary(self.qk_norm(part), positions) for part in (q, k))
+        mask = None
+        if self.text_kv is not None and text is not None:
+            text_k, text_v = self._split(self.text_kv(text), 2)
+            k, v = torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2)
+            if text_mask is not None:
+                mask = F.pad(text_mask, (x.shape[1], 0), value=True)[:, None, None]
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """`(b, n, parts * c)` to `parts` tensors `(b, heads, n, c / heads)`."""
+        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class GatedMLP(nn.Module):
+    """Norm, then GELU(gate) * value, then a projection."""
+
+    def __init__(self, stage: DiMRStage, config: DiMRConfig):
+        super().__init__()
+        self.norm = build_norm(config.norm, stage.width)
+        self.gate = nn.Linear(stage.width, stage.hidden)
+        self.value = nn.Linear(stage.width, stage.hidden)
+        self.out = nn.Linear(stage.hidden, stage.width)
+
+    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+        x = self.norm(x, tau)
+        return self.out(F.gelu(self.gate(x)) * self.value(x))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and gated MLP on tokens."""
+
+    def __init__(self, stage: DiMRStage, config: DiMRConfig):
+        super().__init__()
+        self.attention = Attention(stage, config)
+        self.mlp = GatedMLP(stage, config)
+        self.dropout = nn.Dropout(stage.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        tau: Tensor,
+        positions: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(x, tau, positions, text, text_mask))
+        return x + self.dropout(self.mlp(x, tau))
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, without a norm before it, and gated MLP on maps."""
+
+    def __init__(self, stage: DiMRStage, config: DiMRConfig):
+        super().__init__()
+        k = stage.kernel_size
+        self.conv = nn.Conv2d(stage.width, stage.width, k, padding=k // 2, groups=stage.width)
+        self.mlp = GatedMLP(stage, config)
+        self.dropout = nn.Dropout(stage.dropout)
+
+    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+        # the permuted view is what PyTorch calls channels_last: no copy on the way in or out
+        x = x + self.dropout(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return x + self.dropout(self.mlp(x, tau))
+
+
+class Upsample(nn.Module):
+    """All features of the coarser stage to one map of this stage's grid.
+
+    A linear layer makes `ratio x ratio` cells of each, in the order (row, column, channel).
+    """
+
+    def __init__(self, width_in: int, width: int, ratio: int):
+        super().__init__()
+        self.ratio = ratio
+        self.norm_in = TimeDependentLayerNorm(width_in)
+        self.expand = nn.Linear(width_in, width * ratio * ratio)
+        self.norm_out = TimeDependentLayerNorm(width)
+
+    def forward(self, features: Tensor, tau: Tensor) -> Tensor:
+        r = self.ratio
+        x = self.expand(self.norm_in(features, tau)).unflatten(-1, (r, r, -1))
+        return self.norm_out(x.transpose(2, 3).flatten(3, 4).flatten(1, 2), tau)
+
+
+class Head(nn.Module):
+    """A stage's prediction."""
+
+    def __init__(self, stage: DiMRStage, channels: int):
+        super().__init__()
+        k = stage.head_kernel_size
+        self.norm = TimeDependentLayerNorm(stage.width)
+        self.conv = nn.Conv2d(stage.width, channels, k, padding=k // 2)
+
+    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+        return self.conv(self.norm(x, tau).permute(0, 3, 1, 2))
+
+
+# -- stages and network
+
+
+class Stage(nn.Module):
+    """One resolution: patches, features of the stage before, blocks with long skips, a head."""
+
+    def __init__(self, stage: DiMRStage, config: DiMRConfig, below: DiMRStage | None):
+        super().__init__()
+        self.facts, width = stage, stage.width
+        transformer = stage.kind == "transformer"
+        self.rotary = transformer and config.positions == "axial_rope"
+        self.patch = nn.Conv2d(config.in_channels, width, stage.patch, stride=stage.patch)
+        if self.rotary:
+            # in the official state dict and read by nothing: kept, so that weights convert there and back unchanged
+            spare = AxialRotary(width, stage.heads)
+            self.register_buffer("unused_row", spare.log_frequencies_row.detach())
+            self.register_buffer("unused_column", spare.log_frequencies_column.detach())
+        else:
+            self.positions = nn.Parameter(torch.empty(stage.grid[0] * stage.grid[1], width))
+        self.upsample = None
+        if below is not None:
+            self.upsample = Upsample(below.width * (below.depth + 1), width, stage.grid[0] // below.grid[0])
+        self.class_table = nn.Embedding(config.class_rows, width) if transformer and config.num_classes else None
+        block = TransformerBlock if transformer else ConvNeXtBlock
+        self.blocks = nn.ModuleList(block(stage, config) for _ in range(stage.depth))
+        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(stage.depth // 2))
+        self.head = Head(stage, config.in_channels)
+
+    def forward(
+        self, z: Tensor, tau: Tensor, below: Tensor | None, cond: Condition, run: Run, keep: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The last map `(b, h, w, c)`, and all intermediate ones if `keep`."""
+        x = self._enter(z, tau, below)
+        rows, columns = x.shape[1:3]
+        tokens = self.facts.kind == "transformer"
+        extra = 0
+        if tokens:
+            x = x.flatten(1, 2)
+            if self.class_table is not None:
+                x, extra = torch.cat([self.class_table(cond.label)[:, None].to(x.dtype), x], dim=1), 1
+        features = self._blocks(x, tau, self._block_inputs(rows, columns, extra, cond, x), run, keep)
+        if tokens:
+            features = [f[:, extra:].unflatten(1, (rows, columns)) for f in features]
+        return features[-1], features
+
+    def _enter(self, z: Tensor, tau: Tensor, below: Tensor | None) -> Tensor:
+        if self.facts.image_ratio > 1:
+            z = F.avg_pool2d(z, self.facts.image_ratio)
+        x = self.patch(z).permute(0, 2, 3, 1)
+        if not self.rotary:
+            # a smaller input reads the upper left corner of the table
+            x = x + self.positions.unflatten(0, self.facts.grid)[: x.shape[1], : x.shape[2]]
+        return x if self.upsample is None or below is None else x + self.upsample(below, tau)
+
+    def _block_inputs(self, rows: int, columns: int, extra: int, cond: Condition, x: Tensor) -> tuple[Any, ...]:
+        if self.facts.kind == "convnext":
+            return ()
+        positions = None
+        if self.rotary:
+            positions = F.pad(axial_positions(rows, columns, x.device), (0, 0, extra, 0))  # the origin: no rotation
+        return positions, cond.text, cond.text_mask
+
+    def _blocks(self, x: Tensor, tau: Tensor, inputs: tuple[Any, ...], run: Run, keep: bool) -> list[Tensor]:
+        features, stack, half = [x], [], len(self.skips)
+        for i, block in enumerate(self.blocks):
+            if i > half:
+                x = self.skips[i - half - 1](torch.cat([x, stack.pop()], dim=-1))
+            x = run(block, x, tau, *inputs)
+            features.append(x)
+            if i < half:
+                stack.append(x)
+        return features if keep else features[-1:]
+
+
+class DiMR(Network):
+    """The multi-resolution denoiser.
+
+    `cond.label` where it has classes; `cond.text` and `cond.text_mask` where it reads text (None, or a mask without
+    a True, is no text).
+    """
+
+    unit_types: ClassVar[tuple[type[nn.Module], ...]] = (TransformerBlock, ConvNeXtBlock)
+    config: DiMRConfig
+
+    def __init__(self, config: DiMRConfig):
+        super().__init__(config)
+        below = (None, *config.stages[:-1])
+        self.stages = nn.ModuleList(Stage(s, config, b) for s, b in zip(config.stages, below, strict=True))
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)) and not module.weight.is_meta:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, Stage) and not module.rotary and not module.positions.is_meta:
+                nn.init.trunc_normal_(module.positions, std=0.02)
+
+    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+        return self._outputs(z, noise_level, cond, last_only=True)[-1]
+
+    def training_outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> tuple[Tensor, ...]:
+        """The prediction of every stage, coarse to fine."""
+        return self._outputs(z, noise_level, cond, last_only=False)
+
+    def _outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None, last_only: bool) -> tuple[Tensor, ...]:
+        self.check_input(z)
+        cond = self._condition(z, cond)
+        z, tau = z.to(self.stages[0].patch.weight.dtype), noise_level / 4
+        outputs, below = [], None
+        for stage in self.stages:
+            final = stage is self.stages[-1]
+            x, features = stage(z, tau, below, cond, self.run, keep=not final)
+            if final or not last_only:
+                outputs.append(stage.head(x, tau))
+            if not final:
+                below = torch.cat(features, dim=-1)
+                below = below.detach() if self.config.detach_features else below
+        return tuple(outputs)
+
+    def _condition(self, z: Tensor, cond: Condition | None) -> Condition:
+        label, text = self.labels(z, cond), cond.text if cond is not None else None
+        if text is not None and text.shape[2] != self.config.text_width:
+            want = f"of {self.config.text_width} channels" if self.config.text_width else "no text"
+            raise UserError(f"this network reads {want}: got text embeddings of shape {tuple(text.shape)}")
+        if text is not None:
+            text = text.to(self.stages[0].patch.weight.dtype)
+        return Condition(label=label, text=text, text_mask=cond.text_mask if cond is not None else None)
+
+    def check_input(self, z: Tensor) -> None:
+        rows, columns = self.config.largest_input
+        cell = max(stage.ratio for stage in self.config.stages)
+        fits = z.ndim == 4 and z.shape[1] == self.config.in_channels
+        fits = fits and 0 < z.shape[2] <= rows and 0 < z.shape[3] <= columns
+        if not fits or z.shape[2] % cell or z.shape[3] % cell:
+            raise UserError(
+                f"expected an input of shape (b, {self.config.in_channels}, h, w) with h <= {rows} and w <= {columns}, "
+                f"multiples of {cell}; got {tuple(z.shape)}"
+            )
+
+    def no_weight_decay(self) -> set[str]:
+        return gate_parameters(self)
+
+
+# -- sizes
+
+
+def _config(
+    image_size: int,
+    channels: int,
+    widths: tuple[int, ...],
+    depths: tuple[int, ...],
+    heads: int,
+    ratios: tuple[tuple[int, int], ...],
+) -> DiMRConfig:
+    """A transformer stage and ConvNeXt stages above it, hidden = 2 width; `ratios` are (image_ratio, patch)."""
+    stages = tuple(
+        DiMRStage(
+            kind="transformer" if i == 0 else "convnext",
+            grid=(image_size // (ratio * patch),) * 2,
+            width=width,
+            hidden=2 * width,
+            depth=depth,
+            image_ratio=ratio,
+            patch=patch,
+            heads=heads if i == 0 else 1,
+        )
+        for i, (width, depth, (ratio, patch)) in enumerate(zip(widths, depths, ratios, strict=True))
+    )
+    return DiMRConfig(image_size=image_size, in_channels=channels, num_classes=1000, null_class=True, stages=stages)
+
+
+_TWO, _THREE = ((1, 2), (1, 1)), ((1, 4), (1, 2), (1, 1))
+
+VARIANTS: dict[str, DiMRConfig] = {
+    "dimr_xl_256": _config(32, 4, (960, 480), (39, 21), 16, _TWO),
+    "dimr_g_256": _config(32, 4, (1152, 576), (57, 29), 16, _TWO),
+    "dimr_xl_512": _config(64, 4, (960, 480, 240), (39, 21, 21), 16, _THREE),
+    "dimr_m_64": _config(64, 3, (768, 384, 192), (15, 9, 9), 12, _THREE),
+    "dimr_l_64": _config(64, 3, (960, 480, 240), (21, 11, 11), 16, _THREE),
+}
+
+_COUNTS = "no configuration was released: inferred from the parameter count in the paper (arXiv:2406.09416)"
+NOTES = {
+    "dimr_xl_512": f"{_COUNTS} and its multiply-adds, which fit exactly; how the factor 4 of the first stage is split "
+    "is a guess",
+    "dimr_m_64": f"{_COUNTS}; other sizes fit as well",
+    "dimr_l_64": f"{_COUNTS}; other sizes fit as well",
+}
+
+TINY = DiMRConfig(
+    image_size=16,
+    in_channels=4,
+    num_classes=10,
+    stages=(
+        DiMRStage("transformer", (8, 8), width=32, hidden=64, depth=3, patch=2, heads=4),
+        DiMRStage("convnext", (16, 16), width=16, hidden=32, depth=3),
+    ),
+)
+
+for _name, _variant in VARIANTS.items():
+    register_model(_name, DiMR, _variant, NOTES.get(_name, ""))

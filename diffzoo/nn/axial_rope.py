@@ -1,0 +1,84 @@
+"""Rotary positions on a grid of any shape, with learned frequencies per head, and the query-key norm that goes with it.
+
+The design is that of hourglass transformers (arXiv:2401.11605): half of the channel pairs turn with the row, half with
+the column; positions are cell centres in [-1, 1] on the longer side, so that a smaller or longer grid needs no new
+parameters; attention is cosine similarity with a learned temperature per head.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AxialRotary", "QueryKeyNorm", "axial_positions"]
+
+
+def axial_positions(rows: int, columns: int, device: torch.device | str | None = None) -> Tensor:
+    """Centres (row, column) of the cells of a grid, `(rows * columns, 2)`, row by row.
+
+    The longer side spans [-1, 1], the shorter one as much as keeps cells square.
+    """
+    longest = max(rows, columns)
+
+    def centres(n: int) -> Tensor:
+        return (2 * torch.arange(n, device=device, dtype=torch.float32) + 1 - n) / longest
+
+    return torch.cartesian_prod(centres(rows), centres(columns))
+
+
+class AxialRotary(nn.Module):
+    """Rotate queries or keys by their position.
+
+    Args:
+        head_width: channels per head, a multiple of 4.
+        heads: attention heads.
+    """
+
+    def __init__(self, head_width: int, heads: int):
+        super().__init__()
+        start = torch.linspace(math.log(math.pi), math.log(5 * math.pi), head_width // 4)
+        self.log_frequencies_row = nn.Parameter(start.expand(heads, -1).clone())
+        self.log_frequencies_column = nn.Parameter(start.expand(heads, -1).clone())
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Turn channel pairs (2i, 2i + 1) of `x` `(b, heads, n, head_width)`; `positions` is `(n, 2)`."""
+        row, column = positions[:, 0, None], positions[:, 1, None]
+        angles = torch.cat(
+            [
+                row * self.log_frequencies_row.float().exp()[:, None],
+                column * self.log_frequencies_column.float().exp()[:, None],
+            ],
+            dim=-1,
+        )
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+class QueryKeyNorm(nn.Module):
+    """Give queries and keys the length sqrt(temperature), one learned temperature per head.
+
+    `exp(log_scale)` multiplies the cosine of query and key after the usual 1 / sqrt(head_width) of attention. It never
+    exceeds 100: training projects `log_scale` back before each use, and the gradient is taken at the bound.
+
+    Args:
+        heads: attention heads.
+    """
+
+    limit = math.log(100)
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((heads,), math.log(10.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` `(b, heads, n, head_width)` over its last dimension."""
+        if self.training:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=self.limit)
+        log_scale = self.log_scale.float()
+        # bounded value, gradient of the identity: weights that were never projected act as if they had been
+        log_scale = log_scale - (log_scale - self.limit).clamp_min(0).detach()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.exp(log_scale / 2)[:, None, None] * x.shape[-1] ** -0.25
+        return (wide * scale * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
