@@ -1,0 +1,62 @@
+"""The front of the command line: verbs, help and messages without tracebacks."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from diffzoo.cli.main import LIGHTNING, VERBS, main
+from diffzoo.errors import UserError
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_there_and_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert import_module(VERBS[verb][0]).run
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"diffzoo {verb}" in capsys.readouterr().out
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smaple"], "unknown verb 'smaple'; did you mean 'sample'"),
+        (["--config", "x.yaml", "fit"], "the verb comes first: diffzoo fit"),
+        (["describe", "simple_uvit_265"], "did you mean 'simple_uvit_256'"),
+        (["recipes", "show", "cifar10/simple_uvitt"], "did you mean 'cifar10/simple_uvit'"),
+    ],
+    ids=["verb", "order", "model", "recipe"],
+)
+def test_mistakes_are_one_sentence_on_stderr(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+
+
+def test_tracebacks_are_one_variable_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFZOO_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        main(["describe", "nothing_like_it"])
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m diffzoo list | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_only_lightning_verbs_get_raw_arguments() -> None:
+    assert set(LIGHTNING) <= set(VERBS)

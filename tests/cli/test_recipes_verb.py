@@ -1,0 +1,32 @@
+"""`diffzoo recipes`: what is listed can be shown and copied, and nothing is overwritten."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffzoo.cli.main import main
+from diffzoo.cli.recipe_files import find_recipe, recipe_names
+
+
+def test_list_shows_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert len(recipe_names()) > 10
+    assert all(name in shown for name in recipe_names())
+
+
+def test_show_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    name = recipe_names()[0]
+    assert main(["recipes", "show", name]) == 0
+    assert capsys.readouterr().out == find_recipe(name).read_text()
+
+
+def test_copy_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, to = recipe_names()[0], tmp_path / "mine.yaml"
+    assert main(["recipes", "copy", name, str(to)]) == 0
+    assert yaml.safe_load(to.read_text())["model"]
+    to.write_text("mine")
+    assert main(["recipes", "copy", name, str(to)]) == 2
+    assert to.read_text() == "mine"
+    assert "exists already" in capsys.readouterr().err
