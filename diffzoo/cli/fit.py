@@ -1,0 +1,140 @@
+"""`diffzoo fit` and `diffzoo validate`: LightningCLI with a run directory, resume and errors that help.
+
+A recipe is one YAML with the keys `seed_everything`, `model` (arguments of `DiffusionModule`), `data` (a data module
+by class) and `trainer`. Everything of a run lies in its directory:
+
+    config.yaml  metrics.csv  tensorboard/  samples/  checkpoints/  averages/
+"""
+
+import argparse
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffzoo.cli.recipe_files import find_recipe
+from diffzoo.errors import UserError, did_you_mean
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
+
+__all__ = ["run", "train"]
+
+EPILOG = """
+options of the trainer, the model and the data follow as --trainer.KEY, --model.KEY, --data.KEY, for example
+  --trainer.max_steps 1000  --model.network_args.dropout 0.2  --data.init_args.batch_size 64
+`diffzoo fit -c RECIPE --print_config` prints them all with their values.
+"""
+
+
+def _front(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"diffzoo {verb}",
+        description="Train from a recipe." if verb == "fit" else "Validation loss of a checkpoint.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action="append", required=True, help="recipe: a file, or a name that ships")
+    parser.add_argument("--run", help="directory of the run; default runs/RECIPE")
+    if verb == "fit":
+        parser.add_argument("--resume", help="'auto': continue the newest sound checkpoint, or start; or a path")
+        parser.add_argument("--dry-run", action="store_true", help="two real steps, preview, checkpoint, resume")
+    parser.add_argument("--data.folder", dest="folder", help="train on a folder of images; sub-folders are classes")
+    return parser
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run `fit` or `validate` with the arguments of the command line."""
+    args, rest = _front(verb).parse_known_args(list(argv))
+    recipes = [find_recipe(name) for name in args.config]
+    if getattr(args, "dry_run", False):
+        from diffzoo.cli.dry_run import dry_run
+
+        return dry_run(recipes, rest)
+    directory = Path(args.run) if args.run else Path("runs") / recipes[0].stem
+    train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
+    return 0
+
+
+def train(
+    recipes: Sequence[Path],
+    rest: Sequence[str],
+    directory: Path,
+    verb: str = "fit",
+    resume: str | None = None,
+    folder: str | None = None,
+) -> Any:
+    """Parse the recipe, set up the run directory and train; returns the trainer.
+
+    Args:
+        recipes: YAML files; later ones win.
+        rest: options in LightningCLI's form.
+        directory: where everything of the run goes.
+        verb: "fit" or "validate".
+        resume: None = start, "auto" = newest sound checkpoint if there is one, or a path.
+        folder: replaces the recipe's data by a folder of images.
+
+    Raises:
+        UserError: for anything in the recipe or the options that does not fit, naming the nearest right key.
+    """
+    from diffzoo.cli.lightning_cli import Command
+    from diffzoo.training.checkpointing import RunLock, find_resume
+
+    arguments = [verb, *(f"--config={r}" for r in recipes), *rest]
+    if folder:
+        arguments += ["--data=diffzoo.data.ImageFolder", f"--data.init_args.path={folder}"]
+    if not any(a.startswith("--trainer.default_root_dir") for a in rest):
+        arguments.append(f"--trainer.default_root_dir={directory}")
+    with RunLock(directory):
+        if resume:
+            checkpoint = find_resume(directory) if resume == "auto" else Path(resume)
+            if checkpoint is not None and not checkpoint.exists():
+                raise UserError(f"no checkpoint at {checkpoint}: give a file, or --resume auto")
+            if checkpoint is not None:
+                print(f"resuming from {checkpoint}")
+                arguments.append(f"--ckpt_path={checkpoint}")
+        elif verb == "fit" and (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir()):
+            raise UserError(
+                f"{directory} already holds a run: continue it with --resume auto, or choose another --run directory"
+            )
+        with warnings.catch_warnings():
+            _quiet()
+            return Command(arguments).trainer
+
+
+def _quiet() -> None:
+    """Hide warnings that a user can do nothing about."""
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*GPU available but not used.*",
+        ".*mid-epoch.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """A parser's message as one sentence that names the nearest right key.
+
+    Args:
+        message: what jsonargparse said.
+        known: every key that exists, dotted.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = " ".join(lines)
+    unknown = re.search(r"(?:Key|Option|Unrecognized arguments?:?|Group)\s*['\"]?(?:--)?([\w.\-]+)['\"]?", text)
+    name = unknown.group(1) if unknown else None
+    if name and name not in known:
+        tails = {k.split(".")[-1] for k in known}
+        hint = did_you_mean(name, known) or did_you_mean(name.split(".")[-1], tails)
+        return f"{text}{hint}"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(run("fit", sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""LightningCLI with this project's defaults; the only file that knows its inner workings."""
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import jsonargparse._typehints as typehints
+import lightning.pytorch as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+# short class names in recipes work for classes that are imported here
+import diffzoo.data
+import diffzoo.encoders
+import diffzoo.process
+import diffzoo.sampling
+import diffzoo.training  # noqa: F401
+from diffzoo.cli.fit import explain
+from diffzoo.errors import UserError
+from diffzoo.training.checkpointing import Checkpoints
+from diffzoo.training.guards import LossGuard
+from diffzoo.training.module import DiffusionModule
+from diffzoo.training.progress import RunProgress
+from diffzoo.training.throughput import Throughput
+
+__all__ = ["Command", "ParsedRecipe"]
+
+
+def _start_from_its_own_defaults(parser_or_action: Any, previous: Any, value: Any) -> None:
+    """A class chosen anew takes nothing from the class it replaces.
+
+    jsonargparse keeps arguments of the same name: `weighting: Sigmoid` would silently inherit `measure` from the
+    default weighting, and `schedule: LinearBeta` a bound from the cosine. A recipe means what it says.
+    """
+    if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+        previous["init_args"] = Namespace()
+
+
+typehints.discard_init_args_on_class_path_change = _start_from_its_own_defaults
+
+
+class Command(LightningCLI):
+    """`fit` and `validate` over `DiffusionModule` and any data module."""
+
+    def __init__(self, arguments: list[str]):
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+        super().__init__(
+            DiffusionModule,
+            L.LightningDataModule,
+            args=arguments,
+            subclass_mode_data=True,
+            save_config_callback=SaveRecipe,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
+            trainer_defaults={"gradient_clip_val": 1.0, "max_epochs": -1, "enable_model_summary": False},
+            seed_everything_default=0,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        hidden = {"model", "dataloaders", "datamodule"}
+        return {"fit": hidden | {"train_dataloaders", "val_dataloaders"}, "validate": hidden}
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        shown = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(shown):
+                super().parse_arguments(parser, args)
+        except SystemExit as stop:
+            if stop.code in (0, None):  # --print_config, --help
+                raise
+            raise UserError(explain(shown.getvalue() or str(stop), self._keys())) from stop
+        except Exception as error:
+            raise UserError(explain(str(error), self._keys())) from error
+
+    def _keys(self) -> list[str]:
+        found: list[str] = []
+        for parser in self._subcommand_parsers.values():
+            found += [action.dest for action in parser._actions if action.dest != "help"]
+        return sorted(set(found))
+
+    def _parse_ckpt_path(self) -> None:
+        """Recipe and command line win over what a checkpoint stores."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer")
+        directory = Path(config.get("default_root_dir") or ".")
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(directory, name="", version=""),
+                TensorBoardLogger(directory, name="", version="tensorboard"),
+            ]
+        config["callbacks"] = self._with_defaults(config.get("callbacks"))
+        self._derive_accumulation(config)
+        return super().instantiate_trainer(**kwargs)
+
+    @staticmethod
+    def _with_defaults(callbacks: Any) -> list[L.Callback]:
+        """The recipe's callbacks and those that every run has."""
+        chosen = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
+        for default in (LossGuard, Throughput, RunProgress, Checkpoints):
+            if not any(isinstance(c, default) for c in chosen):
+                chosen.append(default())
+        return chosen
+
+    def _derive_accumulation(self, config: Any) -> None:
+        """Micro-batches per step, from the fixed global batch and what one device holds."""
+        data = self.datamodule
+        micro, batch = getattr(data, "micro_batch_size", None), getattr(data, "batch_size", None)
+        if micro is None or batch is None:
+            return
+        devices = _world_size(config)
+        if batch % (micro * devices):
+            raise UserError(
+                f"the global batch of {batch} is not a multiple of {devices} devices x micro-batch {micro}: "
+                "change data.init_args.micro_batch_size"
+            )
+        config["accumulate_grad_batches"] = batch // (micro * devices)
+
+
+class ParsedRecipe(Command):
+    """A recipe read and checked, with nothing built: `config` holds every value, defaults included."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def _world_size(config: Any) -> int:
+    devices = config.get("devices", "auto")
+    if isinstance(devices, (list, tuple)):
+        count = len(devices)
+    elif devices in ("auto", -1, "-1", None):
+        count = max(1, torch.cuda.device_count()) if config.get("accelerator", "auto") != "cpu" else 1
+    else:
+        count = int(devices)
+    return count * int(config.get("num_nodes", 1) or 1)
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Saves the whole configuration as `config.yaml` of the run directory."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero or self.already_saved:
+            return
+        from diffzoo.files import write_text
+
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        write_text(path, self.parser.dump(self.config, skip_none=False))
+        self.already_saved = True

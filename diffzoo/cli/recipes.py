@@ -1,0 +1,41 @@
+"""`diffzoo recipes list | show NAME | copy NAME [TO]`."""
+
+import argparse
+from pathlib import Path
+
+from diffzoo.cli.recipe_files import find_recipe, recipe_names
+from diffzoo.errors import UserError
+from diffzoo.files import write_text
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `diffzoo recipes`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list | show | copy")
+    actions.add_parser("list", help="names and first lines of all recipes")
+    show = actions.add_parser("show", help="print a recipe")
+    show.add_argument("name")
+    copy = actions.add_parser("copy", help="copy a recipe, to change it")
+    copy.add_argument("name")
+    copy.add_argument("to", nargs="?", help="file; default: the recipe's name in this folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List, print or copy recipes."""
+    if args.action == "list":
+        names = recipe_names()
+        width = max(map(len, names))
+        for name in names:
+            title = find_recipe(name).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+            print(f"{name:<{width}}  {title}")
+    elif args.action == "show":
+        print(find_recipe(args.name).read_text(encoding="utf-8"), end="")
+    else:
+        source = find_recipe(args.name)
+        to = Path(args.to or source.name)
+        if to.is_dir():
+            to = to / source.name
+        if to.exists():
+            raise UserError(f"{to} exists already: name another file")
+        write_text(to, source.read_text(encoding="utf-8"))
+        print(f"copied to {to}; train with: diffzoo fit -c {to}")
+    return 0

@@ -1,0 +1,123 @@
+"""What is seen during training: grids of samples, drawn from the averaged weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.sampling import ClassifierFree, Denoiser, sample
+from diffzoo.training.averaging import averaged
+from diffzoo.images import save_grid
+from diffzoo.typing import Condition
+
+__all__ = ["SampleGrid"]
+
+
+class SampleGrid(L.Callback):
+    """Writes `samples/step_*.png` at intervals and `samples/final.png` at the end of training.
+
+    The same seeds and classes every time, so that the pictures can be compared: one row per class (unconditional
+    networks: one square). Every rank idles while rank 0 draws.
+
+    Args:
+        every_n_steps: interval in optimizer steps; 0 = at the end only.
+        classes: class indices of the rows; None = the first eight.
+        per_class: pictures per row.
+        guidance: classifier-free guidance scale; 1 = none.
+        final_steps: sampler steps of the final grid; None = as for the others.
+        batch_size: pictures drawn at once.
+        captions: what to draw with a text model, one row each; None = captions of the first validation batch.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        classes: Sequence[int] | None = None,
+        per_class: int = 8,
+        guidance: float = 1.5,
+        final_steps: int | None = None,
+        batch_size: int = 64,
+        captions: Sequence[str] | None = None,
+    ):
+        if per_class < 1:
+            raise UserError(f"per_class must be at least 1, got {per_class}")
+        self.every_n_steps, self.classes, self.per_class = every_n_steps, classes, per_class
+        self.guidance, self.final_steps, self.batch_size = guidance, final_steps, batch_size
+        self.captions = captions
+        self._last = -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._last:
+            self._last = step
+            self.draw(trainer, pl_module, f"step_{step:07d}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.fast_dev_run and not trainer.interrupted:
+            self.draw(trainer, pl_module, "final", self.final_steps)
+
+    @rank_zero_only
+    def draw(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path:
+        """Draw one grid and write it; returns the path."""
+        from dataclasses import replace
+
+        cond, rows = self._conditions(trainer, module)
+        seeds = [i % self.per_class for i in range(rows * self.per_class)]
+        sampler = module.sampler if steps is None else replace(module.sampler, steps=steps)
+        was_training = module.network.training
+        module.network.eval()
+        try:
+            with averaged(module), torch.no_grad():
+                denoise: Any = Denoiser(module.network, module.process)
+                if self.guidance != 1 and cond is not None and module.network.config.null_class:
+                    denoise = ClassifierFree(denoise, self.guidance)
+                shape = (module.network.config.in_channels, *(module.network.config.image_size,) * 2)
+                z = sample(denoise, sampler, shape, seeds, cond, device=module.device, batch_size=self.batch_size)
+        finally:
+            module.network.train(was_training)
+        path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
+        grid = save_grid(self._decode(module, z), path, columns=self.per_class)
+        self._log(trainer, grid)
+        return path
+
+    def _conditions(self, trainer: L.Trainer, module: Any) -> tuple[Condition | None, int]:
+        config = module.network.config
+        if module.text_encoder is not None:
+            captions = list(self.captions or self._held_out_captions(trainer))
+            text, mask = module.text_encoder.encode([c for c in captions for _ in range(self.per_class)])
+            return Condition(text=text.to(module.device), text_mask=mask.to(module.device)), len(captions)
+        if not config.num_classes:
+            return None, self.per_class
+        count = len(module.class_names) or config.num_classes
+        classes = list(self.classes) if self.classes is not None else list(range(min(8, count)))
+        for c in classes:
+            if not 0 <= c < config.num_classes:
+                raise UserError(f"preview class {c} is out of range: the network has classes 0 to {config.num_classes - 1}")
+        label = torch.tensor([c for c in classes for _ in range(self.per_class)], device=module.device)
+        return Condition(label=label), len(classes)
+
+    @staticmethod
+    def _held_out_captions(trainer: L.Trainer) -> list[str]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return list(next(iter(data.val_dataloader()))["caption"][:8])
+
+    @staticmethod
+    def _decode(module: Any, z: Tensor) -> Tensor:
+        if module.autoencoder is None:
+            return z
+        parts = [module.autoencoder.decode(part.to(module.device)).cpu() for part in z.split(16)]
+        return torch.cat(parts)
+
+    @staticmethod
+    def _log(trainer: L.Trainer, grid: Tensor) -> None:
+        for logger in trainer.loggers:
+            writer = getattr(logger.experiment, "add_image", None)
+            if writer is not None:
+                writer("samples", grid, trainer.global_step)

@@ -1,0 +1,251 @@
+"""The LightningModule: wiring between a network, a process and a data module, and nothing else.
+
+`training_step` is Algorithm 1 of arXiv:2006.11239 in the words of this package: draw a time and noise, diffuse,
+predict, weigh. Mathematics lives in `diffzoo.process`, networks in `diffzoo.models`, averages in `averaging.py`.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from diffzoo import __version__
+from diffzoo.encoders.autoencoder import Autoencoder
+from diffzoo.encoders.text import TextEncoder
+from diffzoo.errors import UserError
+from diffzoo.models.base import Network
+from diffzoo.models.registry import config_to_dict
+from diffzoo.process import GaussianProcess, UniformEps, Weighting, denoising_loss, to_config
+from diffzoo.sampling import DDIM, Sampler
+from diffzoo.training import draws
+from diffzoo.training.optimizers import parameter_groups
+from diffzoo.typing import Condition
+
+__all__ = ["DiffusionModule"]
+
+OptimizerFactory = Callable[[Iterable], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class DiffusionModule(L.LightningModule):
+    """Trains a denoiser.
+
+    Args:
+        network: a registered name (`diffzoo list`) or a built network.
+        network_args: overrides of the registered config, for example `{dropout: 0.2, depth_at: {16: 36}}`.
+        weights: start from these weights: a published tag, a Hub repository, a run or a file; None = random.
+        process: schedule, path, prediction and what the network reads.
+        weighting: which noise levels matter.
+        loss_resolutions: the resolutions of Simple Diffusion's multiscale loss, in pixels; None = plain loss.
+        loss_coefficients: weight of each output of a multi-resolution network; None = 1 / ratio^2.
+        condition_dropout: probability that a sample is trained without its condition, for classifier-free guidance.
+        sampler: draws the previews.
+        optimizer: called with the parameter groups.
+        lr_scheduler: called with the optimizer, stepped every step; None = constant.
+        autoencoder: frozen codec of a latent model; None = pixel space.
+        text_encoder: frozen encoder of captions; None = classes or nothing.
+        grad_checkpointing: recompute the blocks' activations: less memory, about a quarter more time.
+        compile: compile every block.
+        channels_last: keep feature maps in NHWC order, which convolutions prefer.
+        seed: seed of noise, times and dropout of conditions.
+    """
+
+    def __init__(
+        self,
+        network: Network | str,
+        network_args: dict[str, Any] | None = None,
+        weights: str | None = None,
+        process: GaussianProcess = GaussianProcess(),  # noqa: B008  frozen
+        weighting: Weighting = UniformEps(),  # noqa: B008  frozen
+        loss_resolutions: list[int] | None = None,
+        loss_coefficients: list[float] | None = None,
+        condition_dropout: float = 0.1,
+        sampler: Sampler = DDIM(),  # noqa: B008  frozen
+        optimizer: OptimizerFactory = functools.partial(torch.optim.AdamW, lr=1e-4),
+        lr_scheduler: SchedulerFactory | None = None,
+        autoencoder: Autoencoder | None = None,
+        text_encoder: TextEncoder | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        channels_last: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not 0 <= condition_dropout <= 1:
+            raise UserError(f"condition_dropout must lie in [0, 1], got {condition_dropout}")
+        self.name = network if isinstance(network, str) else type(network).__name__
+        self.network = self._build(network, network_args, weights)
+        self.process, self.weighting, self.sampler = process, weighting, sampler
+        self.loss_resolutions, self.loss_coefficients = loss_resolutions, loss_coefficients
+        self.condition_dropout = condition_dropout if self.network.config.null_class else 0.0
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        # companions are frozen: outside the module tree they are neither averaged, nor saved, nor sharded
+        object.__setattr__(self, "autoencoder", autoencoder)
+        object.__setattr__(self, "text_encoder", text_encoder)
+        self.network.set_grad_checkpointing(grad_checkpointing)
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if compile:
+            self.network.compile_units()
+        self.channels_last = channels_last
+        self.seed = seed
+        self.class_names: list[str] = []
+        self.images_seen = 0
+        self.last_losses: tuple[Tensor, Tensor] | None = None
+        self.last_ids: list[int] = []
+
+    @staticmethod
+    def _build(network: Network | str, overrides: dict[str, Any] | None, weights: str | None) -> Network:
+        if not isinstance(network, str):
+            if overrides or weights:
+                raise UserError("network_args and weights need the network to be a registered name, got a built network")
+            return network
+        from diffzoo.factory import create_model
+
+        return create_model(network, pretrained=weights or False, **(overrides or {}))
+
+    # -- a step
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch: diffuse, predict, weigh."""
+        index = self._index(batch, batch_idx)
+        x = self.clean(batch, index)
+        cond = self.condition(batch, index)
+        t = draws.times(self.seed, index, self.device)
+        eps = draws.normal("eps", self.seed, index, x.shape[1:], self.device)
+        loss = self.losses(x, eps, t, cond)
+        self.last_losses = (self.process.logsnr(t), loss.detach())
+        self.last_ids = batch["id"].tolist() if "id" in batch else index
+        return loss.mean()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss on held-out data, with noise that depends on the row alone; `WeightAverages` puts its average in."""
+        index = batch["id"].tolist()
+        x = self.clean(batch, index)
+        t = draws.times(self.seed, index, self.device)
+        eps = draws.normal("validation", self.seed, index, x.shape[1:], self.device)
+        loss = self.losses(x, eps, t, self.condition(batch, None)).mean()
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
+
+    def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        """Weighted loss per sample, `(b,)`."""
+        z = self.process.add_noise(x, eps, t)
+        if self.channels_last:
+            z = z.contiguous(memory_format=torch.channels_last)
+        outputs = self.network.training_outputs(z, self.process.noise_level(t), cond)
+        if self.process.learned_variance:
+            return self._learned_variance_losses(outputs, x, z, eps, t)
+        outputs = tuple(out.float() for out in outputs)
+        return denoising_loss(
+            self.process, self.weighting, outputs, x, eps, t, self.loss_resolutions, self.loss_coefficients
+        )
+
+    def _learned_variance_losses(
+        self, outputs: tuple[Tensor, ...], x: Tensor, z: Tensor, eps: Tensor, t: Tensor
+    ) -> Tensor:
+        from diffzoo.process.discrete import hybrid_loss
+
+        return hybrid_loss(self.process, outputs[-1].float(), x, z, eps, t)
+
+    def _index(self, batch: dict[str, Any], batch_idx: int) -> list[int]:
+        """Place of each sample in the global stream; data modules that do not say get consecutive places."""
+        if "index" in batch:
+            return batch["index"].tolist()
+        n = len(batch["image"] if "image" in batch else batch["moments"])
+        accumulate = self.trainer.accumulate_grad_batches
+        start = (self.global_step * accumulate + batch_idx % accumulate) * self.trainer.world_size
+        return [(start + self.global_rank) * n + i for i in range(n)]
+
+    def clean(self, batch: dict[str, Any], index: list[int]) -> Tensor:
+        """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
+        if "moments" in batch:
+            mean, std = batch["moments"].float().chunk(2, dim=1)
+            return mean + std * draws.normal("latent", self.seed, index, mean.shape[1:], self.device)
+        images = batch["image"].to(torch.float32) / 127.5 - 1
+        if self.autoencoder is None:
+            return images
+        with torch.no_grad():
+            mean, std = self.autoencoder.encode(images)
+        return mean + std * draws.normal("latent", self.seed, index, mean.shape[1:], self.device)
+
+    def condition(self, batch: dict[str, Any], index: list[int] | None) -> Condition | None:
+        """Class or text of a batch; with `index`, some are dropped, here and nowhere else."""
+        label = batch.get("label") if self.network.config.num_classes else None
+        text = mask = None
+        if self.text_encoder is not None:
+            text, mask = self._text(batch)
+        cond = Condition(label=label, text=text, text_mask=mask)
+        if not len(cond):
+            return None
+        if index is not None and self.condition_dropout > 0:
+            drop = draws.uniform("condition", self.seed, index, self.device) < self.condition_dropout
+            cond = cond.where(~drop, self.network.null_condition(cond))
+        return cond
+
+    def _text(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        if "text" in batch:
+            return batch["text"], batch["text_mask"]
+        if "caption" not in batch:
+            raise UserError("the recipe has a text encoder but the data has no captions: choose data with captions")
+        text, mask = self.text_encoder.encode(batch["caption"])
+        return text.to(self.device), mask.to(self.device)
+
+    # -- around a step
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; places and row ids stay on the host, where the generators are keyed."""
+        host = ("index", "id")
+        return {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in host else v
+            for k, v in batch.items()
+        }
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the network alone, with the family's own no-decay groups."""
+        optimizer = self.optimizer(parameter_groups(self.network))
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        """Check that data and network fit, and say what disagrees."""
+        data = getattr(self.trainer, "datamodule", None)
+        config = self.network.config
+        classes = getattr(data, "num_classes", 0) or 0
+        if config.num_classes and classes > config.num_classes:
+            raise UserError(
+                f"the data has {classes} classes but {self.name} has {config.num_classes}: "
+                f"set model.network_args.num_classes to {classes}"
+            )
+        if config.num_classes and data is not None and not classes and hasattr(data, "num_classes"):
+            raise UserError(
+                f"{self.name} has {config.num_classes} classes but the data has none: "
+                "set model.network_args.num_classes to 0, or use folders as classes"
+            )
+        size = getattr(data, "image_size", None)
+        if self.autoencoder is None and size is not None and size != config.image_size:
+            raise UserError(
+                f"the data gives images of {size} px but {self.name} expects {config.image_size} px: "
+                "set data.init_args.image_size or model.network_args.image_size"
+            )
+        self.class_names = list(getattr(data, "class_names", None) or [])
+        for companion in (self.autoencoder, self.text_encoder):
+            if companion is not None:
+                companion.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that is needed to rebuild the model without its recipe (`diffzoo.zoo.load_any`)."""
+        checkpoint["diffzoo"] = {
+            "version": __version__,
+            "model": {
+                "name": self.name,
+                "family": type(self.network).__name__,
+                "config": config_to_dict(self.network.config),
+            },
+            "process": to_config(self.process),
+            "sampler": type(self.sampler).__name__,
+            "class_names": self.class_names,
+        }

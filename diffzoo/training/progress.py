@@ -1,0 +1,87 @@
+"""The progress of a run: one bar over all steps on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+__all__ = ["RunProgress"]
+
+
+class RunProgress(ProgressBar):
+    """Steps done and left, images per second, smoothed loss.
+
+    Args:
+        line_every_seconds: interval of the lines that replace the bar where output is not a terminal.
+    """
+
+    def __init__(self, line_every_seconds: float = 20.0):
+        super().__init__()
+        self.line_every_seconds = line_every_seconds
+        self._bar: tqdm | None = None
+        self._enabled = True
+        self._loss = self._rate = None  # type: float | None
+        self._stamp = self._line_stamp = 0.0
+        self._started, self._first_step = 0.0, 0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stamp = self._line_stamp = self._started = time.monotonic()
+        self._first_step = trainer.global_step
+        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+            total = trainer.max_steps if trainer.max_steps > 0 else None
+            self._bar = tqdm(total=total, initial=trainer.global_step, desc="training", unit="step", dynamic_ncols=True)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._enabled or not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        images = len(batch["image"] if "image" in batch else batch["moments"]) * trainer.world_size
+        rate = images / max(now - self._stamp, 1e-9)
+        self._stamp = now
+        self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
+        # reading the loss waits for the device, so it is done at a human pace
+        if trainer.global_step % 10 == 0 or self._loss is None:
+            loss = float(outputs["loss"])
+            self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._rate:.0f} images/s, loss {self._loss:.4f}", refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+        elif now - self._line_stamp > self.line_every_seconds:
+            self._line_stamp = now
+            print(self._line(trainer, now), flush=True)
+
+    def _line(self, trainer: L.Trainer, now: float) -> str:
+        done = trainer.global_step - self._first_step
+        left = ""
+        if trainer.max_steps > 0 and done > 0:
+            seconds = (now - self._started) / done * (trainer.max_steps - trainer.global_step)
+            left = f"/{trainer.max_steps}, {int(seconds // 60)} min {int(seconds % 60):02d} s left"
+        return f"step {trainer.global_step}{left}, {self._rate:.0f} images/s, loss {self._loss:.4f}"
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.write(" ".join(map(str, args)))
+        elif self._enabled:
+            print(*args, **kwargs)
