@@ -7,8 +7,9 @@ number and the output mean is a fact of the process (`diffzoo.process.GaussianPr
 config (`Config.override`); for networks with resolution levels (`Level`) they are stated in pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import torch
@@ -82,34 +83,68 @@ class LevelConfig(Config):
         dropout: probability, at every level or from `dropout_from_resolution` pixels down to the coarsest;
         dropout_from_resolution: levels of at most this many pixels get the dropout (default: those that have one);
         depth_at, width_at: mappings from resolution in pixels to a new depth or width.
+
+    Another `image_size` (or input transform) scales all resolutions alike: the same network on larger maps.
+    `depth_at` and the others speak of the resolutions after that.
     """
 
     levels: tuple[Level, ...] = ()
 
+    @property
+    def input_factor(self) -> int:
+        """How many times smaller than the input the first feature map is; families with an input transform say so."""
+        return 1
+
+    @property
+    def trunk_size(self) -> int:
+        """Height and width of the first feature map in pixels."""
+        size, factor = self.image_size, self.input_factor
+        if size < 1 or size % factor:
+            raise UserError(f"image_size {size} does not divide by {factor}, the factor of the input transform")
+        return size // factor
+
     def override(self, **overrides: Any) -> Self:
         dropout = overrides.pop("dropout", None)
         start = overrides.pop("dropout_from_resolution", None)
-        depth_at = overrides.pop("depth_at", None) or {}
-        width_at = overrides.pop("width_at", None) or {}
+        depth = overrides.pop("depth_at", None) or {}
+        width = overrides.pop("width_at", None) or {}
         known = {f.name for f in fields(self)} | {"dropout", "dropout_from_resolution", "depth_at", "width_at"}
         for name in overrides:
             if name not in known:
                 raise UserError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
         config: Self = replace(self, **overrides)
         levels = config.levels
-        resolutions = [level.resolution for level in levels]
-        for name, mapping in (("depth_at", depth_at), ("width_at", width_at)):
-            for resolution in mapping:
-                if int(resolution) not in resolutions:
-                    raise UserError(f"{name}: no level of {resolution} px; this network has {resolutions}")
-        depth = {int(k): int(v) for k, v in depth_at.items()}
-        width = {int(k): int(v) for k, v in width_at.items()}
-        levels = tuple(
-            replace(v, depth=depth.get(v.resolution, v.depth), width=width.get(v.resolution, v.width)) for v in levels
-        )
+        if "levels" not in overrides:
+            levels = _scale(levels, config, Fraction(config.trunk_size, self.trunk_size))
+        levels = _rewrite(levels, "depth", depth)
+        levels = _rewrite(levels, "width", width)
         if dropout is not None or start is not None:
             levels = _place_dropout(levels, dropout, start)
         return replace(config, levels=levels)
+
+
+def _scale(levels: tuple[Level, ...], config: LevelConfig, ratio: Fraction) -> tuple[Level, ...]:
+    """The levels with their resolutions multiplied by `ratio`."""
+    scaled = [v.resolution * ratio for v in levels]
+    if any(r.denominator != 1 for r in scaled):
+        step = config.input_factor * levels[0].resolution // levels[-1].resolution
+        raise UserError(
+            f"image_size {config.image_size} does not divide down to the coarsest of {len(levels)} levels: "
+            f"choose a multiple of {step}"
+        )
+    return tuple(replace(v, resolution=int(r)) for v, r in zip(levels, scaled, strict=True))
+
+
+def _rewrite(levels: tuple[Level, ...], field: str, at: Mapping[Any, Any]) -> tuple[Level, ...]:
+    """The levels with `field` replaced at the resolutions that are keys of `at`."""
+    resolutions = [v.resolution for v in levels]
+    for resolution, value in at.items():
+        if not str(resolution).isdigit() or int(resolution) not in resolutions:
+            raise UserError(f"{field}_at: no level of {resolution} px; this network has {resolutions}")
+        if not str(value).isdigit() or int(value) < 1:
+            raise UserError(f"{field}_at: expected a positive whole number at {resolution} px, got {value!r}")
+    new = {int(k): int(v) for k, v in at.items()}
+    return tuple(replace(v, **{field: new.get(v.resolution, getattr(v, field))}) for v in levels)
 
 
 def _place_dropout(levels: tuple[Level, ...], dropout: float | None, start: int | None) -> tuple[Level, ...]:

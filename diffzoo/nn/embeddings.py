@@ -1,0 +1,106 @@
+"""What conditions a block: noise level and class as one vector, positions, caption tokens."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffzoo.nn.norms import zeroed
+
+__all__ = ["CaptionTokens", "Film", "NoiseLevelEmbedding", "PositionTable", "sinusoid"]
+
+
+def sinusoid(position: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
+    """Sines and cosines of `position` `(b,)`, `(b, channels)`, at geometrically spaced frequencies 1 to 1/max_period.
+
+    Computed in float32 without a stored table, so that a network built on the meta device has nothing to restore.
+    """
+    half = channels // 2
+    step = -math.log(max_period) / max(half - 1, 1)
+    frequencies = torch.exp(step * torch.arange(half, device=position.device, dtype=torch.float32))
+    angles = position.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class NoiseLevelEmbedding(nn.Module):
+    """A noise level and, where there are classes, a label as one vector `(b, channels)`.
+
+    The level is read linearly: `value_range` is mapped to [0, 1000] (values beyond it are served too), then sinusoid,
+    linear, SiLU, linear. The class vector is added.
+
+    Args:
+        channels: even width of the embedding.
+        value_range: the noise levels mapped to the two ends; (-10, 10) is usual for log-SNR.
+        class_rows: rows of the class table, the null class included; 0 = no classes.
+    """
+
+    def __init__(self, channels: int, value_range: tuple[float, float], class_rows: int = 0):
+        super().__init__()
+        self.channels, self.value_range = channels, value_range
+        self.linear1 = nn.Linear(channels, channels)
+        self.linear2 = nn.Linear(channels, channels)
+        self.classes = nn.Embedding(class_rows, channels) if class_rows else None
+        if self.classes is not None:
+            nn.init.normal_(self.classes.weight, std=0.05)
+
+    def forward(self, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+        low, high = self.value_range
+        position = 1000.0 * (noise_level.float() - low) / (high - low)
+        wave = sinusoid(position, self.channels).to(self.linear1.weight.dtype)
+        vector: Tensor = self.linear2(F.silu(self.linear1(wave)))
+        return vector if self.classes is None else vector + self.classes(label)
+
+
+class Film(nn.Module):
+    """Scale and shift of features by a linear function of the embedding; starts as the identity.
+
+    Args:
+        embedding: width of the conditioning vector.
+        channels: width of the features.
+    """
+
+    def __init__(self, embedding: int, channels: int):
+        super().__init__()
+        self.linear = zeroed(nn.Linear(embedding, 2 * channels))
+
+    def forward(self, emb: Tensor) -> tuple[Tensor, Tensor]:
+        """(1 + scale, shift), each `(b, channels)`."""
+        scale, shift = self.linear(F.silu(emb)).chunk(2, dim=1)
+        return scale + 1, shift
+
+
+class PositionTable(nn.Module):
+    """One learned vector per position, added to `(b, n, c)`."""
+
+    def __init__(self, positions: int, channels: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(positions, channels))
+        nn.init.normal_(self.table, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+class CaptionTokens(nn.Module):
+    """Caption embeddings `(b, n, text_dim)` as keys for cross-attention, with a learned token for "no caption" first.
+
+    The learned token is always visible. With a mask that hides every text token it is all there is: the null caption
+    of classifier-free guidance; and no row of the attention is ever empty.
+    """
+
+    def __init__(self, text_dim: int, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(text_dim)
+        self.linear = nn.Linear(text_dim, channels)
+        self.null = nn.Parameter(torch.empty(channels))
+        nn.init.normal_(self.null, std=0.02)
+
+    def forward(self, text: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens `(b, 1 + n, channels)` and which of them are visible `(b, 1 + n)`."""
+        weight = self.linear.weight
+        tokens = self.linear(self.norm(text.to(weight.dtype)))
+        null = self.null.to(tokens.dtype).expand(len(text), 1, -1)
+        if mask is None:
+            mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        return torch.cat([null, tokens], dim=1), F.pad(mask, (1, 0), value=True)
