@@ -1,6 +1,6 @@
 """The networks. Importing a family registers its sizes."""
 
-from diffzoo.models import adm, dimr, simple_unet, simple_uvit, simpler_uvit
+from diffzoo.models import adm, dimr, simple_unet, simple_uvit, simpler_uvit, uvit_bao
 from diffzoo.models.base import Config, Level, LevelConfig, Network
 from diffzoo.models.registry import build, entry, list_models, register_model
 
@@ -18,4 +18,5 @@ __all__ = [
     "simple_unet",
     "simple_uvit",
     "simpler_uvit",
+    "uvit_bao",
 ]

@@ -355,7 +355,8 @@ class Stage(nn.Module):
         return positions, cond.text, cond.text_mask
 
     def _blocks(self, x: Tensor, tau: Tensor, inputs: tuple[Any, ...], run: Run, keep: bool) -> list[Tensor]:
-        features, stack, half = [x], [], len(self.skips)
+        stack: list[Tensor] = []
+        features, half = [x], len(self.skips)
         for i, block in enumerate(self.blocks):
             if i > half:
                 x = self.skips[i - half - 1](torch.cat([x, stack.pop()], dim=-1))
@@ -401,9 +402,11 @@ class DiMR(Network):
     def _outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None, last_only: bool) -> tuple[Tensor, ...]:
         self.check_input(z)
         cond = self._condition(z, cond)
-        z, tau = z.to(self.stages[0].patch.weight.dtype), noise_level / 4
-        outputs, below = [], None
+        z, tau = z.to(self._dtype), noise_level / 4
+        outputs: list[Tensor] = []
+        below: Tensor | None = None
         for stage in self.stages:
+            assert isinstance(stage, Stage)
             final = stage is self.stages[-1]
             x, features = stage(z, tau, below, cond, self.run, keep=not final)
             if final or not last_only:
@@ -413,13 +416,17 @@ class DiMR(Network):
                 below = below.detach() if self.config.detach_features else below
         return tuple(outputs)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def _condition(self, z: Tensor, cond: Condition | None) -> Condition:
         label, text = self.labels(z, cond), cond.text if cond is not None else None
         if text is not None and text.shape[2] != self.config.text_width:
             want = f"of {self.config.text_width} channels" if self.config.text_width else "no text"
             raise UserError(f"this network reads {want}: got text embeddings of shape {tuple(text.shape)}")
         if text is not None:
-            text = text.to(self.stages[0].patch.weight.dtype)
+            text = text.to(self._dtype)
         return Condition(label=label, text=text, text_mask=cond.text_mask if cond is not None else None)
 
     def check_input(self, z: Tensor) -> None:
