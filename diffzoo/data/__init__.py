@@ -1,0 +1,32 @@
+"""Batches: data modules whose position is exact, elastic and part of the checkpoint.
+
+Importing this package is light; each name is loaded when it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffzoo.data.base import ImageDataModule
+    from diffzoo.data.demo import DemoData
+    from diffzoo.data.folder import ImageFolder
+    from diffzoo.data.transforms import to_images
+
+_HOME = {
+    "DemoData": "demo",
+    "ImageDataModule": "base",
+    "ImageFolder": "folder",
+    "to_images": "transforms",
+}
+
+__all__ = ["DemoData", "ImageDataModule", "ImageFolder", "to_images"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffzoo.data' has no attribute {name!r}")
+    return getattr(import_module(f"diffzoo.data.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,324 @@
+"""The data module that all others are: common settings, the exact position, the loaders.
+
+The position is one integer, `images_seen`: how many samples of the endless global sequence (see `order`) training has
+consumed. It is counted by what the trainer has *finished*, never by what loaders have prefetched, and Lightning saves
+it with every checkpoint; resuming continues with the next sample, on any number of ranks and workers.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
+from diffzoo.data.sources import Source
+from diffzoo.data.stream import BatchMaker, EvalBatches, EvalSpans, Spans, Transform, WorkerLoader, auto_workers
+from diffzoo.data.transforms import Crop, Resize, check_choice
+from diffzoo.errors import UserError
+
+__all__ = ["ImageDataModule", "TrainBatches"]
+
+CACHE_BYTES = 512 * 2**20  # decoded training sets up to this size are kept in memory
+BatchDict = dict[str, Any]
+
+
+class ImageDataModule(LightningDataModule):
+    """Base of all data modules; subclasses say where rows come from by `open_source`.
+
+    Args:
+        image_size: side of the squares in pixels.
+        batch_size: GLOBAL batch; each rank takes batch_size / ranks of it.
+        num_workers: decoding processes per rank; None chooses by cores (none for sets that are cached).
+        seed: of order, crops, flips and captions.
+        flip: mirror half of the training pictures.
+        crop: "center" or "random" (training only).
+        resize: "adm", "area" or "lanczos"; see `diffzoo.data.transforms`.
+        fast_jpeg: decode large JPEGs at reduced scale; faster, pixels differ slightly.
+        on_bad_image: "skip": replace what cannot be decoded by a neighbour; "error": stop at it.
+        max_bad: with "skip", how many different bad pictures are tolerated.
+        balance: show every class equally often. For sources with random access.
+        cache: keep decoded pictures in memory; None: if centre crops of the training set take less than 512 MiB.
+        shuffle_window: how many rows of a source without random access are mixed at a time.
+        lanes: about how many blocks of such a source are open at a time, over all ranks and workers.
+        allow_changed_source: resume on a source that is no longer the one in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        seed: int = 0,
+        flip: bool = True,
+        crop: Crop = "center",
+        resize: Resize = "adm",
+        fast_jpeg: bool = False,
+        on_bad_image: Literal["skip", "error"] = "skip",
+        max_bad: int = 100,
+        balance: bool = False,
+        cache: bool | None = None,
+        shuffle_window: int = 16384,
+        lanes: int = 64,
+        allow_changed_source: bool = False,
+    ):
+        super().__init__()
+        check_choice("crop", crop, Crop)
+        check_choice("resize", resize, Resize)
+        check_choice("on_bad_image", on_bad_image, Literal["skip", "error"])
+        for name, value in {"image_size": image_size, "batch_size": batch_size, "lanes": lanes}.items():
+            if value < 1:
+                raise UserError(f"{name} is a positive whole number, got {value}")
+        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.on_bad_image, self.max_bad, self.balance = on_bad_image, max_bad, balance
+        self.transform = Transform(image_size, resize, crop, flip, fast_jpeg, seed)
+        self.bad_images: dict[int, str] = {}
+        self._num_workers, self._cache = num_workers, cache
+        self._window, self._lanes = shuffle_window, lanes
+        self._allow_changed = allow_changed_source
+        self._layout: Layout | None = None
+        self._anchor, self._taken, self._finished_at_anchor = 0, 0, 0
+        self._loader: TrainBatches | None = None
+
+    # ---- what subclasses say
+
+    def open_source(self, part: Literal["train", "validation"]) -> Source | None:
+        """The rows of a part; None if there is no such part."""
+        raise NotImplementedError
+
+    # ---- what others ask
+
+    @cached_property
+    def train_source(self) -> Source:
+        """The training rows."""
+        source = self.open_source("train")
+        if source is None or not len(source):
+            raise UserError(f"no pictures are left to train on in {source.name if source else type(self).__name__}")
+        return source
+
+    @cached_property
+    def val_source(self) -> Source | None:
+        """The held-out rows, or None."""
+        source = self.open_source("validation")
+        return source if source is not None and len(source) else None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; empty for data without labels."""
+        return list(self.train_source.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels have; 0 for data without labels."""
+        return len(self.train_source.class_names)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether batches have captions."""
+        return self.train_source.has_captions
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per trainer epoch: the whole number nearest to one pass. The stream runs on across its end."""
+        return max(1, round(len(self.train_source) / self.batch_size))
+
+    @property
+    def cached(self) -> bool:
+        """Whether decoded training pictures are kept in memory."""
+        if self._cache is not None:
+            return self._cache and self.transform.crop == "center"
+        size = len(self.train_source) * 3 * self.image_size**2
+        return self.transform.crop == "center" and self.train_source.random_access and size <= CACHE_BYTES
+
+    @property
+    def num_workers(self) -> int:
+        """Decoding processes per rank."""
+        return auto_workers(self.cached, self._ranks()[1]) if self._num_workers is None else self._num_workers
+
+    # ---- position
+
+    @property
+    def images_seen(self) -> int:
+        """Samples of the global sequence that training has finished with."""
+        return self._anchor + self._batches_finished() * self.batch_size
+
+    def set_position(self, images_seen: int) -> None:
+        """Continue after this many samples."""
+        if images_seen < 0:
+            raise UserError(f"images_seen is at least 0, got {images_seen}")
+        self._anchor, self._taken = images_seen, 0
+        if self._loader is not None:
+            self._loader.close()
+
+    def _progress(self) -> int | None:
+        """Batches whose training step the trainer has finished in its life; None outside a trainer."""
+        trainer = self.trainer
+        if trainer is None or not getattr(trainer, "training", False) and not getattr(trainer, "validating", False):
+            return None
+        return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+    def _batches_finished(self) -> int:
+        """Batches since the anchor. One that was handed out but whose step was cut short does not count."""
+        progress = self._progress()
+        if progress is None or not self._taken:
+            return self._taken
+        return min(self._taken, progress - self._finished_at_anchor)
+
+    def _begin(self) -> None:
+        """Move the anchor here; called when a trainer asks for the first batch of an epoch."""
+        self._anchor, self._taken = self.images_seen, 0
+        self._finished_at_anchor = self._progress() or 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what gives it meaning."""
+        return {"images_seen": self.images_seen, "order": self.order.state(), "source": self.train_source.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint, in the order that it was made with.
+
+        Raises:
+            UserError: the rows are not those of the checkpoint.
+        """
+        if state_dict["source"] != self.train_source.fingerprint and not self._allow_changed:
+            raise UserError(
+                f"{self.train_source.name} is no longer what the checkpoint was trained on (other rows or another "
+                "revision), so its position has no meaning here: restore the data, pin its revision, or set "
+                "allow_changed_source to go on regardless"
+            )
+        order = dict(state_dict["order"])
+        if order.pop("kind") == "lanes" and not self.balance:
+            self._layout = Layout(**order)
+            self.__dict__.pop("order", None)
+            if self._layout.seed != self.seed:
+                warnings.warn(f"the order of the data keeps the seed {self._layout.seed} of the checkpoint")
+        self.set_position(int(state_dict["images_seen"]))
+
+    @cached_property
+    def order(self) -> Order:
+        """Which row the stream shows at which position."""
+        source = self.train_source
+        if self.balance:
+            labels = source.labels()
+            if labels is None or not source.random_access:
+                raise UserError(f"balance needs labels and random access, which {source.name} does not have")
+            return Balanced(labels, self.seed)
+        if self._layout is None:
+            small = source.random_access or len(source) <= self._window
+            self._layout = (
+                full_shuffle(self.seed, len(source))
+                if small
+                else lanes_for(self.seed, self.batch_size, self._lanes, self._window)
+            )
+        return LaneOrder(source.block_sizes, self._layout)
+
+    # ---- loaders
+
+    def prepare_data(self) -> None:
+        """Read and cache the index of the source, on one process before the others need it."""
+        _ = self.train_source, self.val_source
+
+    def _ranks(self) -> tuple[int, int]:
+        """(rank, ranks)."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def train_dataloader(self) -> "TrainBatches":
+        """Batches from the present position on; see `TrainBatches`."""
+        _, world = self._ranks()
+        if self.batch_size % world:
+            near = [b for b in (self.batch_size // world * world, -(-self.batch_size // world) * world) if b]
+            raise UserError(
+                f"the global batch of {self.batch_size} does not divide among {world} ranks: "
+                f"set batch_size to {' or '.join(map(str, near))}"
+            )
+        self._loader = TrainBatches(self)
+        return self._loader
+
+    def val_dataloader(self) -> "EvalBatches | list[Any]":
+        """The held-out rows, each once over all ranks; an empty list if there are none."""
+        if self.val_source is None:
+            return []
+        spans = EvalSpans(len(self.val_source), self.batch_size, *self._ranks())
+        return EvalBatches(self.val_source, self.transform, spans, self.on_bad_image, min(self.num_workers, 4))
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the workers."""
+        if self._loader is not None:
+            self.set_position(self.images_seen)
+
+    # ---- called by the loader
+
+    def take(self, batch: BatchDict) -> BatchDict:
+        """Count a batch that is handed to the trainer, and report the pictures that were skipped in it."""
+        for row, reason in batch.pop("bad").items():
+            if row not in self.bad_images:
+                self.bad_images[row] = reason
+                warnings.warn(f"skipped a bad picture ({len(self.bad_images)} so far): {reason}")
+        if len(self.bad_images) > self.max_bad:
+            raise UserError(
+                f"{len(self.bad_images)} pictures of {self.train_source.name} cannot be decoded, more than max_bad = "
+                f"{self.max_bad} allows; the last is {list(self.bad_images.values())[-1]}"
+            )
+        self._taken += 1
+        return batch
+
+    def make_worker_loader(self, position: int) -> WorkerLoader:
+        """Endless batches of this rank from a position on."""
+        make = BatchMaker(self.train_source, self.order, self.transform, self.on_bad_image, self.cached)
+        return WorkerLoader(make, Spans(position, self.batch_size, *self._ranks()), self.num_workers)
+
+
+class TrainBatches:
+    """The training loader: each pass gives `steps_per_epoch` batches from where training is.
+
+    Workers live on from one pass to the next. Its length is that of a whole epoch also after a resume in mid-epoch,
+    because Lightning adds the batches done before to those it fetches.
+    """
+
+    def __init__(self, data: ImageDataModule):
+        self._data = data
+        self._workers: WorkerLoader | None = None
+        self._next = -1
+
+    def __len__(self) -> int:
+        return self._data.steps_per_epoch
+
+    def __iter__(self) -> Iterator[BatchDict]:
+        self._data._begin()
+        for _ in range(len(self)):
+            position = self._data._anchor + self._data._taken * self._data.batch_size
+            if self._workers is None or self._next != position:
+                self.close()
+                self._workers = self._data.make_worker_loader(position)
+            batch = next(self._workers)
+            self._next = position + self._data.batch_size
+            yield self._data.take(batch)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._workers is not None:
+            self._workers.close()
+        self._workers = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module holds the position. Lightning takes a loader with this method as resumable."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def epochs(images_seen: int, rows: int) -> float:
+    """Passes over the data."""
+    return images_seen / rows if rows else math.nan
+
+
+def some_rows(source: Source, count: int) -> Sequence[int]:
+    """Evenly spread rows, for previews."""
+    return [len(source) * i // min(count, len(source)) for i in range(min(count, len(source)))]

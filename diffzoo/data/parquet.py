@@ -1,0 +1,330 @@
+"""Parquet files as a source: this disk or any file system that fsspec speaks, read by row group."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from diffzoo.data.sources import Record, Source, fingerprint, missing_column
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.files import write_text
+
+__all__ = ["Columns", "ParquetSource", "cache_folder", "retried"]
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+Value = TypeVar("Value")
+
+RESIDENT_BYTES = 256 * 2**20  # local files up to this size are kept in memory and read in any order
+OPEN_FILES = 8
+RETRIES = 5
+BACK_OFF = 1.0  # seconds before the first retry; doubled each time
+
+
+def cache_folder() -> Path:
+    """Where indices are kept: `$DIFFZOO_CACHE`, or `diffzoo` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("DIFFZOO_CACHE") or os.path.join(home, "diffzoo"))
+
+
+def retried(what: str, action: Callable[[], Value], again: Callable[[], None] | None = None) -> Value:
+    """`action()`, repeated with back-off while the server or the network fails.
+
+    Args:
+        what: what is read, for the message.
+        action: reads it.
+        again: called before each repetition, such as to close a broken connection.
+
+    Raises:
+        UserError: it still fails after the last retry, or the failure is not of a kind that passes.
+    """
+    for attempt in range(RETRIES + 1):
+        try:
+            return action()
+        except Exception as error:
+            if not _passes(error):
+                raise
+            if attempt == RETRIES:
+                raise UserError(
+                    f"could not read {what} in {RETRIES + 1} attempts ({_short(error)}): training stops here and "
+                    "goes on from its last checkpoint exactly when the server answers again"
+                ) from error
+        time.sleep(BACK_OFF * 2**attempt)
+        if again is not None:
+            again()
+    raise AssertionError("unreachable")
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a failure is one that may be over a moment later: 429, 5xx, time-outs, lost connections."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in (408, 409, 425, 429) or status >= 500
+    name = type(error).__name__
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return False
+    lost = ("Timeout", "ConnectError", "ReadError", "RemoteProtocolError", "ConnectionError", "NetworkError")
+    return isinstance(error, OSError | TimeoutError) or any(word in name for word in lost)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what.
+
+    image:   encoded pictures (Hugging Face `Image` or bytes).
+    label:   class indices or class names; None for no labels.
+    caption: one text or a list of texts; None for no captions.
+    where:   keep only rows whose column has this value, such as {"split": "train"}.
+    """
+
+    image: str = "image"
+    label: str | None = None
+    caption: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ParquetSource(Source):
+    """Rows of Parquet files; a block is a row group.
+
+    Args:
+        files: paths or URLs, in order.
+        columns: which column holds what.
+        name: for messages.
+        class_names: names of the classes; None: as the files say (a `ClassLabel`), or the distinct values.
+        revision: of the published data set, if it is one.
+        licence: as the source states it.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        columns: Columns,
+        name: str,
+        class_names: Sequence[str] | None = None,
+        revision: str = "",
+        licence: str = "",
+    ):
+        import fsspec
+
+        if not files:
+            raise UserError(f"{name} has no Parquet files")
+        self.files, self.wanted, self.name = list(files), columns, name
+        self.revision, self.licence = revision, licence
+        self._fs, _ = fsspec.core.url_to_fs(self.files[0])
+        self.remote = "local" not in str(getattr(self._fs, "protocol", ""))
+        self._open: dict[int, Any] = {}
+        self._resident: dict[int, Any] = {}
+        self._owner = os.getpid()
+        self._index = self._build_index()
+        self.random_access = not self.remote and self._index["bytes"] <= RESIDENT_BYTES
+        self._check_columns()
+        self.class_names = self._classes(class_names)
+        self.has_captions = columns.caption is not None
+        self._select()
+        self.fingerprint = fingerprint([*self._identity(), self._index["rows"], sorted(columns.where.items())])
+
+    # ---- index
+
+    def _identity(self) -> list[str]:
+        """What identifies the files: their names below the common folder, and revision or sizes."""
+        base = os.path.commonpath([os.path.dirname(f) for f in self.files]) if not self.remote else ""
+        return [self.revision, *(os.path.relpath(f, base) if base else f for f in self.files)]
+
+    def _path(self, file: int) -> str:
+        return str(self._fs._strip_protocol(self.files[file]))
+
+    def _footer(self, file: int) -> tuple[list[int], int]:
+        metadata = retried(self.files[file], lambda: self._parquet(file), lambda: self._close(file)).metadata
+        self._close(file)
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        return [g.num_rows for g in groups], sum(g.total_byte_size for g in groups)
+
+    def _build_index(self) -> dict[str, Any]:
+        """Rows of every row group, and the size of all. Read once; kept on disk for remote files of a known revision."""
+        path = cache_folder() / "index" / f"{fingerprint(self._identity())}.json"
+        if self.remote and self.revision and path.is_file():
+            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return kept
+        with ThreadPoolExecutor(8) as pool:
+            footers = list(pool.map(self._footer, range(len(self.files))))
+        index = {"rows": [rows for rows, _ in footers], "bytes": sum(size for _, size in footers)}
+        if self.remote and self.revision:
+            write_text(path, json.dumps(index))
+        return index
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, int]]:
+        """(file, row group) of every block that has rows."""
+        every = [(f, g, n) for f, rows in enumerate(self._index["rows"]) for g, n in enumerate(rows)]
+        return [(f, g) for f, g, n in every if n]
+
+    @cached_property
+    def _raw_sizes(self) -> Indices:
+        return np.array([self._index["rows"][f][g] for f, g in self._groups], dtype=np.int64)
+
+    # ---- columns
+
+    @cached_property
+    def _schema(self) -> Any:
+        schema = retried(self.files[0], lambda: self._parquet(0), lambda: self._close(0)).schema_arrow
+        self._close(0)
+        return schema
+
+    @cached_property
+    def _features(self) -> Mapping[str, Any]:
+        from datasets import Features
+
+        features: Mapping[str, Any] = Features.from_arrow_schema(self._schema)
+        return features
+
+    def columns(self) -> list[str]:
+        return list(self._schema.names)
+
+    def _check_columns(self) -> None:
+        wanted = {"image": self.wanted.image, "label": self.wanted.label, "caption": self.wanted.caption}
+        for kind, column in [*wanted.items(), *(("filter", w) for w in self.wanted.where)]:
+            if column is not None and column not in self.columns():
+                raise missing_column(kind, column, self.columns(), self.name)
+
+    def _classes(self, given: Sequence[str] | None) -> list[str]:
+        """Names of the classes. Labels that are texts are numbered in alphabetical order."""
+        from datasets import ClassLabel
+
+        column = self.wanted.label
+        if column is None:
+            return []
+        feature = self._features[column]
+        self._texts = None
+        if isinstance(feature, ClassLabel):
+            return list(given or feature.names)
+        values = self._light(column)
+        if len(values) and isinstance(values[0], str):
+            names = list(given) if given else sorted(set(values))
+            self._texts = {n: i for i, n in enumerate(names)}
+            unknown = sorted(set(values) - set(names))
+            if unknown:
+                raise UserError(f"{self.name} has a class {unknown[0]!r}{did_you_mean(unknown[0], names)}")
+            return names
+        top = max((int(v) for v in values if v is not None), default=-1)
+        return list(given) if given else [str(i) for i in range(top + 1)]
+
+    def _light(self, column: str) -> list[Any]:
+        """Every value of a small column, in the order of all rows."""
+        tables = [self._table(block, [column]) for block in range(len(self._groups))]
+        return [value for table in tables for value in table[column].to_pylist()]
+
+    def _select(self) -> None:
+        """Apply `where`."""
+        self._kept: list[Indices] | None = None
+        self.block_sizes = self._raw_sizes
+        if not self.wanted.where:
+            return
+        keep = np.ones(int(self._raw_sizes.sum()), dtype=bool)
+        for column, value in self.wanted.where.items():
+            keep &= np.array([v == value for v in self._light(column)], dtype=bool)
+        if not keep.any():
+            rule = ", ".join(f"{k} = {v!r}" for k, v in self.wanted.where.items())
+            raise UserError(f"no row of {self.name} has {rule}")
+        parts = np.split(keep, np.cumsum(self._raw_sizes)[:-1])
+        blocks = [b for b, part in enumerate(parts) if part.any()]
+        self._groups = [self._groups[b] for b in blocks]
+        self._kept = [np.flatnonzero(parts[b]) for b in blocks]
+        self.block_sizes = np.array([len(k) for k in self._kept], dtype=np.int64)
+
+    def labels(self) -> Indices | None:
+        if self.wanted.label is None:
+            return None
+        values: list[int] = []
+        for block in range(len(self._groups)):
+            column = self._table(block, [self.wanted.label])[self.wanted.label].to_pylist()
+            kept = range(len(column)) if self._kept is None else self._kept[block]
+            values += [self._class_index(column[i]) for i in kept]
+        return np.array(values, dtype=np.int64)
+
+    def _class_index(self, value: Any) -> int:
+        index = self._texts[value] if self._texts is not None else int(value)
+        if not 0 <= index < len(self.class_names):
+            raise UserError(f"{self.name} has a label {index}, but {len(self.class_names)} classes")
+        return index
+
+    # ---- reading
+
+    def _parquet(self, file: int) -> Any:
+        import pyarrow.parquet as pq
+
+        if os.getpid() != self._owner:  # open files do not survive a fork
+            self._open, self._owner = {}, os.getpid()
+        if file not in self._open:
+            while len(self._open) >= OPEN_FILES:
+                self._close(next(iter(self._open)))
+            handle = self._fs.open(self._path(file), "rb")
+            self._open[file] = pq.ParquetFile(handle, pre_buffer=self.remote)
+        return self._open[file]
+
+    def _close(self, file: int) -> None:
+        opened = self._open.pop(file, None)
+        if opened is not None:
+            opened.close(force=True)
+
+    def _table(self, block: int, columns: Sequence[str]) -> Any:
+        file, group = self._groups[block]
+        return retried(
+            self.files[file],
+            lambda: self._parquet(file).read_row_group(group, columns=list(columns)),
+            lambda: self._close(file),
+        )
+
+    def read_block(self, block: int) -> Sequence[Record]:
+        if block in self._resident:
+            kept: Sequence[Record] = self._resident[block]
+            return kept
+        names = [n for n in (self.wanted.image, self.wanted.label, self.wanted.caption) if n]
+        rows = _Rows(self, block, self._table(block, names))
+        if self.random_access:
+            self._resident[block] = rows
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_resident": {}}
+
+
+class _Rows(Sequence[Record]):
+    """The rows of one row group, taken out of the Arrow table as they are asked for."""
+
+    def __init__(self, source: ParquetSource, block: int, table: Any):
+        wanted = source.wanted
+        self._source, self._block = source, block
+        self._file = source.files[source._groups[block][0]]
+        self._kept = None if source._kept is None else source._kept[block]
+        self._image = table[wanted.image]
+        self._label = table[wanted.label] if wanted.label else None
+        self._caption = table[wanted.caption] if wanted.caption else None
+
+    def __len__(self) -> int:
+        return int(self._source.block_sizes[self._block])
+
+    def __getitem__(self, index: Any) -> Any:
+        at = index if self._kept is None else int(self._kept[index])
+        image = self._image[at].as_py()
+        if isinstance(image, dict):
+            image = image.get("bytes")
+        label = self._label[at].as_py() if self._label is not None else None
+        captions = self._caption[at].as_py() if self._caption is not None else ()
+        texts = (captions,) if isinstance(captions, str) else tuple(captions or ("",))
+        return Record(
+            image,
+            None if label is None else self._source._class_index(label),
+            texts if self._caption is not None else (),
+            f"{self._file} row {at} of row group {self._source._groups[self._block][1]}",
+        )
