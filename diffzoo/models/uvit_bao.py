@@ -87,8 +87,9 @@ class UViTBaoConfig(Config):
 def time_sinusoid(t: Tensor, width: int) -> Tensor:
     """`(b,)` to `(b, width)`, float32: cosines, then sines, of t at frequencies 1 to 1/10000; odd widths end in 0."""
     half = width // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponent)
+    # multiply before dividing: angles reach 1000, where another rounding of the frequencies costs the fifth digit
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(exponent)
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 
 
