@@ -24,6 +24,10 @@ class Path(ABC):
     def coefficients(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), each of the shape of `logsnr`."""
 
+    @abstractmethod
+    def derivatives(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """d alpha / d logsnr and d sigma / d logsnr."""
+
 
 @dataclass(frozen=True)
 class VariancePreserving(Path):
@@ -31,6 +35,10 @@ class VariancePreserving(Path):
 
     def coefficients(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
+
+    def derivatives(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.coefficients(logsnr)
+        return alpha * sigma**2 / 2, -sigma * alpha**2 / 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Straight(Path):
     def coefficients(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sigmoid(logsnr / 2), torch.sigmoid(-logsnr / 2)
 
+    def derivatives(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.coefficients(logsnr)
+        return alpha * sigma / 2, -alpha * sigma / 2
+
 
 @dataclass(frozen=True)
 class VarianceExploding(Path):
@@ -47,3 +59,6 @@ class VarianceExploding(Path):
 
     def coefficients(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(logsnr), torch.exp(-logsnr / 2)
+
+    def derivatives(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(logsnr), -torch.exp(-logsnr / 2) / 2

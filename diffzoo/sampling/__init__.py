@@ -1,13 +1,16 @@
 """From noise to images: denoisers, guidance, time grids, samplers and the one loop."""
 
 from diffzoo.sampling.denoiser import Denoise, Denoiser
-from diffzoo.sampling.grids import Grid, Karras, PowerTime, ShiftedTime, UniformLogSNR, UniformTime
+from diffzoo.sampling.dpm_solver import DPMSolver, DPMSolverMultistep
+from diffzoo.sampling.euler import Euler, EulerMaruyama, Heun
+from diffzoo.sampling.grids import Grid, Karras, PowerTime, ShiftedTime, UniformLogSNR, UniformThenZero, UniformTime
 from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, Fade, Interval, PowerCosine
 from diffzoo.sampling.loop import Moment, integrate, sample
-from diffzoo.sampling.samplers import DDIM, Ancestral, Sampler
+from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
 
 __all__ = [
-    "DDIM", "Ancestral", "Autoguidance", "ClassifierFree", "Denoise", "Denoiser", "Fade", "Grid", "Interval", "Karras",
-    "Moment", "PowerCosine", "PowerTime", "Sampler", "ShiftedTime", "UniformLogSNR", "UniformTime", "integrate",
-    "sample",
+    "DDIM", "AdjustedDDIM", "Ancestral", "Autoguidance", "ClassifierFree", "DPMSolver", "DPMSolverMultistep",
+    "Denoise", "Denoiser", "Euler", "EulerMaruyama", "Fade", "Grid", "Heun", "Interval", "Karras", "Moment",
+    "PowerCosine", "PowerTime", "Sampler", "ShiftedTime", "UniformLogSNR", "UniformThenZero", "UniformTime",
+    "integrate", "sample",
 ]  # fmt: skip

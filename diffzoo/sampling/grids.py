@@ -4,6 +4,7 @@ A grid gives `steps + 1` times, strictly decreasing from `t_start` to `t_end`, i
 configuration are times of the process; Karras's sigmas are derived from them.
 
     UniformTime       t equally spaced; the usual choice for cosine and flow schedules
+    UniformThenZero   the same down to `t_end`, and a last step from there to 0; Euler-Maruyama of U-ViT
     UniformLogSNR     log-SNR equally spaced; for DPM-Solver in pixel space, and the grid on which orders are measured
     PowerTime         t^(1/power) equally spaced: more stops near the data for power > 1
     ShiftedTime       t -> shift t / (1 + (shift - 1) t): more stops near the noise for shift > 1 (arXiv:2403.03206)
@@ -19,7 +20,7 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
 
-__all__ = ["Grid", "Karras", "PowerTime", "ShiftedTime", "UniformLogSNR", "UniformTime"]
+__all__ = ["Grid", "Karras", "PowerTime", "ShiftedTime", "UniformLogSNR", "UniformThenZero", "UniformTime"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,21 @@ class Grid(ABC):
 @dataclass(frozen=True)
 class UniformTime(Grid):
     """Equal steps in t."""
+
+    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+        return self.t_start + u * (self.t_end - self.t_start)
+
+
+@dataclass(frozen=True)
+class UniformThenZero(Grid):
+    """`steps` equally spaced times from `t_start` to `t_end`, then 0."""
+
+    t_end: float = 1e-3
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        if steps < 2:
+            raise UserError(f"this grid needs at least 2 steps, got {steps}")
+        return torch.cat([super().times(process, steps - 1), torch.zeros(1, dtype=torch.float64)])
 
     def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
         return self.t_start + u * (self.t_end - self.t_start)

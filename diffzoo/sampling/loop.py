@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffzoo.errors import UserError
-from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
+from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.sampling.guidance import rows_of
@@ -56,17 +56,18 @@ class _Settled:
         self._denoise, self._cond, self._clip = denoise, cond, clip
 
     def __call__(self, z: Tensor, t: Tensor) -> Estimate:
-        estimate = self._denoise(z, t, self._cond)
+        estimate, score = self.parts(z, t)
+        return estimate if score is None else self.process.add_score(estimate, z, t, score)
+
+    def parts(self, z: Tensor, t: Tensor) -> tuple[Estimate, Tensor | None]:
+        # a guidance that adds to the score acts after clipping: clamping its result would undo a part of it
+        split = getattr(self._denoise, "parts", None)
+        estimate, score = split(z, t, self._cond) if split else (self._denoise(z, t, self._cond), None)
         if self._clip is not None:
-            estimate = self._clipped(estimate, z, t, self._clip)
+            estimate = self.process.clip(estimate, z, t, self._clip)
         if self.first is None:
             self.first = estimate.x
-        return estimate
-
-    def _clipped(self, estimate: Estimate, z: Tensor, t: Tensor, clip: float) -> Estimate:
-        alpha, sigma = self.process.coefficients(t)
-        x = estimate.x.clamp(-clip, clip)
-        return Estimate(x, (z - expand_like(alpha, z) * x) / expand_like(sigma, z), estimate.variance)
+        return estimate, score
 
 
 def initial_noise_scale(process: GaussianProcess, t: float) -> float:
