@@ -1,22 +1,78 @@
 """Registry and zoo joined: a model by name, with random or published weights."""
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from diffzoo.errors import UserError
 from diffzoo.models.base import Network
-from diffzoo.models.registry import build
+from diffzoo.models.registry import build, entry
+
+if TYPE_CHECKING:
+    from diffzoo.zoo.adapt import ClassPolicy
 
 __all__ = ["create_model"]
 
 
-def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Network:
-    """Build a registered network.
+def create_model(
+    name: str,
+    pretrained: bool | str | Path = False,
+    *,
+    classes: "ClassPolicy | None" = None,
+    class_names: Sequence[str] | None = None,
+    **overrides: Any,
+) -> Network:
+    """Build a network, with random weights or with those of a source.
 
     Args:
-        name: a registered name (`list_models()`).
-        pretrained: load the published weights of that name.
-        overrides: rewrites of the config, for example `num_classes=10`, `dropout=0.2`, `depth_at={16: 36}`.
+        name: a registered name (`list_models()`); or a source of weights by itself: `name.tag`,
+            "hf-hub:owner/repo@revision", "local-dir:path", a run directory, a `.ckpt` or `.safetensors` file.
+        pretrained: load weights: True = the published ones of that name; or any source, which may then also be a file
+            that does not say which network it belongs to.
+        classes: what becomes of the class table of pretrained weights when `num_classes` changes: "random", "mean" or
+            "copy" (by name); see `diffzoo.zoo.adapt.build_with`.
+        class_names: names of the new classes.
+        overrides: rewrites of the config, for example `num_classes=10`, `dropout=0.2`, `depth_at={16: 36}`; with
+            pretrained weights only such as keep them valid.
 
     Raises:
-        UserError: for an unknown name or argument, naming the nearest right one.
+        UserError: for an unknown name or argument, naming the nearest right one; for weights that cannot be had.
     """
-    return build(name, **overrides)
+    registered = _is_registered(name)
+    if registered and pretrained is False:
+        if classes is not None or class_names is not None:
+            raise UserError("classes and class_names say what becomes of pretrained weights: pass pretrained=True too")
+        return build(name, **overrides)
+    if not registered and not _is_source(name):
+        entry(name)  # raises, and names the nearest
+    if not registered and not isinstance(pretrained, bool):
+        raise UserError(
+            f"{name!r} is itself a source of weights: leave out pretrained, or give a registered name first"
+        )
+    from diffzoo.zoo.adapt import build_with
+    from diffzoo.zoo.facts import registered_facts
+    from diffzoo.zoo.loading import locate
+
+    if isinstance(pretrained, bool):
+        return build_with(locate(name), overrides, classes, class_names)
+    return build_with(locate(pretrained, facts=registered_facts(name)), overrides, classes, class_names)
+
+
+def _is_registered(name: str) -> bool:
+    try:
+        entry(name)
+    except UserError:
+        return False
+    return True
+
+
+def _is_source(name: str) -> bool:
+    from diffzoo.zoo.manifest import list_checkpoints
+
+    return (
+        name.startswith(("hf-hub:", "local-dir:"))
+        or "/" in name
+        or Path(name).suffix in (".ckpt", ".pt", ".pth", ".safetensors", ".json", ".bin")
+        or bool(list_checkpoints(name.split(".", 1)[0]))
+        or Path(name).exists()
+    )

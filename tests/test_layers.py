@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffzoo"
 
-BASE = {"typing", "errors", "rng", "files", "images"}
+BASE = {"typing", "errors", "rng", "files", "images", "hub"}
 # layer: the layers of diffzoo it may import, besides itself and BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rng": set(),
     "files": set(),
     "images": set(),
+    "hub": set(),
     "process": set(),
     "nn": set(),
     "models": {"nn"},

@@ -1,0 +1,128 @@
+"""What is known about a set of weights besides the weights: the content of `config.json`.
+
+family        class of the network                     config     its config, as data
+name          registry name it was built from          process    `diffzoo.process.to_config`
+class_names   in order of class index                  guidance   {formula, scale}
+sampler       default sampler, as data                 autoencoder, text_encoder   frozen companions
+licence       of the weights                           provenance where they come from
+version       of diffzoo that wrote it
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.models.base import Config, Network
+from diffzoo.models.registry import Kind, ModelEntry, config_from_dict, config_to_dict, entry, list_models
+from diffzoo.process import GaussianProcess, from_config, to_config
+
+__all__ = ["Facts", "class_list", "facts_of", "registered_facts"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts above; `class_names` is a tuple, or the name of a public list such as "imagenet-1k"."""
+
+    family: str
+    config: dict[str, Any]
+    name: str | None = None
+    process: dict[str, Any] | None = None
+    class_names: tuple[str, ...] | str = ()
+    guidance: dict[str, Any] | None = None
+    sampler: dict[str, Any] | None = None
+    autoencoder: dict[str, Any] | None = None
+    text_encoder: dict[str, Any] | None = None
+    licence: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    def network_class(self) -> type[Network]:
+        """The class of the network.
+
+        Raises:
+            UserError: if no installed family has this name.
+        """
+        return self._entry().network
+
+    def _entry(self) -> ModelEntry:
+        entries = [entry(name) for kind in get_args(Kind) for name in list_models(kind=kind)]
+        family = [e for e in entries if e.network.__name__ == self.family]
+        if not family:
+            known = {e.network.__name__ for e in entries}
+            raise UserError(
+                f"the weights belong to a network of family {self.family!r}, which this version of diffzoo does not "
+                f"have{did_you_mean(self.family, known)}"
+            )
+        return next((e for e in family if e.name == self.name), family[0])
+
+    def build_config(self) -> Config:
+        """The network's config."""
+        config: Config = config_from_dict(type(self._entry().config), self.config)
+        return config
+
+    def build_process(self) -> GaussianProcess:
+        """The process as an object.
+
+        Raises:
+            UserError: if it is not known.
+        """
+        if self.process is None:
+            raise UserError(
+                "these weights do not say which noise process they were trained with, so they cannot be sampled from"
+            )
+        process: GaussianProcess = from_config(self.process, default="GaussianProcess")
+        return process
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data, without what is not known."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["class_names"] = list(self.class_names) if isinstance(self.class_names, tuple) else self.class_names
+        return {name: value for name, value in values.items() if value not in (None, [], {}, "")}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str) -> "Facts":
+        """The inverse of `to_dict`; unknown fields of later versions are ignored.
+
+        Raises:
+            UserError: if `family` or `config` is missing; names `where`.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("family"), str) or "config" not in data:
+            raise UserError(f"{where} does not say which network its weights belong to: expected 'family' and 'config'")
+        known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in data.items() if name in known}
+        names = values.get("class_names", ())
+        values["class_names"] = names if isinstance(names, str) else tuple(names)
+        return cls(**values)
+
+
+def facts_of(network: Network, process: GaussianProcess | None = None, **more: Any) -> Facts:
+    """The facts of a network in memory; `more` are further fields of `Facts`."""
+    from diffzoo import __version__
+
+    return Facts(
+        family=type(network).__name__,
+        config=config_to_dict(network.config),
+        process=to_config(process) if process is not None else None,
+        version=__version__,
+        **more,
+    )
+
+
+def registered_facts(name: str) -> Facts:
+    """The facts of a registered name, for weights that come without any: which network, and no process."""
+    found = entry(name)
+    return Facts(family=found.network.__name__, config=config_to_dict(found.config), name=name)
+
+
+def class_list(names: tuple[str, ...] | str) -> tuple[str, ...]:
+    """The class names themselves; named lists are read from timm, in the order of the class index.
+
+    An ImageNet class may have several names, separated by ", ".
+    """
+    if isinstance(names, tuple):
+        return names
+    if names != "imagenet-1k":
+        raise UserError(f"unknown list of class names {names!r}; known: imagenet-1k")
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").label_descriptions())

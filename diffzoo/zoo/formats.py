@@ -1,0 +1,221 @@
+"""Reading tensors from the files that people hold, and finding a network's weights among them.
+
+Safetensors (one file or sharded) are memory-mapped. Everything else is taken for a PyTorch pickle and opened with
+`weights_only=True`: a file that wants to run code is refused and nothing runs.
+
+A training checkpoint holds several sets of weights under names of its framework: raw and averaged ones, wrapped by
+DataParallel (`module.`) or compile (`_orig_mod.`), below the attribute of a LightningModule (`model.`, `network.`).
+`find_weights` looks for the one set whose names are the network's behind a common prefix.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError, did_you_mean
+
+__all__ = ["Tensors", "averages_in", "find_weights", "read_header", "read_pickle", "read_tensors"]
+
+Tensors = dict[str, Tensor]
+INDEX = ".safetensors.index.json"
+WRAPPERS = ("module", "_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# names that other frameworks give to averaged weights; those of the raw weights follow
+AVERAGED = ("ema_state_dict", "state_dict_ema", "ema", "model_ema", "ema_model", "ema_network", "averages", "average")
+RAW = ("current_model_state", "state_dict", "model", "network", "net", "model_state_dict", "weights")
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return UserError(f"{path} is damaged or incomplete ({reason}): fetch or write it again")
+
+
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a safetensors file, or of the shards that an index names, memory-mapped.
+
+    Raises:
+        UserError: if a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.name.endswith(INDEX):
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+    try:
+        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise _damaged(path, error) from error
+    tensors: Tensors = {}
+    for name in sorted(set(shards.values())):
+        shard = path.parent / name
+        if shard.resolve().parent != path.parent.resolve() and ".." in Path(name).parts:
+            raise UserError(f"{path} names a shard outside its folder, {name}: refused")
+        if not shard.is_file():
+            raise UserError(f"{path} needs the shard {name}, which is missing: fetch it again")
+        tensors |= read_tensors(shard)
+    missing = [name for name in shards if name not in tensors]
+    if missing:
+        raise UserError(f"the shards of {path} lack {len(missing)} tensors, for example {missing[0]}: fetch them again")
+    return tensors
+
+
+def read_pickle(path: Path) -> Any:
+    """The content of a PyTorch file, with tensors, numbers, strings and containers only; memory-mapped if it can be.
+
+    Raises:
+        UserError: if it holds anything else (nothing is run), or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            raise UserError(
+                f"{path} wants to run {found.group(1)} while it is opened: a file of weights holds tensors only; it "
+                "was refused and nothing was run"
+            ) from None
+        raise _damaged(path, error) from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+# -- finding a network's weights
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the wrappers of compile, DataParallel and the like."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _tensors(data: Any) -> Tensors:
+    if not isinstance(data, Mapping):
+        return {}
+    return {_plain(k): v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def averages_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensors]:
+    """The averages that our training stores, by label; empty for other files."""
+    for key in ("diffzoo", "diffzoo_averages"):
+        held = checkpoint.get(key)
+        averages = held.get("averages") if isinstance(held, Mapping) else None
+        if averages:
+            return {str(label): _tensors(tensors) for label, tensors in averages.items()}
+    return {}
+
+
+def _nested(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensors]]:
+    """Every dict of tensors in `data`, with its path, outermost first."""
+    tensors = _tensors(data)
+    if tensors:
+        yield prefix, tensors
+    for key, value in data.items():
+        if isinstance(value, Mapping) and isinstance(key, str) and key not in ("optimizer_states", "optimizer", "opt"):
+            yield from _nested(value, f"{prefix}.{key}" if prefix else key)
+
+
+def _without_dots(tensors: Tensors, names: Mapping[str, Any]) -> Tensors:
+    """Averages whose names lost their dots, as `LitEma` stores them beside the raw ones; else nothing."""
+    squeezed = {name.replace(".", ""): name for name in names}
+    for prefix in {k[: -len(s)] for k in tensors for s in squeezed if k.endswith(s) and "ema" in k[: -len(s)]}:
+        if all(prefix + s in tensors for s in squeezed):
+            return {name: tensors[prefix + s] for s, name in squeezed.items()}
+    return {}
+
+
+def _prefixes(tensors: Tensors, names: Mapping[str, Any]) -> list[str]:
+    """Prefixes behind which every one of `names` is found."""
+    first = next(iter(names))
+    candidates = [k[: -len(first)] for k in tensors if k == first or k.endswith("." + first)]
+    return [p for p in candidates if all(p + name in tensors for name in names)]
+
+
+def _candidates(data: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Tensors]:
+    found: dict[str, Tensors] = {}
+    for path, tensors in _nested(data):
+        for prefix in _prefixes(tensors, names):
+            place = f"{path}.{prefix}".strip(".")
+            rest = [k for k in tensors if k.startswith(prefix) and k[len(prefix) :] not in names]
+            if prefix or not rest:  # without a prefix nothing may be left over: strict loading would be a lie
+                found[place] = {name: tensors[prefix + name] for name in names}
+        squeezed = _without_dots(tensors, names)
+        if squeezed:
+            found[f"{path}.ema without dots".strip(".")] = squeezed
+    return found
+
+
+def _is_average(place: str, data: Mapping[str, Any]) -> bool:
+    if "current_model_state" in data and place.split(".")[0] == "state_dict":
+        return True  # Lightning's WeightAveraging swaps: `state_dict` is the average
+    return any(word in re.split(r"[. ]", place) for word in AVERAGED)
+
+
+def find_weights(
+    data: Mapping[str, Any], names: Mapping[str, Any], what: str, prefer: str = "average"
+) -> tuple[Tensors, str]:
+    """The tensors called `names`, from wherever in a checkpoint they lie.
+
+    Args:
+        data: a state dict or a training checkpoint.
+        names: the network's state dict, or anything with its names as keys.
+        what: the file, for messages.
+        prefer: "average" (the default: averages if there are any), "raw", or the label of an average.
+
+    Returns:
+        The tensors by the network's names, and the place where they were found.
+
+    Raises:
+        UserError: if no set of weights has exactly these names, or there is no such average.
+    """
+    ours = averages_in(data)
+    if prefer not in ("average", "raw") and prefer not in ours:
+        raise UserError(f"{what} holds no average {prefer!r}{did_you_mean(prefer, ours)}")
+    found = _candidates(data, names)
+    raw = {place: t for place, t in found.items() if not _is_average(place, data)}
+    if ours and prefer != "raw":
+        label = next(iter(ours)) if prefer == "average" else prefer
+        base = next(iter(raw.values()), {})
+        merged = base | {k: v for k, v in ours[label].items() if k in names}  # frozen weights have no average
+        if merged.keys() == dict(names).keys():
+            return merged, label
+    averaged = {place: t for place, t in found.items() if _is_average(place, data)}
+    order = [raw, averaged] if prefer == "raw" else [averaged, raw]
+    for group in order:
+        if group:
+            place = min(group, key=len)
+            return group[place], place or "the top level"
+    raise UserError(_mismatch(data, names, what))
+
+
+def _mismatch(data: Mapping[str, Any], names: Mapping[str, Any], what: str) -> str:
+    largest = max((tensors for _, tensors in _nested(data)), key=len, default={})
+    if not largest:
+        return f"{what} holds no tensors"
+    suffixes = {".".join(k.split(".")[i:]) for k in largest for i in range(len(k.split(".")))}
+    missing = [name for name in names if name not in suffixes]
+    extra = [k for k in largest if not any(".".join(k.split(".")[i:]) in names for i in range(len(k.split("."))))]
+    parts = [f"{len(missing)} of the network's {len(names)} tensors are not in it"]
+    parts[0] += f", for example {missing[0]}" if missing else ""
+    if extra:
+        parts.append(f"{len(extra)} of its tensors are not the network's, for example {extra[0]}")
+    return f"the weights in {what} belong to another network: {'; '.join(parts)}"

@@ -1,0 +1,374 @@
+"""From any source of weights to a network, without initialising it first.
+
+A network is built with its parameters on the meta device (no memory, no random numbers) and then takes the tensors
+of a memory-mapped file as they are: the pages are read on first use. Converted files are private mappings, so training
+in place never writes to them.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from diffzoo.errors import UserError
+from diffzoo.files import atomic_path
+from diffzoo.hub import cache_dir, explain_disk, free_space_for, hub_file
+from diffzoo.models.base import Config, Network
+from diffzoo.models.registry import config_to_dict, entry
+from diffzoo.process import GaussianProcess, to_config
+from diffzoo.zoo import cache, formats
+from diffzoo.zoo.facts import Facts, class_list
+from diffzoo.zoo.fetch import fetch
+from diffzoo.zoo.manifest import Checkpoint, checkpoint, has_checkpoint, load_manifest
+
+__all__ = ["Loaded", "Weights", "assign", "build_meta", "convert", "converted_path", "load_any", "locate"]
+
+LAYOUT = 1  # of converted files: raise it when a converter changes what it gives
+
+# in-place operations that fill a tensor: on the meta device they change nothing and cost half a second per 500 M
+_FILLS = frozenset(
+    {"add_", "clamp_", "clamp_max_", "clamp_min_", "copy_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_"}
+    | {"uniform_", "zero_"}
+)
+
+
+class _SkipFills(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        target = args[0] if args else (kwargs or {}).get("tensor")  # torch.nn.init passes it by name
+        if getattr(func, "__name__", "") in _FILLS and isinstance(target, Tensor) and target.is_meta:
+            return target
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _meta_parameters() -> Iterator[None]:
+    """Modules built in the block, by this thread, get parameters on the meta device; buffers stay real."""
+    owner = threading.get_ident()
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or threading.get_ident() != owner or parameter.is_meta:
+            return None
+        return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
+    try:
+        with _SkipFills():
+            yield
+    finally:
+        handle.remove()
+
+
+def build_meta(network: type[Network], config: Config) -> Network:
+    """A network whose parameters have shapes but no values, in eval mode; its buffers are real."""
+    with _meta_parameters():
+        return network(config).eval()
+
+
+def assign(network: Network, state: Mapping[str, Tensor], what: str) -> Network:
+    """Give a network from `build_meta` its tensors, without copying those that have the right type.
+
+    Raises:
+        UserError: if names or shapes differ, saying which.
+    """
+    wanted = network.state_dict()
+    problem = _difference(wanted, state)
+    if problem:
+        raise UserError(f"the weights in {what} do not fit this network: {problem}")
+    network.load_state_dict({k: state[k].to(v.dtype) for k, v in wanted.items()}, strict=True, assign=True)
+    left = [k for k, v in (*network.named_parameters(), *network.named_buffers()) if v.is_meta]
+    if left:
+        raise RuntimeError(f"{type(network).__name__} left {left[0]} without a value")
+    return network
+
+
+def _difference(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    missing = [k for k in wanted if k not in state]
+    extra = [k for k in state if k not in wanted]
+    shapes = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
+    kinds = (("missing", missing), ("unknown", extra))
+    parts = [f"{len(names)} {kind}, for example {names[0]}" for kind, names in kinds if names]
+    if shapes:
+        k = shapes[0]
+        parts.append(f"{k} should have shape {tuple(wanted[k].shape)}, got {tuple(state[k].shape)}")
+    return "; ".join(parts)
+
+
+# -- weights and what is known about them
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors under a network's own names, with their facts and the place they come from."""
+
+    state: Mapping[str, Tensor]
+    facts: Facts
+    where: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, ready to use, and what is known about them."""
+
+    network: Network
+    facts: Facts
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process it was trained with; raises if it is not known."""
+        return self.facts.build_process()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in order of the class index; empty if there are none."""
+        return class_list(self.facts.class_names)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from."""
+        return self.facts.provenance
+
+
+# -- manifest entries
+
+
+def _entry_config(item: Checkpoint) -> Config:
+    return entry(item.model).config.override(**item.config)
+
+
+def entry_facts(item: Checkpoint, original: Mapping[str, Any]) -> Facts:
+    """The facts of a manifest entry; `original` are those of the original file."""
+    from diffzoo import __version__
+
+    companion = item.autoencoder
+    return Facts(
+        family=entry(item.model).network.__name__,
+        config=config_to_dict(_entry_config(item)),
+        name=item.model,
+        process=to_config(item.build_process()),
+        class_names=item.classes or (),
+        guidance=dict(item.guidance) if item.guidance else None,
+        sampler=dict(item.sampler) if item.sampler else None,
+        autoencoder={k: v for k, v in vars(companion).items() if v is not None} if companion else None,
+        text_encoder=dict(item.text_encoder) if item.text_encoder else None,
+        licence=item.weights_licence,
+        provenance={"checkpoint": item.name, "source": str(item.source), **original},
+        version=__version__,
+    )
+
+
+def converted_path(item: Checkpoint) -> Path:
+    """Where the converted weights of an entry lie, whether or not they are there yet."""
+    told = [str(item.source), item.sha256, item.converter, config_to_dict(_entry_config(item)), LAYOUT]
+    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir() / item.name / f"{key}.safetensors"
+
+
+def convert(item: Checkpoint, path: Path) -> formats.Tensors:
+    """The tensors of an original file under our names."""
+    config = _entry_config(item)
+    if item.converter == "diffzoo":
+        return formats.read_tensors(path)
+    data = formats.read_tensors(path) if path.suffix == ".safetensors" else formats.read_pickle(path)
+    state: formats.Tensors = converter_of(item).from_official(data, config)
+    return state
+
+
+def converter_of(item: Checkpoint) -> ModuleType:
+    """The module of `diffzoo.zoo.converters` for an entry."""
+    try:
+        return import_module(f"diffzoo.zoo.converters.{item.converter}")
+    except ModuleNotFoundError:
+        raise UserError(f"checkpoints.yaml: entry '{item.name}', field 'converter': no {item.converter!r}") from None
+
+
+def _entry_weights(item: Checkpoint) -> Weights:
+    path = converted_path(item)
+    if item.source.kind == "package":  # already ours, already on disk
+        path, original = fetch(item)
+        return Weights(formats.read_tensors(path), entry_facts(item, original), item.name)
+    if not path.is_file():
+        with cache.lock(path):
+            if not path.is_file():
+                _convert_once(item, path)
+    original = json.loads(formats.read_header(path)["original"])
+    return Weights(formats.read_tensors(path), entry_facts(item, original), item.name)
+
+
+def _convert_once(item: Checkpoint, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source, original = fetch(item)
+    state = convert(item, source)
+    problem = _difference(build_meta(entry(item.model).network, _entry_config(item)).state_dict(), state)
+    if problem:
+        raise UserError(f"{item.source} does not fit {item.model}: {problem}")
+    free_space_for(sum(v.nbytes for v in state.values()), path)
+    with explain_disk(path), atomic_path(path) as temporary:
+        # a view of a memory-mapped file may share storage with its neighbours, which safetensors refuses
+        save_file({k: v.contiguous().clone() for k, v in state.items()}, temporary, {"original": json.dumps(original)})
+
+
+# -- files and folders
+
+
+def _header_facts(path: Path) -> Facts | None:
+    held = formats.read_header(path).get("diffzoo")
+    return Facts.from_dict(json.loads(held), f"the header of {path}") if held else None
+
+
+def _json_facts(path: Path) -> Facts:
+    try:
+        return Facts.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): fetch it again") from error
+
+
+def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
+    held = data.get("diffzoo") if isinstance(data, Mapping) else None
+    if not isinstance(held, Mapping) or "model" not in held:
+        return None
+    values = {k: held[k] for k in ("process", "class_names", "guidance", "autoencoder", "version") if held.get(k)}
+    trained = {"checkpoint": path.name, "global_step": data.get("global_step"), "epoch": data.get("epoch")}
+    return Facts.from_dict({**held["model"], **values, "provenance": trained}, str(path))
+
+
+def _sidecar_facts(path: Path) -> Facts | None:
+    """Facts from beside a bare file: `config.json` in its folder, or the newest checkpoint of its run."""
+    if (path.parent / "config.json").is_file():
+        return _json_facts(path.parent / "config.json")
+    run = path.parent.parent / "checkpoints" / "last.ckpt"
+    return _checkpoint_facts(formats.read_pickle(run), run) if run.is_file() else None
+
+
+def _require(facts: Facts | None, path: Path) -> Facts:
+    if facts is None:
+        raise UserError(
+            f"{path} does not say which network its weights belong to: name it, "
+            f"create_model(NAME, pretrained={str(path)!r})"
+        )
+    return facts
+
+
+def _file_weights(path: Path, prefer: str, facts: Facts | None = None) -> Weights:
+    """Weights in a file; `facts` says which network, where the file does not."""
+    if path.name.endswith((".safetensors", formats.INDEX)):
+        data: Any = formats.read_tensors(path)
+        own = _header_facts(path) if path.suffix == ".safetensors" else None
+        known = own or facts or _sidecar_facts(path)
+    else:
+        data = formats.read_pickle(path)
+        known = _checkpoint_facts(data, path) or facts
+    known = _require(known, path)
+    if not isinstance(data, Mapping):
+        raise UserError(f"expected a dictionary of tensors in {path}, got {type(data).__name__}")
+    state, place = _find(data, known, path, prefer)
+    return Weights(
+        state, replace(known, provenance={**known.provenance, "file": str(path), "weights": place}), str(path)
+    )
+
+
+def _find(data: Mapping[str, Any], facts: Facts, path: Path, prefer: str) -> tuple[formats.Tensors, str]:
+    config = facts.build_config()
+    names = build_meta(facts.network_class(), config).state_dict()
+    try:
+        return formats.find_weights(data, names, str(path), prefer)
+    except UserError:
+        # perhaps the layout of the original authors, which the model's converter reads
+        for item in load_manifest().values():
+            if item.model == facts.name and item.converter != "diffzoo":
+                with suppress(UserError, KeyError, AttributeError):
+                    state = converter_of(item).from_official(data, config)
+                    if not _difference(names, state):
+                        return state, f"converted by {item.converter}"
+        raise
+
+
+def _run_file(folder: Path) -> Path | None:
+    """The newest checkpoint of a run directory."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        return last
+    found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def _folder_file(folder: Path) -> Path:
+    for name in ("model.safetensors", f"model{formats.INDEX}"):
+        if (folder / name).is_file():
+            return folder / name
+    run = _run_file(folder)
+    if run is None:
+        raise UserError(
+            f"no weights in {folder}: expected model.safetensors with config.json, or a run with checkpoints/last.ckpt"
+        )
+    return run
+
+
+def _hub_weights(repo: str, revision: str | None, prefer: str) -> Weights:
+    config, commit = hub_file(repo, "config.json", revision)
+    facts = _json_facts(config)
+    try:
+        path, _ = hub_file(repo, "model.safetensors", commit)
+    except UserError as error:
+        if "no such file" not in str(error):
+            raise
+        path, _ = hub_file(repo, f"model{formats.INDEX}", commit)
+        for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+            hub_file(repo, shard, commit)
+    found = _file_weights(path, prefer, facts)
+    provenance = {**facts.provenance, "repo": repo, "revision": commit}
+    return Weights(found.state, replace(facts, provenance=provenance), f"hf-hub:{repo}@{commit}")
+
+
+def locate(source: str | Path, prefer: str = "average", facts: Facts | None = None) -> Weights:
+    """Weights and facts behind a source.
+
+    Args:
+        source: a registered `name` or `name.tag`; "hf-hub:owner/repo@revision"; "local-dir:path"; a run directory; a
+            folder in our published form; a file: `.ckpt`, `.pt`, `.pth`, `.safetensors`, sharded safetensors' index.
+        prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
+        facts: which network the weights belong to, for files that do not say so.
+
+    Raises:
+        UserError: if there is nothing, or it cannot be read.
+    """
+    text = str(source)
+    if text.startswith("hf-hub:"):
+        repo, _, revision = text.removeprefix("hf-hub:").partition("@")
+        return _hub_weights(repo, revision or None, prefer)
+    path = Path(text.removeprefix("local-dir:")).expanduser()
+    if path.is_dir():
+        return _file_weights(_folder_file(path), prefer, facts)
+    if path.is_file():
+        return _file_weights(path, prefer, facts)
+    if text.startswith("local-dir:") or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json"):
+        raise UserError(f"there is no file or folder {path}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) and not has_checkpoint(text):
+        raise UserError(f"there is no folder {text}; a repository of the Hub is written hf-hub:{text}")
+    return _entry_weights(checkpoint(text))
+
+
+def load_any(source: str | Path, *, prefer: str = "average") -> Loaded:
+    """A network with its weights from any source, in eval mode on the CPU.
+
+    Args:
+        source, prefer: see `locate`.
+
+    Raises:
+        UserError: one sentence for whatever is missing, wrong or unreachable.
+    """
+    found = locate(source, prefer)
+    network = build_meta(found.facts.network_class(), found.facts.build_config())
+    return Loaded(assign(network, found.state, found.where), found.facts)
