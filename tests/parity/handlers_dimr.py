@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from golden_case import Handler, Json, Tensors, assert_close, section
+from guided_sampling import run_sampling
 from torch import Tensor, nn
 
 from diffzoo.models.dimr import DiMR, DiMRConfig, DiMRStage, Stage, Upsample
@@ -93,6 +94,10 @@ def adamw_step(network: DiMR) -> Tensors:
     ]
     torch.optim.AdamW(groups, lr=2e-4, betas=(0.99, 0.99), eps=1e-8).step()
     return to_official(network.state_dict(), network.config)
+
+
+def run_guided(case: Json, tensors: Tensors, folder: Path) -> None:
+    run_sampling(case, tensors, network_of(case, tensors), process_of())
 
 
 # -- building blocks
@@ -227,5 +232,6 @@ def scaled_target(noise: Tensor, width: int, mean: bool) -> Tensor:
 HANDLERS: list[Handler] = [
     (lambda case: "stage_configs" in case.get("config", {}) and "norm_type_default" in case, run_network),
     (lambda case: "stage_configs" in case.get("config", {}) and "loss_coeffs" in case, run_loss),
+    (lambda case: "stage_configs" in case.get("config", {}) and "cfg_scale" in case, run_guided),
     (lambda case: str(case.get("model", "")).startswith("DiMR") and "dims" in case, run_units),
 ]

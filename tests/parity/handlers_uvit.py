@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from golden_case import Handler, Json, Tensors, assert_close, section
+from guided_sampling import run_sampling
 
 from diffzoo.models.uvit_bao import UViTBao, time_sinusoid
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime, UniformEps, denoising_loss
@@ -47,6 +48,10 @@ def run_loss(case: Json, tensors: Tensors, folder: Path) -> None:
     assert_close({"per_sample": loss, "xn": xn}, section(tensors, "out/loss_"), case["tolerance"]["out"])
 
 
+def run_guided(case: Json, tensors: Tensors, folder: Path) -> None:
+    run_sampling(case, tensors, network_of(case, tensors), process_of())
+
+
 def _of_uvit(case: Json) -> bool:
     return {"embed_dim", "patch_size"} <= case.get("config", {}).keys()
 
@@ -58,4 +63,5 @@ def _has(case: Json, tensor: str) -> bool:
 HANDLERS: list[Handler] = [
     (lambda case: _of_uvit(case) and _has(case, "out/pred"), run_network),
     (lambda case: _of_uvit(case) and _has(case, "in/loss_n"), run_loss),
+    (lambda case: _of_uvit(case) and "cfg_scale" in case, run_guided),
 ]
