@@ -150,7 +150,7 @@ class WeightAverages(Callback):
     def prepare(self, pl_module: LightningModule) -> None:
         """Find the tensors to average and start from them, or from what the checkpoint held. Idempotent."""
         if not self._sources:
-            self._sources = _network_tensors(pl_module.network)
+            self._sources = _network_tensors(_network(pl_module))
             if not self._sources:
                 raise UserError("the network has no trainable parameters: there is nothing to average")
         if not self.averages:
@@ -216,7 +216,7 @@ class WeightAverages(Callback):
             yield
             return
         self.prepare(pl_module)
-        _reshard(pl_module.network)
+        _reshard(_network(pl_module))
         places = [_local(p.detach()) for p in self._sources.values()]
         with torch.no_grad():
             kept = [p.clone() for p in places]
@@ -226,7 +226,7 @@ class WeightAverages(Callback):
             _copy(places, list(self.averages[label].values()))
             yield
         finally:
-            _put_back(pl_module.network, places, kept)
+            _put_back(_network(pl_module), places, kept)
             self._inside, self._raw = outer
 
     def network_state(self, pl_module: LightningModule, label: str | None = None) -> dict[str, Tensor]:
@@ -236,7 +236,7 @@ class WeightAverages(Callback):
         """
         self.prepare(pl_module)
         average = self._gather(self._known(label))
-        rest = {_clean(n): v for n, v in pl_module.network.state_dict().items()}
+        rest = {_clean(n): v for n, v in _network(pl_module).state_dict().items()}
         return {n: average[n] if n in average else _full(v, v).cpu() for n, v in rest.items()}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -344,6 +344,12 @@ class WeightAverages(Callback):
 # -- tensors, whole and sharded
 
 
+def _network(pl_module: LightningModule) -> nn.Module:
+    network = pl_module.network
+    assert isinstance(network, nn.Module)
+    return network
+
+
 def _clean(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
@@ -414,8 +420,9 @@ def _check_shape(label: str, name: str, held: Tensor, source: Tensor) -> None:
 def _reshard(network: nn.Module) -> None:
     """Free gathered parameters of FSDP2 modules, so that what is written to the shards is what is used next."""
     for module in network.modules():
-        if callable(getattr(module, "reshard", None)):
-            module.reshard()
+        reshard: Any = getattr(module, "reshard", None)
+        if callable(reshard):
+            reshard()
 
 
 @torch.no_grad()

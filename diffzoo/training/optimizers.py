@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["adamw", "layer_decay_groups", "parameter_groups", "timm_optimizer"]
-
-ParameterGroups = Iterable[Any]
+__all__ = ["adam", "adamw", "parameter_groups", "timm_optimizer"]
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
@@ -40,3 +39,64 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for n, p in trainable.items() if n in exempt], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _fits_fused(groups: list[Any]) -> bool:
+    """Whether the fused kernels take these parameters: floating point, on a device that has them."""
+    tensors = [p for g in groups for p in (g["params"] if isinstance(g, dict) else [g])]
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for p in tensors)
+
+
+def adamw(
+    params: Iterable[Any],
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """AdamW with the fused kernel: 2 to 6 times as fast as the default one, and able to skip a step on the device.
+
+    Args:
+        params: parameter groups (`parameter_groups`).
+        lr: learning rate, used as it is.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay; most diffusion models use 0.
+    """
+    groups = list(params)
+    return torch.optim.AdamW(groups, lr, betas, eps, weight_decay, fused=_fits_fused(groups))
+
+
+def adam(
+    params: Iterable[Any], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> Optimizer:
+    """Adam with the fused kernel and no weight decay."""
+    groups = list(params)
+    return torch.optim.Adam(groups, lr, betas, eps, fused=_fits_fused(groups))
+
+
+def timm_optimizer(
+    params: Iterable[Any], name: str, lr: float, weight_decay: float = 0.0, options: dict[str, Any] | None = None
+) -> Optimizer:
+    """An optimizer by timm's name: "muon", "lion", "adafactor", ... (`timm.optim.list_optimizers()`).
+
+    Args:
+        params: parameter groups (`parameter_groups`); their own weight decay wins.
+        name: timm's name, in any case.
+        lr: learning rate, used as it is.
+        weight_decay: as the optimizer defines it.
+        options: further arguments, such as `{betas: [0.9, 0.95]}`.
+
+    Raises:
+        UserError: for an unknown name, naming the nearest, or an option that the optimizer does not have.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    known = list_optimizers()
+    if name.lower() not in known:
+        raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
+    try:
+        return create_optimizer_v2(list(params), opt=name, lr=lr, weight_decay=weight_decay, **options)
+    except TypeError as error:
+        raise UserError(f"the optimizer {name!r} does not take these options: {error}") from error

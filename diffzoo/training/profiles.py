@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.training.files import atomic_path
+from diffzoo.files import atomic_path
 
 __all__ = [
     "Snapshot",
@@ -167,7 +167,9 @@ def _combine(paths: Sequence[Path], weights: Sequence[float]) -> dict[str, Tenso
             names = set(file.keys())
             if total and names != set(total):
                 odd = sorted(names ^ set(total))[0]
-                raise UserError(f"the snapshots hold different parameters ({odd!r} is not in all): are they of one run?")
+                raise UserError(
+                    f"the snapshots hold different parameters ({odd!r} is not in all): are they of one run?"
+                )
             for name in names:
                 value = file.get_tensor(name)
                 dtypes[name] = torch.promote_types(value.dtype, torch.float32)

@@ -1,0 +1,521 @@
+"""Averages of weights: closed forms, other implementations, and what must not disturb them."""
+
+import math
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from diffzoo.errors import UserError
+from diffzoo.training import averaging
+from diffzoo.training.averaging import WeightAverages, averaged, averages_of, list_snapshots, reconstruct
+from diffzoo.training.profiles import coefficients, mismatch, power_gamma, power_std, save_tensors
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
+    pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),  # what a step sees depends on its number
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*"),
+]
+
+
+class Net(nn.Module):
+    """A network with a frozen part, a float buffer, an integer one and one that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.frozen = nn.Linear(8, 8)
+        self.frozen.requires_grad_(False)
+        self.last = nn.Linear(8, 4)
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("table", torch.ones(2), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.frozen(self.first(x).tanh())) * self.scale
+
+
+class Module(L.LightningModule):
+    """Trains `Net` on data that depend on the step alone; keeps the weights after every optimizer step."""
+
+    def __init__(self, net: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.network = Net() if net is None else net
+        self.encoder = nn.Linear(4, 4)
+        self.trajectory: list[dict[str, torch.Tensor]] = []
+        self.seen_in_validation: list[torch.Tensor] = []
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        x = torch.randn(batch.shape, generator=torch.Generator().manual_seed(self.global_step), dtype=batch.dtype)
+        return (self.network(x) - x).square().mean()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        if batch_idx < 0:
+            raise AssertionError
+
+    def on_validation_epoch_end(self) -> None:
+        self.seen_in_validation.append(self.network.last.weight.detach().clone())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.network.parameters(), lr=1e-2)
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.trajectory.append({n: p.detach().double().clone() for n, p in self.network.named_parameters()})
+
+
+def data(n: int = 64) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(torch.randn(n, 4, generator=torch.Generator().manual_seed(0)), batch_size=4)
+
+
+def fit(folder: Path, callback: WeightAverages, steps: int = 12, module: Module | None = None, **options) -> Module:
+    module = module or Module()
+    validation = options.pop("validation", None)
+    callbacks = [callback, *options.pop("callbacks", [])]
+    trainer = L.Trainer(
+        max_steps=steps,
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        num_sanity_val_steps=0,
+        **{k: v for k, v in options.items() if k != "ckpt_path"},
+    )
+    trainer.fit(module, data(), validation, ckpt_path=options.get("ckpt_path"))
+    return module
+
+
+def exact_power_average(trajectory: list[torch.Tensor], std: float) -> torch.Tensor:
+    """The integral (1) of `profiles.py` over a trajectory that is constant between updates."""
+    g, t = power_gamma(std) + 1, len(trajectory)
+    return sum(((i + 1) ** g - i**g) / t**g * w for i, w in enumerate(trajectory))
+
+
+# -- profiles
+
+
+@pytest.mark.parametrize("std", [0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.2886])
+def test_gamma_inverts_std(std: float) -> None:
+    assert power_std(power_gamma(std)) == pytest.approx(std, rel=1e-9)
+
+
+def test_gamma_of_the_paper() -> None:
+    """EDM2, Section 3.1: widths 0.05 and 0.10 have exponents 16.97 and 6.94."""
+    assert power_gamma(0.05) == pytest.approx(16.97, abs=5e-3)
+    assert power_gamma(0.10) == pytest.approx(6.94, abs=5e-3)
+    assert power_gamma(12**-0.5) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("std", [0.0, -0.1, 0.3, float("nan")])
+def test_impossible_width(std: float) -> None:
+    with pytest.raises(UserError, match="relative width"):
+        power_gamma(std)
+
+
+@pytest.mark.parametrize("std", [0.03, 0.1, 0.28])
+def test_std_is_that_of_the_profile(std: float) -> None:
+    """By quadrature over p(τ) = (γ + 1) τ^γ on [0, 1]."""
+    tau = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    p = (power_gamma(std) + 1) * tau ** power_gamma(std)
+    mean = (p * tau).mean()
+    assert float(((p * (tau - mean) ** 2).mean()).sqrt()) == pytest.approx(std, rel=1e-6)
+
+
+def test_coefficients_reproduce_what_was_kept() -> None:
+    profiles = [(t, s) for t in (250, 500, 750, 1000) for s in (0.05, 0.1)]
+    for i, (t, s) in enumerate(profiles):
+        if t == 1000:
+            expected = torch.zeros(len(profiles), dtype=torch.float64)
+            expected[i] = 1
+            torch.testing.assert_close(coefficients(profiles, t, s), expected, atol=1e-6, rtol=0)
+    assert mismatch(profiles, 1000, 0.05) < 1e-6
+
+
+def test_more_snapshots_fit_better() -> None:
+    sparse = [(t, s) for t in (500, 1000) for s in (0.05, 0.1)]
+    dense = [(t, s) for t in range(50, 1001, 50) for s in (0.05, 0.1)]
+    for std in (0.03, 0.07, 0.15, 0.2):
+        assert mismatch(dense, 1000, std) < mismatch(sparse, 1000, std)
+    assert mismatch(dense, 1000, 0.07) < 0.01
+
+
+# -- averages in training
+
+
+def test_power_average_is_the_closed_form(tmp_path: Path) -> None:
+    callback = WeightAverages(decays=[], stds=[0.05, 0.1, 0.2])
+    module = fit(tmp_path, callback, 16)
+    for std in (0.05, 0.1, 0.2):
+        for name in ("first.weight", "last.bias"):
+            exact = exact_power_average([w[name] for w in module.trajectory], std)
+            ours = callback.averages[f"power_{std:.3f}"][name].double()
+            torch.testing.assert_close(ours, exact, atol=1e-6, rtol=1e-5)
+
+
+def test_exponential_average_is_the_closed_form(tmp_path: Path) -> None:
+    start = {n: p.detach().double().clone() for n, p in Module().network.named_parameters()}
+    callback = WeightAverages(decays=[0.9], warm_start=False)
+    module = fit(tmp_path, callback, 12)
+    weights = [w["first.weight"] for w in module.trajectory]
+    exact = 0.9**12 * start["first.weight"] + sum(0.1 * 0.9 ** (11 - i) * w for i, w in enumerate(weights))
+    torch.testing.assert_close(callback.averages["ema_0.9"]["first.weight"].double(), exact, atol=1e-6, rtol=1e-5)
+
+
+def test_warm_start_forgets_the_initialisation_and_reaches_the_decay() -> None:
+    callback = WeightAverages(decays=[0.9999])
+    kept = [callback.decay("ema_0.9999", n) for n in range(1, 200_001)]
+    assert kept[0] == pytest.approx(0.1)  # (1 + n) / (10 + n) after n = 0 updates
+    assert kept[1499] == pytest.approx(1500 / 1509)
+    assert kept[-1] == 0.9999
+    assert math.prod(kept[:1500]) < 1e-15  # share of the initial weights after a run of 1,500 steps
+    age = sum((1 - kept[i]) * math.prod(kept[i + 1 : 1500]) * (1500 - i) for i in range(1200, 1500))
+    assert age < 150
+
+
+def test_same_as_lightning(tmp_path: Path) -> None:
+    """A constant decay against Lightning's own callback, on the network's weights."""
+    from lightning.pytorch.callbacks import WeightAveraging
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+    ours = WeightAverages(decays=[0.9], warm_start=False)
+    theirs = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=False)
+    module = fit(tmp_path, ours, 12, callbacks=[theirs])  # after the fit the module holds their average
+    # theirs starts from the weights after the first update, ours from those before it
+    first = module.trajectory[0]["first.weight"]
+    start = dict(Module().network.named_parameters())["first.weight"].double()
+    shift = 0.9**12 * (start - first)
+    theirs_weight = module.network.first.weight.detach().double()
+    torch.testing.assert_close(
+        ours.averages["ema_0.9"]["first.weight"].double() - shift, theirs_weight, atol=2e-6, rtol=1e-5
+    )
+
+
+def test_only_what_trains_is_averaged(tmp_path: Path) -> None:
+    callback = WeightAverages()
+    fit(tmp_path, callback, 2)
+    assert set(callback.averages["ema_0.9999"]) == {"first.weight", "first.bias", "last.weight", "last.bias", "scale"}
+
+
+def test_once_per_optimizer_step(tmp_path: Path) -> None:
+    callback = WeightAverages(decays=[0.5], stds=[0.1])
+    module = fit(tmp_path, callback, 4, accumulate_grad_batches=4)
+    assert callback.updates == {"ema_0.5": 4, "power_0.100": 4}
+    exact = exact_power_average([w["last.weight"] for w in module.trajectory], 0.1)
+    torch.testing.assert_close(callback.averages["power_0.100"]["last.weight"].double(), exact, atol=1e-6, rtol=1e-5)
+
+
+def test_averages_stay_float32_for_bfloat16_weights(tmp_path: Path) -> None:
+    module = Module(Net().bfloat16())
+    callback = WeightAverages(decays=[0.999], stds=[0.1])
+    fit(tmp_path, callback, 8, module=module, precision="bf16-true")
+    exact = exact_power_average([w["last.weight"] for w in module.trajectory], 0.1)
+    average = callback.averages["power_0.100"]["last.weight"]
+    assert average.dtype == torch.float32
+    torch.testing.assert_close(average.double(), exact, atol=1e-6, rtol=1e-5)  # bfloat16 would miss by 1e-3
+    with callback.averaged(module, "power_0.100"):
+        torch.testing.assert_close(module.network.last.weight, average.bfloat16())
+
+
+def test_compiled_blocks_keep_their_names_and_see_the_average(tmp_path: Path) -> None:
+    """`_orig_mod.` does not reach the names; a compiled network computes with what `averaged` puts in."""
+    module = Module(torch.compile(Net(), backend="eager"))
+    callback = WeightAverages(decays=[0.5])
+    fit(tmp_path, callback, 6, module=module)
+    assert set(callback.averages["ema_0.5"]) == {"first.weight", "first.bias", "last.weight", "last.bias", "scale"}
+    x = torch.randn(3, 4)
+    plain = Net()
+    plain.load_state_dict(callback.network_state(module, "ema_0.5"))
+    with callback.averaged(module), torch.no_grad():
+        torch.testing.assert_close(module.network(x), plain(x))
+
+
+# -- putting an average in and out
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
+def test_weights_come_back(tmp_path: Path, error: type[BaseException] | None) -> None:
+    callback = WeightAverages(decays=[0.9, 0.99])
+    module = fit(tmp_path, callback, 6)
+    before = {n: p.clone() for n, p in module.network.state_dict().items()}
+    places = [p.data_ptr() for p in module.network.parameters()]
+
+    def use() -> None:
+        with callback.averaged(module, "ema_0.99"):
+            assert torch.equal(module.network.last.weight, callback.averages["ema_0.99"]["last.weight"])
+            assert not torch.equal(module.network.last.weight, before["last.weight"])
+            if error is not None:
+                raise error
+
+    if error is None:
+        use()
+    else:
+        with pytest.raises(error):
+            use()
+    assert all(torch.equal(v, before[n]) for n, v in module.network.state_dict().items())
+    assert [p.data_ptr() for p in module.network.parameters()] == places
+
+
+def test_nested_blocks(tmp_path: Path) -> None:
+    callback = WeightAverages(decays=[0.9, 0.99])
+    module = fit(tmp_path, callback, 6)
+    raw = module.network.last.weight.detach().clone()
+    with callback.averaged(module, "ema_0.9"):
+        with callback.averaged(module, "ema_0.9"), callback.averaged(module, "ema_0.99"):
+            assert torch.equal(module.network.last.weight, callback.averages["ema_0.99"]["last.weight"])
+        assert torch.equal(module.network.last.weight, callback.averages["ema_0.9"]["last.weight"])
+    assert torch.equal(module.network.last.weight, raw)
+
+
+def test_interrupt_while_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = WeightAverages(decays=[0.9])
+    module = fit(tmp_path, callback, 4)
+    raw, copy, calls = module.network.last.weight.detach().clone(), averaging._copy, []
+
+    def interrupted(places: list, values: list) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        copy(places, values)
+
+    monkeypatch.setattr(averaging, "_copy", interrupted)
+    with pytest.raises(KeyboardInterrupt), callback.averaged(module):
+        pass
+    assert torch.equal(module.network.last.weight, raw)
+
+
+def test_validation_and_its_end_see_the_average(tmp_path: Path) -> None:
+    callback = WeightAverages(decays=[0.9])
+    module = fit(tmp_path, callback, 16, validation=data(8), val_check_interval=16)
+    average = callback.averages["ema_0.9"]["last.weight"]
+    assert [torch.equal(w, average) for w in module.seen_in_validation] == [True]
+    torch.testing.assert_close(module.network.last.weight.double(), module.trajectory[-1]["last.weight"])
+
+
+def test_interrupted_validation_leaves_the_weights(tmp_path: Path) -> None:
+    class Interrupts(Module):
+        def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            raise KeyboardInterrupt
+
+    module = Interrupts()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, WeightAverages(decays=[0.9]), 16, module=module, validation=data(8), val_check_interval=16)
+    torch.testing.assert_close(module.network.last.weight.double(), module.trajectory[-1]["last.weight"])
+
+
+def test_function_without_averages(tmp_path: Path) -> None:
+    module = Module()
+    before = module.network.last.weight.detach().clone()
+    with averaged(module):
+        assert torch.equal(module.network.last.weight, before)
+
+
+def test_function_finds_the_callback(tmp_path: Path) -> None:
+    callback = WeightAverages(decays=[0.9])
+    module = fit(tmp_path, callback, 4)
+    with averaged(module):
+        assert torch.equal(module.network.last.weight, callback.averages["ema_0.9"]["last.weight"])
+    with pytest.raises(UserError, match=r"did you mean 'ema_0\.9'"), averaged(module, "ema_0.99"):
+        pass
+
+
+# -- checkpoints
+
+
+def checkpointed(folder: Path, steps: int, every: int, **options) -> tuple[WeightAverages, Module]:
+    callback = WeightAverages(decays=[0.9, 0.99], stds=[0.1], snapshot_every=every)
+    save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+    module = fit(folder, callback, steps, callbacks=[save], **options)
+    return callback, module
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    whole, _ = checkpointed(tmp_path / "a", 12, 6)
+    checkpointed(tmp_path / "b", 6, 6)
+    resumed, _ = checkpointed(tmp_path / "b", 12, 6, ckpt_path=str(tmp_path / "b" / "step=6.ckpt"))
+    assert resumed.updates == whole.updates == {"ema_0.9": 12, "ema_0.99": 12, "power_0.100": 12}
+    for label, average in whole.averages.items():
+        for name, value in average.items():
+            assert torch.equal(resumed.averages[label][name], value), (label, name)
+
+
+def test_checkpoint_holds_averages_and_raw_weights(tmp_path: Path) -> None:
+    callback, module = checkpointed(tmp_path, 6, 6)
+    checkpoint = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
+    assert torch.equal(averages_of(checkpoint)["last.weight"], callback.averages["ema_0.9"]["last.weight"])
+    assert torch.equal(averages_of(checkpoint, "power_0.100")["scale"], torch.ones(1))
+    assert torch.equal(checkpoint["state_dict"]["network.last.weight"], module.network.last.weight)
+    with pytest.raises(UserError, match=r"no average 'ema_0\.999'; did you mean"):
+        averages_of(checkpoint, "ema_0.999")
+    with pytest.raises(UserError, match="holds no averages"):
+        averages_of({"state_dict": {}})
+
+
+def test_checkpoint_inside_a_block_holds_the_raw_weights(tmp_path: Path) -> None:
+    callback, module = checkpointed(tmp_path, 6, 6)
+    with callback.averaged(module):
+        module.trainer.save_checkpoint(tmp_path / "inside.ckpt")
+    inside = torch.load(tmp_path / "inside.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(inside["network.last.weight"], module.network.last.weight)
+    assert torch.equal(inside["network.frozen.weight"], module.network.frozen.weight)
+
+
+def test_recipe_adds_and_drops_averages(tmp_path: Path) -> None:
+    checkpointed(tmp_path, 6, 6)
+    callback = WeightAverages(decays=[0.5, 0.99])
+    with pytest.warns(UserWarning, match=r"no average ema_0\.5"):
+        fit(tmp_path, callback, 8, ckpt_path=str(tmp_path / "step=6.ckpt"))
+    assert callback.updates == {"ema_0.5": 2, "ema_0.99": 8}
+    with pytest.raises(UserError, match="was not kept from the start"):
+        fit(tmp_path, WeightAverages(decays=[], stds=[0.1, 0.2]), 8, ckpt_path=str(tmp_path / "step=6.ckpt"))
+
+
+def test_average_of_another_network(tmp_path: Path) -> None:
+    checkpointed(tmp_path, 6, 6)
+    held = torch.load(tmp_path / "step=6.ckpt", weights_only=True)[averaging.CHECKPOINT_KEY]
+    held["averages"]["ema_0.9"]["other"] = held["averages"]["ema_0.9"].pop("scale")
+    callback = WeightAverages(decays=[0.9])
+    callback._loaded = held
+    with pytest.raises(UserError, match="another architecture"):
+        callback.prepare(Module())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decays": [1.0]}, "decay"),
+        ({"decays": [-0.1]}, "decay"),
+        ({"decays": [0.9, 0.9]}, "twice"),
+        ({"decays": []}, "nothing to do"),
+        ({"stds": [0.5]}, "relative width"),
+        ({"snapshot_every": 0}, "snapshot_every"),
+        ({"snapshot_dtype": "int8"}, "snapshot_dtype"),
+        ({"validate_with": "ema_0.99"}, "did you mean 'ema_0.9999'"),
+    ],
+)
+def test_bad_settings(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        WeightAverages(**options)
+
+
+# -- reconstruction
+
+
+def test_snapshots_reconstruct_a_profile_that_was_kept_but_not_stored(tmp_path: Path) -> None:
+    """Train with three widths, store two, and rebuild the third."""
+    kept = WeightAverages(decays=[], stds=[0.07], folder=str(tmp_path / "unused"))
+    stored = WeightAverages(decays=[], stds=[0.05, 0.1], snapshot_every=16)
+    module = fit(tmp_path, stored, 256, callbacks=[kept])
+    snapshots = list_snapshots(tmp_path)
+    assert [s.updates for s in snapshots] == [t for t in range(16, 257, 16) for _ in range(2)]
+    rebuilt = reconstruct(snapshots, 0.07)
+    name = "first.weight"
+    exact = exact_power_average([w[name] for w in module.trajectory], 0.07)
+    torch.testing.assert_close(kept.averages["power_0.070"][name].double(), exact, atol=1e-5, rtol=1e-5)
+    spread = float(torch.stack([w[name] for w in module.trajectory]).std(0).max())
+    assert float((rebuilt[name].double() - exact).abs().max()) < 0.01 * spread
+    torch.testing.assert_close(reconstruct(snapshots, 0.05)[name], stored.averages["power_0.050"][name])
+    early = exact_power_average([w[name] for w in module.trajectory[:128]], 0.1)
+    torch.testing.assert_close(reconstruct(snapshots, 0.1, updates=128)[name].double(), early, atol=1e-5, rtol=1e-5)
+
+
+def test_reconstruction_of_a_known_trajectory(tmp_path: Path) -> None:
+    """θ(τ) = τ: the profile's mean is t (γ + 1) / (γ + 2), so any width has a closed form."""
+    for t in range(100, 2001, 100):
+        for std in (0.05, 0.1):
+            value = torch.tensor([t * (power_gamma(std) + 1) / (power_gamma(std) + 2)])
+            path = tmp_path / f"step_{t:08d}_power_{std:.3f}.safetensors"
+            save_tensors({"w": value}, path, {"updates": t, "std": std, "step": t})
+    for std in (0.03, 0.07, 0.12, 0.2):
+        g = power_gamma(std)
+        value = float(reconstruct(list_snapshots(tmp_path), std)["w"])
+        assert value == pytest.approx(2000 * (g + 1) / (g + 2), rel=2e-3)
+
+
+@pytest.mark.parity
+def test_coefficients_as_in_ema_pytorch() -> None:
+    post_hoc = pytest.importorskip("ema_pytorch.post_hoc_ema")
+    profiles = [(t, s) for t in range(100, 1001, 100) for s in (0.05, 0.1)]
+    t, gamma = (
+        torch.tensor(v, dtype=torch.float64) for v in zip(*((t, power_gamma(s)) for t, s in profiles), strict=True)
+    )
+    for std in (0.04, 0.07, 0.15):
+        assert post_hoc.sigma_rel_to_gamma(std) == pytest.approx(power_gamma(std), rel=1e-9)
+        theirs = post_hoc.solve_weights(t, gamma, torch.tensor([900.0]), torch.tensor([power_gamma(std)]))[:, 0]
+        torch.testing.assert_close(coefficients(profiles, 900, std), theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parity
+def test_averages_as_in_ema_pytorch(tmp_path: Path) -> None:
+    """The same trajectory through lucidrains' PostHocEMA: kept profiles and reconstruction.
+
+    Its counter is one ahead: it takes in the first weights twice and its snapshots name the time before. We do the
+    same here, so that the two must agree to rounding.
+    """
+    ema_pytorch = pytest.importorskip("ema_pytorch")
+    net = nn.Linear(3, 3)
+    theirs = ema_pytorch.PostHocEMA(
+        net,
+        sigma_rels=(0.05, 0.1),
+        update_every=1,
+        checkpoint_every_num_steps=20,
+        checkpoint_folder=str(tmp_path / "theirs"),
+        checkpoint_dtype=torch.float32,
+    )
+    ours = WeightAverages(decays=[], stds=[0.05, 0.1])
+    ours.prepare(Module(net))
+    for step in range(1, 201):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.05 * torch.randn(p.shape))
+        for _ in range(2 if step == 1 else 1):
+            ours.update()
+        theirs.update()
+        for label, std in ours.stds.items() if step % 20 == 0 else []:
+            path = tmp_path / "ours" / f"step_{step:08d}_{label}.safetensors"
+            save_tensors(ours.averages[label], path, {"updates": step, "std": std, "step": step})
+    for label, kept in zip(ours.labels, theirs.ema_models, strict=True):
+        torch.testing.assert_close(ours.averages[label]["weight"], kept.ema_model.weight, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        state = theirs.synthesize_ema_model(sigma_rel=0.07).ema_model.state_dict()
+    for name, value in reconstruct(list_snapshots(tmp_path / "ours"), 0.07).items():
+        torch.testing.assert_close(value, state[name].float(), atol=1e-5, rtol=1e-5)
+
+
+def test_snapshot_faults(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no snapshots"):
+        list_snapshots(tmp_path)
+    (tmp_path / "step_00000001_power_0.100.safetensors").write_bytes(b"half a file")
+    with pytest.raises(UserError, match="damaged"):
+        list_snapshots(tmp_path)
+
+
+def test_full_disk_leaves_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(averaging, "save_tensors", full)
+    callback = WeightAverages(decays=[], stds=[0.1], snapshot_every=4)
+    with pytest.warns(UserWarning, match="training goes on without it"):
+        fit(tmp_path, callback, 6)
+    assert callback.updates["power_0.100"] == 6
+
+
+def test_snapshots_of_another_course_are_set_aside(tmp_path: Path) -> None:
+    checkpointed(tmp_path, 12, 4)
+    checkpointed(tmp_path, 6, 4, ckpt_path=str(tmp_path / "step=4.ckpt"))
+    names = {p.name for p in (tmp_path / "averages").glob("*.safetensors")}
+    assert names == {f"step_{s:08d}_power_0.100.safetensors" for s in (4, 6)}
+    assert {p.name for p in (tmp_path / "averages" / "stale").iterdir()} == {
+        f"step_{s:08d}_power_0.100.safetensors" for s in (8, 12)
+    }
