@@ -8,15 +8,21 @@ licence       of the weights                           provenance where they com
 version       of diffzoo that wrote it
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args
 
+from diffzoo import sampling
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import Kind, ModelEntry, config_from_dict, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, from_config, to_config
+from diffzoo.sampling import Sampler
+from diffzoo.sampling.guidance import Formula
 
-__all__ = ["Facts", "class_list", "facts_of", "registered_facts"]
+__all__ = ["FORMULAS", "Facts", "class_list", "facts_of", "registered_facts", "sampler_from"]
+
+# how guidance is written, and the short name of `diffzoo.sampling.guidance`
+FORMULAS: dict[str, Formula] = {"cond + s * (cond - uncond)": "cond", "uncond + s * (cond - uncond)": "uncond"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,10 @@ class Facts:
         process: GaussianProcess = from_config(self.process, default="GaussianProcess")
         return process
 
+    def build_sampler(self) -> Sampler:
+        """The default sampler: the one recorded, or DDIM with 50 steps."""
+        return sampler_from(self.sampler or {"class": "DDIM", "steps": 50})
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data, without what is not known."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -106,6 +116,29 @@ def facts_of(network: Network, process: GaussianProcess | None = None, **more: A
         version=__version__,
         **more,
     )
+
+
+def sampler_from(data: Any) -> Any:
+    """A sampler, or one of its parts, from plain data: {class, field: value, ...}, or a class name alone.
+
+    Raises:
+        UserError: for an unknown class or field, naming the nearest.
+    """
+    if isinstance(data, str) and isinstance(getattr(sampling, data, None), type):
+        data = {"class": data}
+    if not isinstance(data, dict):
+        return data
+    values = dict(data)
+    name = values.pop("class", None)
+    cls = getattr(sampling, str(name), None)
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        known = [n for n in sampling.__all__ if is_dataclass(getattr(sampling, n))]
+        raise UserError(f"unknown sampler or grid {name!r}{did_you_mean(str(name), known)}")
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{name} has no field {key!r}{did_you_mean(key, known)}")
+    return cls(**{key: sampler_from(value) if isinstance(value, dict) else value for key, value in values.items()})
 
 
 def registered_facts(name: str) -> Facts:

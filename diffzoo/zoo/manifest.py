@@ -14,6 +14,7 @@ from typing import Any
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.process import GaussianProcess, from_config
+from diffzoo.zoo.facts import FORMULAS, sampler_from
 
 __all__ = [
     "AutoencoderFacts",
@@ -278,6 +279,20 @@ def _process(data: dict[str, Any], place: _Place) -> None:
         raise place.error(f"expected the fields of a GaussianProcess, got {data!r}")
 
 
+def _guidance(data: dict[str, Any], place: _Place) -> None:
+    table = place.table(data, ("formula", "scale"), ("formula", "scale"))
+    place.at("scale").value(table["scale"], int, float)
+    if table["formula"] not in FORMULAS:
+        raise place.at("formula").error(f"expected one of {list(FORMULAS)}, got {table['formula']!r}")
+
+
+def _sampler(data: dict[str, Any], place: _Place) -> None:
+    try:
+        sampler_from(data)
+    except (UserError, TypeError) as error:
+        raise place.error(str(error)) from None
+
+
 def _published(rows: list[Any], place: _Place) -> tuple[Mapping[str, Any], ...]:
     for i, row in enumerate(rows):
         place.at(str(i)).table(row, ("metric", "value", "protocol", "source"), ("metric", "value", "protocol"))
@@ -304,7 +319,9 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
     fingerprint, pending = _fingerprint(values.pop("fingerprint"), place.at("fingerprint"))
     classes = values.pop("class_names", None)
     if values.get("guidance") is not None:
-        place.at("guidance").table(values["guidance"], ("formula", "scale", "schedule"), ("formula", "scale"))
+        _guidance(values["guidance"], place.at("guidance"))
+    if values.get("sampler") is not None:
+        _sampler(values["sampler"], place.at("sampler"))
     return Checkpoint(
         name=name,
         source=source,
