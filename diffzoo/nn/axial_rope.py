@@ -80,5 +80,5 @@ class QueryKeyNorm(nn.Module):
         # bounded value, gradient of the identity: weights that were never projected act as if they had been
         log_scale = log_scale - (log_scale - self.limit).clamp_min(0).detach()
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.exp(log_scale / 2)[:, None, None] * x.shape[-1] ** -0.25
-        return (wide * scale * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+        length = torch.exp(log_scale / 2 - math.log(x.shape[-1]) / 4)[:, None, None]
+        return (wide * (length * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6))).to(x.dtype)
