@@ -129,6 +129,21 @@ class GaussianProcess:
         alpha, sigma, a, b = (expand_like(c, z) for c in (alpha, sigma, a, b))
         return Estimate((b * z - sigma * output) / divisor, (alpha * output - a * z) / divisor, variance)
 
+    def clip(self, estimate: Estimate, z: Tensor, t: Tensor, limit: float) -> Estimate:
+        """The estimate with its data clamped to [-limit, limit] and its noise recomputed to fit z — (1)."""
+        alpha, sigma = (expand_like(c, z) for c in self.coefficients(t))
+        x = estimate.x.clamp(-limit, limit)
+        return estimate._replace(x=x, eps=(z - alpha * x) / sigma)
+
+    def add_score(self, estimate: Estimate, z: Tensor, t: Tensor, score: Tensor) -> Estimate:
+        """The estimate under p(z) e^E, where `score` is the gradient of E in z: eps falls by sigma times the score.
+
+        With E = s log p(y | z, t) this is classifier guidance (arXiv:2105.05233, Algorithm 2).
+        """
+        alpha, sigma = (expand_like(c, z) for c in self.coefficients(t))
+        eps = estimate.eps - sigma * score
+        return estimate._replace(x=(z - sigma * eps) / alpha, eps=eps)
+
     def eps_error_factor(self, t: Tensor) -> Tensor:
         """alpha / D: what turns an error of the output into an error of eps."""
         alpha, sigma = self.coefficients(t)

@@ -9,7 +9,9 @@ back. It knows nothing of alpha and sigma: any schedule combines with any path (
     (3) interpolated  (1 - t) logsnr_at_data(t) + t logsnr_at_noise(t)   (arXiv:2301.11093, Eq. 6; see `Interpolated`)
     (4) linear time   2 log((1 - t) / t): alpha = 1 - t on the straight path, flow matching
     (5) linear beta   -log(exp(beta_min t + (beta_max - beta_min) t^2 / 2) - 1): the VP-SDE of arXiv:2011.13456
-    (6) discrete      tables of N betas (DDPM, Stable Diffusion, ADM), log alpha interpolated linearly in t
+    (6) offset cosine 2 log alpha = 2 log cos((t + s) / (1 + s) pi / 2) + const, alpha(0) = 1, in true time
+                      (arXiv:2102.09672, Eq. 17, as continuous-time code has it)
+    (7) discrete      tables of N betas (DDPM, Stable Diffusion, ADM), log alpha interpolated linearly in t
 
 Times and log-SNRs are tensors of any shape; arithmetic runs in float64 where the device has it, since tan and log
 lose three digits near the ends in float32, and the result has the dtype of the argument.
@@ -27,7 +29,16 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 
-__all__ = ["Cosine", "DiscreteBetas", "Interpolated", "LinearBeta", "LinearTime", "Schedule", "Shifted"]
+__all__ = [
+    "Cosine",
+    "DiscreteBetas",
+    "Interpolated",
+    "LinearBeta",
+    "LinearTime",
+    "OffsetCosine",
+    "Schedule",
+    "Shifted",
+]
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -242,8 +253,49 @@ class LinearBeta(Schedule):
 
 
 @dataclass(frozen=True)
+class OffsetCosine(Schedule):
+    """(6): the cosine schedule of improved DDPM in continuous, true time; score-based code calls it the cosine VP-SDE.
+
+    At t = 1 there is no signal, so log-SNR is capped at +-`max_logsnr`, which it exceeds only within 5e-5 of the
+    ends (20). Public samplers start at t = 0.9946 instead.
+
+    Args:
+        offset: s; keeps beta from vanishing at the data end.
+        max_logsnr: the cap.
+    """
+
+    offset: float = 0.008
+    max_logsnr: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.offset <= 0:
+            raise UserError(f"the offset of the cosine schedule must be positive, got {self.offset}")
+
+    @property
+    def _first(self) -> float:
+        return self.offset / (1 + self.offset) * math.pi / 2
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (t + self.offset) / (1 + self.offset) * math.pi / 2
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        # sigma^2 / alpha^2 = (cos^2 first - cos^2 angle) / cos^2 angle, whose difference loses its digits near t = 0
+        angle = self._angle(t)
+        ratio = torch.sin(angle - self._first) * torch.sin(angle + self._first) / torch.cos(angle).square()
+        return -torch.log(ratio.clamp(math.exp(-self.max_logsnr), math.exp(self.max_logsnr)))
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        tangent = torch.sqrt(torch.exp(-logsnr) + math.sin(self._first) ** 2) / math.cos(self._first)
+        return torch.atan(tangent) * 2 / math.pi * (1 + self.offset) - self.offset
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        log_alpha_slope = -math.pi / (1 + self.offset) * torch.tan(self._angle(t))  # of 2 log alpha
+        return log_alpha_slope * (1 + torch.exp(self._logsnr(t)))
+
+
+@dataclass(frozen=True)
 class DiscreteBetas(Schedule):
-    """(6): N noise steps. Step n = 1..N sits at t = n / N; between them log alpha is linear in t.
+    """(7): N noise steps. Step n = 1..N sits at t = n / N; between them log alpha is linear in t.
 
     Outside the table the end segments are continued (as DPM-Solver does), capped at +-`max_logsnr`.
 
@@ -285,12 +337,20 @@ class DiscreteBetas(Schedule):
         """log alpha at steps 1..N, float64 `(N,)`: half the sum of log(1 - beta)."""
         return torch.log1p(-self.betas).cumsum(0) / 2
 
+    def log_alpha_at(self, t: Tensor) -> Tensor:
+        """log alpha at times `t` of any shape, float64; linear between steps, exactly 0 at t = 0, and not capped."""
+        table = torch.cat([self.log_alpha.new_zeros(1), self.log_alpha]).to(t.device)
+        position = _precise(t) * self.steps
+        left = position.floor().long().clamp(0, self.steps - 1)
+        return table[left] + (position - left) * (table[left + 1] - table[left])
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log alpha at t and its slope in t."""
         table = self.log_alpha.to(t.device, t.dtype)
         left = (t * self.steps - 1).floor().long().clamp(0, self.steps - 2)
         slope = (table[left + 1] - table[left]) * self.steps
-        return table[left] + slope * (t - (left + 1) / self.steps), slope
+        # integers divided by integers would be float32
+        return table[left] + slope * (t - (left + 1).to(t.dtype) / self.steps), slope
 
     def _logsnr(self, t: Tensor) -> Tensor:
         log_alpha, _ = self._segment(t)
@@ -303,7 +363,7 @@ class DiscreteBetas(Schedule):
         table = self.log_alpha.to(wanted.device, wanted.dtype)
         left = (torch.searchsorted(-table, -wanted) - 1).clamp(0, self.steps - 2)
         slope = (table[left + 1] - table[left]) * self.steps
-        return (left + 1) / self.steps + (wanted - table[left]) / slope
+        return (left + 1).to(wanted.dtype) / self.steps + (wanted - table[left]) / slope
 
     def _derivative(self, t: Tensor) -> Tensor:
         log_alpha, slope = self._segment(t)

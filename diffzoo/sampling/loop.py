@@ -67,7 +67,7 @@ class _Settled:
             estimate = self.process.clip(estimate, z, t, self._clip)
         if self.first is None:
             self.first = estimate.x
-        return estimate, score
+        return estimate
 
 
 def initial_noise_scale(process: GaussianProcess, t: float) -> float:

@@ -2,11 +2,23 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from golden_case import Handler, Json, Tensors, assert_close, section
 from torch import Tensor
 
 from diffzoo.models.adm import ADMUNet
+from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime, UniformEps, denoising_loss
+from diffzoo.process.discrete import (
+    RespacedSteps,
+    ReverseVariance,
+    hybrid_loss,
+    kept_steps,
+    prior_bits,
+    reverse_moments,
+    variational_bound,
+)
+from diffzoo.process.predictions import X0
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters.guided_diffusion import config_from_official, from_official, to_official
 
@@ -39,6 +51,127 @@ def run_unet(case: Json, tensors: Tensors, folder: Path) -> None:
     assert_close(official, section(tensors, "grad/"), tolerance["grad"])
 
 
+# -- the discrete process
+
+
+def discrete_process(entry: Json) -> GaussianProcess:
+    """The process of an entry that names schedule, steps and kinds of mean and variance."""
+    mean = {"epsilon": Eps, "start_x": X0}[entry.get("mean_type", "epsilon")]
+    return GaussianProcess(
+        DiscreteBetas(entry["schedule"], entry["steps"]),
+        prediction=mean(),
+        reads=ReadsTime(entry["steps"], -1.0),
+        learned_variance=entry.get("var_type", "learned_range") == "learned_range",
+    )
+
+
+def discrete_steps(entry: Json) -> RespacedSteps:
+    return RespacedSteps(discrete_process(entry).schedule, entry["respacing"])
+
+
+def variance_kind(entry: Json) -> ReverseVariance:
+    kind = entry["var_type"]
+    return "learned" if kind == "learned_range" else kind
+
+
+def run_tables(case: Json, tensors: Tensors, folder: Path) -> None:
+    for entry in case["entries"]:
+        chain = discrete_steps(entry)
+        step, alpha_bar = chain.reverse, (2 * chain.log_alpha).exp()
+        got = {
+            "timestep_map": chain.indices,
+            "betas": step.log_beta.exp(),
+            "alphas_cumprod": alpha_bar,
+            "alphas_cumprod_prev": torch.cat([torch.ones(1), alpha_bar[:-1]]),
+            "alphas_cumprod_next": torch.cat([alpha_bar[1:], torch.zeros(1)]),
+            "log_one_minus_alphas_cumprod": torch.log(-torch.expm1(2 * chain.log_alpha)),
+            "posterior_variance": step.variance,
+            "posterior_log_variance_clipped": step.log_variance,
+            "posterior_mean_coef1": step.mean_x,
+            "posterior_mean_coef2": step.mean_z,
+            "sqrt_recip_alphas_cumprod": (-chain.log_alpha).exp(),
+            "sqrt_recipm1_alphas_cumprod": torch.expm1(-2 * chain.log_alpha).sqrt(),
+        }
+        assert_close(got, section(tensors, f"out/{entry['key']}/"), case["tolerance"]["out"])
+
+
+def run_respacing(case: Json, tensors: Tensors, folder: Path) -> None:
+    for entry in case["entries"]:
+        if entry["error"]:
+            with pytest.raises(ValueError, match="steps"):
+                kept_steps(entry["respacing"], entry["num_timesteps"])
+        else:
+            assert list(kept_steps(entry["respacing"], entry["num_timesteps"])) == entry["steps"]
+
+
+def run_reverse_moments(case: Json, tensors: Tensors, folder: Path) -> None:
+    z, gradient = tensors["in/x"], tensors["in/guidance_gradient"]
+    for entry in case["entries"]:
+        process, chain, kind = discrete_process(entry), discrete_steps(entry), variance_kind(entry)
+        index = tensors[f"in/{entry['key']}/t"]
+        t = chain.times[index]
+        output = tensors["in/model_output6" if process.learned_variance else "in/model_output3"]
+        estimate = process.interpret(output, z, t)
+        if entry["clip_denoised"]:
+            estimate = process.clip(estimate, z, t, 1.0)
+        moments = reverse_moments(chain.reverse[index], estimate, z, kind)
+        got = {
+            "network_timesteps": process.noise_level(t).float(),
+            "mean": moments.mean,
+            "variance": moments.variance.expand_as(z),
+            "log_variance": moments.log_variance.expand_as(z),
+            "pred_xstart": estimate.x,
+            "guided_mean": moments.mean + moments.variance * gradient,
+            "guided_ddim_pred_xstart": process.add_score(estimate, z, t, gradient).x,
+        }
+        assert_close(got, section(tensors, f"out/{entry['key']}/"), case["tolerance"]["out"])
+
+
+def run_losses(case: Json, tensors: Tensors, folder: Path) -> None:
+    x, eps = tensors["in/x_start"], tensors["in/noise"]
+    for entry in case["entries"]:
+        process, chain, kind = discrete_process(entry), discrete_steps(entry), variance_kind(entry)
+        key, limits = entry["key"], case["tolerance"]
+        t = chain.times[tensors[f"in/{key}/t"]]
+        output = tensors[f"in/{key}/model_output"].clone().requires_grad_()
+        z = process.add_noise(x, eps, t)
+        got = {"x_t": z, "prior_bpd": prior_bits(process, x), **losses(entry, process, output, x, z, eps, t, kind)}
+        got["loss"].sum().backward()
+        want = section(tensors, f"out/{key}/")
+        assert_close(got, {"x_t": want.pop("x_t")}, limits["out"])
+        assert_close({k: got[k] / v for k, v in want.items()}, {k: v / v for k, v in want.items()}, limits["out"])
+        grads = {k: v for k, v in section(tensors, f"grad/{key}/").items() if k == "model_output"}
+        assert_close({"model_output": output.grad}, grads, limits["grad"])
+
+
+def losses(
+    entry: Json,
+    process: GaussianProcess,
+    output: Tensor,
+    x: Tensor,
+    z: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    kind: ReverseVariance,
+) -> Tensors:
+    """The official terms and their sum; rescaled kinds multiply the bound by the steps (over 1000 beside the error)."""
+    rescaled, steps = entry["loss_type"].startswith("rescaled"), entry["steps"]
+    if entry["loss_type"].endswith("kl"):
+        bound = variational_bound(process, output, x, z, t, kind)
+        return {"loss": bound * steps if rescaled else bound}
+    if not process.learned_variance:
+        error = denoising_loss(process, UniformEps(), (output,), x, eps, t)
+        return {"mse": error, "loss": error}
+    weight = steps / 1000 if rescaled else 1.0
+    total = hybrid_loss(process, output, x, z, eps, t, weight)
+    bound = weight * variational_bound(process, output, x, z, t, kind)
+    return {"mse": total - bound, "vb": bound, "loss": total}
+
+
 HANDLERS: list[Handler] = [
     (lambda case: case.get("model") == "ADM U-Net", run_unet),
+    (lambda case: case.get("model") == "ADM diffusion tables", run_tables),
+    (lambda case: case.get("model") == "ADM timestep respacing", run_respacing),
+    (lambda case: case.get("model") == "ADM p_mean_variance", run_reverse_moments),
+    (lambda case: case.get("model") == "ADM training losses", run_losses),
 ]
