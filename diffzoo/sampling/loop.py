@@ -60,14 +60,15 @@ class _Settled:
         return estimate if score is None else self.process.add_score(estimate, z, t, score)
 
     def parts(self, z: Tensor, t: Tensor) -> tuple[Estimate, Tensor | None]:
-        # a guidance that adds to the score acts after clipping: clamping its result would undo a part of it
+        """The clipped estimate, and what a guidance that has `parts` adds to the score (classifier guidance)."""
+        # it acts after clipping: clamping its result would undo a part of it
         split = getattr(self._denoise, "parts", None)
         estimate, score = split(z, t, self._cond) if split else (self._denoise(z, t, self._cond), None)
         if self._clip is not None:
             estimate = self.process.clip(estimate, z, t, self._clip)
         if self.first is None:
             self.first = estimate.x
-        return estimate
+        return estimate, score
 
 
 def initial_noise_scale(process: GaussianProcess, t: float) -> float:
