@@ -53,20 +53,26 @@ class MixtureOracle:
         weights: of the components, `(k,)`.
         means: `(k, d)`, d = c h w.
         stds: `(k,)`.
-        table: log-density terms per label: which components a label stands for, bool `(labels, k)`; default one
-            each, and all for the null class.
+        table: which components a label stands for, bool `(labels, k)`; default one each, and all for the null class.
+        null: the label of the null class; default the last.
     """
 
     def __init__(
-        self, process: GaussianProcess, weights: Tensor, means: Tensor, stds: Tensor, table: Tensor | None = None
+        self,
+        process: GaussianProcess,
+        weights: Tensor,
+        means: Tensor,
+        stds: Tensor,
+        table: Tensor | None = None,
+        null: int | None = None,
     ):
         self.process = process
         self.weights, self.means, self.stds = weights.double(), means.double(), stds.double()
         k = len(weights)
         self.table = torch.cat([torch.eye(k), torch.ones(1, k)]).bool() if table is None else table
+        self.null = len(self.table) - 1 if null is None else null
         self.calls = 0
         self.images = 0
-        self.seen: list[tuple[float, Tensor]] = []
 
     def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
         self.calls += 1
@@ -88,7 +94,7 @@ class MixtureOracle:
     def null_condition(self, cond: Condition | None) -> Condition | None:
         if cond is None or cond.label is None:
             return None
-        return Condition(label=torch.full_like(cond.label, len(self.weights)))
+        return Condition(label=torch.full_like(cond.label, self.null))
 
     def component(self, x: Tensor) -> Tensor:
         """The most likely component of each image, `(n,)`."""

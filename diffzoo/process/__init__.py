@@ -6,12 +6,22 @@ from diffzoo.process.loss import denoising_loss, pool_target, weight
 from diffzoo.process.paths import Path, Straight, VarianceExploding, VariancePreserving
 from diffzoo.process.predictions import X0, Eps, Flow, Prediction, V
 from diffzoo.process.readings import Reading, ReadsLogSNR, ReadsTime
-from diffzoo.process.schedules import Cosine, DiscreteBetas, Interpolated, LinearBeta, LinearTime, Schedule, Shifted
+from diffzoo.process.schedules import (
+    Cosine,
+    DiscreteBetas,
+    Interpolated,
+    LinearBeta,
+    LinearTime,
+    OffsetCosine,
+    Schedule,
+    Shifted,
+)
 from diffzoo.process.weightings import EDM, ELBO, MinSNR, Sigmoid, UniformEps, UniformV, Weighting
 
 __all__ = [
     "EDM", "ELBO", "X0", "Cosine", "DiscreteBetas", "Eps", "Estimate", "Flow", "GaussianProcess", "Interpolated",
-    "LinearBeta", "LinearTime", "MinSNR", "Path", "Prediction", "Reading", "ReadsLogSNR", "ReadsTime", "Schedule",
-    "Shifted", "Sigmoid", "Straight", "UniformEps", "UniformV", "V", "VarianceExploding", "VariancePreserving",
-    "Weighting", "denoising_loss", "expand_like", "from_config", "pool_target", "to_config", "weight",
+    "LinearBeta", "LinearTime", "MinSNR", "OffsetCosine", "Path", "Prediction", "Reading", "ReadsLogSNR", "ReadsTime",
+    "Schedule", "Shifted", "Sigmoid", "Straight", "UniformEps", "UniformV", "V", "VarianceExploding",
+    "VariancePreserving", "Weighting", "denoising_loss", "expand_like", "from_config", "pool_target", "to_config",
+    "weight",
 ]  # fmt: skip
