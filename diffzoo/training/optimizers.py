@@ -34,7 +34,7 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     known = {n for n, _ in network.named_parameters()}
     for name in sorted(exempt - known):
         raise UserError(f"no_weight_decay() names {name!r}, which is no parameter of the network")
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for n, p in trainable.items() if n not in exempt]},
         {"params": [p for n, p in trainable.items() if n in exempt], "weight_decay": 0.0},
     ]
@@ -92,7 +92,7 @@ def timm_optimizer(
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    known = list_optimizers()
+    known = [str(n) for n in list_optimizers()]
     if name.lower() not in known:
         raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}

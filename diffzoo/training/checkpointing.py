@@ -1,0 +1,494 @@
+"""Checkpoints that survive: atomic, checksummed, rotated; and leaving in time when a machine is taken away.
+
+A checkpoint is written under a temporary name, flushed, and renamed, so that a process killed at any moment leaves
+the old ones untouched. Beside `step_00001000.ckpt` lies `step_00001000.ckpt.sha256`, in the form of `sha256sum`, put
+there before the rename: a checkpoint without a matching checksum is damaged. `find_resume` takes the newest sound one.
+
+Saving happens at the end of an optimizer step and nowhere else, the only point at which Lightning's counters, the
+weights, the averages and the position in the data belong together.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from diffzoo.errors import UserError
+from diffzoo.files import write_text
+
+__all__ = [
+    "Checkpoints",
+    "Preempted",
+    "RunLock",
+    "StreamingCheckpointIO",
+    "find_resume",
+    "is_sound",
+    "list_checkpoints",
+]
+
+FOLDER = "checkpoints"
+_CHUNK = 16 << 20
+
+
+class Preempted(SystemExit):
+    """The run was asked to leave and did, its checkpoint saved; the exit status is 128 + the signal's number."""
+
+
+# -- files
+
+
+class _HashingFile:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._hash = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class StreamingCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint straight to its file, hashing on the way; Lightning's own builds it in memory first.
+
+    A full or failing disk does not raise, because the other processes are already on their way to a barrier: it is
+    left in `error`, and `Checkpoints` deals with it after the barrier.
+    """
+
+    def __init__(self) -> None:
+        self.error: OSError | None = None
+        self.digest = ""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        self.error, self.digest = None, ""
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                hashing = _HashingFile(file)
+                torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            self.digest = hashing.hexdigest()
+        except (OSError, RuntimeError) as error:
+            cause = _disk_error(error)
+            if cause is None:
+                raise
+            self.error = cause
+            with suppress(OSError):
+                Path(path).unlink()
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """The disk's complaint behind an exception; torch's writer wraps it, or reports a short write of its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    text = str(error)
+    if "PytorchStreamWriter" in text or "unexpected pos" in text:
+        return OSError(errno.EIO, text.splitlines()[0])
+    return None
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(_CHUNK):
+            total.update(data)
+    return total.hexdigest()
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _checksum_lines(path: Path, digest: str = "") -> str:
+    """What `sha256sum` would print in the folder of the checkpoint; a sharded checkpoint is a folder of files."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return "".join(f"{_digest(p)}  {path.name}/{p.relative_to(path)}\n" for p in files)
+    return f"{digest or _digest(path)}  {path.name}\n"
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a checkpoint is whole: its checksums match, or, where it came without, its archive is intact."""
+    listed = _checksum_file(path)
+    try:
+        if listed.is_file():
+            return listed.read_text() == _checksum_lines(path)
+        if path.is_dir():
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, EOFError):
+        return False
+
+
+def _step_of(path: Path) -> int:
+    digits = path.name.removeprefix("step_").split(".")[0]
+    return int(digits) if digits.isdigit() else -1
+
+
+def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints of a run, newest first, sound or not."""
+    return sorted((Path(run_dir) / FOLDER).glob("step_*.ckpt"), key=_step_of, reverse=True)
+
+
+def find_resume(run_dir: str | os.PathLike[str], report: Callable[[str], None] = warnings.warn) -> Path | None:
+    """The newest sound checkpoint of a run, or None if it has none yet.
+
+    Args:
+        run_dir: directory of the run.
+        report: told about every damaged checkpoint that is passed over.
+
+    Raises:
+        UserError: if there are checkpoints but every one is damaged, so that a fresh start would bury them.
+    """
+    found = list_checkpoints(run_dir)
+    for path in found:
+        if is_sound(path):
+            return path
+        report(f"the checkpoint {path} is damaged (its checksum does not match): using the one before it")
+    if found:
+        raise UserError(
+            f"all {len(found)} checkpoints in {found[0].parent} are damaged: move that folder away to start anew"
+        )
+    return None
+
+
+# -- one process per run directory
+
+
+class RunLock:
+    """Holds a run directory for this process, for the length of a block; the system frees it when the process dies.
+
+    Only the first process of a distributed run takes the lock.
+
+    Raises:
+        UserError: on entering, if another process holds it, naming that process.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]):
+        self.path = Path(run_dir) / ".lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "RunLock":
+        try:
+            import fcntl
+        except ImportError:  # a platform without file locks
+            return self
+        if not _is_first_process():
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"the run directory {self.path.parent} is in use by {holder}: wait for it, stop it, or choose another "
+                "directory with --run"
+            ) from None
+        except OSError as error:  # a file system without locks
+            file.close()
+            rank_zero_warn(f"{self.path.parent} cannot be locked ({error}): start no second run in it")
+            return self
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+
+def _is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """By the variables of torchrun, SLURM and Lightning's own launcher, in that order."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in environment:
+            return environment[name] == "0"
+    return environment.get("NODE_RANK", "0") == "0" and environment.get("LOCAL_RANK", "0") == "0"
+
+
+# -- the callback
+
+
+class Checkpoints(Checkpoint):
+    """Saves at intervals, at the end and when asked to leave; keeps the newest few.
+
+    SIGTERM, SIGUSR1 and Ctrl-C finish the step, save, and exit with status 128 + signal; a second Ctrl-C exits at
+    once. Under SLURM with Lightning's auto-requeue its signal also puts the job back into the queue. Any process may
+    get the signal: the others follow at the same step.
+
+    Args:
+        every_n_steps: interval in optimizer steps; 0 = by time alone.
+        every_minutes: interval in minutes of wall time; 0 = by steps alone.
+        keep: how many of the newest checkpoints to keep.
+        keep_every_n_steps: checkpoints at multiples of this are kept for ever; 0 = none.
+
+    Raises:
+        UserError: for a negative interval, or nothing to keep.
+    """
+
+    def __init__(self, every_n_steps: int = 0, every_minutes: float = 10.0, keep: int = 3, keep_every_n_steps: int = 0):
+        super().__init__()
+        if min(every_n_steps, every_minutes, keep_every_n_steps) < 0:
+            raise UserError("the intervals of Checkpoints must not be negative: use 0 for none")
+        if keep < 1:
+            raise UserError(f"Checkpoints must keep at least 1, got {keep}; 2 or more survive a damaged one")
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self.keep, self.keep_every_n_steps = keep, keep_every_n_steps
+        self._io: StreamingCheckpointIO | None = None
+        self._agreement: Any = None
+        self._step = self._saved_step = -1
+        self._saved_time = time.monotonic()
+        self._signal = 0
+        self._replaced: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    # -- hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._io is None:
+            self._io = StreamingCheckpointIO()
+            with suppress(NotImplementedError, AttributeError):  # strategies that write shards by themselves
+                trainer.strategy.checkpoint_io = self._io
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = self._saved_step = trainer.global_step
+        self._saved_time = time.monotonic()
+        self._listen(trainer)
+        if trainer.world_size > 1 and torch.distributed.is_initialized():
+            # the processes agree over gloo on the host, so that the device is never waited for
+            self._agreement = torch.distributed.new_group(backend="gloo")
+        if trainer.is_global_zero:
+            _remove_leftovers(self.folder(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step or _is_trial(trainer):  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        received, due = self._agree(self._signal, self._is_due(trainer))
+        if received or due:
+            self.save(trainer)
+        if received:
+            self._leave(trainer, received)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.sanity_checking or not self._replaced:
+            return
+        received, _ = self._agree(self._signal, False)
+        if received:  # ends the validation early; the next step's end saves and leaves
+            raise StopIteration
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not _is_trial(trainer) and self._saved_step != trainer.global_step:
+            self.save(trainer)
+        self._stop_listening()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop_listening()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop_listening()
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        by_steps = self.every_n_steps and self._step % self.every_n_steps == 0
+        permanent = self.keep_every_n_steps and self._step % self.keep_every_n_steps == 0
+        by_time = self.every_minutes and time.monotonic() - self._saved_time >= 60 * self.every_minutes
+        # the last step too: at the end of training Lightning's counters have moved on to the next epoch
+        return bool(by_steps or permanent or by_time or 0 < trainer.max_steps <= self._step)
+
+    def _agree(self, received: int, due: bool) -> tuple[int, bool]:
+        """The largest of all processes' wishes, so that they act at the same step."""
+        if self._agreement is None:
+            return received, due
+        wishes = torch.tensor([received, int(due)])
+        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, group=self._agreement)
+        return int(wishes[0]), bool(wishes[1])
+
+    # -- saving
+
+    @staticmethod
+    def folder(trainer: Trainer) -> Path:
+        """Where the checkpoints of a run lie."""
+        return Path(trainer.default_root_dir) / FOLDER
+
+    def save(self, trainer: Trainer) -> Path | None:
+        """Save now; every process must call it, at the end of an optimizer step.
+
+        Returns:
+            the path, or None if the disk failed, which is reported; the checkpoints there already are kept.
+        """
+        final = self.folder(trainer) / f"step_{trainer.global_step:08d}.ckpt"
+        partial = final.with_name(f".{final.name}.part")
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        trainer.save_checkpoint(partial, weights_only=False)
+        done = True
+        if trainer.is_global_zero:
+            try:
+                self._finish(partial, final)
+            except OSError as error:
+                _remove(partial)
+                done = False
+                left = list_checkpoints(trainer.default_root_dir)
+                kept = f"the newest is {left[0].name}" if left else "there is none yet"
+                rank_zero_warn(
+                    f"the checkpoint at step {trainer.global_step} could not be written to {final.parent} "
+                    f"({error.strerror or error}): free some space; earlier checkpoints are kept, {kept}"
+                )
+        trainer.strategy.barrier("diffzoo.checkpoints")
+        return final if done else None
+
+    def _finish(self, partial: Path, final: Path) -> None:
+        """Checksum, rename, rotate."""
+        digest = ""
+        if self._io is not None and not partial.is_dir():
+            if self._io.error is not None:
+                raise self._io.error
+            digest = self._io.digest
+        lines = _checksum_lines(partial, digest).replace(partial.name, final.name)
+        _remove(final)  # of another course of this run, or damaged
+        write_text(_checksum_file(final), lines)
+        os.replace(partial, final)
+        _flush_folder(final.parent)
+        self._rotate(final.parent)
+
+    def _rotate(self, folder: Path) -> None:
+        found = sorted(folder.glob("step_*.ckpt"), key=_step_of)
+        ahead = [p for p in found if _step_of(p) > self._saved_step]
+        for path in [p for p in found if p not in ahead][: -self.keep]:
+            if not (self.keep_every_n_steps and _step_of(path) % self.keep_every_n_steps == 0):
+                _remove(path)
+                _checksum_file(path).unlink(missing_ok=True)
+        for path in ahead:  # of another course of this run, or damaged: a resume must not take them for the newest
+            (folder / "stale").mkdir(exist_ok=True)
+            for part in (path, _checksum_file(path)):
+                if part.exists():
+                    _remove(folder / "stale" / part.name)
+                    part.rename(folder / "stale" / part.name)
+            rank_zero_warn(f"moved {path.name}, which lies after step {self._saved_step}, to {folder / 'stale'}")
+
+    # -- signals
+
+    def _listen(self, trainer: Trainer) -> None:
+        # Lightning sets its own handlers after `setup` and puts the earlier ones back when it ends
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        requeue = getattr(environment, "requeue_signal", None) or signal.SIGUSR1
+        self._signal, self._process = 0, os.getpid()
+        for number in {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, requeue}:
+            try:
+                self._replaced[number] = signal.signal(number, self._receive)
+            except ValueError:  # not in the main thread, where Python allows no handlers
+                return
+
+    def _stop_listening(self) -> None:
+        for number, handler in self._replaced.items():
+            with suppress(ValueError, TypeError):
+                signal.signal(number, handler)
+        self._replaced = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # a loader's worker, which inherited this handler: it serves until the step is done or it is told twice
+            if number == signal.SIGTERM and self._signal:
+                os._exit(128 + number)
+            self._signal = number
+            return
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        again = " (again to stop at once)" if number == signal.SIGINT else ""
+        os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint after this step{again}\n".encode())
+
+    def _leave(self, trainer: Trainer, received: int) -> None:
+        name = signal.Signals(received).name
+        if trainer.is_global_zero:
+            print(f"{name}: stopped at step {trainer.global_step}; --resume auto goes on from there", file=sys.stderr)
+            if _requeues(trainer, received):
+                _requeue()
+        self._stop_listening()
+        raise Preempted(128 + received)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _requeues(trainer: Trainer, received: int) -> bool:
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return (
+        isinstance(environment, SLURMEnvironment)
+        and environment.auto_requeue
+        and received == (environment.requeue_signal or signal.SIGUSR1)
+    )
+
+
+def _requeue() -> None:
+    """Put this SLURM job back into the queue, as Lightning does, but after the step and without its own checkpoint."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        rank_zero_warn(f"the job {job} could not be put back into the queue ({error}): submit it again")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process was writing, and checksums without a checkpoint."""
+    for path in folder.glob(".step_*.part"):
+        _remove(path)
+    for path in folder.glob("step_*.ckpt.sha256"):
+        if not path.with_name(path.name.removesuffix(".sha256")).exists():
+            path.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
