@@ -10,6 +10,7 @@ config (`Config.override`); for networks with resolution levels (`Level`) they a
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import torch
@@ -165,6 +166,7 @@ class Network(nn.Module):
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = ()
     config: Config
+    facts: Any = None  # what is known about loaded weights, a `diffzoo.zoo.Facts`
 
     def __init__(self, config: Config):
         super().__init__()
@@ -265,6 +267,17 @@ class Network(nn.Module):
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
+
+    # -- publishing
+
+    def save_pretrained(self, folder: str, **options: Any) -> Any:
+        """Write `model.safetensors` and `config.json`; see `diffzoo.zoo.publish.save_pretrained`."""
+        # publishing lies layers above the networks, so it is looked up when it is called
+        return import_module("diffzoo.zoo.publish").save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repo: str, *, licence: str | None = None, **options: Any) -> str:
+        """Publish on the Hub as `owner/name`; see `diffzoo.zoo.publish.push_network`."""
+        return str(import_module("diffzoo.zoo.publish").push_network(self, repo, licence=licence, **options))
 
     def num_parameters(self) -> int:
         """Number of parameters."""

@@ -55,7 +55,7 @@ def build_with(
     if config.num_classes != base.num_classes or class_names is not None:
         facts = replace(facts, class_names=tuple(class_names or ()))
     assign(network, state, weights.where)
-    network.facts = facts  # type: ignore[assignment]  # nn.Module types every attribute as tensor or module
+    network.facts = facts
     return network
 
 

@@ -371,4 +371,5 @@ def load_any(source: str | Path, *, prefer: str = "average") -> Loaded:
     """
     found = locate(source, prefer)
     network = build_meta(found.facts.network_class(), found.facts.build_config())
+    network.facts = found.facts
     return Loaded(assign(network, found.state, found.where), found.facts)

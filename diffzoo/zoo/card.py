@@ -1,0 +1,158 @@
+"""The model card of a published model, from what is known about it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffzoo.zoo.facts import Facts
+
+__all__ = ["model_card"]
+
+# licences that the Hub knows by an identifier; any other is "other" with a name
+KNOWN = frozenset(
+    {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense"}
+    | {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"}
+    | {"openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"}
+)
+
+TEMPLATE = """\
+---
+{front}
+---
+
+# {title}
+
+{summary}
+{picture}
+## How to use
+
+```python
+import diffzoo
+
+pipe = diffzoo.pipeline("hf-hub:{repo}")
+images = pipe({prompt}seeds=range(8))
+images.save_png("pictures")
+```
+
+The network alone: `diffzoo.create_model("hf-hub:{repo}")`. From the command line:
+`diffzoo sample hf-hub:{repo} --seeds 0-7 --out grid.png`.
+
+## Process
+
+{process}
+
+## Training data
+
+{data}
+
+## Evaluation
+
+{evaluation}
+
+## Licence
+
+The weights: {licence}.
+
+## Provenance
+
+```json
+{provenance}
+```
+"""
+
+
+def model_card(
+    facts: Facts,
+    repo: str,
+    folder: Path,
+    evaluations: Sequence[dict[str, Any]] = (),
+    dataset: str | None = None,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        facts: with a licence.
+        repo: where it will lie, `owner/name`.
+        folder: of the published form, for its recipe and its pictures.
+        evaluations: result records {protocol, metrics}.
+        dataset: what it was trained on; default: what the recipe says.
+    """
+    return TEMPLATE.format(
+        front=_front(facts),
+        title=repo.split("/")[1],
+        repo=repo,
+        summary=_summary(facts),
+        picture="\n![Pictures drawn by this model](samples.png)\n" if (folder / "samples.png").is_file() else "",
+        prompt=_prompt(facts),
+        process=_process(facts),
+        data=dataset or _recipe_data(folder / "recipe.yaml") or "Not stated.",
+        evaluation=_evaluation(evaluations),
+        licence=facts.licence,
+        provenance=json.dumps(facts.provenance, indent=2, sort_keys=True, ensure_ascii=False),
+    )
+
+
+def _front(facts: Facts) -> str:
+    import yaml
+
+    licence = str(facts.licence)
+    front: dict[str, Any] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", facts.family.lower()]}
+    front["pipeline_tag"] = "text-to-image" if facts.text_encoder else "unconditional-image-generation"
+    if licence.lower() in KNOWN:
+        front["license"] = licence.lower()
+    else:
+        front |= {"license": "other", "license_name": licence}
+    return str(yaml.safe_dump(front, sort_keys=True, allow_unicode=True)).strip()
+
+
+def _summary(facts: Facts) -> str:
+    size, classes = facts.config.get("image_size"), facts.config.get("num_classes")
+    space = "latents" if facts.autoencoder else "pixels"
+    kind = f"{classes} classes" if classes else ("captions" if facts.text_encoder else "unconditional")
+    name = f" `{facts.name}`" if facts.name else ""
+    return f"A {facts.family}{name} of diffzoo: {size}x{size} {space}, {kind}."
+
+
+def _prompt(facts: Facts) -> str:
+    if not facts.config.get("num_classes"):
+        return ""
+    if isinstance(facts.class_names, tuple) and facts.class_names:
+        return f"[{facts.class_names[0]!r}], "
+    return '["golden retriever", 207], ' if facts.class_names == "imagenet-1k" else "[0], "
+
+
+def _process(facts: Facts) -> str:
+    lines = []
+    for name, part in (("Process", facts.process), ("Sampler", facts.sampler), ("Guidance", facts.guidance),
+                       ("Autoencoder", facts.autoencoder)):  # fmt: skip
+        if part:
+            lines.append(f"- {name}: `{json.dumps(part, sort_keys=True, ensure_ascii=False)}`")
+    return "\n".join(lines) or "Not stated."
+
+
+def _recipe_data(path: Path) -> str | None:
+    import yaml
+
+    if not path.is_file():
+        return None
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    if not data:
+        return None
+    return f"As in `recipe.yaml`:\n\n```yaml\n{yaml.safe_dump(data, sort_keys=False).strip()}\n```"
+
+
+def _evaluation(records: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for record in records:
+        protocol = record.get("protocol")
+        name = protocol.get("name", json.dumps(protocol, sort_keys=True)) if isinstance(protocol, dict) else protocol
+        rows += [f"| {metric} | {_number(value)} | {name} |" for metric, value in record["metrics"].items()]
+    return "\n".join(["| metric | value | protocol |", "|---|---|---|", *rows]) if rows else "Not evaluated."
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("value")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
