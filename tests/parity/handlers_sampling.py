@@ -47,7 +47,7 @@ def run_schedules(case: Json, tensors: Tensors, folder: Path) -> None:
     want = section(tensors, "out/")
     groups = {name.split("/")[0] for name in want}
     assert groups <= schedule_groups.keys(), f"unknown groups {groups - schedule_groups.keys()}"
-    for group in groups:
+    for group in sorted(groups):
         schedule_groups[group](group, section(tensors, f"out/{group}/"), case["tolerance"])
 
 
@@ -77,7 +77,7 @@ def check_solver_schedule(schedule: Schedule) -> Callable[[str, Tensors, Json], 
             "half_logsnr": point.logsnr / 2,
             "t_of_lambda": schedule.time(2 * want.pop("lambda_query", want.get("half_logsnr")).double()),
         }
-        compare_but_first(got, want, limit)
+        compare(got, want, limit)
 
     return check
 
@@ -96,15 +96,19 @@ def check_sde(schedule: Schedule) -> Callable[[str, Tensors, Json], None]:
             "diffusion": squared.sqrt(),
             "drift_of_one": -squared / 2,
         }
-        compare_but_first(got, want, 1e-4)
+        compare(got, want, 1e-4)
 
     return check
 
 
-def compare_but_first(got: Tensors, want: Tensors, limit: float) -> None:
-    """All entries within `limit`, the first, at the smallest t, within 1e-2: there the official float32 cancels."""
-    assert_close({k: got[k][1:] for k in want}, {k: v[1:] for k, v in want.items()}, limit)
-    assert_close({k: got[k][:1] for k in want}, {k: v[:1] for k, v in want.items()}, 1e-2)
+def compare(got: Tensors, want: Tensors, limit: float) -> None:
+    """Within `limit` of the largest entry; 1e-2 where the official float32 cancels, at the smallest t of a few."""
+    loose = {"sigma", "cum_beta", "half_logsnr"} & want.keys()
+    first = {k: float((got[k][0] - want[k][0]).abs() / want[k].abs().max()) for k in loose}
+    assert all(error <= 1e-2 for error in first.values()), first
+    for k in loose:
+        got[k] = torch.cat([want[k][:1].double(), got[k][1:].double()])
+    assert_close(got, want, limit)
 
 
 def float32_end(t: float) -> float:
