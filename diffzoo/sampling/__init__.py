@@ -1,6 +1,8 @@
 """From noise to images: denoisers, guidance, time grids, samplers and the one loop."""
 
+from diffzoo.sampling.classifier import ClassifierGuidance
 from diffzoo.sampling.denoiser import Denoise, Denoiser
+from diffzoo.sampling.discrete import Respaced, RespacedAncestral, RespacedDDIM
 from diffzoo.sampling.dpm_solver import DPMSolver, DPMSolverMultistep
 from diffzoo.sampling.euler import Euler, EulerMaruyama, Heun
 from diffzoo.sampling.grids import Grid, Karras, PowerTime, ShiftedTime, UniformLogSNR, UniformThenZero, UniformTime
@@ -9,8 +11,8 @@ from diffzoo.sampling.loop import Moment, integrate, sample
 from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
 
 __all__ = [
-    "DDIM", "AdjustedDDIM", "Ancestral", "Autoguidance", "ClassifierFree", "DPMSolver", "DPMSolverMultistep",
-    "Denoise", "Denoiser", "Euler", "EulerMaruyama", "Fade", "Grid", "Heun", "Interval", "Karras", "Moment",
-    "PowerCosine", "PowerTime", "Sampler", "ShiftedTime", "UniformLogSNR", "UniformThenZero", "UniformTime",
-    "integrate", "sample",
+    "DDIM", "AdjustedDDIM", "Ancestral", "Autoguidance", "ClassifierFree", "ClassifierGuidance", "DPMSolver",
+    "DPMSolverMultistep", "Denoise", "Denoiser", "Euler", "EulerMaruyama", "Fade", "Grid", "Heun", "Interval",
+    "Karras", "Moment", "PowerCosine", "PowerTime", "Respaced", "RespacedAncestral", "RespacedDDIM", "Sampler",
+    "ShiftedTime", "UniformLogSNR", "UniformThenZero", "UniformTime", "integrate", "sample",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ step. `Respaced` is the grid, so any sampler can use it; `RespacedDDIM` is DDIM 
 
     ADM's paper           here
     250 sampling steps    RespacedAncestral(steps=250)
-    "90,60,60,20,20"      RespacedAncestral(steps=250, grid=Respaced("90,60,60,20,20"))
+    "90,60,60,20,20"      RespacedAncestral(steps=250, grid=Respaced(respacing="90,60,60,20,20"))
     "ddim25"              RespacedDDIM(steps=25)
 """
 
@@ -64,7 +64,7 @@ class RespacedDDIM(DDIM):
     """DDIM on a whole stride of a discrete chain, with x_hat clamped to [-1, 1] (ADM's "ddim25")."""
 
     steps: int = 25
-    grid: Grid = field(default_factory=lambda: Respaced("ddim"))
+    grid: Grid = field(default_factory=lambda: Respaced(respacing="ddim"))
     clip: float | None = 1.0
 
 

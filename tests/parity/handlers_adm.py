@@ -1,10 +1,11 @@
 """ADM's golden cases: U-Nets through the production converter, the discrete process and sampling trajectories."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from golden_case import Handler, Json, Tensors, assert_close, section
+from golden_case import Handler, Json, Tensors, assert_close, load_case, section
 from torch import Tensor
 
 from diffzoo.models.adm import ADMUNet
@@ -19,6 +20,10 @@ from diffzoo.process.discrete import (
     variational_bound,
 )
 from diffzoo.process.predictions import X0
+from diffzoo.sampling.denoiser import Denoiser
+from diffzoo.sampling.discrete import Respaced, RespacedAncestral, RespacedDDIM
+from diffzoo.sampling.loop import Moment, integrate
+from diffzoo.sampling.samplers import Sampler
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters.guided_diffusion import config_from_official, from_official, to_official
 
@@ -168,10 +173,71 @@ def losses(
     return {"mse": total - bound, "vb": bound, "loss": total}
 
 
+# -- trajectories
+
+
+class Recorded:
+    """The recorded noise, one entry per step."""
+
+    def __init__(self, draws: Tensor):
+        self.draws, self.step = draws, 0
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        return self.draws[self.step]
+
+
+def run_trajectories(case: Json, tensors: Tensors, folder: Path) -> None:
+    source = folder / case["state_from"].split()[0]
+    unet, weights = load_case(source.with_suffix(".json"))
+    start, draws, limit = tensors["in/x_T"], tensors["in/step_noise"], case["tolerance"]["out"]
+    network = load_unet(unet["config"], section(weights, "state/"), start.shape[-1])
+    cond = Condition(label=tensors["in/y"]) if "in/y" in tensors else None
+    for entry in case["entries"]:
+        noise = Recorded(draws)
+        got = walk(Denoiser(network, discrete_process(entry)), sampler_of(entry), start, noise, cond)
+        want = section(tensors, f"out/{entry['key']}/")
+        assert torch.equal(got["network_timesteps"], want["network_timesteps"].float())
+        for name in ("samples", "pred_xstart"):
+            steps = range(len(want[name]))
+            assert_close(
+                {f"{name} {i}": got[name][i] for i in steps}, {f"{name} {i}": want[name][i] for i in steps}, limit
+            )
+        pixels = ((got["samples"][-1] + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        assert (pixels.int() - want["uint8_nhwc"].int()).abs().max() <= 1
+
+
+def sampler_of(entry: Json) -> Sampler:
+    steps = len(kept_steps(entry["respacing"], entry["steps"]))
+    clip = 1.0 if entry["clip_denoised"] else None
+    if entry["method"] == "ddim":
+        return RespacedDDIM(steps, Respaced(respacing=entry["respacing"]), clip, eta=entry["eta"])
+    return RespacedAncestral(steps, Respaced(respacing=entry["respacing"]), clip)
+
+
+def walk(denoise: Denoiser, sampler: Sampler, start: Tensor, noise: Recorded, cond: Condition | None) -> Tensors:
+    """What the official loop records, seen through the production loop."""
+    states: list[Tensor] = []
+    believed: list[Tensor] = []
+
+    def watch(moment: Moment) -> None:
+        states.append(moment.z)
+        believed.append(moment.x_hat)
+        noise.step = moment.step + 1
+
+    integrate(denoise, sampler, start, noise, cond, trajectory=watch)
+    level = denoise.process.noise_level(sampler.times(denoise.process)[:-1]).float()
+    return {
+        "samples": torch.stack(states[1:]),
+        "pred_xstart": torch.stack(believed[:-1]),
+        "network_timesteps": level[:, None].expand(-1, len(start)),
+    }
+
+
 HANDLERS: list[Handler] = [
     (lambda case: case.get("model") == "ADM U-Net", run_unet),
     (lambda case: case.get("model") == "ADM diffusion tables", run_tables),
     (lambda case: case.get("model") == "ADM timestep respacing", run_respacing),
     (lambda case: case.get("model") == "ADM p_mean_variance", run_reverse_moments),
     (lambda case: case.get("model") == "ADM training losses", run_losses),
+    (lambda case: case.get("model") == "ADM sampling trajectories", run_trajectories),
 ]
