@@ -9,10 +9,11 @@ from diffzoo.sampling.grids import Grid, Karras, PowerTime, ShiftedTime, Uniform
 from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, Fade, Interval, PowerCosine
 from diffzoo.sampling.loop import Moment, integrate, sample
 from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
+from diffzoo.sampling.trajectory import Trajectory
 
 __all__ = [
     "DDIM", "AdjustedDDIM", "Ancestral", "Autoguidance", "ClassifierFree", "ClassifierGuidance", "DPMSolver",
     "DPMSolverMultistep", "Denoise", "Denoiser", "Euler", "EulerMaruyama", "Fade", "Grid", "Heun", "Interval",
     "Karras", "Moment", "PowerCosine", "PowerTime", "Respaced", "RespacedAncestral", "RespacedDDIM", "Sampler",
-    "ShiftedTime", "UniformLogSNR", "UniformThenZero", "UniformTime", "integrate", "sample",
+    "ShiftedTime", "Trajectory", "UniformLogSNR", "UniformThenZero", "UniformTime", "integrate", "sample",
 ]  # fmt: skip

@@ -1,0 +1,77 @@
+"""What the denoiser believed on the way: pictures of the intermediate x_hat, as a contact sheet or a GIF."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.files import atomic_path
+from diffzoo.images import make_grid, to_uint8
+from diffzoo.sampling.loop import Moment
+
+__all__ = ["Trajectory"]
+
+
+class Trajectory:
+    """Collects x_hat, for `sample(..., trajectory=Trajectory())`.
+
+    Images are kept as raw pixels on the CPU, so 16 images of 256 x 256 over 50 steps take 150 MB.
+
+    Args:
+        every: keep each `every`-th step, and the finished images always.
+        decode: latents to images in [-1, 1]; None where x_hat are images.
+        images: keep the first so many images of the run.
+    """
+
+    def __init__(self, every: int = 1, decode: Callable[[Tensor], Tensor] | None = None, images: int = 16):
+        if every < 1 or images < 1:
+            raise UserError(f"expected every >= 1 and images >= 1, got {every} and {images}")
+        self.every, self.decode, self.images = every, decode, images
+        self._pixels: dict[int, dict[int, Tensor]] = {}  # step: image: pixels
+        self.times: dict[int, float] = {}
+
+    def __call__(self, moment: Moment) -> None:
+        """Take note of one step of one batch; a batch that is tried again replaces what was noted of it."""
+        wanted = [i for i, row in enumerate(moment.rows) if row < self.images]
+        if not wanted or (moment.step >= 0 and moment.step % self.every):
+            return
+        x = moment.x_hat[wanted].float()
+        pixels = to_uint8(x if self.decode is None else self.decode(x)).cpu()
+        rows = [moment.rows[i] for i in wanted]
+        self.times[moment.step] = moment.t
+        self._pixels.setdefault(moment.step, {}).update(zip(rows, pixels, strict=True))
+
+    def frames(self) -> list[Tensor]:
+        """Raw pixels `(n, c, h, w)` for each step that was kept, from noise to the finished images."""
+        if not self._pixels:
+            raise UserError("this trajectory is empty: hand it to sample(..., trajectory=...) first")
+        steps = sorted(step for step in self._pixels if step >= 0) + [step for step in self._pixels if step < 0]
+        return [torch.stack([pixels for _, pixels in sorted(self._pixels[step].items())]) for step in steps]
+
+    def contact_sheet(self) -> Tensor:
+        """One picture, uint8 `(3, H, W)`: a row per image, a column per step."""
+        frames = torch.stack(self.frames(), dim=1)
+        return make_grid(frames.flatten(0, 1), columns=frames.shape[1])
+
+    def save_gif(self, path: str | os.PathLike[str], columns: int = 4, milliseconds: int = 80) -> Path:
+        """Write an animation of the grid of images; the finished one stays for a second and a half.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        from PIL import Image
+
+        grids = [make_grid(frame, min(columns, len(frame))) for frame in self.frames()]
+        pictures = [Image.fromarray(g.permute(1, 2, 0).contiguous().numpy()) for g in grids]
+        durations = [milliseconds] * (len(pictures) - 1) + [1500]
+        try:
+            with atomic_path(path) as temporary:
+                pictures[0].save(
+                    temporary, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+                )
+        except OSError as error:
+            raise UserError(f"could not write the animation {path}: {error.strerror or error}") from error
+        return Path(path)
