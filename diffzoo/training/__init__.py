@@ -1,0 +1,28 @@
+"""Wiring for Lightning: the module, averages, checkpoints, guards and what is seen during training."""
+
+from diffzoo.training.averaging import WeightAverages, averaged
+from diffzoo.training.callbacks import SampleGrid
+from diffzoo.training.checkpointing import Checkpoints, find_resume
+from diffzoo.training.guards import LossGuard
+from diffzoo.training.module import DiffusionModule
+from diffzoo.training.optimizers import adamw, parameter_groups, timm_optimizer
+from diffzoo.training.progress import RunProgress
+from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
+
+__all__ = [
+    "Checkpoints",
+    "DiffusionModule",
+    "LossGuard",
+    "RunProgress",
+    "SampleGrid",
+    "WarmupConstant",
+    "WarmupCosine",
+    "WarmupInverseSqrt",
+    "WarmupLinear",
+    "WeightAverages",
+    "adamw",
+    "averaged",
+    "find_resume",
+    "parameter_groups",
+    "timm_optimizer",
+]

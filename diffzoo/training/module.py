@@ -232,9 +232,17 @@ class DiffusionModule(L.LightningModule):
                 "set data.init_args.image_size or model.network_args.image_size"
             )
         self.class_names = list(getattr(data, "class_names", None) or [])
+
+    def on_fit_start(self) -> None:
+        """Bring the companions to the device; tell the network what "no text" is, where it has to be told."""
         for companion in (self.autoencoder, self.text_encoder):
             if companion is not None:
                 companion.to(self.device)
+        tell = getattr(self.network, "set_null_text", None)
+        if tell is not None and self.text_encoder is not None:
+            tell(self.text_encoder.null(1)[0].to(self.device))
+
+    on_validate_start = on_fit_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the model without its recipe (`diffzoo.zoo.load_any`)."""

@@ -4,6 +4,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
@@ -106,10 +107,10 @@ class Data(L.LightningDataModule):
         self.class_names = [f"class {i}" for i in range(num_classes)]
 
     def train_dataloader(self):
-        return [batch(4, 4 * i) for i in range(self.batches)]
+        return DataLoader([batch(4, 4 * i) for i in range(self.batches)], batch_size=None)
 
     def val_dataloader(self):
-        return [batch(4, 0)]
+        return DataLoader([batch(4, 0)], batch_size=None)
 
 
 def fit(m: DiffusionModule, data: Data, tmp_path, **options) -> L.Trainer:
