@@ -32,6 +32,7 @@ from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
 from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
 from diffzoo.nn.time_dependent import NORMS, TimeDependentLayerNorm, build_norm, gate_parameters
+from diffzoo.nn.vit_layers import Conv2d, Embedding, Linear
 from diffzoo.typing import Condition
 
 __all__ = ["TINY", "VARIANTS", "DiMR", "DiMRConfig", "DiMRStage"]
@@ -182,12 +183,12 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = stage.heads
         self.norm = build_norm(config.norm, stage.width)
-        self.qkv = nn.Linear(stage.width, 3 * stage.width, bias=False)
-        self.text_kv = nn.Linear(config.text_width, 2 * stage.width, bias=False) if config.text_width else None
+        self.qkv = Linear(stage.width, 3 * stage.width, bias=False)
+        self.text_kv = Linear(config.text_width, 2 * stage.width, bias=False) if config.text_width else None
         rotary = config.positions == "axial_rope"
         self.rotary = AxialRotary(stage.width // stage.heads, stage.heads) if rotary else None
         self.qk_norm = QueryKeyNorm(stage.heads) if rotary else None
-        self.out = nn.Linear(stage.width, stage.width)
+        self.out = Linear(stage.width, stage.width)
 
     def forward(
         self, x: Tensor, tau: Tensor, positions: Tensor | None, text: Tensor | None, text_mask: Tensor | None
@@ -214,9 +215,9 @@ class GatedMLP(nn.Module):
     def __init__(self, stage: DiMRStage, config: DiMRConfig):
         super().__init__()
         self.norm = build_norm(config.norm, stage.width)
-        self.gate = nn.Linear(stage.width, stage.hidden)
-        self.value = nn.Linear(stage.width, stage.hidden)
-        self.out = nn.Linear(stage.hidden, stage.width)
+        self.gate = Linear(stage.width, stage.hidden)
+        self.value = Linear(stage.width, stage.hidden)
+        self.out = Linear(stage.hidden, stage.width)
 
     def forward(self, x: Tensor, tau: Tensor) -> Tensor:
         x = self.norm(x, tau)
@@ -250,7 +251,7 @@ class ConvNeXtBlock(nn.Module):
     def __init__(self, stage: DiMRStage, config: DiMRConfig):
         super().__init__()
         k = stage.kernel_size
-        self.conv = nn.Conv2d(stage.width, stage.width, k, padding=k // 2, groups=stage.width)
+        self.conv = Conv2d(stage.width, stage.width, k, padding=k // 2, groups=stage.width)
         self.mlp = GatedMLP(stage, config)
         self.dropout = nn.Dropout(stage.dropout)
 
@@ -270,7 +271,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.ratio = ratio
         self.norm_in = TimeDependentLayerNorm(width_in)
-        self.expand = nn.Linear(width_in, width * ratio * ratio)
+        self.expand = Linear(width_in, width * ratio * ratio)
         self.norm_out = TimeDependentLayerNorm(width)
 
     def forward(self, features: Tensor, tau: Tensor) -> Tensor:
@@ -286,7 +287,7 @@ class Head(nn.Module):
         super().__init__()
         k = stage.head_kernel_size
         self.norm = TimeDependentLayerNorm(stage.width)
-        self.conv = nn.Conv2d(stage.width, channels, k, padding=k // 2)
+        self.conv = Conv2d(stage.width, channels, k, padding=k // 2)
 
     def forward(self, x: Tensor, tau: Tensor) -> Tensor:
         return self.conv(self.norm(x, tau).permute(0, 3, 1, 2))
@@ -303,21 +304,21 @@ class Stage(nn.Module):
         self.facts, width = stage, stage.width
         transformer = stage.kind == "transformer"
         self.rotary = transformer and config.positions == "axial_rope"
-        self.patch = nn.Conv2d(config.in_channels, width, stage.patch, stride=stage.patch)
+        self.patch = Conv2d(config.in_channels, width, stage.patch, stride=stage.patch)
         if self.rotary:
             # in the official state dict and read by nothing: kept, so that weights convert there and back unchanged
             spare = AxialRotary(width, stage.heads)
             self.register_buffer("unused_row", spare.log_frequencies_row.detach())
             self.register_buffer("unused_column", spare.log_frequencies_column.detach())
         else:
-            self.positions = nn.Parameter(torch.empty(stage.grid[0] * stage.grid[1], width))
+            self.positions = nn.Parameter(Embedding(stage.grid[0] * stage.grid[1], width).weight.detach())
         self.upsample = None
         if below is not None:
             self.upsample = Upsample(below.width * (below.depth + 1), width, stage.grid[0] // below.grid[0])
-        self.class_table = nn.Embedding(config.class_rows, width) if transformer and config.num_classes else None
+        self.class_table = Embedding(config.class_rows, width) if transformer and config.num_classes else None
         block = TransformerBlock if transformer else ConvNeXtBlock
         self.blocks = nn.ModuleList(block(stage, config) for _ in range(stage.depth))
-        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(stage.depth // 2))
+        self.skips = nn.ModuleList(Linear(2 * width, width) for _ in range(stage.depth // 2))
         self.head = Head(stage, config.in_channels)
 
     def forward(
@@ -381,16 +382,6 @@ class DiMR(Network):
         super().__init__(config)
         below = (None, *config.stages[:-1])
         self.stages = nn.ModuleList(Stage(s, config, b) for s, b in zip(config.stages, below, strict=True))
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)) and not module.weight.is_meta:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            if isinstance(module, Stage) and not module.rotary and not module.positions.is_meta:
-                nn.init.trunc_normal_(module.positions, std=0.02)
 
     def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
         return self._outputs(z, noise_level, cond, last_only=True)[-1]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
+from diffzoo.nn.vit_layers import Conv2d, Linear
 from diffzoo.typing import Condition
 
 __all__ = ["TINY", "VARIANTS", "UViTBao", "UViTBaoConfig", "time_sinusoid"]
@@ -99,8 +100,8 @@ class Attention(nn.Module):
     def __init__(self, config: UViTBaoConfig):
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
-        self.out = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width, bias=config.qkv_bias)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -113,8 +114,8 @@ class MLP(nn.Module):
     def __init__(self, config: UViTBaoConfig):
         super().__init__()
         hidden = int(config.width * config.mlp_ratio)
-        self.hidden = nn.Linear(config.width, hidden)
-        self.out = nn.Linear(hidden, config.width)
+        self.hidden = Linear(config.width, hidden)
+        self.out = Linear(hidden, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.hidden(x)))
@@ -155,30 +156,21 @@ class UViTBao(Network):
     def __init__(self, config: UViTBaoConfig):
         super().__init__(config)
         c, width = config, config.width
-        self.patch = nn.Conv2d(c.in_channels, width, c.patch, stride=c.patch)
+        self.patch = Conv2d(c.in_channels, width, c.patch, stride=c.patch)
         self.time_mlp = None
         if c.mlp_time_embed:
-            self.time_mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+            self.time_mlp = nn.Sequential(Linear(width, 4 * width), nn.SiLU(), Linear(4 * width, width))
         self.class_table = nn.Embedding(c.class_rows, width) if c.num_classes else None
-        self.text_in = nn.Linear(c.text_width, width) if c.text_width else None
+        self.text_in = Linear(c.text_width, width) if c.text_width else None
         self.positions = nn.Parameter(torch.empty(1, c.extras + (c.image_size // c.patch) ** 2, width))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
-        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(c.depth // 2 if c.skip else 0))
+        self.skips = nn.ModuleList(Linear(2 * width, width) for _ in range(c.depth // 2 if c.skip else 0))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, c.patch**2 * c.in_channels)
-        self.smooth = nn.Conv2d(c.in_channels, c.in_channels, 3, padding=1) if c.conv else None
+        self.head = Linear(width, c.patch**2 * c.in_channels)
+        self.smooth = Conv2d(c.in_channels, c.in_channels, 3, padding=1) if c.conv else None
         self.register_buffer("null_text", None, persistent=False)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        if self.positions.is_meta:
-            return
-        nn.init.trunc_normal_(self.positions, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        if not self.positions.is_meta:
+            nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
         self.check_input(z)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.nn.vit_layers import Linear
 
 __all__ = [
     "NORMS",
@@ -37,7 +38,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _working(out: Tensor, x: Tensor) -> Tensor:
     """`out` in the dtype that the next linear layer works in: cast here once, not once per layer that reads it."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return out.to(torch.get_autocast_dtype(device))
     return out.to(x.dtype)
 
@@ -144,7 +145,7 @@ class AdaRMSNorm(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.linear = nn.Linear(width, width, bias=False)
+        self.linear = Linear(width, width, bias=False)
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor, tau: Tensor | None = None, condition: Tensor | None = None) -> Tensor:

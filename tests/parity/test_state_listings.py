@@ -1,0 +1,86 @@
+"""Names, shapes, parameter counts and FLOPs of the full-size official models, against the registered variants."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from golden_case import find_listings
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffzoo.errors import UserError
+from diffzoo.models.base import Network
+from diffzoo.models.dimr import VARIANTS as DIMR_VARIANTS
+from diffzoo.models.dimr import DiMR
+from diffzoo.models.uvit_bao import VARIANTS as UVIT_VARIANTS
+from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
+from diffzoo.typing import Condition
+from diffzoo.zoo.converters import dimr, uvit_bao
+
+pytestmark = pytest.mark.parity
+
+
+def family(listing: dict[str, Any]) -> tuple[ModuleType, type[Network], dict[str, Any]] | None:
+    config = listing.get("config", {})
+    if "stage_configs" in config:
+        return dimr, DiMR, DIMR_VARIANTS
+    return (uvit_bao, UViTBao, UVIT_VARIANTS) if {"embed_dim", "patch_size"} <= config.keys() else None
+
+
+def listings() -> list[Path]:
+    return [p for p in find_listings() if family(json.loads(p.read_text()))]
+
+
+def shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def test_there_are_listings() -> None:
+    assert len(listings()) >= 12
+
+
+@pytest.mark.parametrize("path", listings(), ids=lambda p: p.stem)
+def test_listing_maps_both_ways_without_remainder(path: Path) -> None:
+    listing = json.loads(path.read_text())
+    converter, network_class, variants = family(listing)  # type: ignore[misc]
+    config = converter.config_from_official(listing["config"])
+    # CIFAR-10's and CelebA's networks, say, must each be some registered variant
+    assert config in variants.values()
+    official = {name: torch.empty(shape, device="meta") for name, shape in listing["state"].items()}
+    with torch.device("meta"):
+        network = network_class(config)
+    ours = converter.from_official(official, config)
+    assert shapes(ours) == shapes(network.state_dict())
+    back = converter.to_official(ours, config)
+    assert shapes(back) == shapes(official)
+    assert all(back[name] is official[name] for name in official)
+    assert network.num_parameters() == listing["n_params"]
+    broken = dict(official)
+    name = sorted(broken)[0]
+    broken[name + "x"] = broken.pop(name)
+    with pytest.raises(UserError, match="unknown"):
+        converter.from_official(broken, config)
+
+
+@pytest.mark.parametrize("path", listings(), ids=lambda p: p.stem)
+def test_forward_flops_are_the_official_ones(path: Path) -> None:
+    listing = json.loads(path.read_text())
+    converter, network_class, _ = family(listing)  # type: ignore[misc]
+    config = converter.config_from_official(listing["config"])
+    with torch.device("meta"):
+        network = network_class(config).eval()
+        z, level = torch.empty(1, *listing["input"]), torch.empty(1)
+        label = torch.zeros(1, dtype=torch.long) if config.num_classes else None
+        text = torch.empty(1, 77, config.text_width) if config.text_width else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.training_outputs(z, level, Condition(label=label, text=text))
+    assert counter.get_total_flops() == listing["flops_per_image"] - saved(config)
+
+
+def saved(config: Any) -> int:
+    """The official U-ViT also applies its output layer to the tokens that it then drops."""
+    if not isinstance(config, UViTBaoConfig):
+        return 0
+    return 2 * config.extras * config.width * config.patch**2 * config.in_channels
