@@ -10,6 +10,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "create_model": "diffzoo.factory",
+    "load_any": "diffzoo.zoo",
+    "pipeline": "diffzoo.pipelines",
+    "pull": "diffzoo.zoo.publish",
+    "push_to_hub": "diffzoo.zoo.publish",
+    "list_checkpoints": "diffzoo.zoo",
     "list_models": "diffzoo.models",
     "register_model": "diffzoo.models",
     "GaussianProcess": "diffzoo.process",

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
 from diffzoo.models.registry import build, entry
-
-if TYPE_CHECKING:
-    from diffzoo.zoo.adapt import ClassPolicy
 
 __all__ = ["create_model"]
 
@@ -18,7 +15,7 @@ def create_model(
     name: str,
     pretrained: bool | str | Path = False,
     *,
-    classes: "ClassPolicy | None" = None,
+    classes: Literal["random", "mean", "copy"] | None = None,
     class_names: Sequence[str] | None = None,
     **overrides: Any,
 ) -> Network:

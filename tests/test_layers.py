@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "zoo": {"models", "process", "sampling", "encoders"},
     "factory": {"models", "zoo", "process", "sampling", "encoders"},
+    "pipelines": {"zoo", "process", "sampling", "encoders"},
     "training": {"process", "sampling", "models", "encoders", "metrics", "factory", "evaluation"},
-    "evaluation": {"factory", "metrics", "sampling", "encoders", "process", "models", "zoo"},
+    "evaluation": {"factory", "pipelines", "metrics", "sampling", "encoders", "process", "models", "zoo"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},
@@ -44,6 +45,7 @@ NEVER: dict[str, set[str]] = {
     "metrics": {"lightning", "datasets"},
     "zoo": {"lightning", "datasets"},
     "factory": {"lightning", "datasets"},
+    "pipelines": {"lightning", "datasets"},
     "evaluation": {"lightning"},
 }
 

@@ -32,10 +32,17 @@ class Autoencoder(Protocol):
     channels: of the latents.
     """
 
-    id: str
-    hash: str
-    ratio: int
-    channels: int
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
+
+    @property
+    def ratio(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
 
     def encode(self, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of the latents of images in [-1, 1], scaled to unit variance."""

@@ -25,7 +25,8 @@ class NetworkLike(Protocol):
 class Denoise(Protocol):
     """Anything a sampler can use: a `Denoiser`, or guidance around one."""
 
-    process: GaussianProcess
+    @property
+    def process(self) -> GaussianProcess: ...
 
     def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate: ...
 

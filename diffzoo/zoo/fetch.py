@@ -23,7 +23,7 @@ from diffzoo.hub import explain_disk, free_space_for, hub_file, is_offline, offl
 from diffzoo.zoo import cache
 from diffzoo.zoo.manifest import Checkpoint
 
-__all__ = ["download", "fetch"]
+__all__ = ["HashMismatchError", "download", "fetch"]
 
 DRIVE = "https://drive.usercontent.google.com/download"
 ATTEMPTS = 5
@@ -32,6 +32,10 @@ CHUNK = 1 << 20
 
 
 # -- other addresses
+
+
+class HashMismatchError(UserError):
+    """A file is not the one that the manifest, or an earlier download, knows."""
 
 
 class _CutShort(OSError):
@@ -169,7 +173,7 @@ def fetch(entry: Checkpoint) -> tuple[Path, dict[str, Any]]:
         if value is not None and facts[key] != value:
             _discard(entry, path)
             known = "the manifest" if getattr(entry, key) else "an earlier download"
-            raise UserError(
+            raise HashMismatchError(
                 f"{entry.source} is not the file that {known} knows: expected {key} {value}, got {facts[key]}; "
                 "it was deleted and nothing was loaded from it"
             )

@@ -33,7 +33,17 @@ from diffzoo.zoo.facts import Facts, class_list
 from diffzoo.zoo.fetch import fetch
 from diffzoo.zoo.manifest import Checkpoint, checkpoint, has_checkpoint, load_manifest
 
-__all__ = ["Loaded", "Weights", "assign", "build_meta", "convert", "converted_path", "load_any", "locate"]
+__all__ = [
+    "Loaded",
+    "Weights",
+    "assign",
+    "build_meta",
+    "convert",
+    "converted_path",
+    "entry_config",
+    "load_any",
+    "locate",
+]
 
 LAYOUT = 1  # of converted files: raise it when a converter changes what it gives
 
@@ -143,7 +153,8 @@ class Loaded:
 # -- manifest entries
 
 
-def _entry_config(item: Checkpoint) -> Config:
+def entry_config(item: Checkpoint) -> Config:
+    """The config of an entry's network."""
     return entry(item.model).config.override(**item.config)
 
 
@@ -154,7 +165,7 @@ def entry_facts(item: Checkpoint, original: Mapping[str, Any]) -> Facts:
     companion = item.autoencoder
     return Facts(
         family=entry(item.model).network.__name__,
-        config=config_to_dict(_entry_config(item)),
+        config=config_to_dict(entry_config(item)),
         name=item.model,
         process=to_config(item.build_process()),
         class_names=item.classes or (),
@@ -170,14 +181,14 @@ def entry_facts(item: Checkpoint, original: Mapping[str, Any]) -> Facts:
 
 def converted_path(item: Checkpoint) -> Path:
     """Where the converted weights of an entry lie, whether or not they are there yet."""
-    told = [str(item.source), item.sha256, item.converter, config_to_dict(_entry_config(item)), LAYOUT]
+    told = [str(item.source), item.sha256, item.converter, config_to_dict(entry_config(item)), LAYOUT]
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     return cache_dir() / item.name / f"{key}.safetensors"
 
 
 def convert(item: Checkpoint, path: Path) -> formats.Tensors:
     """The tensors of an original file under our names."""
-    config = _entry_config(item)
+    config = entry_config(item)
     if item.converter == "diffzoo":
         return formats.read_tensors(path)
     data = formats.read_tensors(path) if path.suffix == ".safetensors" else formats.read_pickle(path)
@@ -211,7 +222,7 @@ def _convert_once(item: Checkpoint, path: Path) -> None:
 
     source, original = fetch(item)
     state = convert(item, source)
-    problem = _difference(build_meta(entry(item.model).network, _entry_config(item)).state_dict(), state)
+    problem = _difference(build_meta(entry(item.model).network, entry_config(item)).state_dict(), state)
     if problem:
         raise UserError(f"{item.source} does not fit {item.model}: {problem}")
     free_space_for(sum(v.nbytes for v in state.values()), path)
@@ -240,6 +251,8 @@ def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
     if not isinstance(held, Mapping) or "model" not in held:
         return None
     values = {k: held[k] for k in ("process", "class_names", "guidance", "autoencoder", "version") if held.get(k)}
+    if sampler := held.get("sampler"):
+        values["sampler"] = {"class": sampler} if isinstance(sampler, str) else sampler
     trained = {"checkpoint": path.name, "global_step": data.get("global_step"), "epoch": data.get("epoch")}
     return Facts.from_dict({**held["model"], **values, "provenance": trained}, str(path))
 

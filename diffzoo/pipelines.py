@@ -1,0 +1,307 @@
+"""From a name to pictures: everything a set of weights needs to draw, behind one call.
+
+pipe = diffzoo.pipeline("dimr_xl_256")
+pictures = pipe(["golden retriever", 207], seeds=range(8), guidance=0.4, steps=50)
+pictures.save_png("pictures")
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffzoo import __version__, sampling
+from diffzoo.encoders import text
+from diffzoo.encoders.autoencoder import Autoencoder, Identity, KLAutoencoder
+from diffzoo.encoders.text import TextEncoder
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.images import make_grid, save_png, to_uint8
+from diffzoo.process import to_config
+from diffzoo.sampling import ClassifierFree, Denoise, Denoiser, Sampler, sample
+from diffzoo.sampling.loop import Precision
+from diffzoo.typing import Condition
+from diffzoo.zoo.facts import FORMULAS, class_list, sampler_from
+from diffzoo.zoo.loading import Loaded, load_any
+
+__all__ = ["Pictures", "Pipeline", "pipeline"]
+
+
+class Pictures:
+    """Pictures and how they were made.
+
+    pixels:  uint8 `(n, h, w, 3)`, a NumPy array.
+    labels:  what each shows, for people.
+    records: how each was made, as plain data.
+    columns: pictures per row of `grid`.
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: list[str], records: list[dict[str, Any]], columns: int):
+        self.pixels, self.labels, self.records, self.columns = pixels, labels, records, columns
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.pixels[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.pixels.astype(dtype) if dtype is not None else self.pixels
+
+    def pil(self) -> list[Any]:
+        """The pictures as PIL images."""
+        from PIL import Image
+
+        return [Image.fromarray(p) for p in self.pixels]
+
+    def save_png(self, folder: str | Path) -> list[Path]:
+        """One PNG per picture, its record in the metadata field "diffzoo" as JSON; returns the paths."""
+        paths = []
+        for image, label, record in zip(self._planar(), self.labels, self.records, strict=True):
+            name = "_".join(part for part in (_file_part(label), f"seed{record['seed']}") if part)
+            paths.append(save_png(image, Path(folder) / f"{name}.png", {"diffzoo": json.dumps(record, sort_keys=True)}))
+        return paths
+
+    def save_grid(self, path: str | Path) -> Path:
+        """All pictures in one PNG, a row per class, with the records of all in its metadata."""
+        text = {"diffzoo": json.dumps(self.records, sort_keys=True)}
+        return save_png(make_grid(self._planar(), self.columns), path, text)
+
+    def _planar(self) -> Tensor:
+        return torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
+
+    def __repr__(self) -> str:
+        n, h, w, _ = self.pixels.shape
+        return f"Pictures({n} of {h}x{w})"
+
+
+def _samplers() -> list[str]:
+    found = [(n, getattr(sampling, n)) for n in sampling.__all__]
+    return [n for n, v in found if isinstance(v, type) and issubclass(v, Sampler) and v is not Sampler]
+
+
+def _file_part(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:60]
+
+
+class Pipeline:
+    """From classes or captions to pictures: network, process, guidance, sampler, autoencoder, text encoder.
+
+    Args:
+        loaded: from `load_any`.
+        device: where to compute; default: a GPU if there is one.
+        autoencoder: in place of the one that the weights were trained with.
+        text_encoder: likewise.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        device: str | torch.device | None = None,
+        autoencoder: Autoencoder | None = None,
+        text_encoder: TextEncoder | None = None,
+    ):
+        self.facts, self.process = loaded.facts, loaded.process
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = loaded.network.eval().to(self.device)
+        self.denoiser = Denoiser(self.network, self.process)
+        self._autoencoder, self._text_encoder = autoencoder, text_encoder
+        self._names: tuple[str, ...] | None = None
+
+    # -- companions
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder, built on first use; the identity in pixel space."""
+        if self._autoencoder is None:
+            known = self.facts.autoencoder
+            self._autoencoder = KLAutoencoder(**known) if known else Identity()
+            self._autoencoder.to(self.device)
+        return self._autoencoder
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder, built on first use."""
+        if self._text_encoder is None:
+            values = dict(self.facts.text_encoder or {})
+            cls = getattr(text, str(values.pop("class", "")), None)
+            if cls is None:
+                raise UserError("these weights read captions but do not say through which text encoder: pass one")
+            self._text_encoder = cls(**values).to(self.device)
+        return self._text_encoder
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty if they are not known."""
+        if self._names is None:
+            self._names = class_list(self.facts.class_names)
+        return self._names
+
+    # -- conditions
+
+    @property
+    def reads(self) -> str:
+        """What it draws from: "class", "caption" or "nothing"."""
+        config: Any = self.network.config
+        if getattr(config, "upsampler", False):
+            raise UserError("this model enlarges pictures: it needs low-resolution images, not classes alone")
+        return "caption" if getattr(config, "text_width", 0) else ("class" if config.num_classes else "nothing")
+
+    def class_id(self, wanted: str | int) -> int:
+        """The index of a class, by index or name; an ImageNet class may be called by any of its names.
+
+        Raises:
+            UserError: for an index out of range, or an unknown name, naming the nearest.
+        """
+        count = self.network.config.num_classes
+        if not isinstance(wanted, str) or wanted.lstrip("-").isdigit():
+            if not 0 <= int(wanted) < count:
+                raise UserError(f"class {wanted} is out of range: this model has classes 0 to {count - 1}")
+            return int(wanted)
+        if not self.class_names:
+            raise UserError(
+                f"the classes of this model have no names: use a number from 0 to {count - 1}, not {wanted!r}"
+            )
+        known: dict[str, int] = {}
+        for i, name in enumerate(self.class_names):
+            for part in (name, *name.split(", ")):
+                known.setdefault(part.casefold(), i)  # some words name several classes: the first wins
+        if wanted.casefold() not in known:
+            raise UserError(f"no class is called {wanted!r}{did_you_mean(wanted.casefold(), known)}")
+        return known[wanted.casefold()]
+
+    def _label(self, index: int) -> str:
+        return self.class_names[index].split(", ")[0] if self.class_names else f"class {index}"
+
+    def _condition(self, items: Sequence[str | int] | None) -> tuple[list[str], Condition | None]:
+        """A label and a row of conditions for each item."""
+        if self.reads == "nothing":
+            if items:
+                raise UserError("this model is unconditional: leave out the classes")
+            return [""], None
+        if not items:
+            raise UserError(f"this model draws from a {self.reads}: say which, for example [0, 1]")
+        if self.reads == "caption":
+            captions = [str(item) for item in items]
+            embedded, mask = self.text_encoder.encode(captions)
+            return captions, Condition(text=embedded, text_mask=mask)
+        ids = [self.class_id(item) for item in items]
+        return [self._label(i) for i in ids], Condition(label=torch.tensor(ids))
+
+    # -- drawing
+
+    def _denoise(self, guidance: float | None) -> tuple[Denoise, dict[str, Any] | None]:
+        """The denoiser, guided if asked, and the record of the guidance."""
+        known = self.facts.guidance or {"formula": "uncond + s * (cond - uncond)", "scale": 1.0}
+        scale = float(known["scale"] if guidance is None else guidance)
+        formula = FORMULAS[known["formula"]]
+        if self.reads == "nothing":
+            if guidance is not None:
+                raise UserError("this model is unconditional: guidance has nothing to act on; leave it out")
+            return self.denoiser, None
+        record = {"formula": known["formula"], "scale": scale}
+        if scale == (1 if formula == "uncond" else 0):
+            return self.denoiser, record
+        null = None
+        if self.reads == "caption":
+            embedded, mask = self.text_encoder.null(1)
+            null = Condition(text=embedded, text_mask=mask)
+        return ClassifierFree(self.denoiser, scale, formula, null=null), record
+
+    def _sampler(self, sampler: Sampler | str | None, steps: int | None) -> Sampler:
+        chosen = self.facts.build_sampler() if sampler is None else sampler_from(sampler)
+        if not isinstance(chosen, Sampler):
+            raise UserError(f"expected a sampler, got {sampler!r}{did_you_mean(str(sampler), _samplers())}")
+        return replace(chosen, steps=steps) if steps is not None else chosen
+
+    def __call__(
+        self,
+        classes: Sequence[str | int] | str | int | None = None,
+        seeds: Sequence[int] = range(4),
+        *,
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        batch_size: int | None = 16,
+        progress: bool = False,
+        precision: Precision | None = None,
+    ) -> Pictures:
+        """Draw every class with every seed, class by class.
+
+        Args:
+            classes: names, indices or captions; None for unconditional models.
+            seeds: one picture per class and seed; a seed gives the same picture in any batch.
+            guidance: strength, in the formula that the weights were published with (`pipe.facts.guidance`); without
+                one, s in `uncond + s (cond - uncond)`. Default: the published strength, else none.
+            steps: of the sampler.
+            sampler: a sampler, or the name of its class. Default: the published one, else DDIM.
+            batch_size: pictures at a time.
+            progress: show a bar.
+            precision: "bf16" or "fp16" for the network.
+
+        Raises:
+            UserError: for classes or seeds that the model cannot draw.
+        """
+        items = [classes] if isinstance(classes, str | int) else (list(classes) if classes is not None else None)
+        seeds = [int(s) for s in seeds]
+        if not seeds:
+            raise UserError("there are no seeds: give at least one, for example range(8)")
+        labels, rows = self._condition(items)
+        denoise, guided = self._denoise(guidance)
+        solver = self._sampler(sampler, steps)
+        config = self.network.config
+        latents = sample(
+            denoise,
+            solver,
+            (config.in_channels, config.image_size, config.image_size),
+            seeds * len(labels),
+            rows[torch.arange(len(labels)).repeat_interleave(len(seeds))] if rows is not None else None,
+            device=self.device,
+            batch_size=batch_size,
+            progress=progress,
+            precision=precision,
+        )
+        pixels = to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+        made = {
+            "guidance": guided,
+            "sampler": to_config(solver),
+            "weights": self.facts.provenance,
+            "model": self.facts.name,
+        }
+        records = [
+            {**made, "diffzoo": __version__, "seed": seed, **({"drawn": label} if label else {})}
+            for label in labels
+            for seed in seeds
+        ]
+        every = [label for label in labels for _ in seeds]
+        return Pictures(pixels, every, records, columns=len(seeds))
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.facts.name or self.facts.family}, draws from a {self.reads}, on {self.device})"
+
+
+def pipeline(
+    source: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    autoencoder: Autoencoder | None = None,
+    text_encoder: TextEncoder | None = None,
+    prefer: str = "average",
+) -> Pipeline:
+    """Everything from a name to pictures: `pipeline("dimr_xl_256")(["golden retriever", 207], seeds=range(8))`.
+
+    Args:
+        source: a published name, a run directory, a file or a Hub repository; see `diffzoo.zoo.locate`.
+        device: where to compute; default: a GPU if there is one.
+        autoencoder, text_encoder: in place of those that the weights were trained with.
+        prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
+
+    Raises:
+        UserError: for weights that cannot be had, or that do not say how to sample from them.
+    """
+    return Pipeline(load_any(source, prefer=prefer), device, autoencoder, text_encoder)
