@@ -61,7 +61,7 @@ class ImageDataModule(LightningDataModule):
         max_bad: int = 100,
         balance: bool = False,
         cache: bool | None = None,
-        shuffle_window: int = 16384,
+        shuffle_window: int = 8192,
         lanes: int = 64,
         allow_changed_source: bool = False,
     ):
@@ -243,6 +243,8 @@ class ImageDataModule(LightningDataModule):
     def val_dataloader(self) -> "EvalBatches | list[Any]":
         """The held-out rows, each once over all ranks; an empty list if there are none."""
         if self.val_source is None:
+            # Lightning has no other way to say so, and warns of it
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
             return []
         spans = EvalSpans(len(self.val_source), self.batch_size, *self._ranks())
         return EvalBatches(self.val_source, self.transform, spans, self.on_bad_image, min(self.num_workers, 4))

@@ -307,9 +307,9 @@ class _Rows(Sequence[Record]):
         self._source, self._block = source, block
         self._file = source.files[source._groups[block][0]]
         self._kept = None if source._kept is None else source._kept[block]
-        self._image = table[wanted.image]
-        self._label = table[wanted.label] if wanted.label else None
-        self._caption = table[wanted.caption] if wanted.caption else None
+        self._image = _encoded(table[wanted.image])
+        self._label = table[wanted.label].to_pylist() if wanted.label else None
+        self._caption = table[wanted.caption].to_pylist() if wanted.caption else None
 
     def __len__(self) -> int:
         return int(self._source.block_sizes[self._block])
@@ -317,10 +317,8 @@ class _Rows(Sequence[Record]):
     def __getitem__(self, index: Any) -> Any:
         at = index if self._kept is None else int(self._kept[index])
         image = self._image[at].as_py()
-        if isinstance(image, dict):
-            image = image.get("bytes")
-        label = self._label[at].as_py() if self._label is not None else None
-        captions = self._caption[at].as_py() if self._caption is not None else ()
+        label = self._label[at] if self._label is not None else None
+        captions = self._caption[at] if self._caption is not None else ()
         texts = (captions,) if isinstance(captions, str) else tuple(captions or ("",))
         return Record(
             image,
@@ -328,3 +326,12 @@ class _Rows(Sequence[Record]):
             texts if self._caption is not None else (),
             f"{self._file} row {at} of row group {self._source._groups[self._block][1]}",
         )
+
+
+def _encoded(column: Any) -> Any:
+    """The bytes of a picture column, which is a struct of bytes and path, or bytes alone."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(column.type):
+        return column
+    return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=column.type.field("bytes").type)

@@ -242,4 +242,6 @@ def held_out(names: Iterable[str], fraction: float) -> np.ndarray[Any, np.dtype[
 
 def missing_column(kind: str, name: str, known: Sequence[str], where: str) -> UserError:
     """The error for a column that is not there; lists those that are."""
-    return UserError(f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{did_you_mean(name, known)}")
+    return UserError(
+        f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{did_you_mean(name, known)}"
+    )

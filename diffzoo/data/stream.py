@@ -131,9 +131,7 @@ class BatchMaker:
         for row in self._candidates(place):
             if row in self._bad:
                 continue
-            draws, mirrored = augment(
-                self.transform.seed, row, place.visit, self.transform.crop, self.transform.flip
-            )
+            draws, mirrored = augment(self.transform.seed, row, place.visit, self.transform.crop, self.transform.flip)
             try:
                 pixels, record = self._decoded(Place(row, place.visit, place.window), draws)
             except BadImage as error:

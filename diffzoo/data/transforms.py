@@ -27,6 +27,7 @@ Crop = Literal["center", "random"]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 MIN_CROP_FRACTION = 0.8  # of the short side, for random crops; ADM's value
+_MAGIC = {b"\xff\xd8\xff": ("JPEG", "MPO"), b"\x89PNG\r\n\x1a\n": ("PNG",), b"GIF8": ("GIF",)}
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than eight bits per channel
 
 
@@ -57,7 +58,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL picture as RGB: grey repeated, transparency on white, 16 bits scaled, CMYK converted, EXIF turned."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _DEEP:
@@ -78,11 +79,18 @@ def decode(data: bytes, draft: int | None = None) -> Image.Image:
     Raises:
         OSError, SyntaxError, ValueError: the data is truncated or no picture.
     """
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=_format(data))
     if draft is not None and image.format == "JPEG":
         _draft(image, draft)
     image.load()
     return to_rgb(image)
+
+
+def _format(data: bytes) -> tuple[str, ...] | None:
+    """The format by its first bytes, which spares Pillow from trying them all; None: unknown."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ("WEBP",)
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
 
 
 def _draft(image: Image.Image, short: int) -> None:

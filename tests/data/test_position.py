@@ -1,0 +1,218 @@
+"""Runs that are killed and resumed see exactly what a run sees that is not, on any number of workers and ranks."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from data.pictures import Recorder, Shards, quiet_trainer, signature, uneven_shards
+
+from diffzoo.data.demo import DemoData
+from diffzoo.errors import UserError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+
+BATCH = 8
+STEPS = 45  # of 8 in 150 rows: more than two epochs, with a batch across each border
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return uneven_shards(tmp_path_factory.mktemp("shards"))
+
+
+def module(files: list[str], **settings) -> Shards:
+    """Read by row group in lanes that are much smaller than an epoch."""
+    defaults = dict(batch_size=BATCH, num_workers=0, crop="random", shuffle_window=64, lanes=16)
+    return Shards(files, **{**defaults, **settings})
+
+
+def walk(data: Shards, steps: int) -> list[tuple]:
+    """What the next steps show."""
+    seen: list[tuple] = []
+    while True:
+        for batch in data.train_dataloader():
+            seen += signature(batch)
+            steps -= 1
+            if not steps:
+                return seen
+
+
+@pytest.fixture(scope="module")
+def unbroken(files: list[str]) -> list[tuple]:
+    return walk(module(files), STEPS)
+
+
+def test_the_stream_is_complete_and_never_short(files: list[str], unbroken: list[tuple]) -> None:
+    assert [s[0] for s in unbroken] == list(range(STEPS * BATCH))
+    for epoch in range(2):
+        assert sorted(s[1] for s in unbroken[150 * epoch : 150 * (epoch + 1)]) == list(range(150))
+    by_row: dict[int, set] = {}
+    for _, row, caption, pixels in unbroken:
+        by_row.setdefault(row, set()).add((caption, pixels))
+    assert max(map(len, by_row.values())) > 1, "crops, flips or captions change between visits"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_do_not_change_it(files: list[str], unbroken: list[tuple], workers: int) -> None:
+    data = module(files, num_workers=workers)
+    assert walk(data, STEPS) == unbroken
+    data.teardown()
+
+
+@pytest.mark.parametrize("by_block", [True, False])
+@pytest.mark.parametrize("stops", [(1, 1), (5, 3), (18, 1), (19, 1), (20, 17), (2, 37)])
+def test_two_resumes(files: list[str], stops: tuple[int, int], by_block: bool) -> None:
+    """Each leg with another number of workers; the state passes through JSON-like values only."""
+    whole = walk(module(files, by_block=by_block), STEPS)
+    seen: list[tuple] = []
+    state = None
+    for steps, workers in zip((*stops, STEPS - sum(stops)), (0, 2, 1), strict=True):
+        data = module(files, by_block=by_block, num_workers=workers)
+        if state is not None:
+            data.load_state_dict(json.loads(state))
+        seen += walk(data, steps)
+        state = json.dumps(data.state_dict())
+        data.teardown()
+    assert seen == whole
+
+
+def test_another_batch_size_after_a_resume_loses_nothing(files: list[str], unbroken: list[tuple]) -> None:
+    first = module(files)
+    seen = walk(first, 5)
+    second = module(files, batch_size=20)
+    second.load_state_dict(first.state_dict())
+    assert seen + walk(second, 16) == unbroken
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_each_global_batch(files: list[str], unbroken: list[tuple], world: int, monkeypatch) -> None:
+    parts = []
+    for rank in range(world):
+        data = module(files, num_workers=rank % 3)
+        monkeypatch.setattr(data, "_ranks", lambda rank=rank: (rank, world))
+        parts.append(walk(data, STEPS))
+        data.teardown()
+    mine = BATCH // world
+    joined = [s for step in range(STEPS) for part in parts for s in part[step * mine : (step + 1) * mine]]
+    assert joined == unbroken
+
+
+def run_leg(files: list[str], folder: Path, ckpt: Path | None, stop_at: int | None, **settings) -> Recorder:
+    """One life of a run under Lightning: killed at step `stop_at`, resumed from `ckpt`."""
+    recorder = Recorder(stop_at)
+    saver = ModelCheckpoint(folder, filename="last", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
+    trainer = quiet_trainer(folder, max_steps=STEPS, callbacks=[saver], enable_checkpointing=True)
+    data = module(files, **settings)
+    try:
+        trainer.fit(recorder, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        pass
+    return recorder
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+@pytest.mark.parametrize("stops", [(1, 2), (7, 8), (18, 19), (19, 20), (20, 38), (13, 31)])
+def test_lightning_resume(files: list[str], unbroken: list[tuple], stops: tuple[int, int], tmp_path: Path) -> None:
+    """19 steps are an epoch: kills inside one, at its border, and twice in a row."""
+    seen: list[tuple] = []
+    ckpt = None
+    for leg, stop_at in enumerate((*stops, None)):
+        seen += run_leg(files, tmp_path, ckpt, stop_at, num_workers=(0, 2, 1)[leg]).seen
+        ckpt = tmp_path / "last.ckpt"
+    assert seen == unbroken
+    saved = torch.load(ckpt, weights_only=True)
+    assert saved["Shards"]["images_seen"] == STEPS * BATCH
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_an_interrupted_step_is_repeated(files: list[str], unbroken: list[tuple], tmp_path: Path) -> None:
+    """A checkpoint written while a step is under way counts the batch of this step as unseen."""
+    recorder = Recorder(stop_at=6)
+    trainer = quiet_trainer(tmp_path, max_steps=STEPS)
+    data = module(files)
+    saved = {}
+
+    def save(*_):
+        saved.update(data.state_dict())
+
+    recorder.on_exception = save
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.fit(recorder, datamodule=data)
+        raise KeyboardInterrupt
+    assert saved["images_seen"] == data.images_seen == 6 * BATCH
+
+
+def test_position_outside_a_trainer(files: list[str], unbroken: list[tuple]) -> None:
+    data = module(files)
+    data.set_position(17 * BATCH)
+    assert walk(data, 4) == unbroken[17 * BATCH : 21 * BATCH]
+    assert data.images_seen == 21 * BATCH
+    with pytest.raises(UserError, match="at least 0"):
+        data.set_position(-1)
+
+
+def test_a_changed_source_is_refused(files: list[str], tmp_path: Path) -> None:
+    state = module(files).state_dict()
+    other = module(uneven_shards(tmp_path)[:3])
+    with pytest.raises(UserError, match="no longer what the checkpoint was trained on"):
+        other.load_state_dict(state)
+    forced = module(uneven_shards(tmp_path)[:3], allow_changed_source=True)
+    forced.load_state_dict(state)
+
+
+def test_balanced_demo_resumes() -> None:
+    whole = DemoData(image_size=32, batch_size=16)
+    expected = walk(whole, 12)
+    first = DemoData(image_size=32, batch_size=16)
+    seen = walk(first, 5)
+    second = DemoData(image_size=32, batch_size=16, num_workers=2)
+    second.load_state_dict(first.state_dict())
+    assert seen + walk(second, 7) == expected
+    second.teardown()
+
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from data.pictures import Recorder, quiet_trainer
+from data.test_position import module
+import torch
+files, out, ckpt, steps = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None, int(sys.argv[4])
+recorder, data = Recorder(), module(files, num_workers=2)
+trainer = quiet_trainer(out, strategy="ddp", devices=2, max_steps=steps)
+trainer.fit(recorder, datamodule=data, ckpt_path=ckpt, weights_only=True)
+trainer.save_checkpoint(out / "last.ckpt")
+(out / f"rank{{trainer.global_rank}}.json").write_text(json.dumps([[s[0], s[1], s[2]] for s in recorder.seen]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_then_one(files: list[str], unbroken: list[tuple], tmp_path: Path) -> None:
+    """Two gloo ranks, killed and resumed on two, then resumed on one: global batches as in an unbroken run."""
+    seen: list[list] = []
+    ckpt, done = "", 0
+    for steps in (13, 30):
+        script = tmp_path / "fit.py"
+        script.write_text(SCRIPT.format(here=str(Path(__file__).parent.parent)))
+        out = tmp_path / str(steps)
+        out.mkdir()
+        command = [sys.executable, str(script), json.dumps(files), str(out), ckpt, str(steps)]
+        subprocess.run(command, check=True, timeout=250, capture_output=True)
+        ranks = [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
+        mine = BATCH // 2
+        for step, part in itertools.product(range(steps - done), ranks):
+            seen += part[step * mine : (step + 1) * mine]
+        ckpt, done = str(out / "last.ckpt"), steps
+    recorder = run_leg(files, tmp_path / "one", Path(ckpt), None)
+    seen += [list(s[:3]) for s in recorder.seen]
+    assert seen == [list(s[:3]) for s in unbroken]
