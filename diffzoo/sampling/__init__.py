@@ -10,10 +10,11 @@ from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, Fade, Interv
 from diffzoo.sampling.loop import Moment, integrate, sample
 from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
 from diffzoo.sampling.trajectory import Trajectory
+from diffzoo.sampling.upsample import upsample
 
 __all__ = [
     "DDIM", "AdjustedDDIM", "Ancestral", "Autoguidance", "ClassifierFree", "ClassifierGuidance", "DPMSolver",
     "DPMSolverMultistep", "Denoise", "Denoiser", "Euler", "EulerMaruyama", "Fade", "Grid", "Heun", "Interval",
     "Karras", "Moment", "PowerCosine", "PowerTime", "Respaced", "RespacedAncestral", "RespacedDDIM", "Sampler",
-    "ShiftedTime", "Trajectory", "UniformLogSNR", "UniformThenZero", "UniformTime", "integrate", "sample",
+    "ShiftedTime", "Trajectory", "UniformLogSNR", "UniformThenZero", "UniformTime", "integrate", "sample", "upsample",
 ]  # fmt: skip
