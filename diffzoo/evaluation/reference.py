@@ -1,0 +1,233 @@
+"""Reference sets: the real images that generated ones are measured against.
+
+A reference is an `.npz` file in ADM's layout, `mu` and `sigma` of the Inception pool features, `mu_s` and `sigma_s` of
+the spatial ones, and images `arr_0` for the metrics of neighbours. Statistics and features of other networks lie beside
+them as `<network>.<layer>.mu`, `.sigma` and `.features`.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.evaluation.pictures import NpzImages
+from diffzoo.files import atomic_path
+from diffzoo.hub import cache_dir
+from diffzoo.metrics.features import FeatureNetwork, extract
+from diffzoo.metrics.moments import Moments
+from diffzoo.metrics.weights import file_sha256
+
+__all__ = ["Reference", "find_reference", "make_reference", "reference_folder"]
+
+_ADM_KEYS = {("inception-2015", "pool"): ("mu", "sigma"), ("inception-2015", "spatial"): ("mu_s", "sigma_s")}
+PIECE = 500
+
+
+def _keys(network: str, layer: str) -> tuple[str, str]:
+    return _ADM_KEYS.get((network, layer), (f"{network}.{layer}.mu", f"{network}.{layer}.sigma"))
+
+
+@dataclass
+class Reference:
+    """An open reference file.
+
+    Args:
+        path: the `.npz` file.
+        sha256: hash of the file.
+    """
+
+    path: Path
+    sha256: str
+    _features: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Reference":
+        """Open and hash a file; a `UserError` says what is wrong with it."""
+        path = Path(path)
+        if not path.exists():
+            raise UserError(f"the reference {path} does not exist")
+        reference = cls(path, "")
+        if not reference.names & {"arr_0", "mu"} and not any(name.endswith(".mu") for name in reference.names):
+            raise UserError(
+                f"{path} is no reference: expected statistics (mu, sigma) or images (arr_0), "
+                f"found {', '.join(sorted(reference.names)) or 'nothing'}"
+            )
+        reference.sha256 = file_sha256(path)
+        return reference
+
+    @property
+    def names(self) -> set[str]:
+        """The arrays in the file."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return {n.removesuffix(".npy") for n in archive.namelist()}
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{self.path} is damaged or no .npz file: fetch or make it again") from error
+
+    def _array(self, name: str) -> Tensor:
+        with np.load(self.path, allow_pickle=False) as archive:
+            return torch.from_numpy(archive[name])
+
+    def image_size(self) -> int | None:
+        """Size of the images in pixels; None if the file holds none."""
+        return NpzImages(str(self.path)).images(0, 1).shape[-1] if "arr_0" in self.names else None
+
+    def check_size(self, size: int) -> None:
+        """Raise if the reference's images are of another size than the evaluated ones."""
+        own = self.image_size()
+        if own is not None and own != size:
+            raise UserError(
+                f"reference mismatch: the images are {size} x {size} pixels and those of {self.path.name} "
+                f"{own} x {own}: use the reference of that resolution"
+            )
+
+    def statistics(self, network: FeatureNetwork, layer: str) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of one layer: those in the file, else those of its images."""
+        mu, sigma = _keys(network.name, layer)
+        if {mu, sigma} <= self.names:
+            mean, covariance = self._array(mu).double(), self._array(sigma).double()
+            if mean.shape != (network.dims[layer],) or covariance.shape != (network.dims[layer],) * 2:
+                raise UserError(
+                    f"reference mismatch: {self.path.name} has statistics of {tuple(mean.shape)} dimensions and "
+                    f"{network.name} gives {network.dims[layer]} at {layer!r}: they come from another network"
+                )
+            return mean, covariance
+        moments = Moments.of(self.features(network, layer))
+        return moments.mean, moments.covariance()
+
+    def features(self, network: FeatureNetwork, layer: str) -> Tensor:
+        """Features of the reference images, `(m, d)`: those in the file, else computed (once) from its images."""
+        key = (network.name, layer)
+        stored = f"{network.name}.{layer}.features"
+        if key not in self._features and stored in self.names:
+            self._features[key] = self._array(stored)
+        if key not in self._features:
+            if "arr_0" not in self.names:
+                raise UserError(
+                    f"reference mismatch: {self.path.name} holds neither features of {network.name} nor images, "
+                    "so only metrics of its statistics can be computed: use a reference with images"
+                )
+            for name, value in self._extracted(network).items():
+                self._features.setdefault((network.name, name), value)
+        return self._features[key]
+
+    def _extracted(self, network: FeatureNetwork) -> dict[str, Tensor]:
+        images = NpzImages(str(self.path))
+        parts = [extract(network, images.images(i, PIECE)) for i in range(0, len(images), PIECE)]
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def reference_folder() -> Path:
+    """Where reference files lie: the environment variable DIFFZOO_REFERENCES, else `references` in diffzoo's cache."""
+    given = os.environ.get("DIFFZOO_REFERENCES")
+    return Path(given).expanduser() if given else cache_dir() / "references"
+
+
+def find_reference(reference_id: str, path: str | os.PathLike[str] | None = None) -> Reference:
+    """The file of a reference id: `path`, or `<id>.npz` in `reference_folder()`.
+
+    Raises:
+        UserError: if it is not there; the message says where it belongs and how to get it.
+    """
+    if path is not None:
+        return Reference.open(path)
+    folder = reference_folder()
+    file = folder / f"{reference_id}.npz"
+    if not file.exists():
+        present = [p.stem for p in folder.glob("*.npz")] if folder.is_dir() else []
+        raise UserError(
+            f"the reference {reference_id!r} was not found: put its file at {file}, name another with --reference "
+            f"PATH, or make one with `diffzoo data stats`{did_you_mean(reference_id, present) if present else ''}"
+        )
+    return Reference.open(file)
+
+
+def _pixels(batch: Tensor | Mapping[str, Any]) -> Tensor:
+    pixels = batch if isinstance(batch, Tensor) else batch.get("image")
+    if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 4:
+        got = "no key 'image'" if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
+        raise UserError(f"reference statistics need batches of raw pixels, uint8 (b, 3, h, w); got {got}")
+    return pixels
+
+
+class _Gathered:
+    """Statistics of all images, and the first `keep` of them with labels and features."""
+
+    def __init__(self, networks: Sequence[FeatureNetwork], keep: int):
+        self.networks, self.keep = networks, keep
+        self.count = 0
+        self.moments: dict[tuple[str, str], Moments] = {}
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def add(self, pixels: Tensor, labels: Tensor | None) -> None:
+        rest = max(0, self.keep - self.count)
+        self.count += len(pixels)
+        self._keep("arr_0", pixels.permute(0, 2, 3, 1)[:rest])
+        if labels is not None:
+            self._keep("arr_1", labels[:rest])
+        for network in self.networks:
+            for layer, value in extract(network, pixels).items():
+                if layer != "logits":
+                    key = (network.name, layer)
+                    new = Moments.of(value)
+                    self.moments[key] = self.moments[key].merge(new) if key in self.moments else new
+                    self._keep(f"{network.name}.{layer}.features", value[:rest])
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        if len(value):
+            self.kept.setdefault(name, []).append(value.cpu())
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        for (network, layer), moments in self.moments.items():
+            for key, value in zip(_keys(network, layer), (moments.mean, moments.covariance()), strict=True):
+                yield key, value.numpy()
+        for name, parts in self.kept.items():
+            yield name, torch.cat(parts).numpy()
+
+
+def make_reference(
+    batches: Iterable[Tensor | Mapping[str, Any]],
+    networks: Sequence[FeatureNetwork],
+    path: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    keep: int = 10_000,
+) -> Reference:
+    """Write the reference file of a stream of real images, and open it.
+
+    Args:
+        batches: raw pixels uint8 `(b, 3, h, w)`, or a data module's batches with `image` and perhaps `label`. They
+            should come once each, unaugmented: a validation loader, or one pass over the training set without flips.
+        networks: feature networks to take statistics of.
+        path: the `.npz` file.
+        limit: stop after this many images.
+        keep: how many images (the first) are kept for the metrics of neighbours.
+
+    Raises:
+        UserError: for batches that hold no raw pixels, or fewer than two images.
+    """
+    gathered = _Gathered(networks, keep)
+    for batch in batches:
+        pixels = _pixels(batch)
+        if limit is not None:
+            pixels = pixels[: limit - gathered.count]
+        if not len(pixels):
+            break
+        labels = None if isinstance(batch, Tensor) else batch.get("label")
+        gathered.add(pixels, labels[: len(pixels)] if labels is not None else None)
+    if gathered.count < 2:
+        raise UserError(f"reference statistics need at least 2 images, got {gathered.count}")
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, value in gathered.arrays():
+            # a fixed date: equal images make an equal file, and so an equal hash
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(value))
+    return Reference.open(path)

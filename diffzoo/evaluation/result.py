@@ -1,0 +1,177 @@
+"""The record of an evaluation, and the comparison of two."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffzoo.errors import UserError
+from diffzoo.evaluation.measure import Value
+from diffzoo.evaluation.records import EvalProtocol, ImagesPlan, Plan, SamplePlan, canonical_json, differences
+from diffzoo.files import write_text
+
+__all__ = ["Result", "compare", "software_versions"]
+
+FORMAT = "diffzoo.eval/1"
+PACKAGES = ("diffzoo", "torch", "numpy", "torch-fidelity", "timm", "transformers", "diffusers")
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device | str) -> str:
+    """The device in words."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{platform.machine()} CPU"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Plan, protocol, values and circumstances of one evaluation.
+
+    `values` depends on plan, protocol, software and device alone; `timing` and `date` on the day.
+
+    Args:
+        plan: how the images were made, with hashes.
+        protocol: how they were measured, with hashes.
+        values: by metric.
+        remarks: what a reader should know, such as a covariance that is singular.
+        software: versions.
+        device: in words.
+        timing: seconds by phase, and images made in this run (the others were there).
+        date: ISO 8601, UTC.
+    """
+
+    plan: Plan
+    protocol: EvalProtocol
+    values: Mapping[str, Value]
+    remarks: Sequence[str] = ()
+    software: Mapping[str, str] = field(default_factory=software_versions)
+    device: str = ""
+    timing: Mapping[str, float] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "format": FORMAT,
+            "plan": self.plan.to_dict(),
+            "plan_sha256": self.plan.sha256,
+            "protocol": self.protocol.to_dict(),
+            "protocol_sha256": self.protocol.sha256,
+            "values": {name: value.to_dict() for name, value in self.values.items()},
+            "remarks": list(self.remarks),
+            "software": dict(self.software),
+            "device": self.device,
+            "timing": dict(self.timing),
+            "date": self.date,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "the result") -> "Result":
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: if it is no result, or its hashes do not fit its content: it was edited.
+        """
+        if data.get("format") != FORMAT:
+            raise UserError(f"{where} is no result of `diffzoo eval`: expected format {FORMAT!r}")
+        plan: Plan = ImagesPlan(**data["plan"]) if "images" in data["plan"] else SamplePlan.from_dict(data["plan"])
+        protocol = EvalProtocol.from_dict(data["protocol"])
+        for name, record in (("plan", plan), ("protocol", protocol)):
+            if record.sha256 != data[f"{name}_sha256"]:
+                raise UserError(f"{where}: the hash of its {name} does not fit its content: it was changed by hand")
+        values = {name: Value(**value) for name, value in data["values"].items()}
+        rest = {k: data[k] for k in ("remarks", "software", "device", "timing", "date")}
+        return cls(plan, protocol, values, **rest)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the JSON, and beside it the Hub's form `.eval_results/<protocol>.yaml`."""
+        import yaml
+
+        path = write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        hub = yaml.safe_dump(self.eval_results(), sort_keys=False, allow_unicode=True)
+        write_text(path.parent / ".eval_results" / f"{self.protocol.name}.yaml", hub)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Result":
+        """Read what `save` wrote."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"could not read the result {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(f"{path} is no result of `diffzoo eval`: it is not JSON") from error
+        if not isinstance(data, dict):
+            raise UserError(f"{path} is no result of `diffzoo eval`: expected a JSON object")
+        return cls.from_dict(data, str(path))
+
+    def eval_results(self) -> list[dict[str, Any]]:
+        """Entries for the Hub's `.eval_results/*.yaml`: one per metric, with hashes and error in the notes."""
+        protocol = self.protocol
+        entries = []
+        for name, value in self.values.items():
+            error = f"; standard error {value.standard_error:.4g}" if value.standard_error is not None else ""
+            notes = f"{name}, n = {protocol.n}{error}; protocol {protocol.sha256}, plan {self.plan.sha256}"
+            dataset = {"id": protocol.reference, "task_id": f"{protocol.name}/{name}"}
+            entries.append({"dataset": dataset, "value": value.value, "date": self.date, "notes": notes})
+        return entries
+
+    def table(self) -> str:
+        """The values for people."""
+        width = max(len(name) for name in self.values)
+        lines = []
+        for name, value in self.values.items():
+            error = f" ± {value.standard_error:.3g}  ({value.method})" if value.standard_error is not None else ""
+            lines.append(f"{name:<{width}}  {value.value:.6g}{error}")
+        return "\n".join(lines)
+
+    def same_numbers(self) -> str:
+        """Canonical JSON of all that must be equal for equal plans: everything but timing and date."""
+        return canonical_json({k: v for k, v in self.to_dict().items() if k not in ("timing", "date")})
+
+
+def compare(a: Result, b: Result, names: tuple[str, str] = ("A", "B")) -> str:
+    """A table of two results of one protocol.
+
+    Raises:
+        UserError: if the protocols differ; the message says in which fields.
+    """
+    if a.protocol.sha256 != b.protocol.sha256:
+        found = differences(a.protocol.to_dict(), b.protocol.to_dict())
+        listed = "; ".join(f"{field}: {x!r} and {y!r}" for field, (x, y) in found.items())
+        raise UserError(
+            f"the results of {names[0]} and {names[1]} cannot be compared, their protocols differ in {listed}"
+        )
+    width = max(len(name) for name in a.values)
+    lines = [f"protocol {a.protocol.name}, n = {a.protocol.n}, {a.protocol.sha256[:16]}"]
+    plan = differences(a.plan.to_dict(), b.plan.to_dict())
+    lines += [f"plans differ in {field}: {x!r} and {y!r}" for field, (x, y) in plan.items()] or ["plans are equal"]
+    versions = differences(dict(a.software), dict(b.software))
+    lines += [f"versions differ in {field}: {x} and {y}" for field, (x, y) in versions.items()]
+    for name, first in a.values.items():
+        second = b.values[name]
+        errors = [v.standard_error for v in (first, second) if v.standard_error is not None]
+        gap = second.value - first.value
+        error = math.sqrt(sum(e * e for e in errors)) if len(errors) == 2 else None
+        shown = f"{gap:+.6g}" + (f" ± {error:.3g}" if error is not None else "")
+        lines.append(f"{name:<{width}}  {first.value:.6g}  {second.value:.6g}  {shown}")
+    return "\n".join(lines)

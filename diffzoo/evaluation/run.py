@@ -1,0 +1,183 @@
+"""`evaluate`: generate, extract, measure, record."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffzoo.errors import UserError
+from diffzoo.evaluation.blocks import Blocks, Job
+from diffzoo.evaluation.generate import ImageSource, ModelImages, labels_of
+from diffzoo.evaluation.measure import GROUPS, Features, check_count, measure, metric_of
+from diffzoo.evaluation.pictures import FolderImages, NpzImages, write_npz
+from diffzoo.evaluation.records import EvalProtocol, NetworkSpec, SamplePlan
+from diffzoo.evaluation.reference import Reference
+from diffzoo.evaluation.result import Result, hardware
+from diffzoo.metrics.features import FeatureNetwork, load_features
+
+__all__ = ["Settings", "evaluate", "load_networks", "resolve"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What changes speed and place but not the values.
+
+    Args:
+        out: folder of blocks and result; a second run with the same folder goes on where the first stopped.
+        processes: how many work at once; on GPUs each takes the next.
+        device: "cpu" or "cuda".
+        block_size: images per block.
+        features_per_batch: pictures in one call of a feature network.
+        weights: paths of feature weights by network name.
+        groups: groups of seeds for standard errors; 0 = none.
+        few: allow fewer images than features.
+        keep_images: keep the pixels, and write `samples.npz`.
+        progress: show a bar.
+    """
+
+    out: str | os.PathLike[str] = "eval"
+    processes: int = 1
+    device: str = "cpu"
+    block_size: int = 1000
+    features_per_batch: int = 50
+    weights: Mapping[str, str] = field(default_factory=dict)
+    groups: int = GROUPS
+    few: bool = False
+    keep_images: bool = False
+    progress: bool = False
+
+
+def load_networks(
+    metrics: Sequence[str], weights: Mapping[str, str] | None = None, device: str = "cpu"
+) -> dict[str, FeatureNetwork]:
+    """The feature networks that some metrics need, by name.
+
+    Raises:
+        UserError: for unknown metrics, and missing weights: says the three ways to get them.
+    """
+    names = list(dict.fromkeys(metric_of(m).network for m in metrics))
+    weights = weights or {}
+    return {name: load_features(name, weights.get(name), device) for name in names}
+
+
+def resolve(protocol: EvalProtocol, reference: Reference, networks: Mapping[str, FeatureNetwork]) -> EvalProtocol:
+    """The protocol with the hashes of what it is really measured with.
+
+    Raises:
+        UserError: if the protocol pins other hashes: a reference or feature network of another kind.
+    """
+    if protocol.reference_sha256 not in (None, reference.sha256):
+        raise UserError(
+            f"reference mismatch: protocol {protocol.name} was made for the reference {protocol.reference_sha256}, "
+            f"but {reference.path} has {reference.sha256}"
+        )
+    pinned = {spec.name: spec for spec in protocol.networks}
+    specs = []
+    for name, network in networks.items():
+        scored = any(metric_of(m)[1:] == (name, "logits") for m in protocol.metrics)
+        spec = NetworkSpec(name, network.rule, network.weights_sha256(), network.head_sha256() if scored else None)
+        wanted = pinned.get(name, NetworkSpec(name))
+        for what in ("weights_sha256", "head_sha256"):
+            if getattr(wanted, what) not in (None, getattr(spec, what)):
+                raise UserError(
+                    f"protocol {protocol.name} was made with {what} {getattr(wanted, what)} of {name}, "
+                    f"but the weights found have {getattr(spec, what)}"
+                )
+        specs.append(spec)
+    return protocol.with_(reference_sha256=reference.sha256, networks=tuple(specs))
+
+
+def _check_source(source: Any, protocol: EvalProtocol) -> None:
+    if isinstance(source, (FolderImages, NpzImages)) and len(source) < protocol.n:
+        raise UserError(
+            f"{source.path} holds {len(source)} images and protocol {protocol.name} needs {protocol.n}, because the "
+            f"bias of its values depends on their number: give more, or pass --n {len(source)}, a protocol of its own"
+        )
+
+
+def _captions(source: Any, networks: Mapping[str, FeatureNetwork], protocol: EvalProtocol) -> dict[str, torch.Tensor]:
+    names = {metric_of(m).network for m in protocol.metrics if metric_of(m).kind == "clip-score"}
+    captions = list(getattr(source, "captions", ()))[: protocol.n]
+    if names and len(captions) < protocol.n:
+        raise UserError(f"CLIPScore needs one caption per image: expected {protocol.n}, got {len(captions)}")
+    return {name: networks[name].embed_captions(captions) for name in names}  # type: ignore[operator]
+
+
+def evaluate(
+    source: ImageSource | SamplePlan, protocol: EvalProtocol, reference: Reference, settings: Settings | None = None
+) -> Result:
+    """Evaluate images by a protocol.
+
+    Blocks of `settings.block_size` seeds are written to `settings.out/blocks`; the result to `settings.out`. Values
+    do not depend on the number of processes, nor on having been killed and run again.
+
+    Args:
+        source: a plan, or a folder, a file, or any other source of images.
+        protocol: how to measure; a preset with its `n` changed, for example.
+        reference: what to measure against.
+        settings: speed and place.
+
+    Raises:
+        UserError: for whatever does not fit; one sentence.
+    """
+    settings = settings or Settings()
+    started = time.perf_counter()
+    if isinstance(source, SamplePlan):
+        source = ModelImages(source, settings.device)
+    _check_source(source, protocol)
+    networks = load_networks(protocol.metrics, settings.weights, settings.device)
+    remarks = check_count(protocol, networks, settings.few)
+    protocol = resolve(protocol, reference, networks)
+    plan = source.plan()
+    blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, settings.block_size)
+    _check_first(source, protocol, reference)
+    weights = tuple((name, settings.weights.get(name)) for name in networks)
+    job = Job(source, protocol, weights, settings.device, settings.features_per_batch, settings.keep_images)
+    made = blocks.fill(job, settings.processes, settings.progress)
+    generated = time.perf_counter()
+    features = Features(blocks.gather(), _captions(source, networks, protocol))
+    values = measure(protocol, features, reference, networks, groups=settings.groups, device=settings.device)
+    timing = {
+        "images_made": float(made),
+        "generate_seconds": generated - started,
+        "measure_seconds": time.perf_counter() - generated,
+    }
+    result = Result(plan, protocol, values, remarks, device=hardware(settings.device), timing=timing)
+    result.save(Path(settings.out) / f"{protocol.name}_{protocol.n}.json")
+    if settings.keep_images:
+        _write_samples(source, blocks, Path(settings.out) / "samples.npz")
+    return result
+
+
+def _check_first(source: ImageSource, protocol: EvalProtocol, reference: Reference) -> None:
+    """What is wrong with the first image is wrong with all: better known before hours of sampling."""
+    size = protocol.image_size
+    if isinstance(source, ModelImages):
+        config = source.loaded.network.config
+        ratio = source.autoencoder.ratio if source.autoencoder is not None else 1
+        own = config.image_size * ratio
+        if size is not None and own != size and protocol.resize == "none":
+            raise UserError(
+                f"the model draws {own} x {own} pixels and protocol {protocol.name} measures {size} x {size}: "
+                "choose the protocol of that resolution"
+            )
+        reference.check_size(size or own)
+    elif isinstance(source, (FolderImages, NpzImages)):
+        reference.check_size(size or int(source.images(0, 1).shape[-1]))
+
+
+def _write_samples(source: Any, blocks: Blocks, path: Path) -> None:
+    labels = None
+    if isinstance(source, ModelImages):
+        config = source.loaded.network.config
+        labels = labels_of(source.sample_plan, config.num_classes, 0, blocks.protocol.n)
+    write_npz(path, blocks.pixels(), blocks.protocol.n, labels)
+
+
+def with_n(protocol: EvalProtocol, n: int | None) -> EvalProtocol:
+    """The protocol on another number of images; seeds stay prefixes."""
+    return protocol if n is None else replace(protocol, n=n)

@@ -1,0 +1,169 @@
+"""The run: equal for any number of processes, after a kill, and as a prefix of a longer one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation.stand_ins import METRICS, Pictures, picture, protocol, reference
+
+from diffzoo.errors import UserError
+from diffzoo.evaluation import Reference, Result, Settings, evaluate
+from diffzoo.evaluation.blocks import Blocks
+from diffzoo.evaluation.measure import Features, measure
+from diffzoo.metrics import Moments, extract, frechet_distance, load_features
+
+
+@pytest.fixture(scope="module")
+def ref(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return reference(tmp_path_factory.mktemp("reference"))
+
+
+def settings(folder: Path, **changes: object) -> Settings:
+    return Settings(**{"out": folder, "block_size": 40, **changes})
+
+
+def test_values_are_those_of_the_plain_computation(tmp_path: Path, ref: Reference) -> None:
+    result = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    network = load_features("random-conv")
+    pixels = ((picture(range(150)) + 1) * 127.5).round().to(torch.uint8)
+    mine, real = extract(network, pixels), ref.features(network, "pool")
+    want = frechet_distance(Moments.of(mine["pool"]), Moments.of(real))
+    assert result.values["frechet:random-conv"].value == pytest.approx(want, rel=1e-9)
+    direct = measure(
+        result.protocol, Features({("random-conv", k): v for k, v in mine.items()}), ref, {"random-conv": network}
+    )
+    for name in METRICS:
+        assert result.values[name].value == pytest.approx(direct[name].value, rel=1e-6), name
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_gives_the_same_result(tmp_path: Path, ref: Reference, processes: int) -> None:
+    (tmp_path / "log").mkdir()
+    one = evaluate(Pictures(), protocol(), ref, settings(tmp_path / "one"))
+    source = Pictures(log=str(tmp_path / "log"))
+    many = evaluate(source, protocol(), ref, settings(tmp_path / "many", processes=processes))
+    assert one.same_numbers() == many.same_numbers()
+    assert len(list((tmp_path / "log").iterdir())) == 4
+    assert many.timing["images_made"] == 150
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, ref: Reference) -> None:
+    whole = evaluate(Pictures(), protocol(), ref, settings(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Pictures(stop_at=100), protocol(), ref, settings(tmp_path / "stopped"))
+    (tmp_path / "log").mkdir()
+    resumed = evaluate(Pictures(log=str(tmp_path / "log")), protocol(), ref, settings(tmp_path / "stopped"))
+    assert resumed.same_numbers() == whole.same_numbers()
+    assert sorted(p.name for p in (tmp_path / "log").iterdir()) == ["120_30", "80_40"]
+
+
+def test_damaged_and_foreign_blocks_are_made_again(tmp_path: Path, ref: Reference) -> None:
+    first = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    blocks = Blocks(tmp_path / "blocks", first.plan, first.protocol, 40)
+    path = blocks.path(1)
+    path.write_bytes(path.read_bytes()[:100])
+    again = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    assert (again.same_numbers(), again.timing["images_made"]) == (first.same_numbers(), 40)
+    other = evaluate(Pictures(tint=0.3), protocol(), ref, settings(tmp_path))
+    assert other.timing["images_made"] == 150
+    assert other.values["frechet:random-conv"].value > 2 * first.values["frechet:random-conv"].value
+
+
+def test_fewer_images_are_a_prefix_of_more(tmp_path: Path, ref: Reference) -> None:
+    short = evaluate(Pictures(), protocol(160), ref, settings(tmp_path / "short"))
+    evaluate(Pictures(), protocol(200), ref, settings(tmp_path / "long"))
+    prefix = evaluate(Pictures(), protocol(160), ref, settings(tmp_path / "long"))
+    assert prefix.timing["images_made"] == 0
+    assert prefix.same_numbers() == short.same_numbers()
+    assert evaluate(Pictures(), protocol(200), ref, settings(tmp_path / "short")).timing["images_made"] == 40
+
+
+def test_block_size_changes_no_value(tmp_path: Path, ref: Reference) -> None:
+    a = evaluate(Pictures(), protocol(), ref, settings(tmp_path / "a", block_size=50))
+    b = evaluate(Pictures(), protocol(), ref, settings(tmp_path / "b", block_size=150))
+    for name in METRICS:
+        assert a.values[name].value == pytest.approx(b.values[name].value, rel=1e-6), name
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = {paths!r}
+from evaluation.stand_ins import Pictures, protocol
+from diffzoo.evaluation import Reference, Settings, evaluate
+
+class Slow(Pictures):
+    def images(self, start, count):
+        time.sleep(0.4)
+        return super().images(start, count)
+
+if __name__ == "__main__":
+    evaluate(Slow(), protocol(), Reference.open({reference!r}), Settings(out={out!r}, block_size=10, processes={n}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, ref: Reference, processes: int) -> None:
+    out = tmp_path / "killed"
+    script = tmp_path / "slow.py"
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    script.write_text(KILLED.format(paths=paths, reference=str(ref.path), out=str(out), n=processes))
+    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 100
+    while len(list(out.rglob("*.features.safetensors"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # workers notice that their parent is gone
+    there = len(list(out.rglob("*.features.safetensors")))
+    assert 3 <= there < 15
+    time.sleep(1)
+    assert len(list(out.rglob("*.features.safetensors"))) == there, "a worker outlived its parent"
+    resumed = evaluate(Pictures(), protocol(), ref, settings(out, block_size=10))
+    whole = evaluate(Pictures(), protocol(), ref, settings(tmp_path / "whole", block_size=10))
+    assert resumed.timing["images_made"] == 150 - 10 * there
+    assert resumed.same_numbers() == whole.same_numbers()
+
+
+def test_the_result_file_reads_back_and_has_the_hubs_form(tmp_path: Path, ref: Reference) -> None:
+    import yaml
+    from huggingface_hub._eval_results import eval_result_entries_to_yaml, parse_eval_result_entries
+
+    result = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    path = tmp_path / "test_150.json"
+    assert Result.load(path).to_dict() == result.to_dict()
+    data = yaml.safe_load((tmp_path / ".eval_results" / "test.yaml").read_text())
+    entries = parse_eval_result_entries(data)  # the Hub client's own reader
+    assert [e.value for e in entries] == [v.value for v in result.values.values()]
+    assert all(result.protocol.sha256 in str(e.notes) for e in entries)
+    assert eval_result_entries_to_yaml(entries) == data
+
+
+def test_an_edited_result_is_refused(tmp_path: Path, ref: Reference) -> None:
+    evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    path = tmp_path / "test_150.json"
+    data = json.loads(path.read_text())
+    data["protocol"]["rounding"] = "truncate"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="hash of its protocol does not fit"):
+        Result.load(path)
+
+
+def test_kept_images_are_the_measured_ones(tmp_path: Path, ref: Reference) -> None:
+    import numpy as np
+
+    first = evaluate(Pictures(), protocol(), ref, settings(tmp_path, keep_images=True))
+    with np.load(tmp_path / "samples.npz") as archive:
+        pixels = torch.from_numpy(archive["arr_0"]).permute(0, 3, 1, 2)
+    assert torch.equal(pixels, ((picture(range(150)) + 1) * 127.5).round().to(torch.uint8))
+    from diffzoo.evaluation.pictures import NpzImages
+
+    again = evaluate(NpzImages(str(tmp_path / "samples.npz")), protocol(), ref, settings(tmp_path / "npz"))
+    for name in METRICS:
+        assert again.values[name].value == first.values[name].value, name
