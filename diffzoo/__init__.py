@@ -15,6 +15,7 @@ _PUBLIC = {
     "pull": "diffzoo.zoo.publish",
     "push_to_hub": "diffzoo.zoo.publish",
     "list_checkpoints": "diffzoo.zoo",
+    "describe": "diffzoo.models.summary",
     "list_models": "diffzoo.models",
     "register_model": "diffzoo.models",
     "GaussianProcess": "diffzoo.process",

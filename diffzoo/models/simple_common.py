@@ -27,13 +27,13 @@ class SimpleConfig(LevelConfig):
         emb_channels: width of the vector that conditions every block.
         noise_range: noise levels that are read as 0 and 1000 of the sinusoid; log-SNR by default.
         input_transform: "none", "patch-p" or "dwt-levels"; another one scales the levels (`LevelConfig.override`).
-        text_dim: width of the caption embeddings for cross-attention in the transformers; 0 = no text.
+        text_width: width of the caption embeddings for cross-attention in the transformers; 0 = no text.
     """
 
     emb_channels: int = 1024
     noise_range: tuple[float, float] = (-10.0, 10.0)
     input_transform: str = "none"
-    text_dim: int = 0
+    text_width: int = 0
 
     @property
     def input_factor(self) -> int:
@@ -139,7 +139,7 @@ class SimpleNetwork(Network):
         channels, k = config.in_channels * self.transform.factor**2, self.transform.kernel_size
         self.conv_in = nn.Conv2d(channels, width, k, padding=k // 2)
         self.conditioning = NoiseLevelEmbedding(config.emb_channels, config.noise_range, config.class_rows)
-        self.caption = CaptionTokens(config.text_dim, config.emb_channels) if config.text_dim else None
+        self.caption = CaptionTokens(config.text_width, config.emb_channels) if config.text_width else None
         self.norm_out = group_norm(width)
         self.conv_out = zeroed(nn.Conv2d(width, channels, k, padding=k // 2))
         self.halving = [(a.width, b.width) for a, b in pairwise(levels)]
@@ -167,7 +167,7 @@ class SimpleNetwork(Network):
             if text is not None:
                 raise UserError("this network takes no text: leave out the caption embeddings")
             return None, None
-        width = self.config.text_dim
+        width = self.config.text_width
         if text is None:
             raise UserError(f"this network draws from captions: give it text embeddings of shape (b, n, {width})")
         if text.ndim != 3 or len(text) != len(z) or text.shape[2] != width:

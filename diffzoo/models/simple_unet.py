@@ -36,7 +36,7 @@ class SimpleUNetConfig(SimpleConfig):
 
     def check(self) -> None:
         super().check()
-        if self.text_dim:
+        if self.text_width:
             raise UserError("the U-Net has no cross-attention: for captions take a simple_uvit_t2i_* network")
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from diffzoo.models.base import Level
-from diffzoo.models.registry import register_variants
+from diffzoo.models.registry import register_model
 from diffzoo.models.simple_common import Conditioning, ConvStage, SimpleConfig, SimpleNetwork, Stage, TransformerStage
 from diffzoo.nn.attention import TransformerBlock
 from diffzoo.nn.convs import Downsample, ResBlock, Upsample
@@ -51,7 +51,7 @@ class SimpleUViT(SimpleNetwork):
     def __init__(self, config: SimpleUViTConfig):
         super().__init__(config)
         outer, last = config.levels[:-1], config.levels[-1]
-        context = config.emb_channels if config.text_dim else 0
+        context = config.emb_channels if config.text_width else 0
         self.down = nn.ModuleList(self._stage(v, v.depth) for v in outer)
         self.shrink = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in self.halving)
         self.middle = TransformerStage(last, last.depth, config.emb_channels, context)
@@ -62,7 +62,7 @@ class SimpleUViT(SimpleNetwork):
         emb = self.config.emb_channels
         if not level.attention:
             return ConvStage((ResBlock(level.width, emb, level.dropout, skip) for _ in range(depth)), skip)
-        context = emb if self.config.text_dim else 0
+        context = emb if self.config.text_width else 0
         return TransformerStage(level, depth, emb, context, skip, position=not skip)
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
@@ -95,15 +95,21 @@ def _imagenet(image_size: int, transform: str) -> SimpleUViTConfig:
 
 def _text_to_image(config: SimpleUViTConfig) -> SimpleUViTConfig:
     levels = tuple(replace(v, attention=v.resolution <= 32) for v in config.levels)
-    return replace(config, num_classes=0, text_dim=4096, levels=levels)
+    return replace(config, num_classes=0, text_width=4096, levels=levels)
 
 
 def _small(
-    image_size: int, transform: str, emb: int, widths: tuple[int, ...], depths: tuple[int, ...], heads: int
+    image_size: int,
+    transform: str,
+    emb: int,
+    widths: tuple[int, ...],
+    depths: tuple[int, ...],
+    heads: int,
+    dropout: float = 0.1,
 ) -> SimpleUViTConfig:
     finest = image_size // SimpleUViTConfig(input_transform=transform).input_factor
     outer = tuple(Level(finest >> i, w, d) for i, (w, d) in enumerate(zip(widths[:-1], depths[:-1], strict=True)))
-    last = Level(finest >> len(outer), widths[-1], depths[-1], attention=True, heads=heads, dropout=0.1)
+    last = Level(finest >> len(outer), widths[-1], depths[-1], attention=True, heads=heads, dropout=dropout)
     return SimpleUViTConfig(image_size=image_size, emb_channels=emb, input_transform=transform, levels=(*outer, last))
 
 
@@ -112,7 +118,7 @@ VARIANTS = {
     "simple_uvit_128": _imagenet(128, "none"),
     "simple_uvit_256": _imagenet(256, "dwt-1"),
     "simple_uvit_512": _imagenet(512, "dwt-2"),
-    # text-to-image; sizes inferred
+    # text-to-image
     "simple_uvit_t2i_256": _text_to_image(_imagenet(256, "dwt-1")),
     "simple_uvit_t2i_512": _text_to_image(_imagenet(512, "dwt-2")),
     # ours, for one consumer GPU
@@ -120,7 +126,7 @@ VARIANTS = {
     "simple_uvit_s_64": _small(64, "patch-2", 512, (128, 256, 512), (2, 2, 12), heads=8),
     "simple_uvit_b_64": _small(64, "none", 768, (128, 256, 768), (2, 2, 16), heads=12),
     # ours, for a few minutes on a CPU
-    "simple_uvit_xs_32": _small(32, "patch-2", 128, (48, 128), (1, 6), heads=4),
+    "simple_uvit_xs_32": _small(32, "patch-2", 128, (32, 128), (1, 4), heads=4, dropout=0.0),
 }
 TINY = SimpleUViTConfig(
     image_size=16,
@@ -129,4 +135,10 @@ TINY = SimpleUViTConfig(
     levels=(Level(16, 8, 1), Level(8, 16, 2, attention=True, heads=2, dropout=0.1)),
 )
 
-register_variants(SimpleUViT, VARIANTS)
+NOTES = {
+    "simple_uvit_t2i_256": "sizes of the text-to-image networks are not published: these are inferred",
+    "simple_uvit_t2i_512": "sizes of the text-to-image networks are not published: these are inferred",
+}
+
+for _name, _variant in VARIANTS.items():
+    register_model(_name, SimpleUViT, _variant, NOTES.get(_name, ""))

@@ -58,7 +58,7 @@ class SimplerUViT(SimpleNetwork):
         emb = self.config.emb_channels
         if not level.attention and level != self.config.levels[-1]:
             return ConvStage(ResBlock(level.width, emb, level.dropout) for _ in range(level.depth))
-        return TransformerStage(level, level.depth, emb, emb if self.config.text_dim else 0, position=position)
+        return TransformerStage(level, level.depth, emb, emb if self.config.text_width else 0, position=position)
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         entered = []

@@ -83,16 +83,16 @@ class PositionTable(nn.Module):
 
 
 class CaptionTokens(nn.Module):
-    """Caption embeddings `(b, n, text_dim)` as keys for cross-attention, with a learned token for "no caption" first.
+    """Caption embeddings `(b, n, text_width)` as keys for cross-attention, with a learned token for "no caption" first.
 
     The learned token is always visible. With a mask that hides every text token it is all there is: the null caption
     of classifier-free guidance; and no row of the attention is ever empty.
     """
 
-    def __init__(self, text_dim: int, channels: int):
+    def __init__(self, text_width: int, channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(text_dim)
-        self.linear = nn.Linear(text_dim, channels)
+        self.norm = nn.LayerNorm(text_width)
+        self.linear = nn.Linear(text_width, channels)
         self.null = nn.Parameter(torch.empty(channels))
         nn.init.normal_(self.null, std=0.02)
 

@@ -27,7 +27,7 @@ def tiny(name: str, classes: int) -> Network:
     """A network of the recipe's family, small, conditional on what the recipe's is."""
     found = entry(name)
     module = __import__(found.network.__module__, fromlist=["TINY"])
-    text = getattr(found.config, "text_dim", 0)
+    text = getattr(found.config, "text_width", 0)
     config = module.TINY_TEXT if text else module.TINY
     changes = {} if text else {"num_classes": min(classes, 7), "null_class": found.config.null_class}
     return found.network(config.override(**changes))
@@ -36,10 +36,10 @@ def tiny(name: str, classes: int) -> Network:
 def substitute_batch(network: Network) -> tuple[torch.Tensor, Condition | None]:
     config = network.config
     x = torch.rand(2, config.in_channels, config.image_size, config.image_size) * 2 - 1
-    if getattr(config, "text_dim", 0):
+    if getattr(config, "text_width", 0):
         tokens = getattr(config, "text_tokens", 5)
         mask = torch.ones(2, tokens, dtype=torch.bool)
-        return x, Condition(text=torch.randn(2, tokens, config.text_dim), text_mask=mask)
+        return x, Condition(text=torch.randn(2, tokens, config.text_width), text_mask=mask)
     return x, Condition(label=torch.tensor([0, 1])) if config.num_classes else None
 
 

@@ -1,0 +1,158 @@
+"""What a model is in numbers: parameters, multiply-adds and its levels, computed on the meta device.
+
+Nothing is allocated and nothing runs: shapes alone pass through the network. A family without resolution levels may
+give the rows of its table by a method `summary_rows()` of its config, a list of dicts with equal keys.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffzoo.models.base import Config, LevelConfig, Network
+from diffzoo.models.registry import entry, list_models
+from diffzoo.typing import Condition
+
+__all__ = ["Summary", "describe", "example_inputs", "multiply_adds", "zoo_table"]
+
+CAPTION_TOKENS = 77
+"""Length of the caption for which multiply-adds of text-to-image networks are counted."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model in numbers.
+
+    name, family: the registered name and the network's class.
+    parameters: all of them.
+    multiply_adds: of one forward pass of one image (half of the floating-point operations), caption of 77 tokens.
+    image_size, channels, classes, text_width: what goes in; 0 = no classes, no text.
+    note: the registry's remark.
+    levels: one row per resolution.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    multiply_adds: int
+    image_size: int
+    channels: int
+    classes: int
+    text_width: int = 0
+    note: str = ""
+    levels: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON-ready data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        given = f"{self.classes} classes" if self.classes else "no classes"
+        given += f", captions of width {self.text_width}" if self.text_width else ""
+        lines = [
+            f"{self.name}  ({self.family})",
+            f"input          {self.channels} x {self.image_size} x {self.image_size}, {given}",
+            f"parameters     {_short(self.parameters)}",
+            f"multiply-adds  {_short(self.multiply_adds)} per image and forward pass",
+        ]
+        lines += [f"note           {self.note}"] if self.note else []
+        return "\n".join(lines + (["", *_columns(self.levels)] if self.levels else []))
+
+
+def _short(number: float) -> str:
+    """A count with four significant digits and a unit: 397.6 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:.0f}"
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of equal keys as aligned text with a headline."""
+    cells = [list(rows[0]), *([_cell(v) for v in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return ["  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in cells]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "-"
+    return str(value)
+
+
+def _levels(config: Config) -> list[dict[str, Any]]:
+    if hasattr(config, "summary_rows"):
+        return list(config.summary_rows())
+    if not isinstance(config, LevelConfig):
+        return []
+    return [{**asdict(v), "heads": v.heads if v.attention else 0} for v in config.levels]
+
+
+def example_inputs(
+    config: Config, batch: int = 1, device: torch.device | str = "meta"
+) -> tuple[torch.Tensor, torch.Tensor, Condition | None]:
+    """Noise of the right shapes for a network of this config: z, noise level, and what the network wants to be told."""
+    n, text_width = config.image_size, getattr(config, "text_width", 0)
+    given: dict[str, torch.Tensor] = {}
+    if config.num_classes:
+        given["label"] = torch.arange(batch, device=device) % config.num_classes
+    if text_width:
+        tokens = getattr(config, "text_tokens", CAPTION_TOKENS)
+        given["text"] = torch.randn(batch, tokens, text_width, device=device)
+    if getattr(config, "upsampler", False):
+        given["low_res"] = torch.randn(batch, config.in_channels, n // 4, n // 4, device=device)
+    z = torch.randn(batch, config.in_channels, n, n, device=device)
+    return z, torch.linspace(-1.0, 1.0, batch, device=device), Condition(**given) if given else None
+
+
+def multiply_adds(network: Network) -> int:
+    """Multiply-adds of one forward pass of one image; the network must be on the meta device."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network.eval()(*example_inputs(network.config))
+    return int(counter.get_total_flops()) // 2
+
+
+def describe(name: str, **overrides: Any) -> Summary:
+    """A registered model in numbers, without allocating it.
+
+    Args:
+        name: a registered name.
+        overrides: rewrites of the config, as for `create_model`.
+
+    Raises:
+        UserError: for an unknown name or argument, naming the nearest right one.
+    """
+    found = entry(name)
+    config = found.config.override(**overrides)
+    with torch.device("meta"):
+        network = found.network(config)
+    return Summary(
+        name=name,
+        family=found.network.__name__,
+        parameters=network.num_parameters(),
+        multiply_adds=multiply_adds(network),
+        image_size=config.image_size,
+        channels=config.in_channels,
+        classes=config.num_classes,
+        text_width=getattr(config, "text_width", 0),
+        note=found.note,
+        levels=_levels(config),
+    )
+
+
+def zoo_table(pattern: str = "*") -> str:
+    """The models that match a shell pattern as a Markdown table, in the order of their names."""
+    rows: Iterable[Mapping[str, str]] = [
+        {
+            "model": f"`{s.name}`",
+            "input": f"{s.channels}×{s.image_size}²",
+            "parameters": _short(s.parameters),
+            "multiply-adds": _short(s.multiply_adds),
+        }
+        for s in map(describe, list_models(pattern))
+    ]
+    lines = ["| model | input | parameters | multiply-adds |", "|---|---|---:|---:|"]
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
