@@ -271,6 +271,8 @@ def to_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict[s
 
 # -- which member of the family
 
+_CLASS_TABLES = ("label_emb.weight", "out.2.c_proj.weight", "out.2.c_proj.bias")
+
 
 def identify(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The registered names whose released files have these tensors, whatever the number of classes."""
@@ -283,8 +285,7 @@ def identify(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def _without_classes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    free = ("label_emb.weight", "out.2.c_proj.weight", "out.2.c_proj.bias")
-    return {k: v[1:] if k in free else v for k, v in shapes.items()}
+    return {k: v[1:] if k in _CLASS_TABLES else v for k, v in shapes.items()}
 
 
 def _names(config: ADMEncoderConfig) -> list[str]:
@@ -296,10 +297,9 @@ def _complaint(
 ) -> str:
     expected = " or ".join(_names(config)) or f"a network for {config.image_size} px"
     members = identify(given)
-    if members == identify(wanted) and members:
-        return (
-            f"expected {config.num_classes} classes, but the state dict of {members[0]} was given with another number"
-        )
+    if members and members == identify(wanted):
+        rows = next(given[name][0] for name in _CLASS_TABLES if name in given)
+        return f"expected {config.class_rows} rows of classes, got weights of {members[0]} with {rows}"
     if members:
         same = ", which share their shapes" if len(members) > 1 else ""
         return (
