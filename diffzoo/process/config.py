@@ -5,6 +5,7 @@
 A name alone means the class with its defaults.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ _CLASSES: dict[str, type] = {
 }
 
 
+_KINDS = (schedules.Schedule, paths.Path, predictions.Prediction, readings.Reading)
+
+
 def to_config(part: Any) -> Any:
     """A process or one of its parts as JSON-ready data; `from_config` gives back an equal object."""
     if not is_dataclass(part) or isinstance(part, type):
@@ -33,31 +37,31 @@ def from_config(data: Any, default: str | None = None) -> Any:
     """Build a process or one of its parts from plain data.
 
     Args:
-        data: a name, a mapping with the key "class", or a plain value, which is returned as it is.
+        data: a name, or a mapping with the key "class" and the fields; fields that are parts take the same forms.
         default: the class of a mapping that does not name one.
 
     Raises:
         UserError: for an unknown class or field, naming the nearest right one.
     """
-    if isinstance(data, str) and data in _CLASSES:
-        data = {"class": data}
-    if not isinstance(data, dict):
+    if is_dataclass(data) and not isinstance(data, type):
         return data
-    values = dict(data)
+    values = dict(data) if isinstance(data, Mapping) else {"class": data}
     name = values.pop("class", default)
-    if name not in _CLASSES:
+    if not isinstance(name, str) or name not in _CLASSES:
         raise UserError(f"unknown process class {name!r}{did_you_mean(str(name), _CLASSES)}")
-    known = {f.name for f in fields(_CLASSES[name])}
+    kinds = {f.name: f.type for f in fields(_CLASSES[name])}
     for key in values:
-        if key not in known:
-            raise UserError(f"{name} has no field {key!r}{did_you_mean(key, known)}")
-    built = {}
-    for key, value in values.items():
-        built[key] = from_config(value)
-        if (
-            isinstance(value, str)
-            and isinstance(built[key], str)
-            and key in ("schedule", "path", "prediction", "reads", "base")
-        ):
-            raise UserError(f"unknown {key} {value!r}{did_you_mean(value, _CLASSES)}")
-    return _CLASSES[name](**built)
+        if key not in kinds:
+            raise UserError(f"{name} has no field {key!r}{did_you_mean(key, kinds)}")
+    return _CLASSES[name](**{key: _field(key, kinds[key], value) for key, value in values.items()})
+
+
+def _field(key: str, kind: Any, value: Any) -> Any:
+    """One field: built where it is a part of the process, and then of the right kind; else as it is."""
+    if kind not in _KINDS:
+        return value
+    part = from_config(value) if not isinstance(value, str) or value in _CLASSES else None
+    if not isinstance(part, kind):
+        known = [name for name, cls in _CLASSES.items() if issubclass(cls, kind)]
+        raise UserError(f"unknown {key} {value!r}{did_you_mean(str(value), known)}")
+    return part

@@ -106,8 +106,9 @@ def denoising_loss(
 
 
 def _pooled(error: Tensor, resolution: int) -> Tensor:
-    ratio, rest = divmod(error.shape[-1], resolution)
-    if rest or ratio < 1:
-        raise UserError(f"loss resolution {resolution} does not divide the image size {error.shape[-1]}")
+    height, width = error.shape[-2:]
+    ratio, rest = divmod(width, resolution)
+    if rest or ratio < 1 or height % ratio:
+        raise UserError(f"loss resolution {resolution} does not divide the image size {height} x {width}")
     pooled = F.avg_pool2d(error, ratio) if ratio > 1 else error
     return pooled.square().flatten(1).mean(1)
