@@ -1,0 +1,146 @@
+"""The manifest: every entry is complete and fits the registry; every mistake is named by file, entry and field."""
+
+import copy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from zoo_entry import ENTRY
+
+from diffzoo.errors import UserError
+from diffzoo.models.registry import entry
+from diffzoo.zoo import class_list, list_checkpoints, load_manifest
+from diffzoo.zoo.loading import build_meta, entry_config, entry_facts
+from diffzoo.zoo.manifest import checkpoint, manifest_path, read_manifest
+
+NAMES = list_checkpoints()
+GOOD = {**ENTRY, "source": {"url": "https://example.org/w.pth"}}
+
+
+def read(**changes: Any) -> Any:
+    data = copy.deepcopy(GOOD)
+    data.update(changes)
+    return read_manifest(yaml.safe_dump({"dimr_tiny.test": {k: v for k, v in data.items() if v != "ABSENT"}}), "m.yaml")
+
+
+# -- the real one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entry_fits_registry_process_sampler_and_converter(name: str) -> None:
+    item = checkpoint(name)
+    config = entry_config(item)
+    facts = entry_facts(item, {"sha256": "0"})
+    assert facts.build_config() == config
+    assert facts.build_process() == item.build_process()
+    assert facts.build_sampler().steps > 0
+    if item.converter != "diffzoo":
+        converter = import_module(f"diffzoo.zoo.converters.{item.converter}")
+        assert callable(converter.from_official)
+        assert callable(converter.to_official)
+    if item.classes:
+        assert len(class_list(item.classes)) == config.num_classes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_licences_are_stated_separately(name: str) -> None:
+    assert checkpoint(name).code_licence
+    assert checkpoint(name).weights_licence
+
+
+@pytest.mark.parametrize("model", ["dimr_xl_256", "dimr_g_256"])
+def test_the_first_tag_is_the_default(model: str) -> None:
+    assert checkpoint(model).name == f"{model}.in1k"
+
+
+def test_all_released_dimr_and_uvit_weights_are_there() -> None:
+    drive = {item.source.drive for item in load_manifest().values() if item.source.drive}
+    assert len(drive) == 10
+    assert sum(item.source.repo == "QHL067/DiMR" for item in load_manifest().values()) == 2
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if checkpoint(n).converter in ("dimr", "uvit_bao")])
+def test_full_size_names_convert_without_remainder_both_ways(name: str) -> None:
+    item = checkpoint(name)
+    converter = import_module(f"diffzoo.zoo.converters.{item.converter}")
+    ours = build_meta(entry(item.model).network, entry_config(item)).state_dict()
+    theirs = converter.to_official(ours, entry_config(item))
+    back = converter.from_official(theirs, entry_config(item))
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in ours.items()}
+
+
+def test_manifest_is_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("site/diffzoo/checkpoints.yaml", "checkout/checkpoints.yaml"):
+        folder = tmp_path / place.split("/")[0] / "diffzoo" / "zoo"
+        folder.mkdir(parents=True)
+        (tmp_path / place).write_text("")
+        monkeypatch.setattr("diffzoo.zoo.manifest.__file__", str(folder / "manifest.py"))
+        assert manifest_path() == tmp_path / place
+
+
+# -- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "problem"),
+    [
+        ({"model": "ABSENT"}, "model", "missing"),
+        ({"model": "other"}, "model", "before the dot"),
+        ({"sha256": "ABSENT"}, "sha256", "missing"),
+        ({"sha256": "abc"}, "sha256", "64 lower-case hexadecimal"),
+        ({"weights_licence": "ABSENT"}, "weights_licence", "missing"),
+        ({"weights_licence": None}, "weights_licence", "expected str, got None"),
+        ({"unpinned": "ABSENT"}, "unpinned", "why sha256 is null"),
+        ({"sise": 3}, "sise", "did you mean 'size'"),
+        ({"size": "1.1 GB"}, "size", "expected int or null, got '1.1 GB'"),
+        ({"size": True}, "size", "expected int or null, got True"),
+        ({"source": {}}, "source", "exactly one of"),
+        ({"source": {"url": "u", "drive": "d"}}, "source", "exactly one of"),
+        ({"source": {"repo": "a/b", "file": "f"}}, "source.revision", "missing"),
+        ({"source": {"repo": "a/b", "file": "f", "revision": "main"}}, "source.revision", "40 lower-case"),
+        ({"source": {"repo": "ab", "file": "f", "revision": None}}, "source.repo", "owner/name"),
+        ({"source": {"url": 3}}, "source.url", "expected str"),
+        ({"process": {"predictoin": "Eps"}}, "process", "did you mean 'prediction'"),
+        ({"process": {"schedule": "Cosin"}}, "process", "Cosine"),
+        ({"process": {"class": "Cosine"}}, "process", "GaussianProcess"),
+        ({"sampler": {"class": "DPMSolve"}}, "sampler", "DPMSolver"),
+        ({"sampler": {"class": "DDIM", "step": 3}}, "sampler", "did you mean 'steps'"),
+        ({"guidance": {"formula": "cfg", "scale": 1}}, "guidance.formula", "expected one of"),
+        ({"guidance": {"formula": "cond + s * (cond - uncond)"}}, "guidance.scale", "missing"),
+        ({"companions": {"vae": {}}}, "companions.vae", "unknown field"),
+        ({"companions": {"autoencoder": {"repo": "a/b", "revision": None}}}, "companions.autoencoder.scaling_factor",
+         "missing"),
+        ({"published": [{"metric": "FID", "value": 1}]}, "published.0.protocol", "missing"),
+        ({"fingerprint": {"mean": 0.0}}, "fingerprint.std", "missing"),
+        ({"fingerprint": {"mean": 0.0, "std": 1.0, "first": ["x"]}}, "fingerprint.first", "expected int or float"),
+        ({"fingerprint": None}, "fingerprint", "expected dict"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_by_file_entry_and_field(changes: dict[str, Any], field: str, problem: str) -> None:
+    read()  # the entry without the mistake is fine
+    with pytest.raises(UserError) as error:
+        read(**changes)
+    message = str(error.value)
+    assert message.startswith(f"m.yaml: entry 'dimr_tiny.test', field '{field}': ")
+    assert problem in message
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b"])
+def test_what_is_not_a_mapping_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^m\.yaml: "):
+        read_manifest(text, "m.yaml")
+
+
+@pytest.mark.parametrize("name", ["dimr_tiny", "DiMR.x", "a.b.c"])
+def test_names_are_model_dot_tag(name: str) -> None:
+    with pytest.raises(UserError, match=f"entry '{name}'"):
+        read_manifest(yaml.safe_dump({name: GOOD}), "m.yaml")
+
+
+def test_unknown_weights_name_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'dimr_xl_256'"):
+        checkpoint("dimr_xl_25")
+    with pytest.raises(UserError, match="no weights tagged 'in2k'; there are dimr_xl_256"):
+        checkpoint("dimr_xl_256.in2k")
