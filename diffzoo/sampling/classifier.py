@@ -94,5 +94,6 @@ class ClassifierGuidance:
 
 
 def _check_classes(label: Tensor, classes: int) -> None:
-    if int(label.min()) < 0 or int(label.max()) >= classes:
-        raise UserError(f"class {int(label.max())} is out of range: the classifier knows classes 0 to {classes - 1}")
+    wrong = label[(label < 0) | (label >= classes)]
+    if len(wrong):
+        raise UserError(f"class {int(wrong[0])} is out of range: the classifier knows classes 0 to {classes - 1}")

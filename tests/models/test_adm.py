@@ -126,7 +126,7 @@ def test_the_upsampler_sees_the_enlarged_image_after_the_noisy_one() -> None:
     network.conv_in.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     network(z, level, cond)
     assert torch.equal(seen[0][:, :3], z)
-    # bilinear between pixel centres: pixel i of 16 lies at (i + 0.5) / 4 - 0.5, so 1 is beyond the border and 2 at 0.125
+    # bilinear between pixel centres: of 16, pixel i lies at (i + 0.5) / 4 - 0.5, so 1 beyond the border, 2 at 0.125
     low = cond.low_res
     assert low is not None
     torch.testing.assert_close(seen[0][:, 3:, 0, 1], low[:, :, 0, 0])
