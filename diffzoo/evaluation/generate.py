@@ -1,28 +1,26 @@
 """Images from a plan, seed by seed."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-import diffzoo.sampling as sampling
-from diffzoo.encoders.autoencoder import KLAutoencoder
-from diffzoo.encoders.text import CLIPEncoder, T5Encoder, TextEncoder
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.records import Plan, SamplePlan
 from diffzoo.metrics.weights import state_sha256
-from diffzoo.models.base import Network
-from diffzoo.process import GaussianProcess
+from diffzoo.pipelines import Pipeline, pipeline
+from diffzoo.process import GaussianProcess, to_config
 from diffzoo.rng import keyed_generator
-from diffzoo.sampling import ClassifierFree, Denoiser, Grid, Sampler, sample
+from diffzoo.sampling import ClassifierFree, Denoiser, Sampler, sample
 from diffzoo.typing import Condition
+from diffzoo.zoo.facts import FORMULAS, Facts, sampler_from
 
-__all__ = ["Generator", "ImageSource", "ModelImages", "build_guidance", "build_sampler", "labels_of", "part_to_dict"]
+__all__ = ["Generator", "ImageSource", "ModelImages", "build_guidance", "build_sampler", "default_plan", "labels_of"]
 
 
 class ImageSource(Protocol):
@@ -38,52 +36,52 @@ class ImageSource(Protocol):
 # -- parts of a plan as data
 
 
-def part_to_dict(part: Any) -> Any:
-    """A sampler, grid or fade as JSON-ready data with its class name."""
-    if is_dataclass(part) and not isinstance(part, type):
-        return {"class": type(part).__name__, **{f.name: part_to_dict(getattr(part, f.name)) for f in fields(part)}}
-    return list(part) if isinstance(part, tuple) else part
-
-
-def _build(data: Mapping[str, Any], base: type, what: str, **more: Any) -> Any:
-    values = {**data, **more}
-    name = values.pop("class", None)
-    known = {n for n in sampling.__all__ if isinstance(getattr(sampling, n), type)}
-    known = {n for n in known if issubclass(getattr(sampling, n), base) and getattr(sampling, n) is not base}
-    if name not in known:
-        raise UserError(f"unknown {what} {name!r}{did_you_mean(str(name), known)}")
-    cls = getattr(sampling, name)
-    accepted = {f.name for f in fields(cls)}
-    for key in values:
-        if key not in accepted:
-            raise UserError(f"{what} {name} has no argument {key!r}{did_you_mean(key, accepted)}")
-    return cls(**values)
-
-
 def build_sampler(plan: SamplePlan) -> Sampler:
     """The sampler of a plan."""
-    grid = _build(plan.grid, Grid, "time grid")
-    sampler: Sampler = _build(plan.sampler, Sampler, "sampler", steps=plan.steps, grid=grid)
+    sampler = sampler_from({**plan.sampler, "steps": plan.steps, "grid": dict(plan.grid)})
+    if not isinstance(sampler, Sampler):
+        raise UserError(f"{plan.sampler.get('class')!r} is no sampler: the plan needs one such as DDIM or Heun")
     return sampler
 
 
-def build_guidance(denoise: Any, guidance: Mapping[str, Any] | None) -> Any:
-    """A denoiser with the guidance of a plan around it."""
+def build_guidance(denoise: Any, guidance: Mapping[str, Any] | None, null: Condition | None = None) -> Any:
+    """A denoiser with the guidance of a plan around it.
+
+    Args:
+        denoise: a denoiser.
+        guidance: scale, formula, interval and decay of classifier-free guidance; None = none.
+        null: the row that stands for "no caption", for text models.
+    """
     if guidance is None:
         return denoise
     values = dict(guidance)
-    name = values.pop("class", "ClassifierFree")
-    if name != "ClassifierFree":
-        raise UserError(f"a plan's guidance is ClassifierFree, got {name!r}")
     accepted = {"scale", "formula", "interval", "decay"}
     for key in values:
         if key not in accepted:
             raise UserError(f"guidance has no argument {key!r}{did_you_mean(key, accepted)}")
-    for key in ("interval", "decay"):
+    for key, default in (("interval", "Interval"), ("decay", "PowerCosine")):
         if values.get(key) is not None:
-            default = {"class": "Interval" if key == "interval" else "PowerCosine"}
-            values[key] = _build({**default, **values[key]}, sampling.Fade, f"guidance {key}")
-    return ClassifierFree(denoise, **values)
+            values[key] = sampler_from({"class": default, **values[key]})
+    return ClassifierFree(denoise, **values, null=null)
+
+
+def default_plan(model: str, facts: Facts, **changes: Any) -> SamplePlan:
+    """The plan that belongs to a set of weights: its published sampler and guidance, else DDIM and none.
+
+    Args:
+        model: what the plan names.
+        facts: of the weights.
+        changes: fields of the plan that differ.
+    """
+    sampler = to_config(facts.build_sampler())
+    steps, grid = sampler.pop("steps"), sampler.pop("grid")
+    config = facts.build_config()
+    labels = "captions" if getattr(config, "text_width", 0) else "balanced" if config.num_classes else "none"
+    guidance = None
+    if facts.guidance is not None:
+        guidance = {"formula": FORMULAS[facts.guidance["formula"]], "scale": float(facts.guidance["scale"])}
+    known: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "labels": labels, "guidance": guidance}
+    return SamplePlan(model, **{**known, **changes})
 
 
 # -- labels
@@ -141,33 +139,33 @@ class Generator:
         process: it was trained with.
         plan: how to draw.
         decode: from what the network draws to images in [-1, 1]; None in pixel space.
-        text: one condition row per caption, for text models: start, count to a condition.
+        text: conditions of the captions at some positions: (start, count) to a condition; None without captions.
+        null: the row that stands for "no caption".
         device: where to compute.
     """
 
-    network: Network
+    network: Any
     process: GaussianProcess
     plan: SamplePlan
-    decode: Any = None
-    text: Any = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    text: Callable[[int, int], Condition] | None = None
+    null: Condition | None = None
     device: torch.device | str = "cpu"
 
     def condition(self, start: int, count: int) -> Condition | None:
         """What to draw at some positions."""
         if self.plan.labels == "captions":
             if self.text is None:
-                raise UserError("the plan draws captions, but there is no text encoder or no list of captions")
-            condition: Condition = self.text(start, count)
-            return condition
+                raise UserError("the plan draws captions but has none: give --captions FILE, one per line")
+            return self.text(start, count)
         label = labels_of(self.plan, self.network.config.num_classes, start, count)
         return Condition(label=label) if label is not None else None
 
     def images(self, start: int, count: int) -> Tensor:
         """Images in [-1, 1] at some positions, `(count, c, h, w)`, float32 on the CPU."""
         plan, config = self.plan, self.network.config
-        denoise = build_guidance(Denoiser(self.network, self.process), plan.guidance)
         z = sample(
-            denoise,
+            build_guidance(Denoiser(self.network, self.process), plan.guidance, self.null),
             build_sampler(plan),
             (config.in_channels, config.image_size, config.image_size),
             range(plan.first_seed + start, plan.first_seed + start + count),
@@ -187,10 +185,10 @@ class ModelImages:
     """Images of a model by name, run or checkpoint. The network is loaded on first use, in each process.
 
     Args:
-        sample_plan: how to draw; `plan.model` says what to load.
+        sample_plan: how to draw; `sample_plan.model` says what to load.
         device: where to compute.
         captions: one per image, for text models.
-        prefer: which weights of a training run: "average" or "raw".
+        prefer: which weights of a training run: "average", "raw" or the label of an average.
     """
 
     sample_plan: SamplePlan
@@ -202,29 +200,40 @@ class ModelImages:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
-    def loaded(self) -> Any:
-        """The network, its process and what is known about them."""
-        from diffzoo.zoo.loading import load_any
+    def pipe(self) -> Pipeline:
+        """Network, process and companions."""
+        pipe = pipeline(self.sample_plan.model, self.device, prefer=self.prefer)
+        pipe.network.requires_grad_(False)
+        return pipe
 
-        loaded = load_any(self.sample_plan.model, prefer=self.prefer)
-        loaded.network.requires_grad_(False).to(self.device)
-        return loaded
+    @property
+    def config(self) -> Any:
+        """The config of the network."""
+        return self.pipe.network.config
 
-    @cached_property
-    def autoencoder(self) -> KLAutoencoder | None:
-        """The autoencoder of a latent model."""
-        facts = self.loaded.facts.autoencoder
-        if not facts:
-            return None
-        known = ("repo", "scaling_factor", "revision", "subfolder")
-        return KLAutoencoder(**{k: facts[k] for k in known if k in facts}).to(self.device)
+    @property
+    def image_size(self) -> int:
+        """Height and width of its images in pixels."""
+        return int(self.config.image_size) * self.pipe.autoencoder.ratio
 
     @cached_property
     def generator(self) -> Generator:
         """The generator, loaded."""
-        decode = self.autoencoder.decode if self.autoencoder is not None else None
-        text = _Captions(self) if self.captions else None
-        return Generator(self.loaded.network, self.loaded.process, self.sample_plan, decode, text, self.device)
+        pipe, latent = self.pipe, self.pipe.facts.autoencoder is not None
+        text, null = None, None
+        if self.captions:
+            text = self._text
+            embedded, mask = pipe.text_encoder.null(1)
+            null = Condition(text=embedded, text_mask=mask)
+        decode = pipe.autoencoder.decode if latent else None
+        return Generator(pipe.network, pipe.process, self.sample_plan, decode, text, null, self.device)
+
+    def _text(self, start: int, count: int) -> Condition:
+        captions = list(self.captions[start : start + count])
+        if len(captions) < count:
+            raise UserError(f"the plan has {len(self.captions)} captions; image {start + count - 1} has none")
+        embedded, mask = self.pipe.text_encoder.encode(captions)
+        return Condition(text=embedded, text_mask=mask)
 
     def images(self, start: int, count: int) -> Tensor:
         """Images in [-1, 1] at some positions."""
@@ -232,56 +241,27 @@ class ModelImages:
 
     def plan(self) -> SamplePlan:
         """The plan with the hash of the loaded weights; checks that sampler, guidance and classes fit the model."""
-        config = self.loaded.network.config
-        build_sampler(self.sample_plan)
-        build_guidance(Denoiser(self.loaded.network, self.loaded.process), self.sample_plan.guidance)
-        labels_of(self.sample_plan, config.num_classes, 0, 1)
-        if self.sample_plan.guidance is not None and not (config.num_classes or self.captions):
+        plan, pipe = self.sample_plan, self.pipe
+        build_sampler(plan)
+        build_guidance(pipe.denoiser, plan.guidance)
+        labels_of(plan, self.config.num_classes, 0, 1)
+        if plan.labels == "captions" and pipe.reads != "caption":
+            raise UserError(f"{plan.model} is no text-to-image model: leave the captions out")
+        if plan.guidance is not None and pipe.reads == "nothing":
             raise UserError("the plan asks for guidance but the model is unconditional: leave the guidance out")
-        found = state_sha256(self.loaded.network.state_dict())
-        if self.sample_plan.weights_sha256 not in (None, found):
+        found = state_sha256(pipe.network.state_dict())
+        if plan.weights_sha256 not in (None, found):
             raise UserError(
-                f"the plan was made for weights {self.sample_plan.weights_sha256}, but {self.sample_plan.model} "
-                f"holds {found}: leave weights_sha256 out to evaluate these"
+                f"the plan was made for weights {plan.weights_sha256}, but {plan.model} holds {found}: "
+                "leave weights_sha256 out to evaluate these"
             )
         text = hashlib.sha256("\n".join(self.captions).encode()).hexdigest() if self.captions else None
-        return replace(
-            self.sample_plan,
-            weights_sha256=found,
-            captions_sha256=text,
-            autoencoder=self.autoencoder.id if self.autoencoder is not None else None,
-        )
-
-
-@dataclass
-class _Captions:
-    """Conditions of a list of captions, encoded where they are needed."""
-
-    owner: ModelImages
-
-    @cached_property
-    def _encoder(self) -> TextEncoder:
-        facts = self.owner.loaded.facts.text_encoder
-        if not facts:
-            raise UserError(f"{self.owner.sample_plan.model} is no text-to-image model: leave the captions out")
-        repo, revision = str(facts["repo"]), facts.get("revision")
-        encoder: TextEncoder
-        if "t5" in repo.lower():
-            encoder = T5Encoder(repo, revision, max_tokens=facts.get("length") or 128)
-        else:  # the published models on CLIP read all of its tokens, padding included
-            encoder = CLIPEncoder(repo, revision, max_tokens=facts.get("length"), keep_padding=True)
-        return encoder.to(self.owner.device)
-
-    def __call__(self, start: int, count: int) -> Condition:
-        captions = list(self.owner.captions[start : start + count])
-        if len(captions) < count:
-            raise UserError(f"the plan has {len(self.owner.captions)} captions; image {start + count - 1} has none")
-        text, mask = self._encoder.encode(captions)
-        return Condition(text=text, text_mask=mask)
+        autoencoder = pipe.autoencoder.id if pipe.facts.autoencoder is not None else None
+        return replace(plan, weights_sha256=found, captions_sha256=text, autoencoder=autoencoder)
 
 
 @contextmanager
-def one_thread(device: str) -> Any:
+def one_thread(device: str) -> Iterator[None]:
     """One thread on the CPU for the length of a block: sums split over threads round differently, and results must
     not depend on how many processes share the machine."""
     before = torch.get_num_threads()

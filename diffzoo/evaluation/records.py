@@ -78,8 +78,8 @@ class SamplePlan(_Record):
         sampler: class name and options of the sampler but its steps and grid, for example {"class": "DDIM"}.
         steps: of the sampler.
         grid: class name and options of the time grid.
-        guidance: class name and options, for example {"class": "ClassifierFree", "scale": 1.5, "formula": "uncond"};
-            None = no guidance.
+        guidance: of classifier-free guidance, for example {"scale": 1.5, "formula": "uncond"}, perhaps with "interval"
+            {"low": ..., "high": ..., "unit": ...} or "decay"; None = no guidance.
         first_seed: seed of the first image.
         labels: "balanced" = the classes in turn; "uniform" = drawn for each seed, with replacement, as ADM does;
             "captions" = one caption per image; "none" = unconditional.

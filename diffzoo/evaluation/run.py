@@ -157,9 +157,7 @@ def _check_first(source: ImageSource, protocol: EvalProtocol, reference: Referen
     """What is wrong with the first image is wrong with all: better known before hours of sampling."""
     size = protocol.image_size
     if isinstance(source, ModelImages):
-        config = source.loaded.network.config
-        ratio = source.autoencoder.ratio if source.autoencoder is not None else 1
-        own = config.image_size * ratio
+        own = source.image_size
         if size is not None and own != size and protocol.resize == "none":
             raise UserError(
                 f"the model draws {own} x {own} pixels and protocol {protocol.name} measures {size} x {size}: "
@@ -173,8 +171,7 @@ def _check_first(source: ImageSource, protocol: EvalProtocol, reference: Referen
 def _write_samples(source: Any, blocks: Blocks, path: Path) -> None:
     labels = None
     if isinstance(source, ModelImages):
-        config = source.loaded.network.config
-        labels = labels_of(source.sample_plan, config.num_classes, 0, blocks.protocol.n)
+        labels = labels_of(source.sample_plan, source.config.num_classes, 0, blocks.protocol.n)
     write_npz(path, blocks.pixels(), blocks.protocol.n, labels)
 
 
