@@ -202,7 +202,7 @@ def test_last_step_is_the_likelihood_of_256_levels() -> None:
     for mean, scale in ((0.3, 0.02), (-0.98, 0.1), (0.9, 0.5)):
         total = _log_likelihood(levels, torch.tensor(mean).double(), torch.tensor(math.log(scale)).double()).exp().sum()
         assert float(total) == pytest.approx(1, abs=1e-9)
-    # the blackest level is an open bin, of which the exact model puts Phi(half a level / its deviation) on the right side
+    # black is an open bin, of which the exact model puts Phi(half a level / its deviation) on the right side
     p, _, eps, _, t = noised(SCHEDULES[0], [0])
     x = torch.full_like(eps, -1.0)
     exact = torch.cat([eps, -torch.ones_like(eps)], dim=1)
