@@ -341,7 +341,8 @@ class Stage(nn.Module):
     def _enter(self, z: Tensor, tau: Tensor, below: Tensor | None) -> Tensor:
         if self.facts.image_ratio > 1:
             z = F.avg_pool2d(z, self.facts.image_ratio)
-        x = self.patch(z).permute(0, 2, 3, 1)
+        # one copy here, or every sum of the residual stream would inherit the channels-first layout
+        x = self.patch(z).permute(0, 2, 3, 1).contiguous()
         if not self.rotary:
             # a smaller input reads the upper left corner of the table
             x = x + self.positions.unflatten(0, self.facts.grid)[: x.shape[1], : x.shape[2]]

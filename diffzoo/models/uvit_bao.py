@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
-from diffzoo.nn.vit_layers import Conv2d, Linear
+from diffzoo.nn.vit_layers import Conv2d, Linear, UnitEmbedding
 from diffzoo.typing import Condition
 
 __all__ = ["TINY", "VARIANTS", "UViTBao", "UViTBaoConfig", "time_sinusoid"]
@@ -160,7 +160,7 @@ class UViTBao(Network):
         self.time_mlp = None
         if c.mlp_time_embed:
             self.time_mlp = nn.Sequential(Linear(width, 4 * width), nn.SiLU(), Linear(4 * width, width))
-        self.class_table = nn.Embedding(c.class_rows, width) if c.num_classes else None
+        self.class_table = UnitEmbedding(c.class_rows, width) if c.num_classes else None
         self.text_in = Linear(c.text_width, width) if c.text_width else None
         self.positions = nn.Parameter(torch.empty(1, c.extras + (c.image_size // c.patch) ** 2, width))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))

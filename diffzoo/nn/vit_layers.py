@@ -6,7 +6,7 @@ there is nothing to draw, the drawing alone costs more than building the network
 
 from torch import nn
 
-__all__ = ["Conv2d", "Embedding", "Linear"]
+__all__ = ["Conv2d", "Embedding", "Linear", "UnitEmbedding"]
 
 
 class Linear(nn.Linear):
@@ -21,7 +21,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A table of vectors."""
+    """A table of small vectors."""
 
     def reset_parameters(self) -> None:
         """Draw the first weights."""
@@ -31,6 +31,15 @@ class Embedding(nn.Embedding):
 
 class Conv2d(nn.Conv2d):
     """A convolution with PyTorch's first weights."""
+
+    def reset_parameters(self) -> None:
+        """Draw the first weights."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class UnitEmbedding(nn.Embedding):
+    """A table of vectors with PyTorch's first weights, standard normal."""
 
     def reset_parameters(self) -> None:
         """Draw the first weights."""
