@@ -89,6 +89,8 @@ class FakeHub:
         self.blobs: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.drive: dict[str, bytes] = {}
+        self.pages: dict[str, str] = {}
+        self.on_blob: Callable[[int], Any] | None = None  # told how many bytes each download asks for
         self.log: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.validators = True  # whether plain files have an ETag
@@ -206,11 +208,16 @@ class Handler(BaseHTTPRequestHandler):
         asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         condition = self.headers.get("If-Range")
         if not asked or not ranges or self.command != "GET" or (condition and condition != headers.get("ETag")):
-            return self.reply(200, body, headers)
+            return self.serve(200, body, headers)
         start, end = int(asked[1]), min(int(asked[2] or len(body) - 1), len(body) - 1)
         if start >= len(body):
             return self.reply(416, b"", {"Content-Range": f"bytes */{len(body)}"})
-        return self.reply(206, body[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(body)}"})
+        return self.serve(206, body[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(body)}"})
+
+    def serve(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if self.hub.on_blob and self.command == "GET":
+            self.hub.on_blob(len(body))
+        self.reply(status, body, headers)
 
     # -- dispatch
 
@@ -405,6 +412,9 @@ class Handler(BaseHTTPRequestHandler):
         tag = {"ETag": f'"{hashlib.md5(data).hexdigest()}"'} if self.hub.validators else {}
         return self.blob(data, {"Content-Type": "application/octet-stream", **tag})
 
+    def page(self, name: str) -> None:
+        self.reply(200, self.hub.pages[name].encode(), {"Content-Type": "text/html"})
+
     def drive(self) -> None:
         """Google Drive: a page with a form first, the file when its token comes back with the cookie."""
         data = self.hub.drive.get(self.query.get("id", ""))
@@ -430,6 +440,7 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"/(?:(datasets|spaces)/)?([^/]+/[^/]+?)\.git/info/lfs/objects/batch", Handler.batch),
     (r"/_lfs/([0-9a-f]{64})", Handler.lfs),
     (r"/files/(.+)", Handler.plain),
+    (r"/pages/(.+)", Handler.page),
     (r"/drive", Handler.drive),
     (
         rf"/api/(models|datasets|spaces)/{_REPO}(?:/(preupload|commit|tree|revision|refs|branch)(?:/([^/]+))?(?:/(.*))?)?",
