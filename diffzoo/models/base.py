@@ -104,6 +104,10 @@ class LevelConfig(Config):
             raise UserError(f"image_size {size} does not divide by {factor}, the factor of the input transform")
         return size // factor
 
+    def heads(self, level: Level) -> int:
+        """Attention heads of a level; families that count in channels per head say so."""
+        return level.heads
+
     def override(self, **overrides: Any) -> Self:
         dropout = overrides.pop("dropout", None)
         start = overrides.pop("dropout_from_resolution", None)

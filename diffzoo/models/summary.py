@@ -87,7 +87,7 @@ def _levels(config: Config) -> list[dict[str, Any]]:
         return list(config.summary_rows())
     if not isinstance(config, LevelConfig):
         return []
-    return [{**asdict(v), "heads": v.heads if v.attention else 0} for v in config.levels]
+    return [{**asdict(v), "heads": config.heads(v) if v.attention else 0} for v in config.levels]
 
 
 def example_inputs(
