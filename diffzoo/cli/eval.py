@@ -11,7 +11,18 @@ from diffzoo.errors import UserError
 if TYPE_CHECKING:
     from diffzoo.evaluation import EvalProtocol, Reference, SamplePlan
 
-__all__ = ["configure", "default_device", "make_plan", "open_reference", "plan_arguments", "run", "shared_arguments"]
+__all__ = [
+    "configure",
+    "default_device",
+    "make_plan",
+    "open_model",
+    "open_reference",
+    "parse_weights",
+    "plan_arguments",
+    "read_protocol",
+    "run",
+    "shared_arguments",
+]
 
 PER_CLASS = 100  # of the demo's reference: its classes are unequal, the plan draws them equally often
 
@@ -69,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     from diffzoo.evaluation import Settings, evaluate
     from diffzoo.evaluation.pictures import open_images
 
-    protocol = _protocol(args)
+    protocol = read_protocol(args)
     device = default_device(args.device)
-    source: Any = open_images(args.images) if args.images else _model(args, device)
+    source: Any = open_images(args.images) if args.images else open_model(args, device)
     size = int(source.images(0, 1).shape[-1]) if args.images else source.image_size
     protocol, reference = open_reference(protocol, args.reference, size)
     settings = Settings(
@@ -124,7 +135,8 @@ def parse_weights(pairs: list[str]) -> dict[str, str]:
     return dict(p.split("=", 1) for p in pairs)
 
 
-def _protocol(args: argparse.Namespace) -> "EvalProtocol":
+def read_protocol(args: argparse.Namespace) -> "EvalProtocol":
+    """The protocol of a preset or file, with the flags on top."""
     from diffzoo.evaluation import EvalProtocol, preset
 
     if args.protocol.endswith(".json"):
@@ -174,7 +186,8 @@ def make_plan(args: argparse.Namespace, facts: Any) -> "SamplePlan":
     return plan
 
 
-def _model(args: argparse.Namespace, device: str) -> Any:
+def open_model(args: argparse.Namespace, device: str) -> Any:
+    """The images of a model, its network loaded."""
     from diffzoo.evaluation.generate import ModelImages
     from diffzoo.pipelines import pipeline
 

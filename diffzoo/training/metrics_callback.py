@@ -1,0 +1,172 @@
+"""FID and its relatives during training, on the averaged weights, with every rank at work."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from diffzoo.errors import UserError
+from diffzoo.evaluation.generate import Generator
+from diffzoo.evaluation.measure import metric_of
+from diffzoo.evaluation.pictures import to_pixels
+from diffzoo.evaluation.records import SamplePlan
+from diffzoo.evaluation.reference import Reference
+from diffzoo.evaluation.run import load_networks
+from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
+from diffzoo.process import to_config
+from diffzoo.training.averaging import averaged
+from diffzoo.typing import Condition
+
+__all__ = ["ImageMetrics"]
+
+ADDITIVE = ("frechet", "frechet-spatial", "inception-score")
+
+
+class ImageMetrics(L.Callback):
+    """Draws images at intervals and logs `eval/<metric>`, for example `eval/fid`.
+
+    Every rank draws its share of the same seeds; what is kept are sums, so memory does not grow with `n`, and the
+    values do not depend on the number of ranks beyond rounding. They are those of `diffzoo eval` with equal plan,
+    except for the Inception Score, which is taken here as one split. The metrics of neighbours need all features at
+    once: run `diffzoo eval` on a checkpoint for them.
+
+    Args:
+        reference: `.npz` file of the real images (`diffzoo data stats` makes one).
+        metrics: names such as "fid", "sfid", "is", "fdd", or "frechet:random-conv".
+        every_n_steps: interval in optimizer steps; 0 = at the end of training only.
+        n: images per evaluation. The bias of FID depends on it: values of 5,000 images lie above those of 50,000.
+        steps: of the sampler; None = the module's.
+        guidance: classifier-free guidance scale; 1 = none.
+        batch_size: images at a time, on each rank.
+        average: label of the weight average; None = the first.
+        weights: paths of feature weights by network name.
+        rounding: "round" or "truncate", from floats to pixels.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        metrics: Sequence[str] = ("fid",),
+        every_n_steps: int = 10_000,
+        n: int = 5_000,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        batch_size: int = 50,
+        average: str | None = None,
+        weights: dict[str, str] | None = None,
+        rounding: str = "round",
+    ):
+        for name in metrics:
+            if metric_of(name).kind not in ADDITIVE:
+                raise UserError(
+                    f"{name} needs the features of all images at once and does not run during training: "
+                    "use `diffzoo eval` on a checkpoint"
+                )
+        if n < 2 or batch_size < 1:
+            raise UserError(f"ImageMetrics needs n of at least 2 and batches of at least 1, got {n} and {batch_size}")
+        self.reference, self.metrics, self.every_n_steps, self.n = reference, tuple(metrics), every_n_steps, n
+        self.steps, self.guidance, self.batch_size, self.average = steps, guidance, batch_size, average
+        self.weights, self.rounding = weights, rounding
+        self._last = -1
+        self._opened: Reference | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Open the reference before training starts, not after the first interval."""
+        if stage == "fit":
+            self._opened = Reference.open(self.reference)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._last:
+            self._last = step
+            values = self.measure(trainer, pl_module)
+            pl_module.log_dict({f"eval/{k}": v for k, v in values.items()}, on_step=True, on_epoch=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        dry_run = getattr(trainer, "fast_dev_run", False)
+        if not self.every_n_steps and not dry_run and not trainer.interrupted:
+            values = self.measure(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics({f"eval/{k}": v for k, v in values.items()}, trainer.global_step)
+
+    def measure(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+        """The values now; every rank must call it, and every rank gets the same."""
+        device = str(module.device)
+        networks = load_networks(self.metrics, self.weights, device)
+        reference = self._opened or Reference.open(self.reference)
+        states = {name: self._state(name, networks, reference).to(device) for name in self.metrics}
+        was_training = module.network.training
+        module.network.eval()
+        try:
+            with averaged(module, self.average), torch.no_grad():
+                for pixels in self._pictures(trainer, module):
+                    layers = {name: network(pixels) for name, network in networks.items()}
+                    for name, state in states.items():
+                        metric = metric_of(name)
+                        state.update(layers[metric.network][metric.layer])
+        finally:
+            module.network.train(was_training)
+        return {name: float(state.compute()) for name, state in states.items()}
+
+    @staticmethod
+    def _state(name: str, networks: Any, reference: Reference) -> Any:
+        metric = metric_of(name)
+        network = networks[metric.network]
+        if metric.layer not in network.dims:
+            raise UserError(f"{name} needs the layer {metric.layer!r}, which these weights of {network.name} lack")
+        if metric.kind == "inception-score":
+            return InceptionScore(network.dims[metric.layer])
+        return FrechetDistance(*reference.statistics(network, metric.layer))
+
+    def _pictures(self, trainer: L.Trainer, module: Any) -> Any:
+        """This rank's share of the pictures, as raw pixels."""
+        generator = self._generator(trainer, module)
+        starts = range(0, self.n, self.batch_size)
+        world, rank = trainer.world_size, trainer.global_rank
+        # a sharded network communicates in its forward: all ranks take equally many turns, some for nothing
+        for turn in range(-(-len(starts) // world)):
+            index = turn * world + rank
+            start = starts[min(index, len(starts) - 1)]
+            images = generator.images(start, min(self.batch_size, self.n - start))
+            if index < len(starts):
+                yield to_pixels(images, self.rounding)
+
+    def _generator(self, trainer: L.Trainer, module: Any) -> Generator:
+        config = module.network.config
+        sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
+        options = to_config(sampler)
+        steps, grid = options.pop("steps"), options.pop("grid")
+        text, null = self._captions(trainer, module)
+        plan = SamplePlan(
+            model="in training",
+            sampler=options,
+            steps=steps,
+            grid=grid,
+            guidance={"scale": self.guidance, "formula": "uncond"} if self.guidance != 1 else None,
+            labels="captions" if text else "balanced" if config.num_classes else "none",
+            classes=tuple(range(len(module.class_names))) or None if config.num_classes else None,
+            images_per_batch=self.batch_size,
+        )
+        decode = module.autoencoder.decode if module.autoencoder is not None else None
+        return Generator(module.network, module.process, plan, decode, text, null, module.device)
+
+    @staticmethod
+    def _captions(trainer: L.Trainer, module: Any) -> tuple[Any, Condition | None]:
+        """Conditions from the held-out captions, over and over, and the one that stands for none."""
+        if module.text_encoder is None:
+            return None, None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        captions = [c for batch in data.val_dataloader() for c in batch["caption"]]
+
+        def encode(start: int, count: int) -> Condition:
+            embedded, mask = module.text_encoder.encode(
+                [captions[i % len(captions)] for i in range(start, start + count)]
+            )
+            return Condition(text=embedded, text_mask=mask)
+
+        embedded, mask = module.text_encoder.null(1)
+        return encode, Condition(text=embedded, text_mask=mask)
