@@ -10,16 +10,21 @@ if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
     from diffzoo.data.demo import DemoData
     from diffzoo.data.folder import ImageFolder
+    from diffzoo.data.hub import Cifar10, Coco, HubImages, ImageNet
     from diffzoo.data.transforms import to_images
 
 _HOME = {
+    "Cifar10": "hub",
+    "Coco": "hub",
     "DemoData": "demo",
     "ImageDataModule": "base",
+    "HubImages": "hub",
     "ImageFolder": "folder",
+    "ImageNet": "hub",
     "to_images": "transforms",
 }
 
-__all__ = ["DemoData", "ImageDataModule", "ImageFolder", "to_images"]
+__all__ = ["Cifar10", "Coco", "DemoData", "HubImages", "ImageDataModule", "ImageFolder", "ImageNet", "to_images"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,9 +5,8 @@ consumed. It is counted by what the trainer has *finished*, never by what loader
 it with every checkpoint; resuming continues with the next sample, on any number of ranks and workers.
 """
 
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -156,9 +155,10 @@ class ImageDataModule(LightningDataModule):
     def _progress(self) -> int | None:
         """Batches whose training step the trainer has finished in its life; None outside a trainer."""
         trainer = self.trainer
-        if trainer is None or not getattr(trainer, "training", False) and not getattr(trainer, "validating", False):
+        if trainer is None or not (trainer.training or trainer.validating):
             return None
-        return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
 
     def _batches_finished(self) -> int:
         """Batches since the anchor. One that was handed out but whose step was cut short does not count."""
@@ -314,13 +314,3 @@ class TrainBatches:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
-
-
-def epochs(images_seen: int, rows: int) -> float:
-    """Passes over the data."""
-    return images_seen / rows if rows else math.nan
-
-
-def some_rows(source: Source, count: int) -> Sequence[int]:
-    """Evenly spread rows, for previews."""
-    return [len(source) * i // min(count, len(source)) for i in range(min(count, len(source)))]

@@ -2,80 +2,25 @@
 
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from diffzoo.data.remote import cache_folder, file_system, retried
 from diffzoo.data.sources import Record, Source, fingerprint, missing_column
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import write_text
 
-__all__ = ["Columns", "ParquetSource", "cache_folder", "retried"]
+__all__ = ["Columns", "ParquetSource"]
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-Value = TypeVar("Value")
 
 RESIDENT_BYTES = 256 * 2**20  # local files up to this size are kept in memory and read in any order
 OPEN_FILES = 8
-RETRIES = 5
-BACK_OFF = 1.0  # seconds before the first retry; doubled each time
-
-
-def cache_folder() -> Path:
-    """Where indices are kept: `$DIFFZOO_CACHE`, or `diffzoo` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("DIFFZOO_CACHE") or os.path.join(home, "diffzoo"))
-
-
-def retried(what: str, action: Callable[[], Value], again: Callable[[], None] | None = None) -> Value:
-    """`action()`, repeated with back-off while the server or the network fails.
-
-    Args:
-        what: what is read, for the message.
-        action: reads it.
-        again: called before each repetition, such as to close a broken connection.
-
-    Raises:
-        UserError: it still fails after the last retry, or the failure is not of a kind that passes.
-    """
-    for attempt in range(RETRIES + 1):
-        try:
-            return action()
-        except Exception as error:
-            if not _passes(error):
-                raise
-            if attempt == RETRIES:
-                raise UserError(
-                    f"could not read {what} in {RETRIES + 1} attempts ({_short(error)}): training stops here and "
-                    "goes on from its last checkpoint exactly when the server answers again"
-                ) from error
-        time.sleep(BACK_OFF * 2**attempt)
-        if again is not None:
-            again()
-    raise AssertionError("unreachable")
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether a failure is one that may be over a moment later: 429, 5xx, time-outs, lost connections."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return status in (408, 409, 425, 429) or status >= 500
-    name = type(error).__name__
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return False
-    lost = ("Timeout", "ConnectError", "ReadError", "RemoteProtocolError", "ConnectionError", "NetworkError")
-    return isinstance(error, OSError | TimeoutError) or any(word in name for word in lost)
 
 
 @dataclass(frozen=True)
@@ -115,14 +60,11 @@ class ParquetSource(Source):
         revision: str = "",
         licence: str = "",
     ):
-        import fsspec
-
         if not files:
             raise UserError(f"{name} has no Parquet files")
         self.files, self.wanted, self.name = list(files), columns, name
         self.revision, self.licence = revision, licence
-        self._fs, _ = fsspec.core.url_to_fs(self.files[0])
-        self.remote = "local" not in str(getattr(self._fs, "protocol", ""))
+        self._fs, self.remote = file_system(self.files[0])
         self._open: dict[int, Any] = {}
         self._resident: dict[int, Any] = {}
         self._owner = os.getpid()
@@ -151,7 +93,7 @@ class ParquetSource(Source):
         return [g.num_rows for g in groups], sum(g.total_byte_size for g in groups)
 
     def _build_index(self) -> dict[str, Any]:
-        """Rows of every row group, and the size of all. Read once; kept on disk for remote files of a known revision."""
+        """Rows of every row group, and the size of all; kept on disk for remote files of a known revision."""
         path = cache_folder() / "index" / f"{fingerprint(self._identity())}.json"
         if self.remote and self.revision and path.is_file():
             kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -190,6 +132,19 @@ class ParquetSource(Source):
 
     def columns(self) -> list[str]:
         return list(self._schema.names)
+
+    @staticmethod
+    def columns_of(file: str) -> list[str]:
+        """The columns of one file."""
+        import pyarrow.parquet as pq
+
+        system, _ = file_system(file)
+
+        def read() -> list[str]:
+            with system.open(file, "rb") as handle:
+                return list(pq.read_schema(handle).names)
+
+        return retried(file, read)
 
     def _check_columns(self) -> None:
         wanted = {"image": self.wanted.image, "label": self.wanted.label, "caption": self.wanted.caption}
@@ -270,7 +225,17 @@ class ParquetSource(Source):
                 self._close(next(iter(self._open)))
             handle = self._fs.open(self._path(file), "rb")
             self._open[file] = pq.ParquetFile(handle, pre_buffer=self.remote)
+            self._check_unchanged(file, self._open[file].metadata)
         return self._open[file]
+
+    def _check_unchanged(self, file: int, metadata: Any) -> None:
+        """A file must be the one that was indexed."""
+        index = getattr(self, "_index", None)
+        if index and [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)] != index["rows"][file]:
+            raise UserError(
+                f"{self.files[file]} has changed since it was indexed, so positions have no meaning in it: "
+                f"pin a revision, or delete {cache_folder() / 'index'} to begin anew"
+            )
 
     def _close(self, file: int) -> None:
         opened = self._open.pop(file, None)

@@ -16,7 +16,7 @@ from diffzoo.data.sources import Record, Source
 from diffzoo.data.transforms import Crop, Pixels, Resize, augment, decode, resize_crop, uniform
 from diffzoo.errors import UserError
 
-__all__ = ["BatchMaker", "EvalBatches", "Transform", "WorkerLoader"]
+__all__ = ["BatchMaker", "EvalBatches", "Transform", "WorkerLoader", "worker_failure"]
 
 RawBatch = dict[str, Any]
 
@@ -216,6 +216,19 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def worker_failure(error: BaseException) -> UserError | None:
+    """The sentence for the death of a worker process, or None for other errors.
+
+    PyTorch raises this error from a signal handler, so it may surface anywhere in the main process.
+    """
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    return UserError(
+        "a data worker was killed, most likely because memory ran out: set fewer num_workers, a smaller "
+        f"shuffle_window, or free memory, and resume from the last checkpoint ({str(error).splitlines()[0]})"
+    )
+
+
 class WorkerLoader:
     """An iterator over batches made by worker processes, with errors as sentences.
 
@@ -243,12 +256,7 @@ class WorkerLoader:
         try:
             batch = next(self._iterator)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                "a data worker was killed, most likely because memory ran out: set fewer num_workers, a smaller "
-                f"shuffle_window, or free memory, and resume from the last checkpoint ({str(error).splitlines()[0]})"
-            ) from error
+            raise (worker_failure(error) or error) from error
         if isinstance(batch, UserError):
             raise batch
         return dict(batch)

@@ -102,15 +102,15 @@ class Recorder(LightningModule):
 
 def quiet_trainer(folder: Path, **settings) -> Trainer:
     """A trainer on the CPU without bars, logs or sanity checks."""
-    defaults = dict(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        max_epochs=-1,
-    )
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+        "max_epochs": -1,
+    }
     return Trainer(**{**defaults, **settings})

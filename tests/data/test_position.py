@@ -1,5 +1,6 @@
 """Runs that are killed and resumed see exactly what a run sees that is not, on any number of workers and ranks."""
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from data.pictures import Recorder, Shards, quiet_trainer, signature, uneven_shards
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from diffzoo.data.demo import DemoData
 from diffzoo.errors import UserError
@@ -30,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def module(files: list[str], **settings) -> Shards:
     """Read by row group in lanes that are much smaller than an epoch."""
-    defaults = dict(batch_size=BATCH, num_workers=0, crop="random", shuffle_window=64, lanes=16)
+    defaults = {"batch_size": BATCH, "num_workers": 0, "crop": "random", "shuffle_window": 64, "lanes": 16}
     return Shards(files, **{**defaults, **settings})
 
 
@@ -111,10 +112,8 @@ def run_leg(files: list[str], folder: Path, ckpt: Path | None, stop_at: int | No
     saver = ModelCheckpoint(folder, filename="last", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
     trainer = quiet_trainer(folder, max_steps=STEPS, callbacks=[saver], enable_checkpointing=True)
     data = module(files, **settings)
-    try:
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         trainer.fit(recorder, datamodule=data, ckpt_path=ckpt, weights_only=True)
-    except (KeyboardInterrupt, SystemExit):
-        pass
     return recorder
 
 
@@ -145,9 +144,8 @@ def test_an_interrupted_step_is_repeated(files: list[str], unbroken: list[tuple]
         saved.update(data.state_dict())
 
     recorder.on_exception = save
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         trainer.fit(recorder, datamodule=data)
-        raise KeyboardInterrupt
     assert saved["images_seen"] == data.images_seen == 6 * BATCH
 
 

@@ -1,0 +1,220 @@
+"""Published data sets, served by a Hub in memory to the real clients, with its faults."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from data.pictures import picture, rows, signature, uneven_shards, write_parquet
+from hub_server import FakeHub
+
+from diffzoo.data import Cifar10, Coco, HubImages, ImageNet
+from diffzoo.data.sources import Source
+from diffzoo.errors import UserError
+
+NAME = "owner/shards"
+COMMON = {"image_size": 8, "batch_size": 8, "num_workers": 0}
+STREAM = {**COMMON, "shuffle_window": 32, "lanes": 16}
+
+
+def publish(hub: FakeHub, folder: Path, name: str = NAME, **settings) -> str:
+    """The uneven shards as a training split, the first again as validation; the commit."""
+    folder.mkdir(exist_ok=True)
+    files = {f"data/train-{k:05d}.parquet": Path(f).read_bytes() for k, f in enumerate(uneven_shards(folder))}
+    files["data/validation-00000.parquet"] = files["data/train-00000.parquet"]
+    return hub.add_repo(name, files, "dataset", **settings)
+
+
+@pytest.fixture(autouse=True)
+def _few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These files are so small that one request fetches all; opening them anew makes the client ask again."""
+    monkeypatch.setattr("diffzoo.data.parquet.OPEN_FILES", 1)
+
+
+def walk(data: HubImages, steps: int) -> list[tuple]:
+    return [s for _, batch in zip(range(steps), data.train_dataloader(), strict=False) for s in signature(batch)]
+
+
+def test_streaming_and_downloaded(hub: FakeHub, tmp_path: Path) -> None:
+    commit = publish(hub, tmp_path / "files")
+    streamed = HubImages(NAME, caption="captions", **STREAM)
+    assert (len(streamed.train_source), len(streamed.val_source)) == (150, 67)
+    assert streamed.train_source.revision == commit
+    assert streamed.num_classes == 3
+    assert streamed.has_captions
+    assert streamed.train_source.remote
+    seen = walk(streamed, 18)
+    assert len({s[1] for s in seen}) == 144
+    fetched = HubImages(NAME, caption="captions", streaming=False, **COMMON)
+    assert not fetched.train_source.remote
+    assert {s[1] for s in walk(fetched, 18)} <= set(range(150))
+    local = HubImages(str(tmp_path / "files"), caption="captions", val_split=None, **COMMON)
+    assert walk(local, 18) == walk(HubImages(NAME, caption="captions", streaming=False, **COMMON), 18)
+
+
+def test_each_row_group_is_fetched_once(hub: FakeHub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "files")
+    data = HubImages(NAME, caption="captions", **STREAM)
+    read: list[int] = []
+    plain = data.train_source.read_block
+    data.train_source.read_block = lambda block: read.append(block) or plain(block)
+    walk(data, 18)
+    blocks = len(data.train_source.block_sizes)
+    assert len(set(read)) >= blocks - 1
+    assert len(read) < 3 * blocks  # 16 lanes cut 10 row groups: most are read by two lanes, none by more than needed
+
+
+def test_the_index_is_read_once(hub: FakeHub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "files")
+    len(HubImages(NAME, **STREAM).train_source)
+    before = len(hub.log)
+    len(HubImages(NAME, **STREAM).train_source)
+    assert len(hub.log) - before < before
+
+
+def test_a_failing_server_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
+    """429 and 503 in mid-stream change nothing of what is shown."""
+    publish(hub, tmp_path / "files")
+    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
+    data = HubImages(NAME, caption="captions", **STREAM)
+    loader = iter(data.train_dataloader())
+    seen = signature(next(loader))
+    hub.fail("/_lfs/", status=503, times=3)
+    hub.fail("/_lfs/", status=429, times=2)
+    for _, batch in zip(range(17), loader, strict=False):
+        seen += signature(batch)
+    assert seen == expected
+    assert not any(fault.times for fault in hub.faults), "the server did fail"
+
+
+def test_a_dead_server_stops_the_run_clearly_and_exactly(hub: FakeHub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "files")
+    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
+    data = HubImages(NAME, caption="captions", **STREAM)
+    seen: list[tuple] = []
+
+    def run() -> None:
+        for step, batch in enumerate(data.train_dataloader()):
+            seen.extend(signature(batch))
+            if step == 2:
+                hub.fail("/_lfs/", status=503)
+
+    with pytest.raises(UserError, match=r"could not read .* in 3 attempts .* goes on exactly from its last"):
+        run()
+    hub.faults.clear()
+    again = HubImages(NAME, caption="captions", **STREAM)
+    again.load_state_dict(data.state_dict())
+    assert seen + walk(again, 18 - len(seen) // 8) == expected
+
+
+def test_the_checkpoint_pins_the_revision(hub: FakeHub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "files")
+    expected = walk(HubImages(NAME, caption="captions", **STREAM), 10)
+    data = HubImages(NAME, caption="captions", **STREAM)
+    seen = walk(data, 4)
+    write_parquet(tmp_path / "new.parquet", rows(500, 67), 16)
+    hub.add_repo(NAME, {"data/train-00000.parquet": (tmp_path / "new.parquet").read_bytes()}, "dataset")
+    again = HubImages(NAME, caption="captions", **STREAM)
+    again.load_state_dict(data.state_dict())
+    assert seen + walk(again, 6) == expected
+    moved = HubImages(NAME, caption="captions", revision="main", **STREAM)
+    with pytest.raises(UserError, match="no longer what the checkpoint was trained on"):
+        moved.load_state_dict(data.state_dict())
+
+
+def test_a_shard_that_changes_under_the_index(tmp_path: Path) -> None:
+    files = uneven_shards(tmp_path)
+    data = HubImages(files[0], caption="captions", **COMMON)
+    source = data.train_source
+    write_parquet(Path(files[0]), rows(0, 67), 20)
+    with pytest.raises(UserError, match="has changed since it was indexed"):
+        source.read_block(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "owner/missing"}, "no data set 'owner/missing' on the Hub, or it is private"),
+        ({"source": "owner/closed"}, "is gated: accept its conditions .* `hf auth login`"),
+        ({"source": "owner/empty"}, "holds no data files"),
+        ({"revision": "v9"}, "has no revision 'v9'"),
+        ({"split": "trian"}, "no split 'trian'; did you mean 'train'"),
+        ({"val_split": "dev"}, "no split 'dev'"),
+        ({"image": "pixels"}, "no image column 'pixels' in owner/shards; its columns are image, label, captions, row"),
+        ({"label": "lable"}, "no label column 'lable' .* did you mean 'label'"),
+        ({"caption": "title"}, "no caption column 'title'"),
+        ({"where": {"splt": "train"}}, "no filter column 'splt'"),
+        ({"where": {"row": -5}}, "no row of owner/shards has row = -5"),
+        ({"source": "./nowhere"}, "no file or folder './nowhere'"),
+    ],
+)
+def test_what_cannot_be_opened_says_what_to_do(hub: FakeHub, tmp_path: Path, settings: dict, message: str) -> None:
+    publish(hub, tmp_path / "files")
+    hub.add_repo("owner/closed", {"data/train-0.parquet": b"x"}, "dataset", gated=True)
+    hub.add_repo("owner/empty", {"README.md": b"# nothing"}, "dataset")
+    data = HubImages(**{"source": NAME, **settings}, **COMMON)
+    with pytest.raises(UserError, match=message):
+        _ = data.train_source, data.val_source
+
+
+def shard(samples: list[tuple[str, dict[str, bytes]]]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, parts in samples:
+            for suffix, data in parts.items():
+                info = tarfile.TarInfo(f"{name}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def samples(first: int, count: int) -> list[tuple[str, dict[str, bytes]]]:
+    return [
+        (f"{i:04d}", {"png": picture(i), "cls": str(i % 3).encode(), "txt": f"number {i}\nalso {i}".encode()})
+        for i in range(first, first + count)
+    ]
+
+
+def test_webdataset_local_and_streamed(hub: FakeHub, tmp_path: Path) -> None:
+    shards = {f"train-{k}.tar": shard(samples(100 * k, 70 - 20 * k)) for k in range(3)}
+    hub.add_repo("owner/tars", shards, "dataset")
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for name, data in shards.items():
+        (folder / name).write_bytes(data)
+    streamed, local = HubImages("owner/tars", **STREAM), HubImages(str(folder), **COMMON)
+    for data in (streamed, local):
+        assert len(data.train_source) == 150
+        assert data.num_classes == 3
+        batch = next(iter(data.train_dataloader()))
+        for row, label, caption in zip(batch["id"].tolist(), batch["label"].tolist(), batch["caption"], strict=True):
+            number = int(caption.split()[1])
+            assert label == number % 3
+            assert data.train_source.read_row(row).captions[0] == f"number {number}"
+    streamed.set_position(0)
+    assert len({s[1] for s in walk(streamed, 18)}) == 144
+    with pytest.raises(UserError, match=r"no label column 'label' .* its columns are cls, png, txt"):
+        _ = HubImages("owner/tars", label="label", **COMMON).train_source
+    (folder / "train-0.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match="no uncompressed tar file"):
+        _ = HubImages(str(folder), **COMMON).train_source
+
+
+def test_picture_files_on_the_hub(hub: FakeHub) -> None:
+    files = {f"train/{'cat' if i % 2 else 'dog'}/{i}.png": picture(i) for i in range(20)}
+    hub.add_repo("owner/pictures", files, "dataset")
+    data = HubImages("owner/pictures", val_split=None, **COMMON)
+    assert data.class_names == ["cat", "dog"]
+    seen = list(data.train_dataloader())
+    assert sum(len(b["id"]) for b in seen) == 16
+
+
+@pytest.mark.parametrize("module", [ImageNet, Coco, Cifar10])
+def test_named_sets_are_column_mappings(module: type, tmp_path: Path) -> None:
+    files = uneven_shards(tmp_path)
+    extra = {"caption": "captions"} if module is Coco else {}
+    data = module(files[0], **{**COMMON, **extra})
+    batch = next(iter(data.train_dataloader()))
+    assert ("label" in batch) == (module is not Coco)
+    assert ("caption" in batch) == (module is Coco)
+    assert isinstance(data.train_source, Source)
