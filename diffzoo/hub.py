@@ -121,6 +121,11 @@ def explain_hub(repo: str, what: str = "") -> Iterator[None]:
         raise UserError(status_sentence(error.response.status_code, f"the Hub, asked for {what},")) from error
     except UserError:
         raise
+    except RuntimeError as error:  # the client wraps what stops an upload of a large file
+        if isinstance(error.__cause__, hub.HfHubHTTPError | OSError):
+            with explain_hub(repo, what):
+                raise error.__cause__ from error
+        raise
     except OSError as error:
         if _is_network(error):
             raise _unreachable(what, error) from error

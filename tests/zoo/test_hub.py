@@ -1,0 +1,364 @@
+"""The real Hub client against a Hub in memory: what goes up comes down, and every refusal has its sentence."""
+
+import copy
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+import yaml
+from hub_server import FakeHub
+from safetensors import safe_open
+
+from diffzoo import GaussianProcess, create_model, load_any, pull, push_to_hub
+from diffzoo.cli.main import main
+from diffzoo.errors import UserError
+from diffzoo.hub import hub_file
+from diffzoo.models.base import Network
+from diffzoo.models.registry import config_to_dict
+from diffzoo.process import Eps, to_config
+from diffzoo.zoo.publish import FORM
+
+# the client's own use of its HTTP library
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+PROCESS = GaussianProcess(prediction=Eps())
+RECIPE = "model:\n  network: dimr_tiny\ndata:\n  class_path: ImageFolder\n  init_args: {folder: cats}\n"
+
+
+@pytest.fixture
+def run(tiny: Network, tmp_path: Path) -> Path:
+    """A finished run: a checkpoint with an average, a recipe, pictures, an evaluation."""
+    from diffzoo.images import save_png
+
+    folder = tmp_path / "run"
+    for name in ("checkpoints", "samples", "eval/demo"):
+        (folder / name).mkdir(parents=True)
+    average = {k: v + 1 for k, v in tiny.state_dict().items()}
+    facts = {
+        "version": "0.1.0",
+        "model": {"name": "dimr_tiny", "family": "DiMR", "config": config_to_dict(tiny.config)},
+        "process": to_config(PROCESS),
+        "class_names": [f"cat {i}" for i in range(10)],
+        "averages": {"ema_0.999": average},
+    }
+    state = {f"network.{k}": v for k, v in tiny.state_dict().items()}
+    torch.save({"state_dict": state, "diffzoo": facts, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
+    (folder / "config.yaml").write_text(RECIPE)
+    save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_7.png")
+    result = {"protocol": {"name": "demo"}, "metrics": {"fid": 12.3456}}
+    (folder / "eval" / "demo" / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+# -- up and down
+
+
+@pytest.mark.parametrize("source", ["", "checkpoints/last.ckpt"])
+def test_a_run_goes_up_and_comes_down_exactly(hub: FakeHub, run: Path, tiny: Network, source: str) -> None:
+    url = push_to_hub(run / source, "tester/cats", licence="cc-by-4.0")
+    assert url.startswith(f"{hub.url}/tester/cats/commit/")
+    assert sorted(hub.content("tester/cats")) == sorted(FORM)
+    loaded = load_any("hf-hub:tester/cats")
+    mine = loaded.network.state_dict()
+    assert all(torch.equal(mine[k], v + 1) for k, v in tiny.state_dict().items())  # the average
+    assert loaded.process == PROCESS
+    assert loaded.class_names[4] == "cat 4"
+    assert loaded.facts.licence == "cc-by-4.0"
+    assert loaded.provenance["global_step"] == 7
+    assert loaded.provenance["repo"] == "tester/cats"
+    assert torch.equal(create_model("hf-hub:tester/cats").state_dict()[next(iter(mine))], next(iter(mine.values())))
+
+
+def test_pull_push_pull_is_byte_identical(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    push_to_hub(run, "tester/cats", licence="cc-by-4.0")
+    first = pull("tester/cats", tmp_path / "first")
+    push_to_hub(first, "tester/copy")
+    second = pull("hf-hub:tester/copy", tmp_path / "second")
+    assert digests(first) == digests(second)
+    assert sorted(digests(first)) == sorted(FORM)
+    assert bytes_of(first) == hub.content("tester/cats")
+
+
+def test_pushing_the_same_again_changes_nothing(hub: FakeHub, run: Path) -> None:
+    push_to_hub(run, "tester/cats", licence="mit")
+    before = hub.content("tester/cats")
+    push_to_hub(run, "tester/cats", licence="mit")
+    assert hub.content("tester/cats") == before
+
+
+def test_facts_are_in_the_header_too(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    push_to_hub(run, "tester/cats", licence="mit")
+    folder = pull("tester/cats", tmp_path / "cats")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["diffzoo"])
+    assert header == json.loads((folder / "config.json").read_text())
+    assert {"family", "config", "process", "provenance", "version", "class_names"} <= header.keys()
+    assert str(run) not in (folder / "config.json").read_text()  # no paths of the machine it was trained on
+
+
+def test_the_card_says_what_a_reader_needs(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    push_to_hub(run, "tester/cats", licence="cc-by-4.0")
+    card = (pull("tester/cats", tmp_path / "cats") / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "cc-by-4.0"
+    assert front["library_name"] == "diffzoo"
+    assert front["pipeline_tag"] == "unconditional-image-generation"
+    assert 'diffzoo.pipeline("hf-hub:tester/cats")' in card
+    assert "| fid | 12.35 | demo |" in card
+    assert "class_path: ImageFolder" in card
+    assert "![Pictures drawn by this model](samples.png)" in card
+    assert (tmp_path / "cats" / "recipe.yaml").read_text() == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("licence", "front"),
+    [("MIT", {"license": "mit"}), ("Our Own 1.0", {"license": "other", "license_name": "Our Own 1.0"})],
+)
+def test_licences_are_written_as_the_hub_knows_them(
+    hub: FakeHub, run: Path, licence: str, front: dict[str, str]
+) -> None:
+    push_to_hub(run, "tester/cats", licence=licence)
+    card = hub.content("tester/cats")["README.md"].decode()
+    written = yaml.safe_load(card.split("---")[1])
+    assert {k: v for k, v in written.items() if k.startswith("license")} == front
+
+
+def test_a_network_in_memory_publishes_itself(hub: FakeHub, tiny: Network) -> None:
+    with pytest.raises(UserError, match="needs a licence before it is published"):
+        tiny.push_to_hub("tester/net", process=PROCESS)
+    tiny.push_to_hub("tester/net", licence="mit", process=PROCESS, class_names=tuple("abcdefghij"), private=True)
+    assert hub.repos["model", "tester/net"].private
+    loaded = load_any("hf-hub:tester/net")
+    assert loaded.class_names == tuple("abcdefghij")
+    mine = loaded.network.state_dict()
+    assert all(torch.equal(mine[k], v) for k, v in tiny.state_dict().items())
+
+
+# -- options
+
+
+def test_without_a_licence_nothing_is_sent(hub: FakeHub, run: Path) -> None:
+    with pytest.raises(UserError, match=r"needs a licence .* there is no default"):
+        push_to_hub(run, "tester/cats")
+    assert not hub.log
+
+
+def test_a_licence_cannot_be_contradicted(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    push_to_hub(run, "tester/cats", licence="mit")
+    folder = pull("tester/cats", tmp_path / "cats")
+    with pytest.raises(UserError, match=r"states the licence mit, not cc0-1\.0"):
+        push_to_hub(folder, "tester/other", licence="cc0-1.0")
+
+
+def test_a_dry_run_shows_exactly_what_would_go_up(hub: FakeHub, run: Path) -> None:
+    plan = push_to_hub(run, "tester/cats", licence="mit", private=True, revision="v2", dry_run=True)
+    assert not hub.log
+    assert f"to {hub.url}/tester/cats (private, v2), licence mit:" in plan
+    push_to_hub(run, "tester/cats", licence="mit")
+    for name, data in hub.content("tester/cats").items():
+        assert f"  {name} " in plan
+        assert hashlib.sha256(data).hexdigest() in plan
+    assert len(plan.splitlines()) == 1 + len(FORM)
+
+
+def test_a_revision_is_a_branch_and_main_stays(hub: FakeHub, run: Path, tiny: Network) -> None:
+    push_to_hub(run, "tester/cats", licence="mit")
+    before = hub.content("tester/cats")
+    push_to_hub(run, "tester/cats", licence="mit", revision="raw", prefer="raw", private=True)
+    assert hub.content("tester/cats") == before
+    raw = load_any("hf-hub:tester/cats@raw").network.state_dict()
+    assert all(torch.equal(raw[k], v) for k, v in tiny.state_dict().items())
+    push_to_hub(run, "tester/cats", licence="mit", revision="raw")  # the branch exists now
+
+
+def test_a_pull_does_not_overwrite_other_files(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    push_to_hub(run, "tester/cats", licence="mit")
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(UserError, match="exists and differs: choose an empty folder"):
+        pull("tester/cats", tmp_path)
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_a_sharded_repository_is_loaded(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    tiny.save_pretrained(folder, process=PROCESS)
+    (folder / "model.safetensors").unlink()
+    huggingface_hub.save_torch_state_dict(tiny.state_dict(), folder, max_shard_size="60KB")
+    hub.add_repo("a/sharded", bytes_of(folder))
+    mine = load_any("hf-hub:a/sharded").network.state_dict()
+    assert all(torch.equal(mine[k], v) for k, v in tiny.state_dict().items())
+
+
+def test_the_command_line_pushes_and_pulls(
+    hub: FakeHub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(run), "tester/cats"]) == 2
+    assert "give --licence" in capsys.readouterr().err
+    assert main(["push", str(run), "tester/cats", "--licence", "mit", "--dry-run"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    assert not hub.log
+    assert main(["push", str(run), "tester/cats", "--licence", "mit", "--private"]) == 0
+    assert "/tester/cats/commit/" in capsys.readouterr().out
+    assert main(["pull", "tester/cats", str(tmp_path / "cats")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "cats")
+    assert bytes_of(tmp_path / "cats") == hub.content("tester/cats")
+
+
+# -- refusals
+
+
+def ready(hub: FakeHub, **options: Any) -> None:
+    hub.add_repo("a/b", {"config.json": b"{}", "w.safetensors": bytes(50_000)}, **options)
+
+
+def gated(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    ready(hub, gated=True)
+
+
+def gated_without_token(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    ready(hub, gated=True)
+    patch.delenv("HF_TOKEN")
+
+
+def missing(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    pass
+
+
+def private(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    ready(hub, private=True)
+
+
+def no_file(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("a/b", {"config.json": b"{}"})
+
+
+def limited(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    ready(hub)
+    hub.fail("resolve", 429)
+
+
+def broken(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    ready(hub)
+    hub.fail("resolve", 501)
+
+
+def unreachable(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+
+
+def offline(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    ready(hub)
+    patch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def full_disk(hub: FakeHub, patch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    ready(hub)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr("huggingface_hub.file_download.http_get", full)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        (gated, r"a/b is gated: accept its conditions at http.*/a/b, then log in"),
+        (gated_without_token, r"a/b is gated: accept its conditions"),
+        (missing, r"the Hub has no repository a/b, or it is private"),
+        (private, r"the Hub has no repository a/b, or it is private"),
+        (no_file, r"the Hub repository a/b has no such file: w\.safetensors"),
+        (limited, r"answered 429: too many requests from your address"),
+        (broken, r"answered 501: the server has a fault of its own"),
+        (unreachable, r"http://127.* cannot be reached and w\.safetensors .* is not in the cache"),
+        (offline, r"offline \(HF_HUB_OFFLINE=1\) and w\.safetensors .* is not in the cache"),
+        (full_disk, r"the disk is full while writing .*hub"),
+    ],
+)
+def test_every_refusal_has_its_sentence(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., None], sentence: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits 23 s before it gives up
+    trouble(hub, monkeypatch)
+    with pytest.raises(UserError, match=sentence) as error:
+        hub_file("a/b", "w.safetensors", None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_revision_is_said(hub: FakeHub) -> None:
+    ready(hub)
+    with pytest.raises(UserError, match="a/b has no such revision"):
+        load_any("hf-hub:a/b@nowhere")
+
+
+def test_a_cut_download_goes_on(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    ready(hub)
+    hub.cut("_lfs", after=8192, times=2)
+    path, _ = hub_file("a/b", "w.safetensors", None)
+    assert path.read_bytes() == bytes(50_000)
+
+
+def test_a_granted_user_may_read_a_gated_repository(hub: FakeHub) -> None:
+    ready(hub, gated=True)
+    hub.granted.add("tester")
+    assert hub_file("a/b", "w.safetensors", None)[0].read_bytes() == bytes(50_000)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (lambda hub, patch: patch.setenv("HF_TOKEN", "hf_wrong"), "answered 401: the token is missing or wrong"),
+        (lambda hub, patch: hub.fail("repos/create", 403), "answered 403: your token does not have the right"),
+        (lambda hub, patch: hub.fail("repos/create", 429), "answered 429"),
+        (lambda hub, patch: hub.fail("/commit/", 500), "answered 500: the server has a fault"),
+        (lambda hub, patch: hub.fail("/_lfs/", 403), "answered 403: your token does not have the right"),
+        (lambda hub, patch: patch.setenv("HF_HUB_OFFLINE", "1"), r"offline \(HF_HUB_OFFLINE=1\)"),
+    ],
+)
+def test_a_refused_push_has_its_sentence(
+    hub: FakeHub, run: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[..., Any], sentence: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    prepare(hub, monkeypatch)
+    with pytest.raises(UserError, match=sentence):
+        push_to_hub(run, "tester/cats", licence="mit")
+
+
+def test_a_repository_that_is_not_ours_is_refused(hub: FakeHub) -> None:
+    hub.add_repo("a/other", {"config.json": b'{"architectures": ["Bert"]}', "model.safetensors": b"x"})
+    with pytest.raises(UserError, match=r"a/other/config\.json does not say which network"):
+        pull("a/other")
+    hub.add_repo("a/empty", {"README.md": b"x"})
+    with pytest.raises(UserError, match=r"is not a model of diffzoo: it has no config\.json"):
+        pull("a/empty")
+
+
+@pytest.mark.parametrize("name", ["cats", "a/b/c", "a b/c", ""])
+def test_repository_names_are_checked(hub: FakeHub, run: Path, name: str) -> None:
+    with pytest.raises(UserError, match="expected a repository 'owner/name'"):
+        push_to_hub(run, name, licence="mit")
+
+
+def test_networks_with_facts_can_be_copied(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path, process=PROCESS)
+    loaded = create_model(f"local-dir:{tmp_path}")
+    assert copy.deepcopy(loaded).facts == loaded.facts
