@@ -1,0 +1,506 @@
+"""Checkpoints: what a kill, a damaged file, a full disk, a signal and a second process leave behind."""
+
+import errno
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffzoo.errors import UserError
+from diffzoo.training import checkpointing
+from diffzoo.training.averaging import CHECKPOINT_KEY
+from diffzoo.training.checkpointing import (
+    Checkpoints,
+    RunLock,
+    StreamingCheckpointIO,
+    find_resume,
+    is_sound,
+    list_checkpoints,
+)
+
+sys.path.insert(0, str(Path(__file__).parent))
+import run_checkpointing
+
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Child:
+    """A training run in its own process, whose lines can be waited for."""
+
+    def __init__(self, log: Path, target: Callable = run_checkpointing.train, **arguments) -> None:
+        self.log = log
+        self.process = FORK.Process(target=self._run, args=(log, target, arguments))
+        self.process.start()
+
+    @staticmethod
+    def _run(log: Path, target: Callable, arguments: dict) -> None:
+        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        target(**arguments)
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while text not in (self.log.read_text() if self.log.exists() else ""):
+            assert time.monotonic() < end, self.log.read_text()
+            assert self.process.is_alive(), self.log.read_text()
+            time.sleep(0.005)
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def finish(self, seconds: float = 60) -> int:
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f"still running: {self.log.read_text()}")
+        return self.process.exitcode
+
+
+def losses(*logs: Path) -> dict[int, str]:
+    """The loss of every step; a step that was repeated after a kill must have had the same loss before."""
+    found: dict[int, str] = {}
+    for log in logs:
+        parts: dict[int, str] = {}
+        for step, value in re.findall(r"^step (\d+) (\S+)$", log.read_text(), re.MULTILINE):
+            parts[int(step)] = parts.get(int(step), "") + value  # of all micro-batches
+        for step, value in parts.items():
+            known = found.get(step, "")  # the step in which it was killed may be half done
+            assert value.startswith(known) or known.startswith(value), f"step {step} differs after a resume"
+            found[step] = max(known, value, key=len)
+    return found
+
+
+def contents(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Weights, averages, optimizer and counters of two checkpoints are bit-identical."""
+    first, second = contents(a), contents(b)
+    for part in ("state_dict", "optimizer_states", CHECKPOINT_KEY, "global_step", "epoch", "loops", "lr_schedulers"):
+        left, right = (torch.utils._pytree.tree_flatten(c[part]) for c in (first, second))
+        assert left[1] == right[1], part
+        for x, y in zip(left[0], right[0], strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, part
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole")
+    assert Child(run / "log", run=run, steps=20).finish() == 0
+    return run
+
+
+# -- what is written
+
+
+def test_files_of_a_run(whole: Path) -> None:
+    names = sorted(p.name for p in (whole / "checkpoints").iterdir())
+    steps = (15, 18, 20)
+    assert names == sorted([f"step_{s:08d}.ckpt" for s in steps] + [f"step_{s:08d}.ckpt.sha256" for s in steps])
+    assert [p.name for p in list_checkpoints(whole)] == [f"step_{s:08d}.ckpt" for s in reversed(steps)]
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs coreutils")
+def test_checksums_are_those_of_sha256sum(whole: Path) -> None:
+    names = [p.name for p in (whole / "checkpoints").glob("*.sha256")]
+    assert (
+        subprocess.run(["sha256sum", "-c", *names], cwd=whole / "checkpoints", stdout=subprocess.DEVNULL).returncode
+        == 0
+    )
+
+
+def test_rotation_keeps_permanent_ones(tmp_path: Path) -> None:
+    callback = Checkpoints(every_n_steps=2, keep=1, keep_every_n_steps=4)
+    assert Child(tmp_path / "log", _train_with, run=tmp_path, callback=callback).finish() == 0
+    assert [p.name for p in list_checkpoints(tmp_path)] == [f"step_{s:08d}.ckpt" for s in (10, 8, 4)]
+
+
+def _train_with(run: Path, callback: Checkpoints, steps: int = 10) -> None:
+    run_checkpointing.Checkpoints = lambda *_: callback
+    run_checkpointing.train(run, steps)
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0}, {"every_n_steps": -1}, {"every_minutes": -1.0}])
+def test_bad_settings(settings: dict) -> None:
+    with pytest.raises(UserError):
+        Checkpoints(**settings)
+
+
+# -- kills
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_three_times_is_as_never_killed(tmp_path: Path, whole: Path, accumulate: int) -> None:
+    """SIGKILL at three points; weights, averages, optimizer, losses and data are those of the undisturbed run."""
+    if accumulate > 1:
+        whole = tmp_path / "whole"
+        whole.mkdir()
+        assert Child(whole / "log", run=whole, steps=20, accumulate=2).finish() == 0
+    run, logs = tmp_path / "run", []
+    run.mkdir()
+    for n, step in enumerate((5, 9, 17)):
+        child = Child(run / f"log{n}", run=run, steps=20, accumulate=accumulate, sleep=0.01)
+        logs.append(child.log)
+        child.wait_for(f"step {step} ")
+        child.send(signal.SIGKILL)
+        assert child.finish() == -signal.SIGKILL
+    last = Child(run / "last", run=run, steps=20, accumulate=accumulate)
+    assert last.finish() == 0
+    assert losses(*logs, last.log) == losses(whole / "log")
+    assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
+
+
+def _killed_while_writing(run: Path, steps: int, at_write: int) -> None:
+    """Dies by SIGKILL in the middle of the file, in checkpoint number 2."""
+    write, count, saves = checkpointing._HashingFile.write, [0], [0]
+    save = StreamingCheckpointIO.save_checkpoint
+
+    def counted_save(self, *args, **kwargs) -> None:
+        saves[0] += 1
+        count[0] = 0
+        save(self, *args, **kwargs)
+
+    def deadly_write(self, data) -> int:
+        count[0] += 1
+        if saves[0] == 2 and count[0] == at_write:
+            write(self, bytes(data)[: len(data) // 2])
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, data)
+
+    StreamingCheckpointIO.save_checkpoint = counted_save
+    checkpointing._HashingFile.write = deadly_write
+    run_checkpointing.train(run, steps)
+
+
+@pytest.mark.parametrize("at_write", [pytest.param(n, marks=[pytest.mark.slow] * (n != 20)) for n in (1, 20, 60)])
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path, whole: Path, at_write: int) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    killed = Child(run / "first", _killed_while_writing, run=run, steps=20, at_write=at_write)
+    assert killed.finish() == -signal.SIGKILL
+    assert list((run / "checkpoints").glob(".step_*.part"))  # it did die in the middle
+    assert find_resume(run, pytest.fail).name == "step_00000003.ckpt"
+    resumed = Child(run / "second", run=run, steps=20)
+    assert resumed.finish() == 0
+    assert not list((run / "checkpoints").glob(".step_*"))
+    assert losses(killed.log, resumed.log) == losses(whole / "log")
+    assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "before the rename",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("before the checksum", "before rotation")),
+    ],
+)
+def test_killed_between_the_writes(tmp_path: Path, whole: Path, stage: str) -> None:
+    def deadly(run: Path, steps: int) -> None:
+        def die(*_: object) -> None:
+            if list_checkpoints(run):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        place = {"before the checksum": "write_text", "before the rename": "os.replace"}.get(stage)
+        if place == "write_text":
+            checkpointing.write_text = _before(checkpointing.write_text, die)
+        elif place == "os.replace":
+            checkpointing.os = _Os(die)
+        else:
+            Checkpoints._rotate = _before(Checkpoints._rotate, lambda *_: len(list_checkpoints(run)) > 1 and die())
+        run_checkpointing.train(run, steps)
+
+    run = tmp_path / "run"
+    run.mkdir()
+    killed = Child(run / "first", deadly, run=run, steps=20)
+    assert killed.finish() == -signal.SIGKILL
+    sound = find_resume(run, pytest.fail)
+    assert sound.name == ("step_00000006.ckpt" if stage == "before rotation" else "step_00000003.ckpt")
+    resumed = Child(run / "second", run=run, steps=20)
+    assert resumed.finish() == 0
+    assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
+
+
+def _before(function: Callable, act: Callable) -> Callable:
+    def both(*args: object):
+        act(*args)
+        return function(*args)
+
+    return both
+
+
+class _Os:
+    """The module `os` with a deadly `replace`."""
+
+    def __init__(self, die: Callable) -> None:
+        self._die = die
+
+    def __getattr__(self, name: str):
+        return _before(os.replace, self._die) if name == "replace" else getattr(os, name)
+
+
+# -- damage
+
+
+def damaged_copy(whole: Path, tmp_path: Path, damage: str) -> Path:
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints", run / "checkpoints")
+    newest = list_checkpoints(run)[0]
+    data = bytearray(newest.read_bytes())
+    if damage == "one bit":
+        data[len(data) // 2] ^= 1
+    elif damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "empty":
+        data = bytearray()
+    newest.write_bytes(data)
+    if damage == "no checksum and truncated":
+        newest.write_bytes(data[:-100])
+        checkpointing._checksum_file(newest).unlink()
+    return run
+
+
+@pytest.mark.parametrize("damage", ["one bit", "truncated", "empty", "no checksum and truncated"])
+def test_damaged_newest_is_reported_and_passed_over(whole: Path, tmp_path: Path, damage: str) -> None:
+    run, told = damaged_copy(whole, tmp_path, damage), []
+    assert find_resume(run, told.append).name == "step_00000018.ckpt"
+    assert len(told) == 1
+    assert "step_00000020.ckpt is damaged" in told[0]
+
+
+def test_run_goes_on_past_a_damaged_checkpoint(whole: Path, tmp_path: Path) -> None:
+    run = damaged_copy(whole, tmp_path, "one bit")
+    resumed = Child(run / "log", run=run, steps=20)
+    assert resumed.finish() == 0
+    assert "step_00000020.ckpt is damaged" in resumed.log.read_text()
+    assert is_sound(list_checkpoints(run)[0])
+    assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
+
+
+def test_no_checkpoint_and_none_sound(whole: Path, tmp_path: Path) -> None:
+    assert find_resume(tmp_path) is None
+    run = damaged_copy(whole, tmp_path, "truncated")
+    for path in list_checkpoints(run):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="all 3 checkpoints"):
+        find_resume(run, lambda _: None)
+
+
+def test_without_checksum_but_intact_is_sound(whole: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "step_00000020.ckpt"
+    shutil.copy(list_checkpoints(whole)[0], copy)
+    assert is_sound(copy)
+
+
+def test_checkpoints_of_another_course_are_set_aside(whole: Path, tmp_path: Path) -> None:
+    """Resumed by hand from an older one: the later ones must not be the newest any more, nor be lost."""
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints", run / "checkpoints")
+    callback = Checkpoints(every_n_steps=1, every_minutes=0)
+    callback._saved_step = 16
+    callback._rotate(run / "checkpoints")
+    assert [p.name for p in list_checkpoints(run)] == ["step_00000015.ckpt"]
+    assert is_sound(run / "checkpoints" / "stale" / "step_00000020.ckpt")
+
+
+# -- disk
+
+
+def _full_disk(run: Path, steps: int) -> None:
+    """The disk is full from the second checkpoint to the third."""
+    write, saves, save = checkpointing._HashingFile.write, [0], StreamingCheckpointIO.save_checkpoint
+
+    def counted_save(self, *args, **kwargs) -> None:
+        saves[0] += 1
+        save(self, *args, **kwargs)
+
+    def full_write(self, data) -> int:
+        if saves[0] in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    StreamingCheckpointIO.save_checkpoint = counted_save
+    checkpointing._HashingFile.write = full_write
+    checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
+    run_checkpointing.train(run, steps)
+
+
+def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path: Path, whole: Path) -> None:
+    child = Child(tmp_path / "log", _full_disk, run=tmp_path, steps=20)
+    assert child.finish() == 0
+    warned = re.findall("^warned: (.*)", child.log.read_text(), re.MULTILINE)
+    assert len(warned) == 2
+    assert "step 6 could not be written" in warned[0]
+    assert "No space left on device" in warned[0]
+    assert "the newest is step_00000003.ckpt" in warned[0]
+    assert list_checkpoints(tmp_path)[0].name == "step_00000020.ckpt"
+    assert not list((tmp_path / "checkpoints").glob(".step_*"))
+    assert_same(list_checkpoints(tmp_path)[0], list_checkpoints(whole)[0])
+
+
+@pytest.mark.slow
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """A file-size limit of the system, in place of a disk that cannot be made full without privileges."""
+    import resource
+
+    def limited(run: Path, steps: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
+        run_checkpointing.train(run, steps)
+
+    child = Child(tmp_path / "log", limited, run=tmp_path, steps=4)
+    assert child.finish() == 0
+    assert "File too large" in child.log.read_text()
+    assert list_checkpoints(tmp_path) == []
+
+
+# -- signals
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGINT))]
+)
+def test_signal_saves_and_leaves(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    child = Child(run / "log", run=run, steps=20, every=100, sleep=0.05)
+    child.wait_for("step 7 ")
+    child.send(number)
+    assert child.finish() == 128 + number
+    step = max(losses(child.log)) + 1
+    assert [p.name for p in list_checkpoints(run)] == [f"step_{step:08d}.ckpt"]
+    assert f"{number.name}: stopped at step {step}" in child.log.read_text()
+    resumed = Child(run / "resumed", run=run, steps=20)
+    assert resumed.finish() == 0
+    assert losses(child.log, resumed.log) == losses(whole / "log")
+    assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
+
+
+@pytest.mark.slow
+def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    child = Child(tmp_path / "log", run=tmp_path, steps=20, every=2, sleep=1.5)
+    child.wait_for("step 2 ")
+    child.send(signal.SIGINT)
+    child.wait_for("again to stop at once")
+    start = time.monotonic()
+    child.send(signal.SIGINT)
+    assert child.finish() == 1
+    assert time.monotonic() - start < 1.5
+    assert find_resume(tmp_path).name == "step_00000002.ckpt"
+
+
+def test_signal_during_validation(tmp_path: Path) -> None:
+    """500 batches of 0.2 s are cut short."""
+    child = Child(tmp_path / "log", run=tmp_path, steps=20, every=100, validate=0.2)
+    child.wait_for("validation")
+    start = time.monotonic()
+    child.send(signal.SIGTERM)
+    assert child.finish() == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 10
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000005.ckpt"]
+
+
+def test_handlers_are_put_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    run_checkpointing.train(tmp_path, 2)
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
+def test_slurm_puts_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    class Trainer:
+        class strategy:
+            cluster_environment = SLURMEnvironment(requeue_signal=signal.SIGUSR2)
+
+    assert checkpointing._requeues(Trainer, signal.SIGUSR2)
+    assert not checkpointing._requeues(Trainer, signal.SIGTERM)
+    called = []
+    monkeypatch.setattr(checkpointing.subprocess, "run", lambda command, check: called.append(command))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    checkpointing._requeue()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "16")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    checkpointing._requeue()
+    assert called == [["scontrol", "requeue", "17"], ["scontrol", "requeue", "16_3"]]
+
+
+# -- several processes
+
+
+def _hold(run: Path) -> None:
+    with RunLock(run):
+        print("held", flush=True)
+        time.sleep(60)
+
+
+def test_run_directory_in_use(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    child = Child(tmp_path / "log", _hold, run=run)
+    child.wait_for("held")
+    with pytest.raises(UserError, match=f"in use by process {child.process.pid} on"), RunLock(run):
+        pass
+    child.send(signal.SIGKILL)
+    child.finish()
+    with RunLock(run):  # freed by the system
+        pass
+    with RunLock(run):
+        pass
+
+
+def test_only_the_first_process_locks() -> None:
+    first = checkpointing._is_first_process
+    assert first({})
+    assert first({"RANK": "0", "LOCAL_RANK": "0"})
+    assert not first({"RANK": "8", "LOCAL_RANK": "0"})
+    assert not first({"LOCAL_RANK": "1"})
+    assert not first({"NODE_RANK": "1"})
+    assert not first({"SLURM_PROCID": "3"})
+
+
+def start_two(run: Path, log: Path, *options: str) -> subprocess.Popen:
+    script = Path(run_checkpointing.__file__)
+    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(script), str(run), "20", "--devices", "2", *options],
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        env=environment,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_processes(tmp_path: Path, number: signal.Signals) -> None:
+    """The first process of two gets the signal; resumed, the run is as one that was left alone."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert start_two(whole, tmp_path / "log").wait(240) == 0
+    log = tmp_path / "first"
+    process = start_two(run, log, "--sleep", "0.3")
+    end = time.monotonic() + 240
+    while "step 7 " not in log.read_text():
+        assert time.monotonic() < end
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(240) == (143 if number == signal.SIGTERM else -9)
+    time.sleep(1)
+    assert start_two(run, tmp_path / "second").wait(240) == 0
+    assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
