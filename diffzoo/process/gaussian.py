@@ -69,7 +69,7 @@ class GaussianProcess:
     def __post_init__(self) -> None:
         # float32 has 24 bits: beyond this the division in (3) has no correct digit left
         limit = 1e-6
-        ends = torch.tensor([self.schedule.logsnr_min, self.schedule.logsnr_max], dtype=torch.float64)
+        ends = torch.tensor([self.schedule.logsnr_min, self.schedule.logsnr_max], dtype=torch.float64, device="cpu")
         alpha, sigma = self.path.coefficients(ends)
         if isinstance(self.prediction, Eps):  # eps at the very end of the schedule is a legal, if harsh, choice
             limit = 1e-12

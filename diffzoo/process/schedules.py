@@ -45,6 +45,11 @@ def _precise(x: Tensor) -> Tensor:
     return x.float() if x.device.type == "mps" else x.double()
 
 
+def _line(first: float, last: float, count: int) -> Tensor:
+    # a table is a fact and lives on the CPU, also while a network is built on the meta device
+    return torch.linspace(first, last, count, dtype=torch.float64, device="cpu")
+
+
 class Schedule(ABC):
     """`t` in [0, 1] to log-SNR and back; strictly decreasing."""
 
@@ -75,15 +80,19 @@ class Schedule(ABC):
             high, low = torch.where(noisier, middle, high), torch.where(noisier, low, middle)
         return (low + high) / 2
 
+    def snap(self, t: Tensor) -> Tensor:
+        """Times that a network of this schedule is trained at: all, unless the schedule has steps."""
+        return t
+
     @property
     def logsnr_max(self) -> float:
         """Log-SNR at t = 0."""
-        return float(self._logsnr(torch.zeros((), dtype=torch.float64)))
+        return float(self._logsnr(torch.zeros((), dtype=torch.float64, device="cpu")))
 
     @property
     def logsnr_min(self) -> float:
         """Log-SNR at t = 1."""
-        return float(self._logsnr(torch.ones((), dtype=torch.float64)))
+        return float(self._logsnr(torch.ones((), dtype=torch.float64, device="cpu")))
 
 
 def _check_bounds(low: float, high: float) -> None:
@@ -325,10 +334,10 @@ class DiscreteBetas(Schedule):
         n = self.steps
         if self.kind == "linear":
             scale = 1000 / n
-            return torch.linspace(scale * self.beta_start, scale * self.beta_end, n, dtype=torch.float64)
+            return _line(scale * self.beta_start, scale * self.beta_end, n)
         if self.kind == "scaled_linear":
-            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, n, dtype=torch.float64) ** 2
-        u = torch.arange(n + 1, dtype=torch.float64) / n
+            return _line(self.beta_start**0.5, self.beta_end**0.5, n) ** 2
+        u = _line(0, n, n + 1) / n
         alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(0.999)
 
@@ -336,6 +345,11 @@ class DiscreteBetas(Schedule):
     def log_alpha(self) -> Tensor:
         """log alpha at steps 1..N, float64 `(N,)`: half the sum of log(1 - beta)."""
         return torch.log1p(-self.betas).cumsum(0) / 2
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The step at or after each time: uniform times in [0, 1] become the N steps, equally often."""
+        # a step's own time, rounded to float32, stays that step
+        return ((_precise(t) * self.steps - 1e-3).ceil().clamp(1, self.steps) / self.steps).to(t.dtype)
 
     def log_alpha_at(self, t: Tensor) -> Tensor:
         """log alpha at times `t` of any shape, float64; linear between steps, exactly 0 at t = 0, and not capped."""

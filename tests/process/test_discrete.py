@@ -253,6 +253,24 @@ def test_prior_bits_against_monte_carlo() -> None:
     assert float(prior_bits(p, x)) == pytest.approx(float(log_ratio.mean()) / math.log(2), rel=0.02)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_training_times_are_the_steps_equally_often(schedule: DiscreteBetas) -> None:
+    n = schedule.steps
+    snapped = schedule.snap((torch.arange(10 * n) + 0.5) / (10 * n))
+    assert torch.equal((snapped * n).round().long().bincount(minlength=n + 1)[1:], torch.full((n,), 10))
+    steps = RespacedSteps(schedule).times.float()
+    assert torch.equal(schedule.snap(steps), steps)
+    assert schedule.snap(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([1 / n, 1])
+    assert Cosine().snap(steps) is steps
+
+
+def test_processes_can_be_made_while_networks_are_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        made = [process(DiscreteBetas(kind, 50)) for kind in ("linear", "cosine", "scaled_linear")]  # type: ignore[arg-type]
+    for p in made:
+        assert p.coefficients(torch.tensor(0.5))[0].isfinite()
+
+
 # -- estimates
 
 
