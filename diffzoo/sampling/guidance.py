@@ -167,7 +167,8 @@ class ClassifierFree(_Extrapolation):
         per: what a vector of scales counts.
         interval: where guidance acts.
         decay: how it fades.
-        batched: conditional and unconditional in one call of twice the batch, or in two calls; equal results.
+        batched: conditional and unconditional in one call of twice the batch, or in two calls; equal results. Always
+            two around a denoiser that is itself guided.
         null: one row that stands for "none" in place of the network's null condition, such as the embedding of an
             empty or of a negative caption.
     """
@@ -197,7 +198,8 @@ class ClassifierFree(_Extrapolation):
         if cond is None:
             raise UserError("classifier-free guidance needs a condition to guide towards: give it classes or captions")
         null = self.null_condition(cond)
-        if not self.batched or null is None:
+        # guidance inside may have a scale per image, which fits one batch and not two
+        if not self.batched or null is None or hasattr(self.denoise, "rows"):
             return self.denoise(z, t, cond), self.denoise(z, t, null)
         both = self.denoise(torch.cat([z, z]), t if t.ndim == 0 else torch.cat([t, t]), Condition.cat(cond, null))
         return _half(both, slice(None, len(z))), _half(both, slice(len(z), None))

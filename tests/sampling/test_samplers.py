@@ -1,0 +1,280 @@
+"""Single steps against formulas written out, against other libraries, from YAML; mistakes."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracles import GaussianOracle, Replay
+
+from diffzoo.errors import UserError
+from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, LinearTime, Straight
+from diffzoo.sampling import (
+    DDIM,
+    AdjustedDDIM,
+    Ancestral,
+    DPMSolver,
+    DPMSolverMultistep,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Karras,
+    Sampler,
+    UniformLogSNR,
+    UniformTime,
+    integrate,
+)
+
+PROCESS = GaussianProcess(Cosine(-9, 9))
+STABLE_DIFFUSION = GaussianProcess(DiscreteBetas("scaled_linear", 1000, 0.00085, 0.012), prediction=Eps())
+
+
+class Bound:
+    """An oracle as a step sees it."""
+
+    def __init__(self, oracle: GaussianOracle):
+        self.oracle, self.process = oracle, oracle.process
+
+    def __call__(self, z, t):  # type: ignore[no-untyped-def]
+        return self.oracle(z, t)
+
+
+def step_of(sampler: Sampler, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    oracle = GaussianOracle(PROCESS)
+    z = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    t, s = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.45, dtype=torch.float64)
+    draws = torch.zeros(0) if noise is None else noise[None]
+    out, _ = sampler.step(Bound(oracle), z, t, s, None, Replay(draws))
+    (a_t, s_t), (a_s, s_s) = PROCESS.coefficients(t), PROCESS.coefficients(s)
+    return out, z, oracle(z, t).x, a_t, s_t, a_s, s_s
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.2, 1.0])
+def test_ancestral_step_of_simple_diffusion(gamma: float) -> None:
+    """Mean and interpolated log-variance as printed in the appendix of arXiv:2301.11093."""
+    noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    out, z, x, a_t, s_t, a_s, s_s = step_of(Ancestral(gamma=gamma), noise)
+    ratio = a_t**2 * s_s**2 / (s_t**2 * a_s**2)
+    mean = ratio * (a_s / a_t) * z + (1 - ratio) * a_s * x
+    log_variance = gamma * math.log((1 - ratio) * s_t**2) + (1 - gamma) * math.log((1 - ratio) * s_s**2)
+    torch.testing.assert_close(out, mean + math.exp(log_variance / 2) * noise)
+
+
+def test_posterior_of_ancestral_is_the_gaussian_product() -> None:
+    """gamma 0 is Bayes' rule for z_s given z_t and x, by completing the square."""
+    out, z, x, a_t, s_t, a_s, s_s = step_of(Ancestral(gamma=0.0), torch.zeros(3, 1, 2, 2, dtype=torch.float64))
+    a_ts = a_t / a_s
+    precision = a_ts**2 / (s_t**2 - a_ts**2 * s_s**2) + 1 / s_s**2
+    mean = (a_ts * z / (s_t**2 - a_ts**2 * s_s**2) + a_s * x / s_s**2) / precision
+    torch.testing.assert_close(out, mean)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_step(eta: float) -> None:
+    """Eq. 12 and 16 of arXiv:2010.02502."""
+    noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    out, z, x, a_t, s_t, a_s, s_s = step_of(DDIM(eta=eta), noise)
+    deviation = eta * (s_s / s_t) * (1 - (a_t / a_s) ** 2).sqrt()
+    eps = (z - a_t * x) / s_t
+    torch.testing.assert_close(out, a_s * x + (s_s**2 - deviation**2).sqrt() * eps + deviation * noise)
+
+
+def test_ddim_with_eta_one_is_ancestral_with_gamma_zero() -> None:
+    noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(step_of(DDIM(eta=1.0), noise)[0], step_of(Ancestral(gamma=0.0), noise)[0])
+
+
+def test_first_order_methods_are_all_ddim() -> None:
+    want = step_of(DDIM())[0]
+    for sampler in (
+        DPMSolverMultistep(order=1),
+        DPMSolverMultistep(order=1, form="noise"),
+        DPMSolver(order=1, method="singlestep"),
+        AdjustedDDIM(strength=0.0),
+    ):
+        torch.testing.assert_close(step_of(sampler)[0], want)
+
+
+def test_euler_on_flow_matching_is_ddim_and_follows_the_velocity() -> None:
+    oracle = GaussianOracle(GaussianProcess(LinearTime(-30, 30), Straight()))
+    z = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    t, s = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.45, dtype=torch.float64)
+    estimate = oracle(z, t)
+    euler, _ = Euler().step(Bound(oracle), z, t, s, None, Replay(z[:0]))
+    ddim, _ = DDIM().step(Bound(oracle), z, t, s, None, Replay(z[:0]))
+    torch.testing.assert_close(euler, ddim)
+    torch.testing.assert_close(euler, z + (s - t) * (estimate.eps - estimate.x), rtol=1e-5, atol=1e-5)
+    quiet, _ = EulerMaruyama(strength=0.0).step(Bound(oracle), z, t, s, None, Replay(z[None]))
+    torch.testing.assert_close(quiet, euler)
+
+
+def test_heun_averages_two_slopes() -> None:
+    out, z, x, a_t, s_t, a_s, s_s = step_of(Heun())
+    h = s_s / a_s - s_t / a_t
+    first = (z - a_t * x) / s_t
+    guess = a_s * (z / a_t + h * first)
+    s = torch.tensor(0.45, dtype=torch.float64)
+    second = (guess - a_s * GaussianOracle(PROCESS)(guess, s).x) / s_s
+    torch.testing.assert_close(out, a_s * (z / a_t + h * (first + second) / 2))
+
+
+def test_churn_adds_the_noise_of_the_later_time() -> None:
+    """sigma_hat = sigma (1 + gamma), gamma = min(churn / steps, sqrt 2 - 1), only between the limits."""
+    noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    out, z, _, a_t, s_t, *_ = step_of(Heun(steps=10, churn=2.0), noise)
+    r = s_t / a_t
+    later = PROCESS.schedule.time(-2 * torch.log(1.2 * r))
+    a_hat, _ = PROCESS.coefficients(later)
+    z_hat = a_hat * (z / a_t + ((1.2 * r) ** 2 - r**2).sqrt() * noise)
+    s = torch.tensor(0.45, dtype=torch.float64)
+    want, _ = Heun().step(Bound(GaussianOracle(PROCESS)), z_hat, later, s, None, Replay(z[:0]))
+    torch.testing.assert_close(out, want)
+    for limits in ({"churn_min": 2 * float(r)}, {"churn_max": 0.5 * float(r)}):
+        torch.testing.assert_close(step_of(Heun(steps=10, churn=2.0, **limits))[0], step_of(Heun())[0])
+
+
+# -- DPM-Solver's groups
+
+
+@pytest.mark.parametrize(
+    ("steps", "orders"),
+    [
+        (1, [1]),
+        (2, [2]),
+        (3, [2, 1]),
+        (4, [3, 1]),
+        (5, [3, 2]),
+        (6, [3, 2, 1]),
+        (10, [3, 3, 3, 1]),
+        (12, [3, 3, 3, 2, 1]),
+    ],
+)
+def test_fast_groups(steps: int, orders: list[int]) -> None:
+    assert DPMSolver(steps).orders == orders
+    assert sum(DPMSolver(steps).orders) == steps
+
+
+def test_inner_nodes_divide_each_group_evenly_in_logsnr() -> None:
+    solver = DPMSolver(10, UniformTime(1.0, 1e-2), inner="logsnr")
+    times = solver.times(PROCESS)
+    assert len(times) == 11
+    torch.testing.assert_close(times[[0, 3, 6, 9, 10]], UniformTime(1.0, 1e-2).times(PROCESS, 4))
+    logsnr = PROCESS.logsnr(times)
+    for start in (0, 3, 6):
+        steps = logsnr[start : start + 4].diff()
+        torch.testing.assert_close(steps, steps.mean().expand(3))
+
+
+# -- another library
+
+
+def against_diffusers(test: Callable[..., None]) -> Callable[..., None]:
+    """Importing diffusers takes seconds, and its own warnings are not ours."""
+    for mark in (pytest.mark.parity, pytest.mark.slow, pytest.mark.filterwarnings("ignore")):
+        test = mark(test)
+    return test
+
+
+def diffusers_end(scheduler: object, z: torch.Tensor) -> torch.Tensor:
+    """What diffusers' scheduler makes of the exact noise prediction."""
+    oracle = GaussianOracle(STABLE_DIFFUSION)
+    for n in scheduler.timesteps:  # type: ignore[attr-defined]
+        eps = oracle(z, (n.double() + 1) / 1000).eps
+        z = scheduler.step(eps, n, z, return_dict=False)[0]  # type: ignore[attr-defined]
+    return z
+
+
+@against_diffusers
+def test_ddim_against_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(
+        1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(50)
+    z = torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    # their steps: indices 980, 960, ..., 0, that is n = 981, ..., 1; the last goes to n = 1, which changes nothing
+    got = integrate(GaussianOracle(STABLE_DIFFUSION), DDIM(49, UniformTime(0.981, 0.001), final="state"), z, Replay(z))
+    torch.testing.assert_close(got, diffusers_end(scheduler, z), rtol=0, atol=1e-5)
+
+
+@against_diffusers
+@pytest.mark.parametrize(("order", "kind"), [(1, "dpmsolver++"), (2, "dpmsolver++"), (2, "dpmsolver")])
+def test_multistep_against_diffusers(order: int, kind: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        1000, 0.00085, 0.012, "scaled_linear", solver_order=order, algorithm_type=kind, lower_order_final=False,
+        final_sigmas_type="sigma_min", timestep_spacing="linspace",
+    )  # fmt: skip
+    scheduler.set_timesteps(37)
+    z = torch.randn(4, 1, 2, 2, dtype=torch.float64)
+
+    class TheirTimes(UniformTime):
+        def times(self, process: GaussianProcess, steps: int) -> torch.Tensor:
+            ends = torch.cat([scheduler.timesteps.double(), torch.zeros(1, dtype=torch.float64)])
+            return (ends + 1) / 1000
+
+    form = "data" if kind == "dpmsolver++" else "noise"
+    ours = DPMSolverMultistep(37, TheirTimes(), order=order, form=form, final="state")  # type: ignore[arg-type]
+    got = integrate(GaussianOracle(STABLE_DIFFUSION), ours, z, Replay(z))
+    torch.testing.assert_close(got, diffusers_end(scheduler, z), rtol=0, atol=1e-5)
+
+
+# -- YAML
+
+
+YAML = [
+    ("DDIM", {"steps": 20, "eta": 0.5}, DDIM(20, eta=0.5)),
+    ("Ancestral", {"gamma": 1.0, "clip": 1.0}, Ancestral(gamma=1.0, clip=1.0)),
+    (
+        "DPMSolver",
+        {"grid": {"class_path": "diffzoo.sampling.UniformLogSNR", "init_args": {"t_end": 1e-4}}, "inner": "logsnr"},
+        DPMSolver(grid=UniformLogSNR(t_end=1e-4), inner="logsnr"),
+    ),
+    ("DPMSolverMultistep", {"order": 3}, DPMSolverMultistep(order=3)),
+    ("Heun", {"grid": {"class_path": "diffzoo.sampling.Karras"}, "churn": 40}, Heun(grid=Karras(), churn=40.0)),
+    ("AdjustedDDIM", {}, AdjustedDDIM()),
+    ("Euler", {"final": "state"}, Euler(final="state")),
+    ("EulerMaruyama", {"diffusion": "sigma"}, EulerMaruyama(diffusion="sigma")),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "want"), YAML, ids=[y[0] for y in YAML])
+def test_from_yaml(name: str, arguments: dict, want: Sampler) -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--sampler", type=Sampler)
+    config = {"sampler": {"class_path": f"diffzoo.sampling.{name}", "init_args": arguments}}
+    assert parser.instantiate(parser.parse_object(config)).sampler == want
+    wrong = {"sampler": {"class_path": f"diffzoo.sampling.{name}", "init_args": {"stepz": 3}}}
+    with pytest.raises(Exception, match="stepz"):
+        parser.parse_object(wrong)
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DDIM(0), "at least 1 step, got 0"),
+        (lambda: DDIM(clip=-1.0), "clip must be positive"),
+        (lambda: DDIM(final="z"), "got 'z'"),
+        (lambda: DDIM(eta=1.5), r"eta must lie in \[0, 1\]"),
+        (lambda: Ancestral(gamma=-0.1), r"gamma must lie in \[0, 1\]"),
+        (lambda: AdjustedDDIM(prior_variance=0.0), "prior_variance > 0"),
+        (lambda: DPMSolver(order=4, method="singlestep"), "orders 1, 2 and 3"),
+        (lambda: DPMSolver(order=2), "use method 'singlestep'"),
+        (lambda: DPMSolver(2, order=3, method="singlestep"), "at least 3 steps"),
+        (lambda: DPMSolver(method="slow"), "got 'slow'"),
+        (lambda: DPMSolver(inner="t"), "got 't'"),
+        (lambda: DPMSolver(form="v"), "got 'v'"),
+        (lambda: DPMSolverMultistep(eta=1.0, order=3), "needs form 'data' and order 1 or 2"),
+        (lambda: DPMSolverMultistep(eta=2.0), r"eta must lie in \[0, 1\]"),
+        (lambda: Heun(churn=-1), "churn >= 0"),
+        (lambda: EulerMaruyama(diffusion="g"), "got 'g'"),
+        (lambda: EulerMaruyama(strength=-1), "must not be negative"),
+    ],
+)
+def test_bad_arguments(make: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()  # type: ignore[operator]
