@@ -132,6 +132,7 @@ class DiffusionModule(L.LightningModule):
 
     def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """Weighted loss per sample, `(b,)`."""
+        t = self.process.schedule.snap(t)
         z = self.process.add_noise(x, eps, t)
         if self.channels_last:
             z = z.contiguous(memory_format=torch.channels_last)
