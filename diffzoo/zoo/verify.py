@@ -7,6 +7,7 @@ differs between machines.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ def verify(name: str) -> Report:
         report.sha256, report.size = original["sha256"], original["size"]
         if item.source.kind != "package" and item.sha256 is None:
             report.notes.append(_unpinned(item, before))
-        network = _network(item, convert(item, path), report)
+        network = _network(item, path, report)
     except (HashMismatchError, _NoFit) as error:
         report.verdict = str(error)
         return report
@@ -152,9 +153,10 @@ def _unpinned(item: Checkpoint, before: Mapping[str, Any] | None) -> str:
     return "unpinned: unchanged since the first download here, which nobody but you has compared"
 
 
-def _network(item: Checkpoint, state: Mapping[str, Tensor], report: Report) -> Network:
+def _network(item: Checkpoint, path: Path, report: Report) -> Network:
     network = build_meta(entry(item.model).network, entry_config(item))
     try:
+        state = convert(item, path)
         assign(network, state, item.name)
     except UserError as error:
         raise _NoFit(str(error)) from None
