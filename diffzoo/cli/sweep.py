@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     text = sweep.table(trials)
     write_text(out / "sweep.txt", text + "\n")
     chosen = sweep.write_plan(trials[0].candidate.plan(source.sample_plan), out / "plan.json")
-    print(f"\n{text}\n\nbest: {trials[0].candidate}; plan: {chosen} (diffzoo eval {args.target[0]} --plan {chosen})")
+    again = f"diffzoo eval {args.target[0]} --plan {chosen} --protocol {args.protocol}"
+    print(f"\n{text}\n\nbest: {trials[0].candidate}; plan written back: {again}")
     print(f"plot: {sweep.plot(trials, metric, out / 'sweep.png')}")
     return 0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffzoo import sampling
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.records import Plan, SamplePlan
 from diffzoo.metrics.weights import state_sha256
@@ -38,9 +39,10 @@ class ImageSource(Protocol):
 
 def build_sampler(plan: SamplePlan) -> Sampler:
     """The sampler of a plan."""
-    sampler = sampler_from({**plan.sampler, "steps": plan.steps, "grid": dict(plan.grid)})
-    if not isinstance(sampler, Sampler):
-        raise UserError(f"{plan.sampler.get('class')!r} is no sampler: the plan needs one such as DDIM or Heun")
+    named = getattr(sampling, str(plan.sampler.get("class")), None)
+    if isinstance(named, type) and not issubclass(named, Sampler):
+        raise UserError(f"{named.__name__!r} is no sampler: the plan needs one such as DDIM or Heun")
+    sampler: Sampler = sampler_from({**plan.sampler, "steps": plan.steps, "grid": dict(plan.grid)})
     return sampler
 
 

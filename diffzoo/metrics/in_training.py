@@ -31,6 +31,8 @@ class FrechetDistance(Metric):
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
+    mean: Tensor
+    covariance: Tensor
     count: Tensor
     total: Tensor
     outer: Tensor
