@@ -147,6 +147,10 @@ class DPMSolver(Sampler):
         groups, rest = divmod(self.steps, 3)
         return [3] * (groups - 1) + [2, 1] if rest == 0 else [3] * groups + [rest]
 
+    @property
+    def calls(self) -> int:
+        return sum(self.orders) + (self.final == "denoise")
+
     def times(self, process: GaussianProcess) -> Tensor:
         if self.inner == "grid":
             return self.grid.times(process, sum(self.orders))

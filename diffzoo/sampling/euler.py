@@ -51,6 +51,10 @@ class Heun(Sampler):
         if self.churn < 0 or self.churn_noise <= 0:
             raise UserError(f"expected churn >= 0 and churn_noise > 0, got {self.churn} and {self.churn_noise}")
 
+    @property
+    def calls(self) -> int:
+        return 2 * self.steps + {"x_hat": -1, "state": 0, "denoise": 1}[self.final]
+
     def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
         if self.churn:
             z, t = self._churned(denoise, z, t, noise)

@@ -71,9 +71,9 @@ class _Settled:
         return estimate, score
 
 
-def initial_noise_scale(process: GaussianProcess, t: float) -> float:
+def initial_noise_scale(process: GaussianProcess, t: Tensor) -> float:
     """Standard deviation of z at time `t` for data of unit variance: 1 on the variance-preserving path."""
-    alpha, sigma = process.coefficients(torch.tensor(t, dtype=torch.float64))
+    alpha, sigma = process.coefficients(t)
     return float((alpha.square() + sigma.square()).sqrt())
 
 
@@ -163,7 +163,7 @@ def sample(
     """
     n = len(seeds)
     shape = tuple(int(d) for d in shape)
-    _check(n, shape, cond, start, batch_size, precision)
+    _check(seeds, shape, cond, start, batch_size, precision)
     out = torch.empty(n, *shape)
     size = batch_size or max(n, 1)
     begin = 0
@@ -198,11 +198,11 @@ def _attempt(
 ) -> Tensor | None:
     """One batch, on the CPU; None if it does not fit into the device's memory."""
     part = slice(rows.start, rows.stop)
-    steps = len(sampler.times(denoise.process)) - 1
+    times = sampler.times(denoise.process)
     shown = bar.n
     try:
         noise = ImageNoise(seeds[part], device)
-        z = noise.normal(shape) * initial_noise_scale(denoise.process, sampler.grid.t_start)
+        z = noise.normal(shape) * initial_noise_scale(denoise.process, times[0])
         if start is not None:
             z = start[part].to(device, torch.float32)
         with _autocast(device, precision):
@@ -214,7 +214,7 @@ def _attempt(
                 cond[part].to(device) if cond is not None else None,
                 trajectory,
                 rows,
-                lambda: bar.update(len(rows) / steps),
+                lambda: bar.update(len(rows) / (len(times) - 1)),
             )
         return images.float().cpu()
     except torch.OutOfMemoryError:
@@ -233,13 +233,16 @@ def _autocast(device: torch.device | str, precision: Precision | None) -> Abstra
 
 
 def _check(
-    n: int,
+    seeds: Sequence[int],
     shape: tuple[int, ...],
     cond: Condition | None,
     start: Tensor | None,
     batch_size: int | None,
     precision: str | None,
 ) -> None:
+    n = len(seeds)
+    if any(not 0 <= seed < 2**63 for seed in seeds):
+        raise UserError("seeds must be integers from 0 to 2**63 - 1")
     if len(shape) != 3:
         raise UserError(f"expected the shape of one image, (c, h, w), got {shape}")
     if cond is not None and len(cond) != n:

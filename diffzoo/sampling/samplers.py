@@ -64,7 +64,7 @@ class Sampler(ABC):
     """The contract.
 
     Args:
-        steps: number of steps; what they cost in network calls is said by `calls`.
+        steps: number of steps; `calls` says what they cost.
         grid: where to stop.
         clip: clamp every x_hat to [-clip, clip], with eps recomputed to fit z. Set 1.0 for images in [-1, 1], where
             it helps at high noise and with guidance; leave None for latents, which have no bounds, and where a solver's
@@ -88,6 +88,11 @@ class Sampler(ABC):
             raise UserError(f"clip must be positive, got {self.clip}: leave it out for no clipping")
         if self.final not in ("x_hat", "denoise", "state"):
             raise UserError(f"expected final 'x_hat', 'denoise' or 'state', got {self.final!r}")
+
+    @property
+    def calls(self) -> int:
+        """Network calls for one image, before guidance multiplies them."""
+        return self.steps + (self.final == "denoise")
 
     def times(self, process: GaussianProcess) -> Tensor:
         """Where the steps begin and end, float64, strictly decreasing."""

@@ -185,10 +185,13 @@ def test_network_calls_of_each_sampler() -> None:
         (DPMSolver(11, order=2, method="singlestep"), 10),
         (Heun(10), 21),
         (Heun(10, final="state"), 20),
+        (Heun(10, final="x_hat"), 19),
+        (DPMSolver(10, final="denoise"), 11),
+        (Ancestral(5, final="denoise"), 6),
     ]:
         oracle = GaussianOracle(GaussianProcess(Cosine(-9, 9)))
         sample(oracle, sampler, SHAPE, [0])
-        assert oracle.calls == want, sampler
+        assert oracle.calls == sampler.calls == want, sampler
 
 
 # -- clipping
@@ -344,6 +347,7 @@ def test_guided_sampling_is_invariant_with_a_scale_per_image() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"seeds": [-1] * 7}, "seeds must be"),
         ({"shape": (4, 4)}, r"\(c, h, w\), got \(4, 4\)"),
         ({"cond": Condition(label=torch.zeros(3, dtype=torch.long))}, "3 conditions for 7 seeds"),
         ({"start": torch.zeros(7, 1, 4, 4)}, r"expected a start of shape \(7, 2, 4, 4\), got \(7, 1, 4, 4\)"),
