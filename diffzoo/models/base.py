@@ -262,9 +262,17 @@ class Network(nn.Module):
         self.grad_checkpointing = enable
 
     def compile_units(self, **options: Any) -> None:
-        """Compile every block in place: one graph per kind of block, and clean state-dict keys."""
-        for unit in self.units():
-            unit.compile(**options)
+        """Compile every block in place: one graph per kind of block, and clean state-dict keys.
+
+        Blocks of all widths share one `forward`, and torch gives up on a function after eight graphs, silently going
+        on without compilation: the limit is raised to what this network needs. Shapes are taken as fixed unless
+        `dynamic` says otherwise, since a block of one level never sees another's.
+        """
+        units = list(self.units())
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(units))
+        for unit in units:
+            unit.compile(**{"dynamic": False, **options})
 
     def run(self, block: nn.Module, *args: Any) -> Any:
         """Call a block, through activation checkpointing where it is on."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from diffzoo.errors import UserError
 from diffzoo.nn.convs import HALF_ROOT
 from diffzoo.nn.embeddings import Film
-from diffzoo.nn.norms import group_norm, zeroed
+from diffzoo.nn.norms import RMSNorm, group_norm, zeroed
 
 __all__ = ["CrossAttention", "FilmMLP", "ImageAttention", "SelfAttention", "TransformerBlock", "to_image", "to_tokens"]
 
@@ -43,13 +43,13 @@ class SelfAttention(nn.Module):
         _check_heads(channels, heads)
         self.heads = heads
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.norm_q = nn.RMSNorm(channels // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(channels // heads, eps=1e-6)
+        self.norm_q = RMSNorm(channels // heads, eps=1e-6)
+        self.norm_k = RMSNorm(channels // heads, eps=1e-6)
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        q, k = self.norm_q(q), self.norm_k(k)
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -69,15 +69,15 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(context, 2 * channels)
-        self.norm_q = nn.RMSNorm(channels // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(channels // heads, eps=1e-6)
+        self.norm_q = RMSNorm(channels // heads, eps=1e-6)
+        self.norm_k = RMSNorm(channels // heads, eps=1e-6)
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
         """Tokens `(b, n, c)`, context `(b, m, c')`, and which context tokens may be seen, `(b, m)`."""
         q = self.q(x).unflatten(2, (self.heads, -1))
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).unbind(2)
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        q, k = self.norm_q(q), self.norm_k(k)
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible[:, None, None]
         )

@@ -1,0 +1,123 @@
+"""Models in numbers, and the two verbs that print them."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from diffzoo.cli.describe import parse_overrides
+from diffzoo.cli.main import main
+from diffzoo.cli.names import INDEX
+from diffzoo.errors import UserError
+from diffzoo.models import list_models
+from diffzoo.models.simple_unet import TINY, SimpleUNet, SimpleUNetConfig
+from diffzoo.models.summary import Summary, describe, multiply_adds, zoo_table
+
+SMALL = "simple_uvit_xs_32"
+
+
+def test_multiply_adds_counted_by_hand() -> None:
+    """A U-Net of one level without attention: four 3x3 convolutions per block and position, and linear layers."""
+    level = TINY.levels[0]
+    config = SimpleUNetConfig(image_size=16, emb_channels=16, levels=(level,))
+    with torch.device("meta"):
+        network = SimpleUNet(config)
+    blocks, c, positions, e = 1 + 2 + 2, 8, 16 * 16, 16  # down, up, middle
+    by_hand = blocks * (2 * 9 * c * c * positions + e * 2 * c) + 2 * 9 * 3 * c * positions + 2 * e * e
+    assert multiply_adds(network) == by_hand
+
+
+def test_describe_gives_the_facts() -> None:
+    s = describe("simple_unet_s_32", num_classes=10, dropout=0.2, dropout_from_resolution=8, depth_at={16: 5})
+    assert (s.name, s.family, s.image_size, s.channels, s.classes) == ("simple_unet_s_32", "SimpleUNet", 32, 3, 10)
+    assert [row["resolution"] for row in s.levels] == [32, 16, 8]
+    assert [row["depth"] for row in s.levels] == [2, 5, 2]
+    assert [row["dropout"] for row in s.levels] == [0.0, 0.0, 0.2]
+    assert s.parameters > describe("simple_unet_s_32").parameters
+    json.dumps(s.to_dict())
+
+
+def test_text_is_for_people() -> None:
+    text = str(describe("simple_uvit_t2i_256"))
+    assert "captions of width 4096" in text
+    assert "parameters     2.937 G" in text
+    assert "not published" in text
+    assert text.splitlines()[-1].split() == ["16", "2048", "36", "yes", "4", "0.2"]
+
+
+def test_family_with_its_own_rows_or_none() -> None:
+    from diffzoo.models.base import Config
+    from diffzoo.models.summary import _levels
+
+    @dataclass(frozen=True)
+    class Rows(Config):
+        def summary_rows(self) -> list[dict[str, int]]:
+            return [{"patch": 2}]
+
+    assert _levels(Rows()) == [{"patch": 2}]
+    assert _levels(Config()) == []
+
+
+def test_every_family_can_be_described() -> None:
+    for name in ("adm_64", "adm_64_to_256", "uvit_bao_s_32", "uvit_bao_t2i_s_256", "dimr_m_64"):
+        assert isinstance(describe(name), Summary)
+        assert describe(name).parameters == INDEX["denoiser"][name]
+
+
+def test_zoo_table_is_the_summaries() -> None:
+    lines = zoo_table("simple_unet_s_*").splitlines()
+    assert lines[0] == "| model | input | parameters | multiply-adds |"
+    assert lines[2].startswith("| `simple_unet_s_32` | 3×32² | 20.76 M | ")
+    assert len(lines) == 2 + 2
+
+
+# -- command line
+
+
+def test_list_prints_what_the_registry_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list_models()
+    assert main(["list", "simpler_*", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {name: INDEX["denoiser"][name] for name in list_models("simpler_*")}
+
+
+def test_list_of_nothing_is_an_error_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "simple_uvit_265"]) == 2
+    assert "did you mean 'simple_uvit_256'" in capsys.readouterr().err
+
+
+def test_list_knows_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffzoo.cli import list as verb
+
+    monkeypatch.setattr(verb, "entry_points", lambda group: [object()])
+    monkeypatch.setattr("diffzoo.models.list_models", lambda kind: ["adm_64", "theirs_64"])
+    assert verb.known_models() == {"adm_64": INDEX["denoiser"]["adm_64"], "theirs_64": None}
+
+
+def test_describe_prints_text_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", SMALL, "num_classes=10", "depth_at={8: 2}", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == describe(SMALL, num_classes=10, depth_at={8: 2}).to_dict()
+    assert main(["describe", SMALL]) == 0
+    assert capsys.readouterr().out == f"{describe(SMALL)}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([SMALL, "num_clases=3"], "did you mean 'num_classes'"),
+        ([SMALL, "depth_at={7: 3}"], r"no level of 7 px; this network has \[16, 8\]"),
+        ([SMALL, "image_size=31"], "does not divide by 2"),
+        ([SMALL, "input_transform=dtw-1"], "expected 'none', 'patch-p'"),
+        (["simple_uvit_xs_23"], "did you mean 'simple_uvit_xs_32'"),
+        ([SMALL, "depth_at"], "expected key=value"),
+        ([SMALL, "depth_at={8: "], "cannot read the value"),
+    ],
+)
+def test_bad_input_is_a_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=message):
+        describe(words[0], **parse_overrides(words[1:]))
+    assert main(["describe", *words]) == 2
+    assert capsys.readouterr().err.startswith("diffzoo: ")
