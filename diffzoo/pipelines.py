@@ -23,7 +23,7 @@ from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.images import make_grid, save_png, to_uint8
 from diffzoo.process import to_config
-from diffzoo.sampling import ClassifierFree, Denoise, Denoiser, Sampler, sample
+from diffzoo.sampling import ClassifierFree, ClassifierGuidance, Denoise, Denoiser, Sampler, sample, upsample
 from diffzoo.sampling.loop import Precision
 from diffzoo.typing import Condition
 from diffzoo.zoo.facts import FORMULAS, class_list, sampler_from
@@ -97,6 +97,7 @@ class Pipeline:
         device: where to compute; default: a GPU if there is one.
         autoencoder: in place of the one that the weights were trained with.
         text_encoder: likewise.
+        classifier: a noise-aware classifier of the same resolution, which then does the guidance.
     """
 
     def __init__(
@@ -105,15 +106,36 @@ class Pipeline:
         device: str | torch.device | None = None,
         autoencoder: Autoencoder | None = None,
         text_encoder: TextEncoder | None = None,
+        classifier: Loaded | None = None,
     ):
         self.facts, self.process = loaded.facts, loaded.process
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = loaded.network.eval().to(self.device)
         self.denoiser = Denoiser(self.network, self.process)
+        self._classifier = self._fitting(classifier) if classifier is not None else None
         self._autoencoder, self._text_encoder = autoencoder, text_encoder
         self._names: tuple[str, ...] | None = None
 
     # -- companions
+
+    def _fitting(self, classifier: Loaded) -> Loaded:
+        """A classifier for this network's noisy images, on the device."""
+        ours, theirs = self.network.config, classifier.network.config
+        if classifier.facts.kind != "classifier":
+            raise UserError(f"{classifier.facts.name} is no classifier: guide with one, such as adm_classifier_64")
+        if (ours.image_size, ours.in_channels) != (theirs.image_size, theirs.in_channels):
+            raise UserError(
+                f"the classifier reads images of {theirs.image_size} px, this model draws {ours.image_size} px: "
+                f"use the classifier for {ours.image_size} px"
+            )
+        classifier.network.eval().to(self.device)
+        return classifier
+
+    @property
+    def class_count(self) -> int:
+        """How many classes there are to choose from: the network's, or those that a classifier guides towards."""
+        guide = self._classifier.network.config.num_classes if self._classifier else 0
+        return self.network.config.num_classes or guide
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -139,18 +161,19 @@ class Pipeline:
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; empty if they are not known."""
         if self._names is None:
-            self._names = class_list(self.facts.class_names)
+            guide = self._classifier.facts.class_names if self._classifier else ()
+            self._names = class_list(self.facts.class_names or guide)
         return self._names
 
     # -- conditions
 
     @property
     def reads(self) -> str:
-        """What it draws from: "class", "caption" or "nothing"."""
+        """What it draws from: "class", "caption", "picture" (upsamplers) or "nothing"."""
         config: Any = self.network.config
         if getattr(config, "upsampler", False):
-            raise UserError("this model enlarges pictures: it needs low-resolution images, not classes alone")
-        return "caption" if getattr(config, "text_width", 0) else ("class" if config.num_classes else "nothing")
+            return "picture"
+        return "caption" if getattr(config, "text_width", 0) else ("class" if self.class_count else "nothing")
 
     def class_id(self, wanted: str | int) -> int:
         """The index of a class, by index or name; an ImageNet class may be called by any of its names.
@@ -158,7 +181,7 @@ class Pipeline:
         Raises:
             UserError: for an index out of range, or an unknown name, naming the nearest.
         """
-        count = self.network.config.num_classes
+        count = self.class_count
         if not isinstance(wanted, str) or wanted.lstrip("-").isdigit():
             if not 0 <= int(wanted) < count:
                 raise UserError(f"class {wanted} is out of range: this model has classes 0 to {count - 1}")
@@ -180,6 +203,11 @@ class Pipeline:
 
     def _condition(self, items: Sequence[str | int] | None) -> tuple[list[str], Condition | None]:
         """A label and a row of conditions for each item."""
+        if self.reads == "picture":
+            raise UserError(
+                "this model enlarges pictures: it needs low-resolution images, not classes alone; draw them with a "
+                "smaller model and pass them to `upsample`"
+            )
         if self.reads == "nothing":
             if items:
                 raise UserError("this model is unconditional: leave out the classes")
@@ -197,6 +225,13 @@ class Pipeline:
 
     def _denoise(self, guidance: float | None) -> tuple[Denoise, dict[str, Any] | None]:
         """The denoiser, guided if asked, and the record of the guidance."""
+        if self._classifier is not None:
+            scale = 1.0 if guidance is None else float(guidance)
+            guided = ClassifierGuidance(
+                self.denoiser, self._classifier.network, scale, conditional=self.network.config.num_classes > 0
+            )
+            by = self._classifier.facts.name
+            return guided, {"formula": "score + s * grad log p(class)", "scale": scale, "classifier": by}
         known = self.facts.guidance or {"formula": "uncond + s * (cond - uncond)", "scale": 1.0}
         scale = float(known["scale"] if guidance is None else guidance)
         formula = FORMULAS[known["formula"]]
@@ -237,7 +272,8 @@ class Pipeline:
             classes: names, indices or captions; None for unconditional models.
             seeds: one picture per class and seed; a seed gives the same picture in any batch.
             guidance: strength, in the formula that the weights were published with (`pipe.facts.guidance`); without
-                one, s in `uncond + s (cond - uncond)`. Default: the published strength, else none.
+                one, s in `uncond + s (cond - uncond)`. Default: the published strength, else none. With a classifier:
+                its scale, by default 1.
             steps: of the sampler.
             sampler: a sampler, or the name of its class. Default: the published one, else DDIM.
             batch_size: pictures at a time.
@@ -266,20 +302,69 @@ class Pipeline:
             progress=progress,
             precision=precision,
         )
-        pixels = to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        made = {
-            "guidance": guided,
-            "sampler": to_config(solver),
-            "weights": self.facts.provenance,
-            "model": self.facts.name,
-        }
-        records = [
-            {**made, "diffzoo": __version__, "seed": seed, **({"drawn": label} if label else {})}
-            for label in labels
-            for seed in seeds
-        ]
         every = [label for label in labels for _ in seeds]
-        return Pictures(pixels, every, records, columns=len(seeds))
+        made = {"guidance": guided, "sampler": to_config(solver)}
+        return self._pictures(latents, every, seeds * len(labels), made, len(seeds))
+
+    def upsample(
+        self,
+        pictures: Pictures | np.ndarray,
+        classes: Sequence[str | int] | None = None,
+        seeds: Sequence[int] = (),
+        *,
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        batch_size: int | None = 4,
+        progress: bool = False,
+        precision: Precision | None = None,
+    ) -> Pictures:
+        """Draw pictures like these, larger; only for upsamplers.
+
+        Args:
+            pictures: uint8 `(n, h, w, 3)`.
+            classes: name or index of the class of each picture, for class-conditional upsamplers.
+            seeds: one per picture.
+            guidance: scale of the classifier, if the pipeline has one.
+            steps, sampler, batch_size, progress, precision: as for drawing.
+        """
+        config: Any = self.network.config
+        if not getattr(config, "upsampler", False):
+            raise UserError("this model does not enlarge pictures: use an upsampler, such as adm_64_to_256")
+        pixels = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
+        ids = [self.class_id(item) for item in classes or ()]
+        n = len(pixels)
+        if len(seeds) != n or (self.class_count and len(ids) != n):
+            raise UserError(f"expected {n} seeds and classes, one per picture, got {len(seeds)} and {len(ids)}")
+        denoise, guided = self._denoise(guidance) if self._classifier else (self.denoiser, None)
+        solver = self._sampler(sampler, steps)
+        images = upsample(
+            denoise,
+            solver,
+            pixels.float() / 127.5 - 1,
+            (config.in_channels, config.image_size, config.image_size),
+            seeds,
+            torch.tensor(ids) if ids else None,
+            device=self.device,
+            batch_size=batch_size,
+            progress=progress,
+            precision=precision,
+        )
+        labels = [self._label(i) for i in ids] or [""] * len(pixels)
+        columns = pictures.columns if isinstance(pictures, Pictures) else len(pixels)
+        return self._pictures(images, labels, seeds, {"guidance": guided, "sampler": to_config(solver)}, columns)
+
+    def _pictures(
+        self, latents: Tensor, labels: list[str], seeds: Sequence[int], made: dict[str, Any], columns: int
+    ) -> Pictures:
+        """Decoded pictures with a record each."""
+        pixels = to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+        made = {**made, "weights": self.facts.provenance, "model": self.facts.name, "diffzoo": __version__}
+        records = [
+            {**made, "seed": int(seed), **({"drawn": label} if label else {})}
+            for label, seed in zip(labels, seeds, strict=True)
+        ]
+        return Pictures(pixels, labels, records, columns)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.facts.name or self.facts.family}, draws from a {self.reads}, on {self.device})"
@@ -291,6 +376,7 @@ def pipeline(
     *,
     autoencoder: Autoencoder | None = None,
     text_encoder: TextEncoder | None = None,
+    classifier: str | Path | None = None,
     prefer: str = "average",
 ) -> Pipeline:
     """Everything from a name to pictures: `pipeline("dimr_xl_256")(["golden retriever", 207], seeds=range(8))`.
@@ -299,9 +385,11 @@ def pipeline(
         source: a published name, a run directory, a file or a Hub repository; see `diffzoo.zoo.locate`.
         device: where to compute; default: a GPU if there is one.
         autoencoder, text_encoder: in place of those that the weights were trained with.
+        classifier: weights of a noise-aware classifier, which then does the guidance, such as "adm_classifier_256".
         prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
 
     Raises:
         UserError: for weights that cannot be had, or that do not say how to sample from them.
     """
-    return Pipeline(load_any(source, prefer=prefer), device, autoencoder, text_encoder)
+    guide = load_any(classifier) if classifier is not None else None
+    return Pipeline(load_any(source, prefer=prefer), device, autoencoder, text_encoder, guide)

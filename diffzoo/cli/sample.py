@@ -37,6 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="of the sampler; default: the published number, else 50")
     parser.add_argument("--guidance", type=float, help="strength, in the formula that belongs to the weights")
+    parser.add_argument("--classifier", help="a noise-aware classifier that does the guidance: adm_classifier_256")
+    parser.add_argument("--upsample", metavar="SOURCE", help="enlarge what was drawn with this model: adm_64_to_256")
+    parser.add_argument(
+        "--upsample-steps", type=int, metavar="STEPS", help="of that model; default: the published number"
+    )
     parser.add_argument("--sampler", help="name of a sampler, such as DDIM or DPMSolver; default: the published one")
     parser.add_argument("--weights", default="average", help="of a checkpoint: average (default), raw, or a label")
     parser.add_argument("--out", default="samples.png", help="the grid, a row per class (default: samples.png)")
@@ -52,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     seeds = parse_seeds(args.seeds)
     from diffzoo.pipelines import pipeline
 
-    pipe = pipeline(args.source, args.device, prefer=args.weights)
+    pipe = pipeline(args.source, args.device, classifier=args.classifier, prefer=args.weights)
     classes = args.classes
     if classes is None and pipe.reads == "class":
-        count = pipe.network.config.num_classes
+        count = pipe.class_count
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
     pictures = pipe(
@@ -68,6 +73,17 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
         precision=args.precision,
     )
+    if args.upsample:
+        each = [c for c in classes or () for _ in seeds]
+        pictures = pipeline(args.upsample, args.device).upsample(
+            pictures,
+            each,
+            [record["seed"] for record in pictures.records],
+            steps=args.upsample_steps,
+            batch_size=max(1, args.batch_size // 4),
+            progress=not args.quiet,
+            precision=args.precision,
+        )
     rows = [label for label in pictures.labels[:: pictures.columns] if label]
     print(f"{pictures.save_grid(args.out)}: {len(pictures)} pictures" + (f", rows: {', '.join(rows)}" if rows else ""))
     if args.dir:

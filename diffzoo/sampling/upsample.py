@@ -1,7 +1,7 @@
 """Chains of models: what a small one has drawn, an upsampler draws again, larger.
 
-    small = sample(denoiser_64, RespacedAncestral(steps=250), (3, 64, 64), seeds, Condition(label=label))
-    large = upsample(denoiser_64_to_256, RespacedAncestral(steps=250), small, (3, 256, 256), seeds, label=label)
+small = sample(denoiser_64, RespacedAncestral(steps=250), (3, 64, 64), seeds, Condition(label=label))
+large = upsample(denoiser_64_to_256, RespacedAncestral(steps=250), small, (3, 256, 256), seeds, label=label)
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ __all__ = ["quantise", "upsample"]
 
 def quantise(images: Tensor) -> Tensor:
     """Images in [-1, 1] on the 256 levels of a picture file, each cut down to the level below, as ADM's are."""
-    return ((images + 1) * 127.5).clamp(0, 255).floor() / 127.5 - 1
+    # a level of its own, rounded in float32, stays that level
+    return ((images + 1) * 127.5 + 1e-3).clamp(0, 255).floor() / 127.5 - 1
 
 
 def upsample(

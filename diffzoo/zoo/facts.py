@@ -50,6 +50,11 @@ class Facts:
         """
         return self._entry().network
 
+    @property
+    def kind(self) -> Kind:
+        """What the network is: "denoiser", or "classifier"."""
+        return self._entry().kind
+
     def _entry(self) -> ModelEntry:
         entries = [entry(name) for kind in get_args(Kind) for name in list_models(kind=kind)]
         family = [e for e in entries if e.network.__name__ == self.family]

@@ -1,0 +1,98 @@
+"""ADM from a name to pictures: guided by a classifier, enlarged by an upsampler, in Python and on the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffzoo import pipeline
+from diffzoo.cli.main import main
+from diffzoo.errors import UserError
+from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
+from diffzoo.models.base import Network
+from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime
+from diffzoo.sampling import ClassifierGuidance, Denoiser, RespacedAncestral, sample
+from diffzoo.typing import Condition
+
+PROCESS = GaussianProcess(
+    DiscreteBetas("linear"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0), learned_variance=True
+)
+SAMPLER = {"class": "RespacedAncestral", "steps": 3}
+
+
+def saved(network: Network, folder: Path) -> str:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    network.eval().save_pretrained(folder, process=PROCESS, sampler=SAMPLER)  # type: ignore[operator]
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("adm")
+    networks = {
+        "small": ADMUNet(TINY),
+        "free": ADMUNet(TINY.override(num_classes=0)),
+        "large": ADMUNet(TINY.override(upsampler=True, image_size=32)),
+        "classifier": ADMClassifier(TINY_CLASSIFIER),
+        "other_classifier": ADMClassifier(TINY_CLASSIFIER.override(image_size=32)),
+    }
+    return {name: saved(network, root / name) for name, network in networks.items()}
+
+
+@pytest.mark.parametrize("name", ["small", "free"])
+def test_a_classifier_guides(zoo: dict[str, str], name: str) -> None:
+    pipe = pipeline(zoo[name], "cpu", classifier=zoo["classifier"])
+    got = pipe([1, 7], seeds=[5], guidance=30.0)
+    classifier = pipe._classifier.network  # type: ignore[union-attr]
+    guided = ClassifierGuidance(Denoiser(pipe.network, PROCESS), classifier, 30.0, conditional=name == "small")
+    want = sample(guided, RespacedAncestral(3), (3, 16, 16), [5, 5], Condition(label=torch.tensor([1, 7])))
+    pixels = ((want.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.abs(got.pixels.astype(int) - pixels.astype(int)).max() <= 1
+    assert got.records[0]["guidance"]["scale"] == 30.0
+    assert not np.array_equal(got.pixels, pipe([1, 7], seeds=[5], guidance=0.0).pixels)
+
+
+def test_bad_classifiers_and_classes(zoo: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="is no classifier"):
+        pipeline(zoo["small"], "cpu", classifier=zoo["free"])
+    with pytest.raises(UserError, match="reads images of 32 px, this model draws 16 px"):
+        pipeline(zoo["small"], "cpu", classifier=zoo["other_classifier"])
+    with pytest.raises(UserError, match="unconditional: leave out the classes"):
+        pipeline(zoo["free"], "cpu")([1], seeds=[0])
+    with pytest.raises(UserError, match="class 10 is out of range: this model has classes 0 to 9"):
+        pipeline(zoo["small"], "cpu")([10], seeds=[0])
+    with pytest.raises(UserError, match="'ddim36' or 'ddim38'"):
+        pipeline(zoo["small"], "cpu")([1], seeds=[0], sampler="RespacedDDIM", steps=37)
+    with pytest.raises(UserError, match="no null class"):
+        pipeline(zoo["small"], "cpu")([1], seeds=[0], guidance=2.0)
+
+
+def test_an_upsampler_enlarges(zoo: dict[str, str]) -> None:
+    small = pipeline(zoo["small"], "cpu")([1, 2], seeds=[3, 4])
+    pipe = pipeline(zoo["large"], "cpu")
+    assert "draws from a picture" in repr(pipe)
+    large = pipe.upsample(small, [1, 1, 2, 2], [3, 4, 3, 4])
+    assert large.pixels.shape == (4, 32, 32, 3)
+    assert (large.columns, [r["seed"] for r in large.records]) == (2, [3, 4, 3, 4])
+    alone = pipe.upsample(small.pixels[3:], [2], [4])
+    assert np.abs(alone.pixels[0].astype(int) - large.pixels[3].astype(int)).max() <= 1
+    with pytest.raises(UserError, match="expected 4 seeds and classes, one per picture, got 4 and 1"):
+        pipe.upsample(small, [1], [3, 4, 3, 4])
+    with pytest.raises(UserError, match="does not enlarge pictures"):
+        pipeline(zoo["small"], "cpu").upsample(small, [1], [3])
+    with pytest.raises(UserError, match="needs low-resolution images"):
+        pipe([1], seeds=[0])
+
+
+def test_the_whole_chain_on_the_command_line(zoo: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    arguments = ["sample", zoo["free"], "--classes", "1", "2", "--seeds", "0-1", "--classifier", zoo["classifier"]]
+    arguments += ["--guidance", "2", "--upsample", zoo["large"], "--upsample-steps", "2", "--device", "cpu", "--quiet"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (70, 70)  # two by two pictures of 32 px, margins of 2
