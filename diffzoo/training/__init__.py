@@ -8,13 +8,16 @@ from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import adamw, parameter_groups, timm_optimizer
 from diffzoo.training.progress import RunProgress
 from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
+from diffzoo.training.throughput import CsvLog, Throughput
 
 __all__ = [
     "Checkpoints",
+    "CsvLog",
     "DiffusionModule",
     "LossGuard",
     "RunProgress",
     "SampleGrid",
+    "Throughput",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupInverseSqrt",

@@ -1,0 +1,120 @@
+"""`diffzoo ema`: weight averages that were not kept, made after training from the snapshots of those that were."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["configure", "run"]
+
+WIDTHS = [0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs `reconstruct` and `sweep`."""
+    verbs = parser.add_subparsers(dest="action", required=True)
+    make = verbs.add_parser("reconstruct", help="write averages of given relative widths as safetensors")
+    make.add_argument("--std", type=float, nargs="+", required=True, help="relative widths, such as 0.05 0.10")
+    make.add_argument("-o", "--output", help="folder; default RUN/averages/reconstructed")
+    sweep = verbs.add_parser("sweep", help="loss on held-out data over a grid of widths, and the best")
+    sweep.add_argument("--std", type=float, nargs="+", default=WIDTHS, help="relative widths of the grid")
+    sweep.add_argument("--batches", type=int, default=16, help="validation batches per width (default 16)")
+    for sub in (make, sweep):
+        sub.add_argument("run", help="directory of the run")
+        sub.add_argument(
+            "--updates", type=int, help="time of the average in optimizer steps; default the last snapshot"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reconstruct or sweep."""
+    return _reconstruct(args) if args.action == "reconstruct" else _sweep(args)
+
+
+def _reconstruct(args: argparse.Namespace) -> int:
+    from diffzoo.training.profiles import list_snapshots, mismatch, reconstruct
+
+    snapshots = list_snapshots(args.run)
+    end = args.updates or max(s.updates for s in snapshots)
+    folder = Path(args.output) if args.output else snapshots[0].path.parent / "reconstructed"
+    for std in args.std:
+        tensors = reconstruct(snapshots, std, end)
+        used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
+        error = mismatch(used, end, std)
+        path = folder / f"power_{std:.3f}_{end:08d}.safetensors"
+        _write(args.run, tensors, path, {"std": std, "updates": end, "mismatch": error})
+        print(f"width {std:g} at update {end}: {path}  ({len(used)} snapshots, profile off by {100 * error:.2g} %)")
+        if error > 0.1:
+            print(f"  the snapshots are too sparse for width {std:g}: ask for a width nearer to theirs")
+    return 0
+
+
+def _write(run: str, tensors: "dict[str, Tensor]", path: Path, facts: dict[str, Any]) -> None:
+    """Write an average: complete, and saying which network it is of, if the run has a checkpoint that knows."""
+    from dataclasses import replace
+
+    from diffzoo.training.checkpointing import list_checkpoints
+    from diffzoo.training.profiles import save_tensors
+    from diffzoo.zoo.loading import locate
+    from diffzoo.zoo.publish import write_weights
+
+    found = list_checkpoints(run)
+    if not found:
+        save_tensors(tensors, path, {"format": "pt", **facts})
+        return
+    raw = locate(found[0], prefer="raw")
+    state = raw.state | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
+    write_weights(state, replace(raw.facts, provenance={**raw.facts.provenance, "average": facts}), path)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from diffzoo.training.profiles import list_snapshots, reconstruct
+
+    config = Path(args.run) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"no config.yaml in {args.run}: `ema sweep` needs the directory of a run, to know its data")
+    snapshots = list_snapshots(args.run)
+    measure = _Measure(args.run, config, args.batches)
+    results = []
+    for std in args.std:
+        loss = measure(reconstruct(snapshots, std, args.updates))
+        results.append((loss, std))
+        print(f"width {std:<6g} loss {loss:.6f}", flush=True)
+    loss, std = min(results)
+    print(f"best: width {std:g}, loss {loss:.6f}. Write it with `diffzoo ema reconstruct {args.run} --std {std:g}`")
+    print("The loss is a proxy: compare widths near it by Fréchet distance with `diffzoo eval`")
+    return 0
+
+
+class _Measure:
+    """Validation loss of given weights, on the data of a run."""
+
+    def __init__(self, run: str, config: Path, batches: int):
+        from diffzoo.cli.lightning_cli import Command
+        from diffzoo.training.averaging import WeightAverages
+        from diffzoo.zoo.loading import locate
+
+        class Built(Command):
+            """Everything built, nothing run."""
+
+            def _run_subcommand(self, subcommand: str) -> None:
+                """Nothing."""
+
+        options = ["--trainer.logger=false", f"--trainer.limit_val_batches={batches}"]
+        self.cli = Built(["fit", f"--config={config}", *options])
+        callbacks: list[Any] = self.cli.trainer.callbacks  # type: ignore[attr-defined]
+        # it would put its own average in place of the one that is measured
+        callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAverages)]
+        self.cli.model.network.load_state_dict(locate(run, prefer="raw").state)
+
+    def __call__(self, tensors: "dict[str, Tensor]") -> float:
+        network = self.cli.model.network
+        network.load_state_dict(network.state_dict() | tensors)
+        found = self.cli.trainer.validate(self.cli.model, self.cli.datamodule, verbose=False)
+        if not found or "val/loss" not in found[0]:
+            raise UserError("this run's data has no held-out part: `ema sweep` has nothing to measure on")
+        return float(found[0]["val/loss"])

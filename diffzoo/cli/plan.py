@@ -1,0 +1,191 @@
+"""`diffzoo plan`: what a recipe needs, before it is started."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from diffzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffzoo.training.planning import GPU, Plan
+
+__all__ = ["configure", "plan_recipe", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("recipe", help="a file, or a name that ships (`diffzoo recipes list`)")
+    parser.add_argument(
+        "--gpu", help="h100, h200, a100-80, l40s, rtx4090, ...; default: the one of this machine, or h100"
+    )
+    parser.add_argument("--devices", type=int, default=1, help="number of GPUs (default 1)")
+    parser.add_argument(
+        "--shards", type=int, default=1, help="GPUs that share weights and optimizer by FSDP2 (default 1)"
+    )
+    parser.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak FLOPs (default 0.35)")
+    parser.add_argument("--price", type=float, help="US dollars per GPU hour; default: a typical on-demand price")
+    parser.add_argument("--grad-checkpointing", action="store_true", help="plan with recomputed activations")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    from diffzoo.training.planning import find_gpu, present_gpu
+
+    if args.devices < 1 or args.shards < 1 or not 0 < args.mfu <= 1:
+        raise UserError("--devices and --shards must be at least 1, --mfu must lie in (0, 1]")
+    gpu = find_gpu(args.gpu) if args.gpu else present_gpu() or find_gpu("h100")
+    plan, micro = plan_recipe(args.recipe, args.devices, args.shards, args.mfu, args.grad_checkpointing)
+    facts = _facts(plan, gpu, micro, gpu.price if args.price is None else args.price)
+    print(json.dumps(facts, indent=1) if args.json else _text(args.recipe, plan, gpu, facts))
+    return 0
+
+
+def plan_recipe(
+    recipe: str, devices: int = 1, shards: int = 1, mfu: float = 0.35, recompute: bool = False
+) -> "tuple[Plan, int | None]":
+    """The plan of a recipe and the micro-batch that it states, if any.
+
+    Args:
+        recipe: a file, or a name that ships.
+        devices: number of GPUs.
+        shards: GPUs that share weights, gradients, optimizer and averages.
+        mfu: assumed share of the peak FLOPs.
+        recompute: plan with activation checkpointing, whatever the recipe says.
+
+    Raises:
+        UserError: for a recipe that does not parse, or whose network is not a registered name.
+    """
+    import torch
+    import yaml
+
+    import diffzoo.models  # noqa: F401  registers the names
+    from diffzoo.cli.recipe_files import find_recipe
+    from diffzoo.models.registry import build
+    from diffzoo.training.planning import Plan, network_cost
+
+    path = find_recipe(recipe)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    model, trainer = content.get("model") or {}, content.get("trainer") or {}
+    name, overrides = _network(model, str(path))
+    with torch.device("meta"):
+        network = build(name, **overrides)
+    network.set_grad_checkpointing(recompute or bool(model.get("grad_checkpointing")))
+    data = (content.get("data") or {}).get("init_args") or {}
+    plan = Plan(
+        cost=network_cost(network, half="16" in str(trainer.get("precision", "32"))),
+        optimizer_states=_states(model.get("optimizer")),
+        averages=_averages(trainer.get("callbacks")),
+        companions=_companions(model),
+        batch=int(data.get("batch_size", 64)),
+        steps=max(0, int(trainer.get("max_steps", 0) or 0)),
+        devices=devices,
+        shards=shards,
+        mfu=mfu,
+    )
+    micro = data.get("micro_batch_size")
+    return plan, None if micro is None else int(micro)
+
+
+def _network(model: dict[str, Any], recipe: str) -> tuple[str, dict[str, Any]]:
+    network = model.get("network")
+    if isinstance(network, str):
+        return network, dict(model.get("network_args") or {})
+    arguments = dict((network or {}).get("init_args") or {})
+    name = arguments.pop("name", None)
+    if name is None:
+        raise UserError(f"the recipe {recipe} states no registered network: expected model.network, a name")
+    return name, {**arguments, **(arguments.pop("overrides", None) or {})}
+
+
+def _class(part: Any) -> tuple[str, dict[str, Any]]:
+    """Short class name and arguments of an entry of a recipe."""
+    if isinstance(part, str):
+        return part.rsplit(".", 1)[-1], {}
+    if not isinstance(part, dict):
+        return "", {}
+    return str(part.get("class_path", "")).rsplit(".", 1)[-1], dict(part.get("init_args") or {})
+
+
+def _states(optimizer: Any) -> int:
+    """Tensors of the size of the weights: the two moments of Adam and its kin, one for those with momentum alone."""
+    kind, arguments = _class(optimizer)
+    name = str(arguments.get("name", kind)).lower()
+    return 1 if any(n in name for n in ("lion", "muon", "sgd")) else 2
+
+
+def _averages(callbacks: Any) -> int:
+    for callback in callbacks or []:
+        kind, arguments = _class(callback)
+        if kind == "WeightAverages":
+            return len(arguments.get("decays", [0.9999])) + len(arguments.get("stds", []))
+    return 0
+
+
+# parameters of frozen companions, in millions; they are kept in float32
+COMPANIONS = {"KLAutoencoder": 84, "CLIPEncoder": 123, "T5Encoder": 4762}
+
+
+def _companions(model: dict[str, Any]) -> float:
+    kinds = [_class(model.get(part))[0] for part in ("autoencoder", "text_encoder")]
+    return sum(4e6 * COMPANIONS.get(kind, 0) for kind in kinds)
+
+
+def _facts(plan: "Plan", gpu: "GPU", micro: int | None, price: float) -> dict[str, Any]:
+    largest, fitting = plan.largest_micro_batch(gpu), plan.fitting_micro_batch(gpu)
+    chosen = micro or fitting or 1
+    hours = plan.hours(gpu)
+    return {
+        "gpu": gpu.name,
+        "devices": plan.devices,
+        "parameters": plan.cost.parameters,
+        "gflops_per_image": plan.cost.flops / 1e9,
+        "training_gflops_per_image": plan.cost.hardware_flops / 1e9,
+        "bytes": {
+            **plan.parts(),
+            "activations per image": plan.cost.activations,
+            "evaluation step": plan.evaluation(),
+        },
+        "micro_batch": chosen,
+        "peak_bytes": plan.peak(chosen),
+        "usable_bytes": plan.usable(gpu),
+        "fits": plan.peak(chosen) <= plan.usable(gpu),
+        "largest_micro_batch": largest,
+        "largest_fitting_micro_batch": fitting,
+        "images_per_second": plan.images_per_second(gpu),
+        "hours": hours,
+        "dollars": hours * plan.devices * price,
+    }
+
+
+def _text(recipe: str, plan: "Plan", gpu: "GPU", facts: dict[str, Any]) -> str:
+    gib = 2**30
+    lines = [
+        f"{recipe} on {plan.devices} x {gpu.name}",
+        f"  parameters          {plan.cost.parameters / 1e6:.1f} M",
+        f"  FLOPs per image     {facts['gflops_per_image']:.1f} G forward, "
+        f"{facts['training_gflops_per_image']:.1f} G in training (two per multiply-add)",
+        "  memory per GPU",
+    ]
+    lines += [f"    {name:<28} {size / gib:8.2f} GiB" for name, size in facts["bytes"].items()]
+    verdict = "fits" if facts["fits"] else "does NOT fit"
+    lines += [
+        f"  micro-batch {facts['micro_batch']}: peak {facts['peak_bytes'] / gib:.1f} GiB of "
+        f"{facts['usable_bytes'] / gib:.1f} GiB usable: {verdict}",
+        f"  largest micro-batch {facts['largest_micro_batch']}, "
+        f"largest that divides the batch of {plan.batch}: {facts['largest_fitting_micro_batch']}",
+    ]
+    if not facts["largest_fitting_micro_batch"]:
+        lines.append("  nothing fits: set model.grad_checkpointing to true (--grad-checkpointing), or shard (--shards)")
+    lines.append(
+        f"  speed               {facts['images_per_second']:.0f} images/s at {100 * plan.mfu:.0f} % MFU (assumed)"
+    )
+    if plan.steps:
+        lines.append(
+            f"  whole run           {facts['hours']:.1f} h for {plan.steps * plan.batch / 1e6:.1f} M images, "
+            f"about {facts['dollars']:.0f} US dollars"
+        )
+    return "\n".join(lines)

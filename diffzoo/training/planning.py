@@ -1,0 +1,323 @@
+"""What a run needs before it is started: operations, memory, time.
+
+Nothing is computed: the network runs on tensors without data (`FakeTensorMode`), forward and backward, while operations
+are counted and the bytes alive are followed. Two batch sizes tell what grows with the batch from what does not.
+
+Conventions: FLOPs are two per multiply-add; a training step costs three forward passes, and one more where
+activations are recomputed; GiB are 2^30 bytes.
+"""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.models.base import Network
+from diffzoo.typing import Condition
+
+__all__ = ["GPU", "GPUS", "NetworkCost", "Plan", "find_gpu", "flops_per_image", "network_cost", "present_gpu"]
+
+GIB = 2**30
+# CUDA's context and libraries, and what the caching allocator cannot use, as shares of a card's memory
+CONTEXT_BYTES = 0.8 * GIB
+FRAGMENTATION = 0.06
+
+
+@dataclass(frozen=True)
+class GPU:
+    """An accelerator.
+
+    Args:
+        name: short name, as in `--gpu`.
+        memory: bytes a process sees.
+        tflops: peak of dense bfloat16 (float16 before Ampere) matrix products, with float32 sums.
+        price: US dollars per hour; a typical on-demand price, an assumption.
+    """
+
+    name: str
+    memory: float
+    tflops: float
+    price: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        GPU("b200", 178 * GIB, 2250, 6.0),
+        GPU("h200", 139 * GIB, 989, 3.8),
+        GPU("h100", 79 * GIB, 989, 3.0),
+        GPU("a100-80", 79 * GIB, 312, 1.8),
+        GPU("a100-40", 39 * GIB, 312, 1.3),
+        GPU("l40s", 44 * GIB, 362, 1.2),
+        GPU("a10", 22 * GIB, 125, 0.8),
+        GPU("l4", 22 * GIB, 121, 0.7),
+        GPU("rtx4090", 23.5 * GIB, 165, 0.5),
+        GPU("rtx3090", 23.5 * GIB, 71, 0.3),
+        GPU("v100", 15.7 * GIB, 125, 0.8),
+        GPU("t4", 14.6 * GIB, 65, 0.4),
+    )
+}
+
+
+def find_gpu(name: str) -> GPU:
+    """A card by short name, or by the name its driver gives.
+
+    Raises:
+        UserError: for an unknown one, naming the nearest.
+    """
+    key = name.lower().replace("nvidia", "").replace("geforce", "").replace(" ", "")
+    if key in GPUS:
+        return GPUS[key]
+    for short, gpu in GPUS.items():
+        base, _, size = short.partition("-")
+        if key.startswith(base) and (not size or size in key):
+            return gpu
+    raise UserError(f"unknown GPU {name!r}{did_you_mean(name, GPUS)}")
+
+
+def present_gpu() -> GPU | None:
+    """The card of this machine, with the memory it reports; None without one or for one that is not in the table."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    try:
+        known = find_gpu(properties.name)
+    except UserError:
+        return None
+    return GPU(known.name, properties.total_memory, known.tflops, known.price)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the bytes of all tensors that operations make while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf.untyped_storage())
+        return out
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """These are counted elsewhere: parameters and inputs."""
+        self._seen.update(t.untyped_storage()._cdata for t in tensors)
+
+    def _follow(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network needs.
+
+    Args:
+        parameters: number of parameters; trainable: of those that train.
+        flops: of one forward pass per image.
+        activations: bytes per image at the peak of a training step: what the backward pass needs, and temporaries.
+        fixed: bytes at that peak that do not grow with the batch: gradients, and weights cast to half precision.
+        forward: bytes per image at the peak of a pass without gradients.
+        recompute: whether activations are recomputed.
+    """
+
+    parameters: int
+    trainable: int
+    flops: float
+    activations: float
+    fixed: float
+    forward: float
+    recompute: bool
+
+    @property
+    def step_flops(self) -> float:
+        """Operations of a training step per image, recomputation not counted: what MFU is defined on."""
+        return 3 * self.flops
+
+    @property
+    def hardware_flops(self) -> float:
+        """Operations that a training step carries out per image."""
+        return (4 if self.recompute else 3) * self.flops
+
+
+def _inputs(network: Network, batch: int, text: tuple[int, int] | None) -> tuple[Tensor, Tensor, Condition | None]:
+    config = network.config
+    z = torch.randn(batch, config.in_channels, config.image_size, config.image_size)
+    label = torch.zeros(batch, dtype=torch.long) if config.num_classes else None
+    tokens = torch.randn(batch, *text) if text else None
+    mask = torch.ones(batch, text[0], dtype=torch.bool) if text else None
+    quarter = config.image_size // 4
+    low_res = torch.randn(batch, 3, quarter, quarter) if getattr(config, "upsampler", False) else None
+    cond = Condition(label=label, text=tokens, text_mask=mask, low_res=low_res)
+    return z, torch.rand(batch), cond if len(cond) else None
+
+
+def _twin(network: Network) -> Network:
+    """The same network without data. Initialisation is done on "meta": some of it looks at values."""
+    with torch.device("meta"):
+        twin = type(network)(network.config)
+    twin.set_grad_checkpointing(network.grad_checkpointing)
+    for own, other in zip(twin.parameters(), network.parameters(), strict=True):
+        own.requires_grad_(other.requires_grad)
+    return twin
+
+
+def _fill(twin: Network) -> Network:
+    """Give a network of "meta" the tensors of the fake mode it is called in, which claim to be on the CPU."""
+    for module in twin.modules():
+        for name, p in module.named_parameters(recurse=False):
+            fake = torch.empty(p.shape, dtype=p.dtype, device="cpu")
+            module.register_parameter(name, torch.nn.Parameter(fake, requires_grad=p.requires_grad))
+        for name, b in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device="cpu")
+    return twin
+
+
+def _text_shape(network: Network) -> tuple[int, int] | None:
+    """Tokens and width of the captions that a text-conditional network reads, by its config."""
+    config = network.config
+    width = getattr(config, "text_width", 0)
+    return (int(getattr(config, "text_tokens", 128)), int(width)) if width else None
+
+
+def flops_per_image(network: Network) -> float:
+    """Operations of one forward pass per image, two per multiply-add: products, convolutions and attention."""
+    twin = _twin(network).eval()
+    with FakeTensorMode(), torch.no_grad():
+        _fill(twin)
+        z, level, cond = _inputs(twin, 1, _text_shape(network))
+        with FlopCounterMode(display=False) as counter:
+            twin(z, level, cond)
+    return float(counter.get_total_flops())
+
+
+def _peak(network: Network, batch: int, half: bool, train: bool) -> int:
+    """Bytes alive at the peak of one pass, without parameters and inputs."""
+    twin = _twin(network).train(train)
+    with FakeTensorMode():
+        _fill(twin)
+        z, level, cond = _inputs(twin, batch, _text_shape(network))
+        live = _LiveBytes()
+        live.ignore([*twin.parameters(), *twin.buffers(), z, level])
+        with live, torch.set_grad_enabled(train):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                outputs = twin.training_outputs(z, level, cond)
+            if train:
+                sum(o.float().square().mean() for o in outputs).backward()  # type: ignore[union-attr]
+        return live.peak
+
+
+def network_cost(network: Network, half: bool = True) -> NetworkCost:
+    """Measure a network without running it.
+
+    Args:
+        network: on any device, "meta" included; its `grad_checkpointing` counts.
+        half: bf16-mixed, with weights in float32; else float32 throughout.
+    """
+    one, two = (_peak(network, b, half, True) for b in (1, 2))
+    forward = _peak(network, 2, half, False) - _peak(network, 1, half, False)
+    return NetworkCost(
+        parameters=sum(p.numel() for p in network.parameters()),
+        trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        flops=flops_per_image(network),
+        activations=two - one,
+        fixed=max(0, 2 * one - two),
+        forward=forward,
+        recompute=network.grad_checkpointing,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory and time of a recipe on a card.
+
+    Args:
+        cost: of the network.
+        optimizer_states: tensors of the size of the weights that the optimizer keeps: 2 for Adam, 1 for Lion.
+        averages: how many averages of the weights are kept.
+        companions: bytes of frozen autoencoder and text encoder.
+        batch: images per step over all devices.
+        steps: optimizer steps of the run.
+        devices: how many cards share the batch.
+        shards: over how many of them weights, gradients, optimizer and averages are split; 1 = DDP.
+        mfu: share of the card's peak that training reaches; an assumption unless measured.
+        evaluation_batch: images drawn at once in previews and evaluation.
+    """
+
+    cost: NetworkCost
+    optimizer_states: int = 2
+    averages: int = 1
+    companions: float = 0.0
+    batch: int = 256
+    steps: int = 0
+    devices: int = 1
+    shards: int = 1
+    mfu: float = 0.35
+    evaluation_batch: int = 64
+
+    def parts(self) -> dict[str, float]:
+        """Bytes per device that do not depend on the micro-batch."""
+        weights, trained = 4.0 * self.cost.parameters, 4.0 * self.cost.trainable
+        return {
+            "weights": weights / self.shards,
+            "optimizer": self.optimizer_states * trained / self.shards,
+            "averages": self.averages * trained / self.shards,
+            "gradients and casts": self.cost.fixed / self.shards,
+            "autoencoder and text encoder": self.companions,
+        }
+
+    def evaluation(self) -> float:
+        """Bytes that a preview or evaluation step adds: the raw weights put aside, and the guided forward pass."""
+        return 4.0 * self.cost.trainable / self.shards + 2 * self.evaluation_batch * self.cost.forward
+
+    def training(self, micro_batch: int) -> float:
+        """Bytes of a training step at its peak."""
+        return sum(self.parts().values()) + micro_batch * self.cost.activations
+
+    def peak(self, micro_batch: int) -> float:
+        """Bytes at the highest point of the run, evaluation included."""
+        standing = sum(self.parts().values()) - self.cost.fixed / self.shards
+        return max(self.training(micro_batch), standing + self.evaluation())
+
+    def usable(self, gpu: GPU) -> float:
+        """Bytes of a card that tensors can have."""
+        return gpu.memory * (1 - FRAGMENTATION) - CONTEXT_BYTES
+
+    def largest_micro_batch(self, gpu: GPU) -> int:
+        """The largest micro-batch that fits, 0 if none does; no larger than a device's share of the batch."""
+        room = self.usable(gpu) - sum(self.parts().values())
+        return max(0, min(int(room // max(self.cost.activations, 1)), max(1, self.batch // self.devices)))
+
+    def fitting_micro_batch(self, gpu: GPU) -> int:
+        """The largest that also divides a device's share of the global batch, as accumulation wants it."""
+        share, largest = max(1, self.batch // self.devices), self.largest_micro_batch(gpu)
+        return next((m for m in range(largest, 0, -1) if share % m == 0), 0)
+
+    def images_per_second(self, gpu: GPU) -> float:
+        """Over all devices, at the assumed MFU."""
+        waste = self.cost.hardware_flops / self.cost.step_flops
+        return self.devices * gpu.tflops * 1e12 * self.mfu / (self.cost.step_flops * waste)
+
+    def hours(self, gpu: GPU) -> float:
+        """Of the whole run."""
+        return self.steps * self.batch / self.images_per_second(gpu) / 3600

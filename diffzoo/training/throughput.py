@@ -1,0 +1,243 @@
+"""The numbers of a run: loss, also by noise level, gradient norm, images, speed, memory; in a plain CSV always.
+
+Everything is summed on the device and read by the host at the logging interval only.
+"""
+
+import csv
+import io
+import itertools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.files import write_text
+from diffzoo.training.guards import LossGuard
+from diffzoo.training.planning import GIB, GPU, flops_per_image, present_gpu
+
+__all__ = ["CsvLog", "Throughput"]
+
+
+class CsvLog(Logger):
+    """`metrics.csv` of a run directory: one row per call, one column per quantity, `step` first.
+
+    It survives: a resumed run goes on in the same file, without the rows of steps that it takes again (`rewind`).
+
+    Args:
+        directory: where the file goes.
+    """
+
+    def __init__(self, directory: str | Path):
+        super().__init__()
+        self.path = Path(directory) / "metrics.csv"
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The recipe is in `config.yaml`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"step": step, **{k: _short(float(v)) for k, v in metrics.items() if k not in ("step", "epoch")}}
+        if len(row) == 1:
+            return
+        if not self._columns:
+            self._columns = list(self._rows()[0]) if self.path.exists() and self._rows() else []
+        new = [k for k in row if k not in self._columns]
+        if new:
+            rows = self._rows()
+            self._columns += new
+            self._write(rows)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop the rows of steps after `step`, and a last line that a kill cut short."""
+        rows = [r for r in self._rows() if (r.get("step") or "").isdigit() and int(r["step"]) <= step]
+        self._columns = list(rows[0]) if rows else []
+        if rows:
+            self._write(rows)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        return list(csv.DictReader(lines))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+
+
+def _short(value: float) -> float | int:
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+class Throughput(Callback):
+    """Logs the numbers of training to every logger of the run, and to a CSV whatever loggers it has.
+
+    train/loss                    mean over samples and processes since the last row
+    train/loss_logsnr_A_B         the same for samples whose log-SNR lies in [A, B)
+    train/gradient_norm           before clipping, of the last step (from `LossGuard`)
+    train/learning_rate           of the first parameter group
+    train/skipped_steps           by `LossGuard`, since the start of the run
+    speed/images_seen             since the start of the run
+    speed/images_per_second       over all processes, validation left out
+    speed/mfu                     model FLOPs utilisation, on known GPUs
+    speed/memory_gib              peak of this device since the last row
+
+    Args:
+        every_n_steps: interval in optimizer steps; default: the trainer's `log_every_n_steps`.
+        logsnr_edges: borders of the noise-level bins; the outermost bins reach to infinity.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        logsnr_edges: tuple[float, ...] = (-10.0, -5.0, -2.0, 0.0, 2.0, 5.0, 10.0),
+    ):
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if list(logsnr_edges) != sorted(set(logsnr_edges)):
+            raise UserError(f"logsnr_edges must increase, got {list(logsnr_edges)}")
+        self.every_n_steps, self.edges = every_n_steps, tuple(logsnr_edges)
+        self.images_seen = 0
+        self._gpu: GPU | None = None
+        self._flops = 0.0
+        self._step = 0
+        self._sums: Tensor | None = None
+        self._loaded: Tensor | None = None
+        self._images = 0
+        self._stamp = self._pause = 0.0
+
+    @property
+    def bins(self) -> list[str]:
+        """Names of the noise-level bins, from the noisiest."""
+        borders = ["min", *(f"{e:g}" for e in self.edges), "max"]
+        return [f"train/loss_logsnr_{a}_{b}" for a, b in itertools.pairwise(borders)]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trial = getattr(trainer, "fast_dev_run", False)
+        if stage == "fit" and not trial and not any(isinstance(g, CsvLog) for g in trainer.loggers):
+            trainer.loggers = [*trainer.loggers, CsvLog(trainer.default_root_dir)]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLog):
+                logger.rewind(self._step)
+        self._gpu = present_gpu() if pl_module.device.type == "cuda" else None
+        if self._gpu is not None:
+            try:
+                self._flops = 3 * flops_per_image(pl_module.network)  # type: ignore[arg-type]
+            except Exception as error:  # a network of one's own that looks at values: no MFU, but the run goes on
+                rank_zero_warn(f"the operations of this network cannot be counted ({error}): no MFU is logged")
+        self._restart()
+        if self._loaded is not None and trainer.is_global_zero:  # rank 0's sums were saved: they count once
+            self._sums = self._loaded.to(pl_module.device)
+        self._loaded = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stamp += time.perf_counter() - self._pause
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._take_in(pl_module, outputs, _size(batch) * trainer.world_size)
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        if self._step % (self.every_n_steps or max(1, getattr(trainer, "log_every_n_steps", 50))) == 0:
+            values = self.collect(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(values, self._step)
+
+    @torch.no_grad()
+    def _take_in(self, pl_module: LightningModule, outputs: Any, images: int) -> None:
+        self.images_seen += images
+        self._images += images
+        pair = getattr(pl_module, "last_losses", None)
+        if pair is None:
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+            pair = None if loss is None else (None, loss.detach().reshape(1))
+        if pair is None:
+            return
+        logsnr, loss = pair
+        if self._sums is None:
+            self._sums = torch.zeros(2, len(self.edges) + 2, dtype=torch.float64, device=loss.device)
+        add = torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+        self._sums[:, -1] += add.sum(1)
+        if logsnr is not None:
+            edges = torch.tensor(self.edges, dtype=logsnr.dtype, device=logsnr.device)
+            self._sums.index_add_(1, torch.bucketize(logsnr, edges, right=True), add)
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The values since the last call; every process must call it."""
+        values: dict[str, float] = {}
+        if self._sums is not None:
+            total = trainer.strategy.reduce(self._sums, reduce_op="sum")
+            assert isinstance(total, Tensor)
+            for name, loss, count in zip([*self.bins, "train/loss"], *total.tolist(), strict=True):
+                if count:
+                    values[name] = loss / count
+        guard = next((c for c in trainer.callbacks if isinstance(c, LossGuard)), None)  # type: ignore[attr-defined]
+        if guard is not None and guard.last_norm is not None:
+            values["train/gradient_norm"] = float(guard.last_norm)
+            values["train/skipped_steps"] = guard.skipped
+        values["train/learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        rate = self._images / max(time.perf_counter() - self._stamp, 1e-9)
+        values["speed/images_seen"], values["speed/images_per_second"] = self.images_seen, rate
+        if self._gpu is not None:
+            if self._flops:
+                values["speed/mfu"] = rate * self._flops / (self._gpu.tflops * 1e12 * trainer.world_size)
+            values["speed/memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / GIB
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._restart()
+        return values
+
+    def _restart(self) -> None:
+        self._sums, self._images, self._stamp = None, 0, time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images_seen": self.images_seen, "sums": self._sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # with the sums of the rows to come, the loss curve of a resumed run is that of one never stopped
+        self.images_seen, self._loaded = state_dict["images_seen"], state_dict["sums"]
+
+
+def _size(batch: Any) -> int:
+    """Images in a batch: the length of its first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next((len(v) for v in values if isinstance(v, Tensor)), 0)
