@@ -1,7 +1,8 @@
 """What a run needs before it is started: operations, memory, time.
 
 Nothing is computed: the network runs on tensors without data (`FakeTensorMode`), forward and backward, while operations
-are counted and the bytes alive are followed. Two batch sizes tell what grows with the batch from what does not.
+are counted and the bytes alive are followed. Two batch sizes tell what grows with the batch from what does not; they
+are large, so that the peak lies where the activations are, not at the end, where the gradients are.
 
 Conventions: FLOPs are two per multiply-add; a training step costs three forward passes, and one more where
 activations are recomputed; GiB are 2^30 bytes.
@@ -29,6 +30,7 @@ GIB = 2**30
 # CUDA's context and libraries, and what the caching allocator cannot use, as shares of a card's memory
 CONTEXT_BYTES = 0.8 * GIB
 FRAGMENTATION = 0.06
+BATCHES = (64, 128)
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,15 @@ def find_gpu(name: str) -> GPU:
     Raises:
         UserError: for an unknown one, naming the nearest.
     """
-    key = name.lower().replace("nvidia", "").replace("geforce", "").replace(" ", "")
+    key = name.lower().replace(" ", "")
+    for maker in ("nvidia", "geforce", "tesla"):
+        key = key.removeprefix(maker)
     if key in GPUS:
         return GPUS[key]
     for short, gpu in GPUS.items():
         base, _, size = short.partition("-")
-        if key.startswith(base) and (not size or size in key):
+        rest = key.removeprefix(base)
+        if rest != key and not rest[:1].isdigit() and (not size or size in rest):
             return gpu
     raise UserError(f"unknown GPU {name!r}{did_you_mean(name, GPUS)}")
 
@@ -136,7 +141,7 @@ class NetworkCost:
         parameters: number of parameters; trainable: of those that train.
         flops: of one forward pass per image.
         activations: bytes per image at the peak of a training step: what the backward pass needs, and temporaries.
-        fixed: bytes at that peak that do not grow with the batch: gradients, and weights cast to half precision.
+        fixed: bytes at that peak that do not grow with the batch: weights cast to half precision, first gradients.
         forward: bytes per image at the peak of a pass without gradients.
         recompute: whether activations are recomputed.
     """
@@ -234,15 +239,17 @@ def network_cost(network: Network, half: bool = True) -> NetworkCost:
         network: on any device, "meta" included; its `grad_checkpointing` counts.
         half: bf16-mixed, with weights in float32; else float32 throughout.
     """
-    one, two = (_peak(network, b, half, True) for b in (1, 2))
-    forward = _peak(network, 2, half, False) - _peak(network, 1, half, False)
+    small, large = BATCHES
+    one, two = (_peak(network, b, half, True) for b in BATCHES)
+    forward = _peak(network, large, half, False) - _peak(network, small, half, False)
+    activations = (two - one) / (large - small)
     return NetworkCost(
         parameters=sum(p.numel() for p in network.parameters()),
         trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
         flops=flops_per_image(network),
-        activations=two - one,
-        fixed=max(0, 2 * one - two),
-        forward=forward,
+        activations=activations,
+        fixed=max(0.0, one - small * activations),
+        forward=forward / (large - small),
         recompute=network.grad_checkpointing,
     )
 
@@ -276,28 +283,37 @@ class Plan:
     evaluation_batch: int = 64
 
     def parts(self) -> dict[str, float]:
-        """Bytes per device that do not depend on the micro-batch."""
+        """Bytes per device that stay for the whole run."""
         weights, trained = 4.0 * self.cost.parameters, 4.0 * self.cost.trainable
         return {
             "weights": weights / self.shards,
             "optimizer": self.optimizer_states * trained / self.shards,
             "averages": self.averages * trained / self.shards,
-            "gradients and casts": self.cost.fixed / self.shards,
             "autoencoder and text encoder": self.companions,
         }
+
+    def gradients(self) -> float:
+        """Bytes of all gradients."""
+        return 4.0 * self.cost.trainable / self.shards
 
     def evaluation(self) -> float:
         """Bytes that a preview or evaluation step adds: the raw weights put aside, and the guided forward pass."""
         return 4.0 * self.cost.trainable / self.shards + 2 * self.evaluation_batch * self.cost.forward
 
     def training(self, micro_batch: int) -> float:
-        """Bytes of a training step at its peak."""
-        return sum(self.parts().values()) + micro_batch * self.cost.activations
+        """Bytes of a training step at its peak.
+
+        Gradients come as activations go, unless they are there from the start: those that are being accumulated,
+        and DDP's buckets.
+        """
+        activations, gradients = self.cost.fixed + micro_batch * self.cost.activations, self.gradients()
+        stay = self.devices > 1 or micro_batch * self.devices < self.batch
+        peak = activations + gradients if stay else max(activations, gradients)
+        return sum(self.parts().values()) + peak
 
     def peak(self, micro_batch: int) -> float:
         """Bytes at the highest point of the run, evaluation included."""
-        standing = sum(self.parts().values()) - self.cost.fixed / self.shards
-        return max(self.training(micro_batch), standing + self.evaluation())
+        return max(self.training(micro_batch), sum(self.parts().values()) + self.evaluation())
 
     def usable(self, gpu: GPU) -> float:
         """Bytes of a card that tensors can have."""
@@ -305,8 +321,11 @@ class Plan:
 
     def largest_micro_batch(self, gpu: GPU) -> int:
         """The largest micro-batch that fits, 0 if none does; no larger than a device's share of the batch."""
-        room = self.usable(gpu) - sum(self.parts().values())
-        return max(0, min(int(room // max(self.cost.activations, 1)), max(1, self.batch // self.devices)))
+        share, usable = max(1, self.batch // self.devices), self.usable(gpu)
+        if self.training(share) <= usable:
+            return share
+        room = usable - sum(self.parts().values()) - self.cost.fixed - self.gradients()
+        return max(0, min(int(room // max(self.cost.activations, 1)), share - 1))
 
     def fitting_micro_batch(self, gpu: GPU) -> int:
         """The largest that also divides a device's share of the global batch, as accumulation wants it."""

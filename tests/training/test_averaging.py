@@ -1,6 +1,9 @@
 """Averages of weights: closed forms, other implementations, and what must not disturb them."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -519,3 +522,45 @@ def test_snapshots_of_another_course_are_set_aside(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "averages" / "stale").iterdir()} == {
         f"step_{s:08d}_power_0.100.safetensors" for s in (8, 12)
     }
+
+
+# -- several processes
+
+
+def two_processes(folder: Path, kind: str, steps: int, checkpoint: Path | None = None) -> list[dict]:
+    script = Path(__file__).with_name("run_distributed_averages.py")
+    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    arguments = [str(folder), kind, str(steps), *([str(checkpoint)] if checkpoint else [])]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+@pytest.mark.slow
+def test_ddp_and_fsdp_hold_the_same_averages(tmp_path: Path) -> None:
+    """Identical on the ranks under DDP; shards under FSDP2; both equal, in snapshots, checkpoints and resumes too."""
+    ddp, fsdp = two_processes(tmp_path / "ddp", "ddp", 10), two_processes(tmp_path / "fsdp", "fsdp", 10)
+    for label in ("ema_0.9", "power_0.100"):
+        for name, value in ddp[0]["local"][label].items():
+            assert torch.equal(value, ddp[1]["local"][label][name])
+            torch.testing.assert_close(fsdp[0]["states"][label][name], value, atol=1e-5, rtol=1e-4)
+            shards = [rank["local"][label][name] for rank in fsdp]
+            torch.testing.assert_close(torch.cat(shards), fsdp[0]["states"][label][name])
+    assert fsdp[0]["local"]["ema_0.9"]["0.weight"].shape == (4, 8)  # of 7 rows
+    for run in (*ddp, *fsdp):
+        for name, value in run["raw"].items():
+            assert torch.equal(run["after"][name], value)
+            torch.testing.assert_close(run["inside"][name], ddp[0]["local"]["ema_0.9"][name], atol=1e-5, rtol=1e-4)
+            assert not torch.equal(run["inside"][name], value)
+    last = [list_snapshots(tmp_path / kind)[-1] for kind in ("ddp", "fsdp")]
+    for name, value in reconstruct(last[:1], 0.1).items():
+        torch.testing.assert_close(reconstruct(last[1:], 0.1)[name], value, atol=1e-5, rtol=1e-4)
+    for kind, whole in (("ddp", ddp), ("fsdp", fsdp)):
+        newest = tmp_path / kind / "checkpoints" / "step_00000005.ckpt"
+        resumed = two_processes(tmp_path / kind / "again", kind, 10, newest)
+        assert resumed[0]["updates"] == {"ema_0.9": 10, "power_0.100": 10}
+        for label in ("ema_0.9", "power_0.100"):
+            for name, value in whole[0]["states"][label].items():
+                assert torch.equal(resumed[0]["states"][label][name], value), (kind, label, name)
