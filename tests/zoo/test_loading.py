@@ -316,10 +316,10 @@ def test_policies_without_pretrained_weights_are_refused(tiny: Network) -> None:
 def test_save_and_load_are_exact_and_the_bytes_repeat(tiny: Network, tmp_path: Path) -> None:
     from diffzoo import GaussianProcess
 
-    for name in ("a", "b"):
+    for name in "abcdefgh":  # safetensors writes several header fields in random order
         tiny.save_pretrained(tmp_path / name, process=GaussianProcess(), class_names=("x",) * 10, licence="mit")
     for file in ("model.safetensors", "config.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert len({(tmp_path / name / file).read_bytes() for name in "abcdefgh"}) == 1
     for source in (tmp_path / "a", f"local-dir:{tmp_path / 'a'}", tmp_path / "a" / "model.safetensors"):
         loaded = load_any(source)
         assert same(loaded.network, tiny)

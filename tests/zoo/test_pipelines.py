@@ -1,0 +1,329 @@
+"""From a name to pictures: classes by name, seeds, guidance in the weights' own formula, latents, PNG records."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffzoo
+from diffzoo import Condition, GaussianProcess, pipeline
+from diffzoo.cli.main import main
+from diffzoo.cli.sample import parse_seeds
+from diffzoo.encoders import Identity, KLAutoencoder
+from diffzoo.errors import MissingExtraError, UserError
+from diffzoo.images import to_uint8
+from diffzoo.models import adm, dimr, registry, uvit_bao
+from diffzoo.models.base import Level, Network
+from diffzoo.pipelines import Pipeline
+from diffzoo.process import Eps, V
+from diffzoo.sampling import DDIM, ClassifierFree, Denoiser, sample
+
+NAMES = ("cat", "dog, hound", *(f"thing {i}" for i in range(8)))
+COND, UNCOND = "cond + s * (cond - uncond)", "uncond + s * (cond - uncond)"
+
+
+def random_weights(network: Network, seed: int = 5) -> Network:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)  # enough for the class to show
+    return network.eval()
+
+
+@pytest.fixture
+def pixels(tmp_path: Path) -> Path:
+    """A class-conditional model of 8-pixel RGB images, on disk."""
+    config = uvit_bao.UViTBaoConfig(image_size=8, in_channels=3, num_classes=10, width=32, depth=3, heads=4)
+    folder = tmp_path / "pixels"
+    process = GaussianProcess(prediction=V())
+    random_weights(uvit_bao.UViTBao(config)).save_pretrained(
+        folder, process=process, class_names=NAMES, guidance={"formula": COND, "scale": 0.5}
+    )
+    return folder
+
+
+@pytest.fixture
+def unconditional(tmp_path: Path) -> Path:
+    config = uvit_bao.UViTBaoConfig(image_size=8, in_channels=3, width=32, depth=3, heads=4)
+    folder = tmp_path / "unconditional"
+    random_weights(uvit_bao.UViTBao(config)).save_pretrained(folder, process=GaussianProcess(prediction=V()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised autoencoder of Stable Diffusion's architecture, narrower, on disk."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("vae")
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).save_pretrained(path)
+    return path
+
+
+# -- pictures
+
+
+def test_pictures_are_those_of_the_parts_put_together(pixels: Path) -> None:
+    pipe = pipeline(pixels, "cpu")
+    pictures = pipe(["hound", 7], seeds=[3, 4, 9], guidance=1.5, steps=5)
+    denoise = ClassifierFree(Denoiser(pipe.network, pipe.process), 1.5, "cond")
+    cond = Condition(label=torch.tensor([1, 1, 1, 7, 7, 7]))
+    expected = to_uint8(sample(denoise, DDIM(steps=5), (3, 8, 8), [3, 4, 9, 3, 4, 9], cond))
+    assert pictures.pixels.dtype == np.uint8
+    assert pictures.pixels.shape == (6, 8, 8, 3)
+    assert np.array_equal(pictures.pixels, expected.permute(0, 2, 3, 1).numpy())
+    assert pictures.labels == ["dog"] * 3 + ["thing 5"] * 3
+    assert np.array_equal(np.asarray(pictures.pil()[2]), pictures[2])
+    assert len({p.tobytes() for p in pictures.pixels}) == 6
+
+
+def test_a_picture_does_not_depend_on_the_others(pixels: Path) -> None:
+    pipe = pipeline(pixels, "cpu")
+    every = pipe([0, 1, 2], seeds=range(4), steps=3).pixels
+    assert np.array_equal(pipe(1, seeds=[2], steps=3).pixels[0], every[6])
+    assert np.array_equal(pipe([0, 1, 2], seeds=range(4), steps=3, batch_size=5).pixels, every)
+
+
+def test_the_published_guidance_is_the_default_and_zero_means_none(pixels: Path) -> None:
+    pipe = pipeline(pixels, "cpu")
+    assert np.array_equal(pipe(3, steps=3).pixels, pipe(3, steps=3, guidance=0.5).pixels)
+    assert not np.array_equal(pipe(3, steps=3).pixels, pipe(3, steps=3, guidance=0).pixels)
+    calls = 0
+    forward = pipe.network.forward
+
+    def counted(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        assert len(args[0]) == 1
+        return forward(*args)
+
+    pipe.network.forward = counted  # type: ignore[method-assign]
+    pipe(3, seeds=[0], steps=3, guidance=0)
+    assert calls == 3
+
+
+def test_the_two_formulas_agree_where_they_should(pixels: Path, tmp_path: Path) -> None:
+    first = pipeline(pixels, "cpu")
+    network = diffzoo.create_model(f"local-dir:{pixels}")
+    network.save_pretrained(tmp_path / "other", guidance={"formula": UNCOND, "scale": 1.0})
+    other = pipeline(tmp_path / "other", "cpu")
+    assert np.array_equal(first(2, steps=3, guidance=0.4).pixels, other(2, steps=3, guidance=1.4).pixels)
+
+
+def test_unconditional_models_take_no_classes(unconditional: Path) -> None:
+    pipe = pipeline(unconditional, "cpu")
+    assert pipe(seeds=range(3), steps=2).pixels.shape == (3, 8, 8, 3)
+    with pytest.raises(UserError, match="this model is unconditional: leave out the classes"):
+        pipe([1])
+    with pytest.raises(UserError, match="guidance has nothing to act on"):
+        pipe(guidance=2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"), [("cat", 0), ("Dog", 1), ("hound", 1), ("dog, hound", 1), ("4", 4), (9, 9), (np.int64(2), 2)]
+)
+def test_classes_have_names_and_numbers(pixels: Path, wanted: Any, index: int) -> None:
+    assert pipeline(pixels, "cpu").class_id(wanted) == index
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ("hounds", "did you mean 'hound'"),
+        (10, "class 10 is out of range: .* 0 to 9"),
+        ("-1", "-1 is"),
+    ],
+)
+def test_wrong_classes_are_named(pixels: Path, wanted: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        pipeline(pixels, "cpu")([wanted])
+
+
+def test_imagenet_classes_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    config = uvit_bao.UViTBaoConfig(image_size=8, in_channels=3, num_classes=1000, width=32, depth=3, heads=4)
+    uvit_bao.UViTBao(config).save_pretrained(tmp_path, process=GaussianProcess(), class_names="imagenet-1k")
+    pipe = pipeline(tmp_path, "cpu")
+    assert [pipe.class_id(c) for c in ("golden retriever", 207, "tench", "Tinca tinca", "great white shark")] == [
+        207, 207, 0, 0, 2,
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="did you mean 'golden retriever'"):
+        pipe.class_id("golden retreiver")
+    assert pipe._label(207) == "golden retriever"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"seeds": []}, "there are no seeds"),
+        ({"sampler": "DIMM"}, "DDIM"),
+        ({"classes": None}, "this model draws from a class: say which"),
+        ({"steps": 0}, "at least 1 step"),
+    ],
+)
+def test_bad_requests_are_refused(pixels: Path, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        pipeline(pixels, "cpu")(**{"classes": [0], **options})
+
+
+def test_weights_without_a_process_cannot_draw(tmp_path: Path) -> None:
+    config = uvit_bao.UViTBaoConfig(image_size=8, in_channels=3, width=32, depth=3, heads=4)
+    uvit_bao.UViTBao(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="do not say which noise process"):
+        pipeline(tmp_path)
+
+
+def test_upsamplers_say_what_they_need(tmp_path: Path) -> None:
+    levels = (Level(16, 64, 1), Level(8, 64, 1))
+    config = adm.ADMConfig(image_size=16, levels=levels, upsampler=True, learned_variance=False)
+    adm.ADMUNet(config).save_pretrained(tmp_path, process=GaussianProcess(prediction=Eps()))
+    with pytest.raises(UserError, match="needs low-resolution images"):
+        pipeline(tmp_path, "cpu")()
+
+
+# -- latents
+
+
+def latent_model(folder: Path, vae: Path) -> Path:
+    facts = {"repo": str(vae), "scaling_factor": 0.18215}
+    network = random_weights(dimr.DiMR(dimr.TINY))
+    return network.save_pretrained(folder, process=GaussianProcess(prediction=V()), autoencoder=facts)
+
+
+def test_latents_go_through_the_autoencoder_of_the_weights(vae: Path, tmp_path: Path) -> None:
+    pipe = pipeline(latent_model(tmp_path, vae), "cpu")
+    assert isinstance(pipe.autoencoder, KLAutoencoder)
+    pictures = pipe([2], seeds=[0, 1], steps=3)
+    cond = Condition(label=torch.tensor([2, 2]))
+    latents = sample(Denoiser(pipe.network, pipe.process), DDIM(steps=3), (4, 16, 16), [0, 1], cond)
+    expected = to_uint8(KLAutoencoder(str(vae), 0.18215).decode(latents)).permute(0, 2, 3, 1).numpy()
+    assert pictures.pixels.shape == (2, 128, 128, 3)
+    assert np.array_equal(pictures.pixels, expected)
+
+
+def test_a_missing_extra_is_named(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline(latent_model(tmp_path, vae), "cpu")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingExtraError, match=r"a latent model needs .*pip install diffzoo\[latent\]"):
+        pipe([2], seeds=[0], steps=1)
+
+
+# -- captions
+
+
+class Words:
+    """A text encoder that turns a caption into noise of its own."""
+
+    width, max_tokens = 8, 5
+
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [torch.randn(5, 8, generator=torch.Generator().manual_seed(len(c))) for c in captions]
+        return torch.stack(rows), torch.ones(len(captions), 5, dtype=torch.bool)
+
+    def null(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        text, mask = self.encode([""])
+        return text.expand(count, -1, -1), mask.expand(count, -1)
+
+    def fingerprint(self) -> str:
+        return "words"
+
+    def to(self, device: Any) -> "Words":
+        return self
+
+
+def test_captions_are_drawn_and_guided_away_from_the_empty_one(tmp_path: Path) -> None:
+    config = uvit_bao.UViTBaoConfig(
+        image_size=8, in_channels=3, width=32, depth=3, heads=4, text_width=8, text_tokens=5
+    )
+    random_weights(uvit_bao.UViTBao(config)).save_pretrained(
+        tmp_path, process=GaussianProcess(prediction=V()), guidance={"formula": COND, "scale": 1.0}
+    )
+    pipe = pipeline(tmp_path, "cpu", text_encoder=Words())
+    pictures = pipe(["a cat", "a longer caption"], seeds=[1, 2], steps=3)
+    text, mask = Words().encode(["a cat", "a cat", "a longer caption", "a longer caption"])
+    null = Condition(text=Words().null(1)[0], text_mask=Words().null(1)[1])
+    denoise = ClassifierFree(Denoiser(pipe.network, pipe.process), 1.0, "cond", null=null)
+    expected = sample(denoise, DDIM(steps=3), (3, 8, 8), [1, 2, 1, 2], Condition(text=text, text_mask=mask))
+    assert np.array_equal(pictures.pixels, to_uint8(expected).permute(0, 2, 3, 1).numpy())
+    assert pictures.labels[2] == "a longer caption"
+    with pytest.raises(UserError, match="do not say through which text encoder"):
+        pipeline(tmp_path, "cpu")(["a cat"])
+
+
+# -- files
+
+
+def test_every_png_says_how_it_was_made(pixels: Path, tmp_path: Path) -> None:
+    pictures = pipeline(pixels, "cpu")(["hound", 7], seeds=[3, 4], guidance=1.5, steps=5)
+    paths = pictures.save_png(tmp_path / "out")
+    assert [p.name for p in paths] == ["dog_seed3.png", "dog_seed4.png", "thing_5_seed3.png", "thing_5_seed4.png"]
+    with Image.open(paths[1]) as image:
+        assert np.array_equal(np.asarray(image), pictures[1])
+        record = json.loads(image.text["diffzoo"])  # type: ignore[attr-defined]
+    assert record["seed"] == 4
+    assert record["drawn"] == "dog"
+    assert record["guidance"] == {"formula": COND, "scale": 1.5}
+    assert record["sampler"]["class"] == "DDIM"
+    assert record["sampler"]["steps"] == 5
+    assert record["diffzoo"] == diffzoo.__version__
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("0-2,20", [0, 1, 2, 20]), (" 1 , 3-4 ", [1, 3, 4])]
+)
+def test_seeds_are_ranges_and_numbers(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1", "1-2-3"])
+def test_other_seeds_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="expected seeds such as 0-7 or 0-15,20"):
+        parse_seeds(text)
+
+
+def test_the_command_writes_a_grid_with_a_row_per_class(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, folder = tmp_path / "new" / "grid.png", tmp_path / "each"
+    args = ["sample", str(pixels), "--classes", "hound", "7", "--seeds", "0-2", "--steps", "3", "--guidance", "0.3"]
+    assert main([*args, "--out", str(grid), "--dir", str(folder), "--device", "cpu", "--quiet"]) == 0
+    assert "6 pictures, rows: dog, thing 5" in capsys.readouterr().out
+    pictures = pipeline(pixels, "cpu")(["hound", 7], seeds=range(3), steps=3, guidance=0.3)
+    with Image.open(grid) as image:
+        drawn = np.asarray(image)
+        assert len(json.loads(image.text["diffzoo"])) == 6  # type: ignore[attr-defined]
+    assert drawn.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
+    assert np.array_equal(drawn[12:20, 22:30], pictures[5])
+    assert sorted(p.name for p in tmp_path.joinpath("new").iterdir()) == ["grid.png"]
+    assert len(list(folder.iterdir())) == 6
+
+
+def test_the_command_draws_unconditional_models_and_some_classes(
+    pixels: Path, unconditional: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--seeds", "0", "--steps", "1", "--device", "cpu", "--quiet", "--out", str(tmp_path / "g.png")]
+    assert main(["sample", str(unconditional), *options]) == 0
+    assert "1 pictures" in capsys.readouterr().out
+    assert main(["sample", str(pixels / "model.safetensors"), *options]) == 0
+    assert "8 pictures, rows: cat, dog, thing 0" in capsys.readouterr().out
+    assert main(["sample", str(pixels), "--classes", "hounds", *options]) == 2
+    assert "did you mean 'hound'" in capsys.readouterr().err
+    assert main(["sample", str(tmp_path / "none.ckpt"), *options]) == 2
+
+
+def test_a_pipeline_says_what_it_is(pixels: Path) -> None:
+    pipe = pipeline(pixels, "cpu")
+    assert isinstance(pipe, Pipeline)
+    assert isinstance(pipe.autoencoder, Identity)
+    assert repr(pipe) == "Pipeline(UViTBao, draws from a class, on cpu)"
