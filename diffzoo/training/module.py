@@ -255,6 +255,8 @@ class DiffusionModule(L.LightningModule):
                 "config": config_to_dict(self.network.config),
             },
             "process": to_config(self.process),
-            "sampler": type(self.sampler).__name__,
+            "sampler": to_config(self.sampler),
             "class_names": self.class_names,
+            # other autoencoders than diffusers' have to be passed to the pipeline by hand
+            "autoencoder": getattr(self.autoencoder, "facts", None),
         }

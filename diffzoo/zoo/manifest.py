@@ -399,5 +399,5 @@ def checkpoint(name: str) -> Checkpoint:
         raise UserError(f"{model} has no weights tagged {name.split('.', 1)[1]!r}; there are {', '.join(tags)}")
     models = {entry.model for entry in entries.values()}
     raise UserError(
-        f"no published weights for {name!r}{did_you_mean(name, models)} `diffzoo list --pretrained` shows all"
+        f"no published weights for {name!r}{did_you_mean(name, models)} `diffzoo.list_checkpoints()` names them all"
     )
