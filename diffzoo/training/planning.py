@@ -75,8 +75,8 @@ def find_gpu(name: str) -> GPU:
     Raises:
         UserError: for an unknown one, naming the nearest.
     """
-    key = name.lower().replace(" ", "")
-    for maker in ("nvidia", "geforce", "tesla"):
+    key = name.lower().replace("rtx ", "rtx").replace(" ", "-")
+    for maker in ("nvidia-", "geforce-", "tesla-"):
         key = key.removeprefix(maker)
     if key in GPUS:
         return GPUS[key]

@@ -45,7 +45,8 @@ class Module(L.LightningModule):
 
 def whole(module: Module) -> dict[str, torch.Tensor]:
     """The raw weights, gathered."""
-    return {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in module.network.state_dict().items()}
+    state = module.network.state_dict()
+    return {n: p.full_tensor() if hasattr(p, "full_tensor") else p.clone() for n, p in state.items()}
 
 
 def main() -> None:
