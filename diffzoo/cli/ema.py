@@ -67,7 +67,7 @@ def _write(run: str, tensors: "dict[str, Tensor]", path: Path, facts: dict[str, 
         save_tensors(tensors, path, {"format": "pt", **facts})
         return
     raw = locate(found[0], prefer="raw")
-    state = raw.state | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
+    state = dict(raw.state) | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
     write_weights(state, replace(raw.facts, provenance={**raw.facts.provenance, "average": facts}), path)
 
 

@@ -146,6 +146,8 @@ def _facts(plan: "Plan", gpu: "GPU", micro: int | None, price: float) -> dict[st
         "training_gflops_per_image": plan.cost.hardware_flops / 1e9,
         "bytes": {
             **plan.parts(),
+            "gradients": plan.gradients(),
+            "activations, fixed part": plan.cost.fixed,
             "activations per image": plan.cost.activations,
             "evaluation step": plan.evaluation(),
         },
@@ -170,7 +172,7 @@ def _text(recipe: str, plan: "Plan", gpu: "GPU", facts: dict[str, Any]) -> str:
         f"{facts['training_gflops_per_image']:.1f} G in training (two per multiply-add)",
         "  memory per GPU",
     ]
-    lines += [f"    {name:<28} {size / gib:8.2f} GiB" for name, size in facts["bytes"].items()]
+    lines += [f"    {name:<28} {size / gib:9.3f} GiB" for name, size in facts["bytes"].items()]
     verdict = "fits" if facts["fits"] else "does NOT fit"
     lines += [
         f"  micro-batch {facts['micro_batch']}: peak {facts['peak_bytes'] / gib:.1f} GiB of "

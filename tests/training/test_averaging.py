@@ -10,11 +10,14 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 from torch import nn
 
+from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.training import averaging
 from diffzoo.training.averaging import WeightAverages, averaged, averages_of, list_snapshots, reconstruct
+from diffzoo.training.checkpointing import find_resume
 from diffzoo.training.profiles import coefficients, mismatch, power_gamma, power_std, save_tensors
 
 pytestmark = [
@@ -559,8 +562,71 @@ def test_ddp_and_fsdp_hold_the_same_averages(tmp_path: Path) -> None:
         torch.testing.assert_close(reconstruct(last[1:], 0.1)[name], value, atol=1e-5, rtol=1e-4)
     for kind, whole in (("ddp", ddp), ("fsdp", fsdp)):
         newest = tmp_path / kind / "checkpoints" / "step_00000005.ckpt"
+        assert newest.is_dir() == (kind == "fsdp")
+        assert find_resume(tmp_path / kind, pytest.fail).name == "step_00000010.ckpt"
         resumed = two_processes(tmp_path / kind / "again", kind, 10, newest)
         assert resumed[0]["updates"] == {"ema_0.9": 10, "power_0.100": 10}
         for label in ("ema_0.9", "power_0.100"):
             for name, value in whole[0]["states"][label].items():
                 assert torch.equal(resumed[0]["states"][label][name], value), (kind, label, name)
+
+
+# -- command line
+
+
+def test_ema_reconstruct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback, _ = checkpointed(tmp_path, 12, 4)
+    for path in tmp_path.glob("*.ckpt"):
+        path.unlink()
+    assert main(["ema", "reconstruct", str(tmp_path), "--std", "0.1", "0.12", "-o", str(tmp_path / "out")]) == 0
+    held = load_file(tmp_path / "out" / "power_0.100_00000012.safetensors")
+    torch.testing.assert_close(held["last.weight"], callback.averages["power_0.100"]["last.weight"])
+    assert (tmp_path / "out" / "power_0.120_00000012.safetensors").exists()
+    assert "3 snapshots" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reconstruct", "RUN", "--std", "0.1"], "no snapshots"),
+        (["reconstruct", "RUN", "--std", "0.5"], "no snapshots"),
+        (["sweep", "RUN"], "no config.yaml"),
+    ],
+)
+def test_ema_bad_input(tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ema", *[str(tmp_path) if a == "RUN" else a for a in arguments]]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ema_before_the_first_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpointed(tmp_path, 4, 4)
+    assert main(["ema", "reconstruct", str(tmp_path), "--std", "0.1", "--updates", "2"]) == 2
+    assert "the first is at 4" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ema_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Train from a recipe, reconstruct into a file that loads by itself, sweep; in a process of its own each."""
+    over = tmp_path / "over.yaml"
+    over.write_text(
+        "trainer:\n  max_steps: 4\n  callbacks:\n"
+        "    - {class_path: WeightAverages, init_args: {stds: [0.05, 0.1], snapshot_every: 2}}\n"
+    )
+    run = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    for arguments in (
+        ["fit", "-c", "emoji/simple_uvit_xs_32", "-c", str(over), "--run", str(run)],
+        ["ema", "reconstruct", str(run), "--std", "0.07"],
+        ["ema", "sweep", str(run), "--std", "0.05", "0.1", "--batches", "1"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "diffzoo", *arguments], env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "best: width" in done.stdout
+    from diffzoo.factory import create_model
+
+    path = run / "averages" / "reconstructed" / "power_0.070_00000004.safetensors"
+    network = create_model(str(path))
+    for name, value in reconstruct(list_snapshots(run), 0.07).items():
+        assert torch.equal(network.state_dict()[name], value)

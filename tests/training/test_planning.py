@@ -73,6 +73,7 @@ def test_activations_are_those_that_a_real_pass_keeps() -> None:
     assert 0.9 * saved < cost.activations < 1.4 * saved
 
 
+@pytest.mark.slow
 def test_half_precision_and_recomputation_save_memory() -> None:
     from diffzoo.models.registry import build
 
