@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from diffzoo.data.demo import DemoData
     from diffzoo.data.folder import ImageFolder
     from diffzoo.data.hub import Cifar10, Coco, HubImages, ImageNet
+    from diffzoo.data.latents import Latents
     from diffzoo.data.transforms import to_images
 
 _HOME = {
@@ -21,10 +22,21 @@ _HOME = {
     "HubImages": "hub",
     "ImageFolder": "folder",
     "ImageNet": "hub",
+    "Latents": "latents",
     "to_images": "transforms",
 }
 
-__all__ = ["Cifar10", "Coco", "DemoData", "HubImages", "ImageDataModule", "ImageFolder", "ImageNet", "to_images"]
+__all__ = [
+    "Cifar10",
+    "Coco",
+    "DemoData",
+    "HubImages",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "Latents",
+    "to_images",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,12 +10,22 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
 from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
 from diffzoo.data.sources import Source
-from diffzoo.data.stream import BatchMaker, EvalBatches, EvalSpans, Spans, Transform, WorkerLoader, auto_workers
+from diffzoo.data.stream import (
+    BatchMaker,
+    EvalBatches,
+    EvalSpans,
+    Sequential,
+    Spans,
+    Transform,
+    WorkerLoader,
+    auto_workers,
+)
 from diffzoo.data.transforms import Crop, Resize, check_choice
 from diffzoo.errors import UserError
 
@@ -205,14 +215,15 @@ class ImageDataModule(LightningDataModule):
             if labels is None or not source.random_access:
                 raise UserError(f"balance needs labels and random access, which {source.name} does not have")
             return Balanced(labels, self.seed)
+        small = source.random_access or len(source) <= self._window
         if self._layout is None:
-            small = source.random_access or len(source) <= self._window
             self._layout = (
                 full_shuffle(self.seed, len(source))
                 if small
                 else lanes_for(self.seed, self.batch_size, self._lanes, self._window)
             )
-        return LaneOrder(source.block_sizes, self._layout)
+        # where blocks do not matter, the order does not depend on them: pixels and their latents come alike
+        return LaneOrder(np.array([len(source)]) if source.random_access else source.block_sizes, self._layout)
 
     # ---- loaders
 
@@ -247,7 +258,8 @@ class ImageDataModule(LightningDataModule):
             warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
             return []
         spans = EvalSpans(len(self.val_source), self.batch_size, *self._ranks())
-        return EvalBatches(self.val_source, self.transform, spans, self.on_bad_image, min(self.num_workers, 4))
+        make = self.batch_maker(self.val_source, Sequential(self.val_source), self.transform.held_out(), False)
+        return EvalBatches(make, spans, min(self.num_workers, 4))
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers."""
@@ -270,9 +282,13 @@ class ImageDataModule(LightningDataModule):
         self._taken += 1
         return batch
 
+    def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
+        """What turns places into batches."""
+        return BatchMaker(source, order, transform, self.on_bad_image, cache)
+
     def make_worker_loader(self, position: int) -> WorkerLoader:
         """Endless batches of this rank from a position on."""
-        make = BatchMaker(self.train_source, self.order, self.transform, self.on_bad_image, self.cached)
+        make = self.batch_maker(self.train_source, self.order, self.transform, self.cached)
         return WorkerLoader(make, Spans(position, self.batch_size, *self._ranks()), self.num_workers)
 
 

@@ -6,11 +6,12 @@ from typing import Any, Literal
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.parquet import Columns, ParquetSource
 from diffzoo.data.sources import Source
+from diffzoo.errors import UserError
 
 __all__ = ["DemoData"]
 
 PATH = Path(__file__).parent / "demo" / "fluent_emoji_64.parquet"
-PART = {"train": "train", "validation": "validation"}
+SIZE = 64  # pixels
 
 
 class DemoData(ImageDataModule):
@@ -34,8 +35,10 @@ class DemoData(ImageDataModule):
         flip: bool = False,
         **common: Any,
     ):
+        if image_size > SIZE:
+            raise UserError(f"the demo pictures are {SIZE} px wide, so image_size is at most {SIZE}, got {image_size}")
         super().__init__(image_size=image_size, batch_size=batch_size, balance=balance, flip=flip, **common)
 
     def open_source(self, part: Literal["train", "validation"]) -> Source:
-        columns = Columns("image", "label", "caption", {"split": PART[part]})
+        columns = Columns("image", "label", "caption", {"split": part})
         return ParquetSource([str(PATH)], columns, "the demo set", licence="MIT")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffzoo.data.remote import cache_folder, file_system, retried
+from diffzoo.data.remote import file_system, index_folder, retried
 from diffzoo.data.sources import Record, Source, fingerprint, missing_column
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import write_text
@@ -94,7 +94,7 @@ class ParquetSource(Source):
 
     def _build_index(self) -> dict[str, Any]:
         """Rows of every row group, and the size of all; kept on disk for remote files of a known revision."""
-        path = cache_folder() / "index" / f"{fingerprint(self._identity())}.json"
+        path = index_folder() / f"{fingerprint(self._identity())}.json"
         if self.remote and self.revision and path.is_file():
             kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return kept
@@ -234,7 +234,7 @@ class ParquetSource(Source):
         if index and [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)] != index["rows"][file]:
             raise UserError(
                 f"{self.files[file]} has changed since it was indexed, so positions have no meaning in it: "
-                f"pin a revision, or delete {cache_folder() / 'index'} to begin anew"
+                f"pin a revision, or delete {index_folder()} to begin anew"
             )
 
     def _close(self, file: int) -> None:

@@ -1,6 +1,5 @@
 """Reading that may fail for a moment, and where indices are kept."""
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffzoo.errors import UserError
+from diffzoo.hub import cache_dir
 
-__all__ = ["cache_folder", "file_system", "retried", "revision_of"]
+__all__ = ["file_system", "index_folder", "retried", "revision_of"]
 
 Value = TypeVar("Value")
 
@@ -18,10 +18,9 @@ BACK_OFF = 1.0  # seconds before the first retry; doubled each time
 LOST = ("Timeout", "ConnectError", "ReadError", "RemoteProtocolError", "ConnectionError", "NetworkError")
 
 
-def cache_folder() -> Path:
-    """Where indices are kept: `$DIFFZOO_CACHE`, or `diffzoo` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("DIFFZOO_CACHE") or os.path.join(home, "diffzoo"))
+def index_folder() -> Path:
+    """Where indices of published files are kept."""
+    return cache_dir() / "index"
 
 
 def retried(what: str, action: Callable[[], Value], again: Callable[[], None] | None = None) -> Value:

@@ -112,6 +112,8 @@ class BatchMaker:
         cache: keep decoded pictures in memory. For centre crops of small sets.
     """
 
+    key = "image"  # of the batch
+
     def __init__(self, source: Source, order: Order, transform: Transform, on_bad_image: str, cache: bool):
         self.source, self.order, self.transform = source, order, transform
         self.on_bad_image = on_bad_image
@@ -123,7 +125,7 @@ class BatchMaker:
         """Samples at positions start … start + count - 1, and under "bad" what could not be decoded."""
         known = len(self._bad)
         samples = [self._sample(place) for place in self.order.places(start, count)]
-        batch = collate(samples, range(start, start + count), self.source)
+        batch = collate(self.key, samples, range(start, start + count), self.source)
         batch["bad"] = dict(itertools.islice(self._bad.items(), known, None))
         return batch
 
@@ -172,10 +174,10 @@ class BatchMaker:
         return {**self.__dict__, "_reader": None}
 
 
-def collate(samples: Sequence[tuple[Pixels, Record, int]], index: Sequence[int], source: Source) -> RawBatch:
-    """One batch of (pixels, record, row) as `diffzoo.typing.Batch`."""
+def collate(key: str, samples: Sequence[tuple[Any, Record, int]], index: Sequence[int], source: Source) -> RawBatch:
+    """One batch of (array, record, row) as `diffzoo.typing.Batch`."""
     batch: RawBatch = {
-        "image": torch.from_numpy(np.stack([pixels for pixels, _, _ in samples])),
+        key: torch.from_numpy(np.ascontiguousarray(np.stack([array for array, _, _ in samples]))),
         "index": torch.tensor(list(index), dtype=torch.int64),
         "id": torch.tensor([row for _, _, row in samples], dtype=torch.int64),
     }
@@ -306,9 +308,8 @@ class EvalSpans:
 class EvalBatches:
     """The held-out rows in their order, each once; deterministic transforms, first captions."""
 
-    def __init__(self, source: Source, transform: Transform, spans: EvalSpans, on_bad_image: str, num_workers: int):
-        self._make = BatchMaker(source, Sequential(source), transform.held_out(), on_bad_image, cache=False)
-        self._spans, self._workers = spans, num_workers
+    def __init__(self, make: "BatchMaker", spans: EvalSpans, num_workers: int):
+        self._make, self._spans, self._workers = make, spans, num_workers
 
     def __len__(self) -> int:
         return len(self._spans)

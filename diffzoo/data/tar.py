@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffzoo.data.remote import cache_folder, file_system, retried
+from diffzoo.data.remote import file_system, index_folder, retried
 from diffzoo.data.sources import SUFFIXES, Indices, Record, Source, fingerprint, missing_column
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
@@ -71,7 +71,7 @@ class TarSource(Source):
     def _index(self, file: str) -> list[Sample]:
         stat = retried(file, lambda: self._fs.info(file))
         identity = fingerprint([file, stat["size"], stat.get("mtime", ""), self.revision])
-        path = cache_folder() / "index" / f"{identity}.json"
+        path = index_folder() / f"{identity}.json"
         if path.is_file():
             return [(name, {s: (o, n) for s, (o, n) in parts.items()}) for name, parts in json.loads(path.read_text())]
         samples = retried(file, lambda: self._scan(file))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from data.pictures import Recorder, Shards, quiet_trainer, signature, uneven_shards
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from diffzoo.data.demo import DemoData
 from diffzoo.errors import UserError
@@ -135,18 +135,20 @@ def test_lightning_resume(files: list[str], unbroken: list[tuple], stops: tuple[
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_an_interrupted_step_is_repeated(files: list[str], unbroken: list[tuple], tmp_path: Path) -> None:
     """A checkpoint written while a step is under way counts the batch of this step as unseen."""
-    recorder = Recorder(stop_at=6)
-    trainer = quiet_trainer(tmp_path, max_steps=STEPS)
     data = module(files)
     saved = {}
 
-    def save(*_):
-        saved.update(data.state_dict())
+    class Saver(Callback):
+        def on_exception(self, trainer, module, exception):
+            saved.update(data.state_dict())
 
-    recorder.on_exception = save
+    trainer = quiet_trainer(tmp_path, max_steps=STEPS, callbacks=[Saver()])
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
-        trainer.fit(recorder, datamodule=data)
+        trainer.fit(Recorder(stop_at=6), datamodule=data)
     assert saved["images_seen"] == data.images_seen == 6 * BATCH
+    again = module(files)
+    again.load_state_dict(saved)
+    assert walk(again, 3) == unbroken[6 * BATCH : 9 * BATCH]
 
 
 def test_position_outside_a_trainer(files: list[str], unbroken: list[tuple]) -> None:

@@ -1,0 +1,316 @@
+"""`diffzoo data`: look at a source, cache latents, compute reference statistics."""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffzoo.data.base import ImageDataModule
+    from diffzoo.data.sources import Record, Source
+
+__all__ = ["configure", "run"]
+
+SAMPLED_BLOCKS = 8
+SHEET_SIZE, SHEET_COLUMNS = 64, 12  # pixels, pictures
+SOURCE_HELP = "`demo`, a folder of pictures, a Parquet or tar file, a folder of these, or a Hub name owner/name"
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help=SOURCE_HELP)
+    parser.add_argument("--config", help="configuration of a Hub data set")
+    parser.add_argument("--revision", help="commit, tag or branch of a Hub data set")
+    parser.add_argument("--split", default="train", help="split to train on (default: train)")
+    for kind in ("image", "label", "caption"):
+        parser.add_argument(f"--{kind}", default="auto", help=f"{kind} column; `none`: leave out")
+    parser.add_argument("--download", action="store_true", help="fetch the files first instead of streaming them")
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (default: 64)")
+    parser.add_argument("--resize", choices=("adm", "area", "lanczos"), default="adm")
+    parser.add_argument("--workers", type=int, help="decoding processes (default: by cores)")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the three actions."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    inspect = actions.add_parser("inspect", help="count, sizes, columns, classes, licence, speed, contact sheet")
+    _common(inspect)
+    inspect.add_argument("--sheet", type=Path, help="write a contact sheet as PNG")
+    inspect.add_argument("--sample", type=int, default=256, help="how many pictures to measure (default: 256)")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    encode = actions.add_parser("encode", help="cache latents; run it again to go on, or several times at once")
+    _common(encode)
+    encode.add_argument("--out", type=Path, required=True, help="folder of the cache")
+    encode.add_argument("--autoencoder", default="stabilityai/sd-vae-ft-ema", help="Hub name, folder, or `identity`")
+    encode.add_argument("--autoencoder-revision", help="its commit, tag or branch")
+    encode.add_argument("--scaling-factor", type=float, default=0.18215)
+    encode.add_argument("--batch-size", type=int, default=16, help="pictures at a time")
+    encode.add_argument("--shard-rows", type=int, default=1024, help="pictures per shard")
+    encode.add_argument("--no-flips", action="store_true", help="leave the mirror images out")
+    encode.add_argument("--max-bad", type=int, default=100, help="how many bad pictures may be left out")
+    encode.add_argument("--device", help="default: a GPU if there is one")
+
+    stats = actions.add_parser("stats", help="reference statistics for `diffzoo eval`, with a passport")
+    _common(stats)
+    stats.add_argument("--out", type=Path, required=True, help="the .npz file")
+    stats.add_argument("--part", choices=("train", "validation"), default="train")
+    stats.add_argument("--networks", nargs="+", default=["inception-2015"], help="feature networks")
+    stats.add_argument("--limit", type=int, help="stop after this many pictures")
+    stats.add_argument("--keep", type=int, default=10_000, help="pictures kept for neighbour metrics")
+    stats.add_argument("--device", help="default: a GPU if there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one of them."""
+    if args.size < 1:
+        raise UserError(f"--size is a positive number of pixels, got {args.size}")
+    return {"inspect": _inspect, "encode": _encode, "stats": _stats}[args.action](args)
+
+
+def open_data(args: argparse.Namespace) -> "ImageDataModule":
+    """The data module of SOURCE, without random choices."""
+    from diffzoo.data import DemoData, HubImages, ImageFolder
+
+    common = {"image_size": args.size, "resize": args.resize, "flip": False, "num_workers": args.workers}
+    if args.source == "demo":
+        return DemoData(**common, balance=False)
+    path = Path(args.source)
+    if path.is_dir() and not any(any(path.rglob(pattern)) for pattern in ("*.parquet", "*.tar")):
+        return ImageFolder(str(path), **common)
+    columns = {k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")}
+    return HubImages(
+        args.source,
+        config=args.config,
+        revision=args.revision,
+        split=args.split,
+        image=args.image,
+        streaming=not args.download,
+        **columns,
+        **common,
+    )
+
+
+# ---- inspect
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    data = open_data(args)
+    report = _report(data, args.sample)
+    if args.sheet:
+        report["contact sheet"] = str(_contact_sheet(data, args.sheet))
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    for name, value in report.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            width = max(map(len, value), default=0)
+            for key, inner in value.items():
+                print(f"  {key:<{width}}  {inner}")
+        else:
+            print(f"{name}: {value}")
+    return 0
+
+
+def _report(data: "ImageDataModule", sample: int) -> dict[str, Any]:
+    source = data.train_source
+    report: dict[str, Any] = {
+        "source": source.name,
+        "rows": {"train": len(source), "held out": len(data.val_source) if data.val_source else 0},
+        "columns": ", ".join(source.columns()),
+        "licence": source.licence or "not stated",
+        "revision": source.revision or "none",
+        "read": f"{len(source.block_sizes)} blocks"
+        + (", any row alone" if source.random_access else ", block by block"),
+        "captions": "yes" if source.has_captions else "no",
+        "fingerprint": source.fingerprint,
+    }
+    labels = source.labels()
+    if labels is not None:
+        counts = {name: int((labels == i).sum()) for i, name in enumerate(source.class_names)}
+        report["classes"] = len(counts)
+        report["class histogram"] = counts
+    report.update(_measure(source, sample))
+    report["throughput"] = _throughput(data)
+    return report
+
+
+def _some(source: "Source", count: int) -> Iterator["Record"]:
+    """Evenly spread rows, by class where that is known; of a source that is read by block, from a few blocks."""
+    import numpy as np
+
+    if source.random_access:
+        labels = source.labels()
+        ranked = np.arange(len(source)) if labels is None else np.argsort(labels, kind="stable")
+        count = min(count, len(source))
+        yield from (source.read_row(int(ranked[len(source) * i // count])) for i in range(count))
+        return
+    blocks = min(SAMPLED_BLOCKS, len(source.block_sizes))
+    for k in range(blocks):
+        records = source.read_block(len(source.block_sizes) * k // blocks)
+        take = min(len(records), -(-count // blocks))
+        yield from (records[len(records) * i // take] for i in range(take))
+
+
+def _measure(source: "Source", sample: int) -> dict[str, Any]:
+    """Sizes and aspect ratios of evenly spread pictures."""
+    import numpy as np
+
+    from diffzoo.data.transforms import decode
+
+    shapes, bad = [], []
+    for record in _some(source, sample):
+        try:
+            shapes.append(decode(record.image or b"").size)
+        except Exception as error:  # Pillow raises nearly any type on broken data
+            bad.append(f"{record.name}: {type(error).__name__}: {error}")
+    count = len(shapes) + len(bad)
+    if not shapes:
+        return {"bad pictures": f"{len(bad)} of {count}"}
+    width, height = np.array(shapes).T
+    quantiles = {"smallest": 0, "5 %": 5, "median": 50, "95 %": 95, "largest": 100}
+
+    def spread(values: Any, digits: int) -> str:
+        return ", ".join(f"{name} {np.percentile(values, q):.{digits}f}" for name, q in quantiles.items())
+
+    result: dict[str, Any] = {
+        f"sizes of {count} pictures": {
+            "width": spread(width, 0),
+            "height": spread(height, 0),
+            "short side": spread(np.minimum(width, height), 0),
+            "width / height": spread(width / height, 2),
+        },
+        "bad pictures": f"{len(bad)} of {count}",
+    }
+    if bad:
+        result["first bad picture"] = bad[0]
+    return result
+
+
+def _throughput(data: "ImageDataModule", seconds: float = 3.0) -> str:
+    """Decoded pictures per second, without cached ones."""
+    data._cache = False
+    loader = iter(data.train_dataloader())
+    next(loader)
+    images, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        batch = next(loader, None)
+        if batch is None:
+            break
+        images += len(batch["id"])
+    rate = images / max(1e-9, time.perf_counter() - start)
+    data.teardown()
+    return f"{rate:.0f} pictures/s at {data.image_size} px with {data.num_workers} workers"
+
+
+def _contact_sheet(data: "ImageDataModule", path: Path) -> Path:
+    """Evenly spread pictures of the training rows, by class where there are classes."""
+    import numpy as np
+    import torch
+
+    from diffzoo.data.stream import BadImage, Transform
+    from diffzoo.images import make_grid, save_png
+
+    source, transform = data.train_source, Transform(SHEET_SIZE, flip=False)
+    pictures = []
+    for record in _some(source, SHEET_COLUMNS**2):
+        with contextlib.suppress(BadImage):
+            pictures.append(transform.pixels(record, ()))
+    if not pictures:
+        raise UserError(f"none of the pictures of {source.name} that were tried can be decoded")
+    return save_png(make_grid(torch.from_numpy(np.stack(pictures)), SHEET_COLUMNS), path)
+
+
+# ---- encode
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from diffzoo.data.encode import encode, make_passport
+    from diffzoo.encoders.autoencoder import Identity, KLAutoencoder
+
+    autoencoder: Any = (
+        Identity()
+        if args.autoencoder == "identity"
+        else KLAutoencoder(args.autoencoder, args.scaling_factor, args.autoencoder_revision, batch_size=args.batch_size)
+    )
+    device = _device(args.device)
+    autoencoder = autoencoder.to(device)
+    data = open_data(args)
+    missing = 0
+    for part, source in (("train", data.train_source), ("validation", data.val_source)):
+        if source is None:
+            continue
+        passport = make_passport(source, data.transform, 1 if args.no_flips else 2, autoencoder, args.shard_rows)
+        done = encode(
+            source,
+            args.out / part,
+            data.transform,
+            lambda images: autoencoder.encode(images.to(device)),
+            passport,
+            args.batch_size,
+            args.max_bad,
+            _shard_line(part),
+        )
+        for reason in done.bad.values():
+            print(f"left out: {reason}", file=sys.stderr)
+        missing += done.elsewhere
+        print(
+            f"{part}: {done.encoded} shards written, {done.present} were there, "
+            f"{done.elsewhere} are being written by other processes"
+        )
+    if not missing:
+        print(f"complete: train with data: {{class_path: diffzoo.data.Latents, init_args: {{path: {args.out}}}}}")
+    return 0
+
+
+def _shard_line(part: str) -> Any:
+    def line(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{part}: shard {done} of {total}", end="" if done < total else "\n", file=sys.stderr)
+
+    return line
+
+
+# ---- stats
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from diffzoo.data.stream import EvalBatches, EvalSpans, Sequential
+    from diffzoo.evaluation.reference import make_reference
+    from diffzoo.files import write_text
+    from diffzoo.metrics.features import load_features
+
+    data = open_data(args)
+    source = data.train_source if args.part == "train" else data.val_source
+    if source is None:
+        raise UserError(f"{args.source} has no held-out pictures: use --part train")
+    networks = [load_features(name, device=_device(args.device)) for name in args.networks]
+    make = data.batch_maker(source, Sequential(source), data.transform.held_out(), False)
+    batches = EvalBatches(make, EvalSpans(len(source), 64, 0, 1), data.num_workers)
+    reference = make_reference(batches, networks, args.out, limit=args.limit, keep=args.keep)
+
+    record: dict[str, Any] = {
+        "source": source.name,
+        "revision": source.revision,
+        "source_fingerprint": source.fingerprint,
+        "image_size": args.size,
+        "resize": args.resize,
+        "licence": source.licence,
+    }
+    record |= {"part": args.part, "networks": args.networks, "sha256": reference.sha256}
+    record["pictures"] = min(len(source), args.limit or len(source))
+    write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1))
+    print(f"{record['pictures']} pictures in {args.out} (sha256 {reference.sha256[:12]}), passport beside it")
+    return 0

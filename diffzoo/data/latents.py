@@ -1,0 +1,267 @@
+"""Cached latents: moments of an autoencoder, of every picture and its mirror image, with a passport.
+
+A cache is a folder with `train/` and perhaps `validation/`; each holds `passport.json` and shards
+`latents-00000.safetensors` of `moments (n, flips, 2 c, h, w)` float16 (mean, then standard deviation), `label (n,)` and
+the source's `row (n,)`; captions are in the header. `diffzoo data encode` writes it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from diffzoo.data.base import ImageDataModule
+from diffzoo.data.order import Order, Place
+from diffzoo.data.sources import Indices, Record, Source, fingerprint
+from diffzoo.data.stream import BatchMaker, Transform
+from diffzoo.data.transforms import augment
+from diffzoo.errors import UserError
+
+__all__ = ["LatentSource", "Latents", "Passport", "shard_name"]
+
+PASSPORT = "passport.json"
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"latents-{index:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Passport:
+    """What a cache was made from.
+
+    source, revision, source_fingerprint: the rows.
+    image_size, resize:  how pictures were cropped, in pixels.
+    flips:               1, or 2 with mirror images.
+    autoencoder, autoencoder_hash: what encoded them.
+    rows, shard_rows:    rows of the source, and how many of them a shard takes.
+    class_names, has_captions: as the source has them.
+    licence:             of the source.
+    """
+
+    source: str
+    revision: str
+    source_fingerprint: str
+    image_size: int
+    resize: str
+    flips: int
+    autoencoder: str
+    autoencoder_hash: str
+    rows: int
+    shard_rows: int
+    class_names: tuple[str, ...]
+    has_captions: bool
+    licence: str
+    version: int = 1
+
+    @property
+    def shards(self) -> int:
+        """How many shards the cache has when it is complete."""
+        return -(-self.rows // self.shard_rows)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Passport":
+        """The passport of a folder.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        path = folder / PASSPORT
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "class_names": tuple(values["class_names"])})
+        except FileNotFoundError:
+            raise UserError(
+                f"no latents in {str(folder)!r}: make them with `diffzoo data encode SOURCE --out {folder.parent}`"
+            ) from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"the passport {str(path)!r} is damaged ({error}): encode again") from error
+
+    def differences(self, other: "Passport") -> list[str]:
+        """Fields that differ, as "name: this, that"."""
+        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        return [f"{name}: {a!r}, {b!r}" for name, a, b in pairs if a != b]
+
+
+class LatentSource(Source):
+    """The rows of a complete cache.
+
+    Raises:
+        UserError: the cache is missing, incomplete or damaged.
+    """
+
+    random_access = True
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, str(folder)
+        self.passport = Passport.read(folder)
+        self.class_names, self.has_captions = list(self.passport.class_names), self.passport.has_captions
+        self.licence, self.revision = self.passport.licence, self.passport.revision
+        missing = [k for k in range(self.passport.shards) if not (folder / shard_name(k)).is_file()]
+        if missing:
+            raise UserError(
+                f"the latents in {str(folder)!r} are incomplete, {len(missing)} of {self.passport.shards} shards are "
+                "missing: run the same `diffzoo data encode` command again, it goes on where it stopped"
+            )
+        self._rows = [self._tensor(k, "row") for k in range(self.passport.shards)]
+        self.block_sizes = np.array([len(r) for r in self._rows], dtype=np.int64)
+        self._slices: dict[int, Any] = {}
+
+    def _file(self, shard: int) -> Any:
+        from safetensors import safe_open
+
+        path = self.folder / shard_name(shard)
+        try:
+            return safe_open(path, framework="np")
+        except Exception as error:
+            raise UserError(f"{path} is damaged ({error}): delete it and encode again") from error
+
+    def _tensor(self, shard: int, name: str) -> Any:
+        return self._file(shard).get_tensor(name)
+
+    @cached_property
+    def ids(self) -> str:
+        """Hash of the source's rows that are in the cache."""
+        return hashlib.sha256(np.concatenate(self._rows).astype("<i8").tobytes()).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return fingerprint([self.passport.to_json(), self.ids])
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of the moments of one picture, `(2 c, h, w)`."""
+        return tuple(self._file(0).get_slice("moments").get_shape()[2:])
+
+    @cached_property
+    def _labels(self) -> Indices:
+        return np.concatenate([self._tensor(k, "label") for k in range(self.passport.shards)])
+
+    def labels(self) -> Indices | None:
+        return self._labels if self.class_names else None
+
+    @cached_property
+    def _captions(self) -> list[list[list[str]]]:
+        return [json.loads(self._file(k).metadata()["captions"]) for k in range(self.passport.shards)]
+
+    def moments(self, row: int, mirrored: bool) -> np.ndarray[Any, Any]:
+        """Mean and standard deviation `(2 c, h, w)`, float16."""
+        shard, within = self.locate(row)
+        if shard not in self._slices:
+            self._slices[shard] = self._file(shard).get_slice("moments")
+        return np.asarray(self._slices[shard][within, int(mirrored)])
+
+    def read_row(self, row: int) -> Record:
+        shard, within = self.locate(row)
+        captions = tuple(self._captions[shard][within]) if self.has_captions else ()
+        label = int(self._labels[row]) if self.class_names else None
+        return Record(None, label, captions, f"{self.name} row {row}")
+
+    def read_block(self, block: int) -> Sequence[Record]:
+        return [self.read_row(r) for r in range(int(self.starts[block]), int(self.starts[block + 1]))]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_slices": {}}
+
+
+class _MomentMaker(BatchMaker):
+    """Batches of moments."""
+
+    key = "moments"
+    source: LatentSource
+
+    def _sample(self, place: Place) -> tuple[Any, Record, int]:
+        _, mirrored = augment(self.transform.seed, place.row, place.visit, "center", self.transform.flip)
+        record = self._one_caption(self.source.read_row(place.row), place.row, place.visit)
+        return self.source.moments(place.row, mirrored), record, place.row
+
+
+class Latents(ImageDataModule):
+    """Latents cached by `diffzoo data encode`.
+
+    Batches hold `moments` `(b, 2 c, h, w)` float16, mean and standard deviation; drawing from them is the training
+    step's. Training refuses a cache that was made by another autoencoder than the model's.
+
+    Args:
+        path: the cache.
+        image_size: side of the latents, in latent pixels.
+        pixels: refuse a cache of pictures of another size than this, in pixels.
+        resize: refuse a cache that was made with another resize method than this; None: take what there is.
+        flip: use mirror images as well; the cache must hold them.
+        **common: see `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        image_size: int = 32,
+        batch_size: int = 64,
+        pixels: int | None = None,
+        resize: str | None = None,
+        flip: bool = True,
+        num_workers: int | None = None,
+        seed: int = 0,
+        balance: bool = False,
+        allow_changed_source: bool = False,
+    ):
+        super().__init__(
+            image_size=image_size,
+            batch_size=batch_size,
+            flip=flip,
+            num_workers=num_workers,
+            seed=seed,
+            balance=balance,
+            cache=False,
+            allow_changed_source=allow_changed_source,
+        )
+        self.path, self.pixels, self.resize = path, pixels, resize
+
+    def open_source(self, part: Literal["train", "validation"]) -> Source | None:
+        folder = Path(self.path) / part
+        if part == "validation" and not (folder / PASSPORT).is_file():
+            return None
+        source = LatentSource(folder)
+        self._check(source)
+        return source
+
+    def _check(self, source: LatentSource) -> None:
+        passport, where = source.passport, f"the latents in {self.path!r}"
+        if source.shape[1] != self.image_size:
+            raise UserError(
+                f"{where} are {source.shape[1]} px wide (pictures of {passport.image_size} px), but the recipe expects "
+                f"{self.image_size}: set data.init_args.image_size, or encode at another size"
+            )
+        if self.pixels is not None and passport.image_size != self.pixels:
+            raise UserError(f"{where} were made from pictures of {passport.image_size} px, not {self.pixels}")
+        if self.resize is not None and passport.resize != self.resize:
+            raise UserError(f"{where} were made with the resize {passport.resize!r}, not {self.resize!r}")
+        if self.transform.flip and passport.flips < 2:
+            raise UserError(f"{where} hold no mirror images: set flip to false, or encode with both flips")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Refuse a cache that another autoencoder made than the model's."""
+        module: Any = getattr(self.trainer, "lightning_module", None)
+        autoencoder = getattr(module, "autoencoder", None)
+        if autoencoder is None:
+            return
+        source = self.train_source
+        assert isinstance(source, LatentSource)
+        passport = source.passport
+        if autoencoder.hash != passport.autoencoder_hash:
+            raise UserError(
+                f"the latents in {self.path!r} were made by {passport.autoencoder} "
+                f"({passport.autoencoder_hash[:12]}), but the recipe's autoencoder is {autoencoder.id} "
+                f"({autoencoder.hash[:12]}): encode again, or name the same autoencoder"
+            )
+
+    def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
+        return _MomentMaker(source, order, transform, self.on_bad_image, cache=False)

@@ -1,0 +1,113 @@
+"""The demo set, and data modules as recipes name them."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+import diffzoo.data
+from diffzoo.data import DemoData
+from diffzoo.data.build_demo import SKIN_TONES, _caption, _class_of
+from diffzoo.data.demo import PATH
+from diffzoo.errors import UserError
+
+
+def test_what_it_is() -> None:
+    data = DemoData(image_size=64, batch_size=32, num_workers=0)
+    assert (len(data.train_source), len(data.val_source)) == (3000, 374)
+    assert data.class_names == [
+        "Activities",
+        "Animals & Nature",
+        "Body",
+        "Flags",
+        "Food & Drink",
+        "Objects",
+        "People",
+        "Smileys & Emotion",
+        "Symbols",
+        "Travel & Places",
+    ]
+    assert data.has_captions
+    assert PATH.stat().st_size < 5e6
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (32, 3, 64, 64)
+    assert batch["image"].dtype == torch.uint8
+    assert all(isinstance(c, str) and c for c in batch["caption"])
+    assert "MIT License" in (PATH.parent / "LICENSE").read_text()
+    assert "Microsoft" in (PATH.parent / "LICENSE").read_text()
+
+
+def test_skin_tones_of_one_emoji_stay_together() -> None:
+    """Otherwise the held-out loss would measure copies."""
+    table = pq.read_table(PATH, columns=["code", "split"]).to_pydict()
+    splits: dict[str, set[str]] = {}
+    for code, split in zip(table["code"], table["split"], strict=True):
+        base = "-".join(part for part in code.split("-") if part.upper() not in SKIN_TONES)
+        splits.setdefault(base, set()).add(split)
+    assert {len(s) for s in splits.values()} == {1}
+    assert len(splits) < 2000
+
+
+def test_balance_and_pictures_are_not_blank() -> None:
+    data = DemoData(image_size=32, batch_size=40, num_workers=0)
+    for _, batch in zip(range(3), data.train_dataloader(), strict=False):
+        assert torch.bincount(batch["label"], minlength=10).tolist() == [4] * 10
+        assert (batch["image"].float().std(dim=(1, 2, 3)) > 10).all()
+
+
+def test_names() -> None:
+    waving = {"category": "People & Body", "subcategory": "hand-fingers-open", "name": "WAVING HAND SIGN"}
+    assert _class_of(waving) == "Body"
+    assert _class_of({**waving, "subcategory": "person-role"}) == "People"
+    assert _class_of({**waving, "category": "Flags"}) == "Flags"
+    assert _caption(waving, "") == "waving hand sign"
+    assert _caption(waving, "1F3FD") == "waving hand sign, medium skin tone"
+    assert _caption(waving, "1F3FB-1F3FF") == "waving hand sign, light skin tone and dark skin tone"
+
+
+def test_public_names_resolve() -> None:
+    for name in diffzoo.data.__all__:
+        assert getattr(diffzoo.data, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = diffzoo.data.Nothing
+
+
+CONFIGS = {
+    "DemoData": {"image_size": 32, "batch_size": 8, "seed": 3, "num_workers": 0},
+    "ImageFolder": {"path": "x", "image_size": 64, "crop": "random", "max_bad": 3},
+    "HubImages": {"source": "owner/name", "where": {"split": "train"}, "resize": "area", "lanes": 8},
+    "ImageNet": {"image_size": 128, "batch_size": 1024, "streaming": False},
+    "Coco": {"caption": "captions", "shuffle_window": 1000},
+    "Cifar10": {"source": "data/cifar10", "balance": True},
+    "Latents": {"path": "cache", "pixels": 256},
+}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_module_in_yaml(name: str, tmp_path: Path) -> None:
+    """Settings of the base class reach every module through the parser; a typo does not pass."""
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningDataModule
+
+    def parse(settings: dict):
+        file = tmp_path / "c.yaml"
+        file.write_text(yaml.safe_dump({"data": {"class_path": f"diffzoo.data.{name}", "init_args": settings}}))
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        parser.add_argument("--config", action="config")
+        return parser.instantiate(parser.parse_args([f"--config={file}"])).data
+
+    data = parse(CONFIGS[name])
+    assert type(data).__name__ == name
+    assert data.image_size == CONFIGS[name].get("image_size", data.image_size)
+    if "resize" in CONFIGS[name]:
+        assert data.transform.resize == "area"
+    with pytest.raises(Exception, match="batchsize"):
+        parse({**CONFIGS[name], "batchsize": 4})
+
+
+def test_larger_than_it_is() -> None:
+    with pytest.raises(UserError, match="64"):
+        DemoData(image_size=128)
