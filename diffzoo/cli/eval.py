@@ -222,13 +222,16 @@ def open_reference(protocol: "EvalProtocol", path: str | None, size: int) -> "tu
 
 def _make_demo_reference(path: Path, size: int) -> None:
     from diffzoo.data.demo import DemoData
-    from diffzoo.data.stream import EvalBatches, EvalSpans
     from diffzoo.evaluation import make_reference
     from diffzoo.metrics import load_features
 
-    data = DemoData(image_size=size)
-    rows = data.train_source
-    batches = EvalBatches(rows, data.transform, EvalSpans(len(rows), 64, 0, 1), "raise", 0)
+    class Whole(DemoData):
+        """The training rows, each once and in order, through the loader that validation has."""
+
+        def open_source(self, part: Any) -> Any:
+            return super().open_source("train")
+
+    batches = Whole(image_size=size, num_workers=0).val_dataloader()
     make_reference(_equal_classes(batches), [load_features("random-conv")], path)
 
 

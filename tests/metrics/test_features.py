@@ -103,7 +103,7 @@ def test_another_networks_weights_are_refused(state: dict[str, Tensor], tmp_path
     graph = graph_names(state)
     del graph["net.layers.mixed_6.conv.beta"]
     torch.save(graph, tmp_path / "graph.pth")
-    with pytest.raises(UserError, match="lack net.layers.mixed_6.conv.beta"):
+    with pytest.raises(UserError, match=r"lack net\.layers\.mixed_6\.conv\.beta"):
         load_inception(tmp_path / "graph.pth")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="do not fit the network"):
