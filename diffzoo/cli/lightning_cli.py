@@ -11,23 +11,26 @@ import lightning.pytorch as L
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 # short class names in recipes work for classes that are imported here
 import diffzoo.data
 import diffzoo.encoders
 import diffzoo.process
 import diffzoo.sampling
-import diffzoo.training  # noqa: F401
+import diffzoo.training
 from diffzoo.cli.fit import explain
 from diffzoo.errors import UserError
 from diffzoo.training.checkpointing import Checkpoints
 from diffzoo.training.guards import LossGuard
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.progress import RunProgress
-from diffzoo.training.throughput import Throughput
+from diffzoo.training.throughput import CsvLog, Throughput
 
 __all__ = ["Command", "ParsedRecipe"]
+
+for _name in diffzoo.data.__all__:  # imported on first use: this is it
+    getattr(diffzoo.data, _name)
 
 
 def _start_from_its_own_defaults(parser_or_action: Any, previous: Any, value: Any) -> None:
@@ -91,7 +94,7 @@ class Command(LightningCLI):
         directory = Path(config.get("default_root_dir") or ".")
         if config.get("logger") in (None, True):
             kwargs["logger"] = [
-                CSVLogger(directory, name="", version=""),
+                CsvLog(directory),
                 TensorBoardLogger(directory, name="", version="tensorboard"),
             ]
         config["callbacks"] = self._with_defaults(config.get("callbacks"))

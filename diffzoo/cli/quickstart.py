@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     options = [
         f"--trainer.max_steps={steps}",
         f"--model.lr_scheduler.init_args.total_steps={steps}",
+        f"--model.lr_scheduler.init_args.warmup_steps={min(50, steps // 10)}",
         f"--trainer.val_check_interval={interval}",
         *network_args,
     ]

@@ -266,6 +266,10 @@ class ImageDataModule(LightningDataModule):
         if self._loader is not None:
             self.set_position(self.images_seen)
 
+    def on_exception(self, exception: BaseException) -> None:
+        """End the workers when a run is cut short, after its checkpoint has been written."""
+        self.teardown()
+
     # ---- called by the loader
 
     def take(self, batch: BatchDict) -> BatchDict:

@@ -1,5 +1,6 @@
-"""Frozen companions: autoencoders and text encoders, imported from their own libraries on first use."""
+"""Frozen companions of networks: autoencoders of latent models, encoders of captions."""
 
 from diffzoo.encoders.autoencoder import Autoencoder, Identity, KLAutoencoder
+from diffzoo.encoders.text import CachedText, CLIPEncoder, T5Encoder, TextEncoder
 
-__all__ = ["Autoencoder", "Identity", "KLAutoencoder"]
+__all__ = ["Autoencoder", "CLIPEncoder", "CachedText", "Identity", "KLAutoencoder", "T5Encoder", "TextEncoder"]

@@ -2,9 +2,9 @@
 
     d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
 
-The eigenvalues of S1 S2 are those of the symmetric L^T S2 L for any L L^T = S1, so that two symmetric eigenproblems
-replace the square root of a nonsymmetric matrix. With L from the eigenvectors of S1 this holds for covariances of any
-rank, where the matrix square root of SciPy turns noisy or complex.
+The eigenvalues of S1 S2 are those of the symmetric L^T S2 L for any L L^T = S1, so that symmetric eigenproblems
+replace the square root of a nonsymmetric matrix. Where S1 is singular L comes from its eigenvectors, so that this holds
+for covariances of any rank, where the matrix square root of SciPy turns noisy or complex.
 """
 
 from collections.abc import Sequence
@@ -42,9 +42,7 @@ class FrechetReference:
             raise UserError(f"expected a covariance of shape ({d}, {d}), got {tuple(covariance.shape)}")
         if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
             raise UserError("the statistics are not finite: make them again from the images")
-        values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-        kept = values > _rounding(values)
-        return cls(mean, covariance, vectors[:, kept] * values[kept].sqrt())
+        return cls(mean, covariance, _factor((covariance + covariance.T) / 2))
 
     def distance(self, mean: Tensor, covariance: Tensor) -> float:
         """Squared Fréchet distance, as FID is reported, to a Gaussian of this dimension."""
@@ -63,6 +61,18 @@ class FrechetReference:
     def distance_of(self, moments: Moments) -> float:
         """Squared Fréchet distance to the Gaussian with these moments."""
         return self.distance(moments.mean, moments.covariance())
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """Some L with L L^T = covariance: Cholesky's where it exists with digits to spare, which is four times faster than
+    eigenvectors, else the eigenvectors of the eigenvalues that are not zero."""
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    pivots = lower.diagonal().square()
+    if not failed and len(pivots) and float(pivots.min()) > 1e-8 * float(pivots.max()):
+        return lower
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > _rounding(values)
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 def _rounding(values: Tensor) -> float:

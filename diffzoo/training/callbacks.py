@@ -10,9 +10,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.images import save_grid
 from diffzoo.sampling import ClassifierFree, Denoiser, sample
 from diffzoo.training.averaging import averaged
-from diffzoo.images import save_grid
 from diffzoo.typing import Condition
 
 __all__ = ["SampleGrid"]
@@ -60,7 +60,7 @@ class SampleGrid(L.Callback):
             self.draw(trainer, pl_module, f"step_{step:07d}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.fast_dev_run and not trainer.interrupted:
+        if not getattr(trainer, "fast_dev_run", False) and not trainer.interrupted:
             self.draw(trainer, pl_module, "final", self.final_steps)
 
     @rank_zero_only
@@ -99,7 +99,9 @@ class SampleGrid(L.Callback):
         classes = list(self.classes) if self.classes is not None else list(range(min(8, count)))
         for c in classes:
             if not 0 <= c < config.num_classes:
-                raise UserError(f"preview class {c} is out of range: the network has classes 0 to {config.num_classes - 1}")
+                raise UserError(
+                    f"preview class {c} is out of range: the network has classes 0 to {config.num_classes - 1}"
+                )
         label = torch.tensor([c for c in classes for _ in range(self.per_class)], device=module.device)
         return Condition(label=label), len(classes)
 
@@ -118,6 +120,6 @@ class SampleGrid(L.Callback):
     @staticmethod
     def _log(trainer: L.Trainer, grid: Tensor) -> None:
         for logger in trainer.loggers:
-            writer = getattr(logger.experiment, "add_image", None)
+            writer = getattr(getattr(logger, "experiment", None), "add_image", None)
             if writer is not None:
                 writer("samples", grid, trainer.global_step)

@@ -53,6 +53,9 @@ class DiffusionModule(L.LightningModule):
         seed: seed of noise, times and dropout of conditions.
     """
 
+    autoencoder: Autoencoder | None
+    text_encoder: TextEncoder | None
+
     def __init__(
         self,
         network: Network | str,
@@ -64,7 +67,7 @@ class DiffusionModule(L.LightningModule):
         loss_coefficients: list[float] | None = None,
         condition_dropout: float = 0.1,
         sampler: Sampler = DDIM(),  # noqa: B008  frozen
-        optimizer: OptimizerFactory = functools.partial(torch.optim.AdamW, lr=1e-4),
+        optimizer: OptimizerFactory = functools.partial(torch.optim.AdamW, lr=1e-4),  # noqa: B008
         lr_scheduler: SchedulerFactory | None = None,
         autoencoder: Autoencoder | None = None,
         text_encoder: TextEncoder | None = None,
@@ -101,7 +104,9 @@ class DiffusionModule(L.LightningModule):
     def _build(network: Network | str, overrides: dict[str, Any] | None, weights: str | None) -> Network:
         if not isinstance(network, str):
             if overrides or weights:
-                raise UserError("network_args and weights need the network to be a registered name, got a built network")
+                raise UserError(
+                    "network_args and weights need the network to be a registered name, got a built network"
+                )
             return network
         from diffzoo.factory import create_model
 
@@ -177,21 +182,22 @@ class DiffusionModule(L.LightningModule):
         label = batch.get("label") if self.network.config.num_classes else None
         text = mask = None
         if self.text_encoder is not None:
-            text, mask = self._text(batch)
+            text, mask = self._text(batch, self.text_encoder)
         cond = Condition(label=label, text=text, text_mask=mask)
         if not len(cond):
             return None
         if index is not None and self.condition_dropout > 0:
             drop = draws.uniform("condition", self.seed, index, self.device) < self.condition_dropout
-            cond = cond.where(~drop, self.network.null_condition(cond))
+            null = self.network.null_condition(cond)
+            cond = cond.where(~drop, null) if null is not None else cond
         return cond
 
-    def _text(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _text(self, batch: dict[str, Any], encoder: TextEncoder) -> tuple[Tensor, Tensor]:
         if "text" in batch:
             return batch["text"], batch["text_mask"]
         if "caption" not in batch:
             raise UserError("the recipe has a text encoder but the data has no captions: choose data with captions")
-        text, mask = self.text_encoder.encode(batch["caption"])
+        text, mask = encoder.encode(batch["caption"])
         return text.to(self.device), mask.to(self.device)
 
     # -- around a step

@@ -60,9 +60,10 @@ def test_family_with_its_own_rows_or_none() -> None:
 
 
 def test_every_family_can_be_described() -> None:
-    for name in ("adm_64", "adm_64_to_256", "uvit_bao_s_32", "uvit_bao_t2i_s_256", "dimr_m_64"):
-        assert isinstance(describe(name), Summary)
-        assert describe(name).parameters == INDEX["denoiser"][name]
+    for name in ("adm_64_to_256", "uvit_bao_t2i_s_256", "dimr_m_64"):
+        summary = describe(name)
+        assert isinstance(summary, Summary)
+        assert summary.multiply_adds > summary.parameters == INDEX["denoiser"][name]
 
 
 def test_zoo_table_is_the_summaries() -> None:

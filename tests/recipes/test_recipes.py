@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -117,7 +116,9 @@ def test_a_wrong_key_names_the_right_one(options: list[str], message: str) -> No
 
 def test_a_class_chosen_anew_takes_nothing_from_the_one_it_replaces() -> None:
     recipe = find_recipe("emoji/simple_uvit_xs_32")
-    cli = ParsedRecipe(["fit", f"--config={recipe}", "--model.weighting=Sigmoid", "--model.process.schedule=LinearBeta"])
+    cli = ParsedRecipe(
+        ["fit", f"--config={recipe}", "--model.weighting=Sigmoid", "--model.process.schedule=LinearBeta"]
+    )
     with torch.device("meta"):
         model = cli.parser.instantiate_classes(cli.config).fit.model
     assert model.weighting.measure == "logsnr"
