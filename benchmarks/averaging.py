@@ -17,7 +17,7 @@ import torch
 import diffzoo.models  # noqa: F401  registers the names
 from diffzoo.models.registry import build
 from diffzoo.training.averaging import WeightAverages
-from diffzoo.training.optimizers import adamw, parameter_groups
+from diffzoo.training.optimizers import FusedAdamW, parameter_groups
 from diffzoo.typing import Condition
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     z, level = torch.randn(shape, device=args.device), torch.rand(args.batch, device=args.device)
     label = torch.zeros(args.batch, dtype=torch.long, device=args.device)
     cond = Condition(label=label) if config.num_classes else None
-    optimizer = adamw(parameter_groups(network))
+    optimizer = FusedAdamW(parameter_groups(network))
     decays = [1 - 10.0 ** -(n + 3) for n in range(args.averages)]
     averages = WeightAverages(decays)
     averages.prepare(SimpleNamespace(network=network))  # type: ignore[arg-type]

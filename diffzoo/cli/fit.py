@@ -7,8 +7,6 @@ by class) and `trainer`. Everything of a run lies in its directory:
 """
 
 import argparse
-import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffzoo.cli.recipe_files import find_recipe
-from diffzoo.errors import UserError, did_you_mean
-
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
+from diffzoo.errors import UserError
 
 __all__ = ["run", "train"]
 
@@ -117,24 +113,6 @@ def _quiet() -> None:
         ".*overridden `transfer_batch_to_device`.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
-
-
-def explain(message: str, known: Sequence[str]) -> str:
-    """A parser's message as one sentence that names the nearest right key.
-
-    Args:
-        message: what jsonargparse said.
-        known: every key that exists, dotted.
-    """
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    text = " ".join(lines)
-    unknown = re.search(r"(?:Key|Option|Unrecognized arguments?:?|Group)\s*['\"]?(?:--)?([\w.\-]+)['\"]?", text)
-    name = unknown.group(1) if unknown else None
-    if name and name not in known:
-        tails = {k.split(".")[-1] for k in known}
-        hint = did_you_mean(name, known) or did_you_mean(name.split(".")[-1], tails)
-        return f"{text}{hint}"
-    return text
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import diffzoo.encoders
 import diffzoo.process
 import diffzoo.sampling
 import diffzoo.training
-from diffzoo.cli.fit import explain
+from diffzoo.cli.explain import explain
 from diffzoo.errors import UserError
 from diffzoo.training.checkpointing import Checkpoints
 from diffzoo.training.guards import LossGuard
@@ -28,6 +29,8 @@ from diffzoo.training.progress import RunProgress
 from diffzoo.training.throughput import CsvLog, Throughput
 
 __all__ = ["Command", "ParsedRecipe"]
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
 
 for _name in diffzoo.data.__all__:  # imported on first use: this is it
     getattr(diffzoo.data, _name)
@@ -72,7 +75,7 @@ class Command(LightningCLI):
         shown = io.StringIO()
         try:
             with contextlib.redirect_stderr(shown):
-                super().parse_arguments(parser, args)
+                self.config = parser.parse_args(args)  # Lightning's own version warns of a sys.argv besides
         except SystemExit as stop:
             if stop.code in (0, None):  # --print_config, --help
                 raise
@@ -112,17 +115,9 @@ class Command(LightningCLI):
 
     def _derive_accumulation(self, config: Any) -> None:
         """Micro-batches per step, from the fixed global batch and what one device holds."""
-        data = self.datamodule
-        micro, batch = getattr(data, "micro_batch_size", None), getattr(data, "batch_size", None)
-        if micro is None or batch is None:
-            return
-        devices = _world_size(config)
-        if batch % (micro * devices):
-            raise UserError(
-                f"the global batch of {batch} is not a multiple of {devices} devices x micro-batch {micro}: "
-                "change data.init_args.micro_batch_size"
-            )
-        config["accumulate_grad_batches"] = batch // (micro * devices)
+        micro_batches = getattr(self.datamodule, "micro_batches", None)
+        if micro_batches is not None and getattr(self.datamodule, "micro_batch_size", None) is not None:
+            config["accumulate_grad_batches"] = micro_batches(_world_size(config))
 
 
 class ParsedRecipe(Command):

@@ -40,7 +40,9 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         image_size: side of the squares in pixels.
-        batch_size: GLOBAL batch; each rank takes batch_size / ranks of it.
+        batch_size: GLOBAL batch of one optimizer step; each rank takes batch_size / ranks of it.
+        micro_batch_size: how many pictures one device takes at once; None: its whole share. `diffzoo fit` accumulates
+            gradients over the micro-batches of a step, so this changes memory and speed, never the result.
         num_workers: decoding processes per rank; None chooses by cores (none for sets that are cached).
         seed: of order, crops, flips and captions.
         flip: mirror half of the training pictures.
@@ -60,6 +62,7 @@ class ImageDataModule(LightningDataModule):
         self,
         image_size: int = 64,
         batch_size: int = 64,
+        micro_batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
         flip: bool = True,
@@ -78,10 +81,12 @@ class ImageDataModule(LightningDataModule):
         check_choice("crop", crop, Crop)
         check_choice("resize", resize, Resize)
         check_choice("on_bad_image", on_bad_image, Literal["skip", "error"])
-        for name, value in {"image_size": image_size, "batch_size": batch_size, "lanes": lanes}.items():
+        sizes = {"image_size": image_size, "batch_size": batch_size, "lanes": lanes}
+        for name, value in {**sizes, "micro_batch_size": micro_batch_size or 1}.items():
             if value < 1:
                 raise UserError(f"{name} is a positive whole number, got {value}")
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.micro_batch_size = micro_batch_size
         self.on_bad_image, self.max_bad, self.balance = on_bad_image, max_bad, balance
         self.transform = Transform(image_size, resize, crop, flip, fast_jpeg, seed)
         self.bad_images: dict[int, str] = {}
@@ -131,8 +136,36 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per trainer epoch: the whole number nearest to one pass. The stream runs on across its end."""
+        """Global batches per trainer epoch: the whole number nearest to one pass. The stream runs on across its end."""
         return max(1, round(len(self.train_source) / self.batch_size))
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches that each rank takes per global batch."""
+        return self.micro_batches(self._ranks()[1])
+
+    def micro_batches(self, world: int) -> int:
+        """Micro-batches that each of `world` ranks takes per global batch.
+
+        Raises:
+            UserError: the global batch does not divide.
+        """
+        if self.batch_size % world:
+            near = [b for b in (self.batch_size // world * world, -(-self.batch_size // world) * world) if b]
+            raise UserError(
+                f"the global batch of {self.batch_size} does not divide among {world} ranks: "
+                f"set batch_size to {' or '.join(map(str, near))}"
+            )
+        share = self.batch_size // world
+        micro = min(self.micro_batch_size or share, share)
+        if share % micro:
+            fits = [m for m in range(1, share + 1) if share % m == 0]
+            near = [max(m for m in fits if m < micro), min(m for m in fits if m > micro)]
+            raise UserError(
+                f"a rank's share of the global batch, {share} of {self.batch_size}, does not divide into micro-batches "
+                f"of {micro}: set micro_batch_size to {' or '.join(map(str, near))}"
+            )
+        return share // micro
 
     @property
     def cached(self) -> bool:
@@ -152,7 +185,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def images_seen(self) -> int:
         """Samples of the global sequence that training has finished with."""
-        return self._anchor + self._batches_finished() * self.batch_size
+        return self._anchor + self._batches_finished() // self.accumulate * self.batch_size
 
     def set_position(self, images_seen: int) -> None:
         """Continue after this many samples."""
@@ -171,7 +204,7 @@ class ImageDataModule(LightningDataModule):
         return int(total.processed)
 
     def _batches_finished(self) -> int:
-        """Batches since the anchor. One that was handed out but whose step was cut short does not count."""
+        """Micro-batches since the anchor. One that was handed out but whose step was cut short does not count."""
         progress = self._progress()
         if progress is None or not self._taken:
             return self._taken
@@ -241,12 +274,12 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> "TrainBatches":
         """Batches from the present position on; see `TrainBatches`."""
-        _, world = self._ranks()
-        if self.batch_size % world:
-            near = [b for b in (self.batch_size // world * world, -(-self.batch_size // world) * world) if b]
+        accumulate, trainer = self.accumulate, self.trainer
+        if accumulate > 1 and trainer is not None and trainer.accumulate_grad_batches != accumulate:
             raise UserError(
-                f"the global batch of {self.batch_size} does not divide among {world} ranks: "
-                f"set batch_size to {' or '.join(map(str, near))}"
+                f"micro_batch_size={self.micro_batch_size} makes {accumulate} micro-batches of each step, but the trainer "
+                f"accumulates {trainer.accumulate_grad_batches}: leave accumulate_grad_batches out for `diffzoo fit`, "
+                f"or pass {accumulate} to your own Trainer"
             )
         self._loader = TrainBatches(self)
         return self._loader
@@ -293,11 +326,12 @@ class ImageDataModule(LightningDataModule):
     def make_worker_loader(self, position: int) -> WorkerLoader:
         """Endless batches of this rank from a position on."""
         make = self.batch_maker(self.train_source, self.order, self.transform, self.cached)
-        return WorkerLoader(make, Spans(position, self.batch_size, *self._ranks()), self.num_workers)
+        spans = Spans(position, self.batch_size, *self._ranks(), self.accumulate)
+        return WorkerLoader(make, spans, self.num_workers)
 
 
 class TrainBatches:
-    """The training loader: each pass gives `steps_per_epoch` batches from where training is.
+    """The training loader: each pass gives the micro-batches of `steps_per_epoch` steps from where training is.
 
     Workers live on from one pass to the next. Its length is that of a whole epoch also after a resume in mid-epoch,
     because Lightning adds the batches done before to those it fetches.
@@ -306,20 +340,22 @@ class TrainBatches:
     def __init__(self, data: ImageDataModule):
         self._data = data
         self._workers: WorkerLoader | None = None
-        self._next = -1
+        self._next = (-1, 0)
 
     def __len__(self) -> int:
-        return self._data.steps_per_epoch
+        return self._data.steps_per_epoch * self._data.accumulate
 
     def __iter__(self) -> Iterator[BatchDict]:
         self._data._begin()
+        parts = self._data.accumulate
         for _ in range(len(self)):
-            position = self._data._anchor + self._data._taken * self._data.batch_size
-            if self._workers is None or self._next != position:
+            steps, part = divmod(self._data._taken, parts)
+            position = self._data._anchor + steps * self._data.batch_size
+            if self._workers is None or self._next != (position, part):
                 self.close()
-                self._workers = self._data.make_worker_loader(position)
+                self._workers = self._data.make_worker_loader(position)  # a position is always that of a whole step
             batch = next(self._workers)
-            self._next = position + self._data.batch_size
+            self._next = (position, part + 1) if part + 1 < parts else (position + self._data.batch_size, 0)
             yield self._data.take(batch)
 
     def close(self) -> None:

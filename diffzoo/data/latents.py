@@ -205,6 +205,7 @@ class Latents(ImageDataModule):
         path: str,
         image_size: int = 32,
         batch_size: int = 64,
+        micro_batch_size: int | None = None,
         pixels: int | None = None,
         resize: str | None = None,
         flip: bool = True,
@@ -216,6 +217,7 @@ class Latents(ImageDataModule):
         super().__init__(
             image_size=image_size,
             batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
             flip=flip,
             num_workers=num_workers,
             seed=seed,

@@ -273,17 +273,20 @@ class WorkerLoader:
 
 @dataclass(frozen=True)
 class Spans:
-    """The endless (start, count) of one rank: its contiguous slice of every global batch from `position` on."""
+    """The endless (start, count) of one rank: its contiguous slice of every global batch from `position` on, in `parts`."""
 
     position: int
     batch: int
     rank: int
     world: int
+    parts: int = 1
 
     def __call__(self) -> Iterator[tuple[int, int]]:
         mine = self.batch // self.world
+        micro = mine // self.parts
         for start in itertools.count(self.position + self.rank * mine, self.batch):
-            yield start, mine
+            for part in range(self.parts):
+                yield start + part * micro, micro
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -78,18 +79,57 @@ def _tensor_hash(tensors: dict[str, Tensor]) -> str:
 
 
 class _Transformer:
-    """A frozen encoder of the transformers library and its tokenizer."""
+    """A frozen encoder of the transformers library and its tokenizer, loaded when first needed.
 
-    def __init__(self, model: nn.Module, tokenizer: Any, max_tokens: int, width: int, keep_padding: bool):
-        if max_tokens < 1:
+    A recipe can so be read, and its network be built on the meta device, without the weights of its encoder.
+    """
+
+    def __init__(self, source: str, revision: str | None, max_tokens: int | None, keep_padding: bool):
+        if max_tokens is not None and max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.max_tokens, self.width = tokenizer, max_tokens, width
-        self.keep_padding = keep_padding
+        self.source, self.revision, self.keep_padding = source, revision, keep_padding
+        self._max_tokens = max_tokens
+        self._device: torch.device | str = "cpu"
         self._fingerprint = ""
 
+    def _load_model(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _load_tokenizer(self) -> Any:
+        raise NotImplementedError
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The encoder, in eval mode and without gradients."""
+        model = self._load_model().to(self._device).eval().requires_grad_(False)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and self._max_tokens is not None and self._max_tokens > positions:
+            raise UserError(f"{self.source!r} has {positions} positions, so max_tokens cannot be {self._max_tokens}")
+        return model
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._load_tokenizer()
+
+    @property
+    def width(self) -> int:
+        """Channels of a token embedding."""
+        config: Any = self.model.config
+        return int(config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens per caption."""
+        if self._max_tokens is not None:
+            return self._max_tokens
+        config: Any = self.model.config
+        return int(config.max_position_embeddings)
+
     def to(self, device: torch.device | str) -> Self:
-        self.model.to(device)
+        self._device = device
+        if "model" in self.__dict__:
+            self.model.to(device)
         return self
 
     @torch.no_grad()
@@ -129,16 +169,14 @@ class CLIPEncoder(_Transformer):
     """The text tower of CLIP (arXiv:2103.00020): the states of all tokens after the final norm.
 
     The U-ViT of Bao et al. (arXiv:2209.12152) reads all 77 tokens of ViT-L/14, padding included: `keep_padding`.
+    Loaded at first use, which raises `MissingExtraError` without the extra `text`, and a `UserError` if the source
+    cannot be loaded or has fewer positions than `max_tokens`.
 
     Args:
         source: folder or Hub name with the text tower and its tokenizer.
         revision: branch, tag or commit on the Hub; pin a commit in a recipe.
         max_tokens: tokens per caption, with start and end; default: all positions the model has, 77.
         keep_padding: treat padding as real tokens, with states and a mask of True.
-
-    Raises:
-        MissingExtraError: without the extra `text`.
-        UserError: if the source cannot be loaded, or has fewer positions than `max_tokens`.
     """
 
     def __init__(
@@ -148,29 +186,28 @@ class CLIPEncoder(_Transformer):
         max_tokens: int | None = None,
         keep_padding: bool = False,
     ):
-        transformers = _transformers()
-        model = _load(transformers.CLIPTextModel, "CLIP text model", source, revision)
-        tokenizer = _load(transformers.CLIPTokenizer, "CLIP tokenizer", source, revision)
-        positions = int(model.config.max_position_embeddings)
-        if max_tokens is not None and max_tokens > positions:
-            raise UserError(f"{source!r} has {positions} positions, so max_tokens cannot be {max_tokens}")
-        super().__init__(model, tokenizer, max_tokens or positions, int(model.config.hidden_size), keep_padding)
+        super().__init__(source, revision, max_tokens, keep_padding)
+
+    def _load_model(self) -> nn.Module:
+        model: nn.Module = _load(_transformers().CLIPTextModel, "CLIP text model", self.source, self.revision)
+        return model
+
+    def _load_tokenizer(self) -> Any:
+        return _load(_transformers().CLIPTokenizer, "CLIP tokenizer", self.source, self.revision)
 
 
 class T5Encoder(_Transformer):
     """The encoder of T5 (arXiv:1910.10683): the states of all tokens after the final norm.
 
     Imagen and Simple Diffusion read T5-XXL v1.1 (width 4096); smaller ones of the same family serve smaller models.
+    Loaded at first use, which raises `MissingExtraError` without the extra `text`, and a `UserError` if the source
+    cannot be loaded.
 
     Args:
         source: folder or Hub name with the encoder and its tokenizer.
         revision: branch, tag or commit on the Hub; pin a commit in a recipe.
         max_tokens: tokens per caption, with the end token.
         keep_padding: treat padding as real tokens, with states and a mask of True.
-
-    Raises:
-        MissingExtraError: without the extra `text`.
-        UserError: if the source cannot be loaded.
     """
 
     def __init__(
@@ -180,10 +217,14 @@ class T5Encoder(_Transformer):
         max_tokens: int = 128,
         keep_padding: bool = False,
     ):
-        transformers = _transformers()
-        model = _load(transformers.T5EncoderModel, "T5 encoder", source, revision)
-        tokenizer = _load(transformers.AutoTokenizer, "T5 tokenizer", source, revision)
-        super().__init__(model, tokenizer, max_tokens, int(model.config.d_model), keep_padding)
+        super().__init__(source, revision, max_tokens, keep_padding)
+
+    def _load_model(self) -> nn.Module:
+        model: nn.Module = _load(_transformers().T5EncoderModel, "T5 encoder", self.source, self.revision)
+        return model
+
+    def _load_tokenizer(self) -> Any:
+        return _load(_transformers().AutoTokenizer, "T5 tokenizer", self.source, self.revision)
 
 
 class CachedText:
@@ -200,11 +241,25 @@ class CachedText:
 
     def __init__(self, encoder: TextEncoder, folder: str | None = None, memory_captions: int = 50_000):
         self.encoder = encoder
-        self.width, self.max_tokens = encoder.width, encoder.max_tokens
-        self.folder = Path(folder) / encoder.fingerprint()[:16] if folder else None
+        self._folder = folder
         self.memory_captions = memory_captions
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._device: torch.device | str = "cpu"
+
+    @property
+    def width(self) -> int:
+        """Channels of a token embedding."""
+        return self.encoder.width
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens per caption."""
+        return self.encoder.max_tokens
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where embeddings of this encoder go."""
+        return Path(self._folder) / self.encoder.fingerprint()[:16] if self._folder else None
 
     def to(self, device: torch.device | str) -> Self:
         self.encoder.to(device)

@@ -30,7 +30,7 @@ from diffzoo.models.simple_common import Conditioning, ConvStage, SimpleConfig, 
 from diffzoo.nn.attention import TransformerBlock
 from diffzoo.nn.convs import Downsample, ResBlock, Upsample
 
-__all__ = ["TINY", "VARIANTS", "SimpleUViT", "SimpleUViTConfig"]
+__all__ = ["TINY", "TINY_TEXT", "VARIANTS", "SimpleUViT", "SimpleUViTConfig"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ TINY = SimpleUViTConfig(
     emb_channels=16,
     levels=(Level(16, 8, 1), Level(8, 16, 2, attention=True, heads=2, dropout=0.1)),
 )
+
+TINY_TEXT = replace(TINY, num_classes=0, text_width=12)
 
 NOTES = {
     "simple_uvit_t2i_256": "sizes of the text-to-image networks are not published: these are inferred",

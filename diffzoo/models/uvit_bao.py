@@ -31,7 +31,7 @@ from diffzoo.models.registry import register_model
 from diffzoo.nn.vit_layers import Conv2d, Linear, UnitEmbedding
 from diffzoo.typing import Condition
 
-__all__ = ["TINY", "VARIANTS", "UViTBao", "UViTBaoConfig", "time_sinusoid"]
+__all__ = ["TINY", "TINY_TEXT", "VARIANTS", "UViTBao", "UViTBaoConfig", "time_sinusoid"]
 
 
 # -- config
@@ -284,6 +284,7 @@ NOTES = {
 }
 
 TINY = UViTBaoConfig(image_size=16, in_channels=4, num_classes=10, width=32, depth=5, heads=4)
+TINY_TEXT = TINY.override(num_classes=0, text_width=12, text_tokens=5)
 
 for _name, _variant in VARIANTS.items():
     register_model(_name, UViTBao, _variant, NOTES.get(_name, ""))

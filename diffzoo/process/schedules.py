@@ -189,7 +189,7 @@ class Interpolated(Schedule):
     at_noise: Schedule
 
     def __post_init__(self) -> None:
-        t = torch.linspace(0, 1, 65, dtype=torch.float64)
+        t = torch.linspace(0, 1, 65, dtype=torch.float64, device="cpu")  # also where a network is built on meta
         if (self.at_noise._logsnr(t) > self.at_data._logsnr(t) + 1e-9).any():
             raise UserError("at_noise must not have more signal than at_data at any time: swap the two schedules")
 

@@ -5,7 +5,7 @@ from diffzoo.training.callbacks import SampleGrid
 from diffzoo.training.checkpointing import Checkpoints, find_resume
 from diffzoo.training.guards import LossGuard
 from diffzoo.training.module import DiffusionModule
-from diffzoo.training.optimizers import adamw, parameter_groups, timm_optimizer
+from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
 from diffzoo.training.progress import RunProgress
 from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
 from diffzoo.training.throughput import CsvLog, Throughput
@@ -14,18 +14,19 @@ __all__ = [
     "Checkpoints",
     "CsvLog",
     "DiffusionModule",
+    "FusedAdam",
+    "FusedAdamW",
     "LossGuard",
     "RunProgress",
     "SampleGrid",
     "Throughput",
+    "TimmOptimizer",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupInverseSqrt",
     "WarmupLinear",
     "WeightAverages",
-    "adamw",
     "averaged",
     "find_resume",
     "parameter_groups",
-    "timm_optimizer",
 ]

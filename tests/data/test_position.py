@@ -106,6 +106,36 @@ def test_ranks_share_each_global_batch(files: list[str], unbroken: list[tuple], 
     assert joined == unbroken
 
 
+@pytest.mark.parametrize("workers", [0, 3])
+def test_micro_batches_do_not_change_it(files: list[str], unbroken: list[tuple], workers: int) -> None:
+    data = module(files, num_workers=workers, micro_batch_size=2)
+    assert len(data.train_dataloader()) == 4 * module(files).steps_per_epoch
+    seen = walk(data, 4 * 7 + 3)  # three of the four micro-batches of a step: its gradient is lost with the run
+    data.teardown()
+    assert seen == unbroken[: 7 * BATCH + 6]
+    assert data.images_seen == 7 * BATCH
+    resumed = module(files, micro_batch_size=4)
+    resumed.load_state_dict(data.state_dict())
+    assert walk(resumed, 2 * (STEPS - 7)) == unbroken[7 * BATCH :]
+
+
+def test_micro_batches_are_shared_among_ranks(files: list[str], unbroken: list[tuple], monkeypatch) -> None:
+    parts = []
+    for rank in range(2):
+        data = module(files, micro_batch_size=2)
+        monkeypatch.setattr(data, "_ranks", lambda rank=rank: (rank, 2))
+        assert data.accumulate == 2
+        parts.append(walk(data, 2 * STEPS))
+    mine = BATCH // 2
+    assert [s for step in range(STEPS) for part in parts for s in part[step * mine : (step + 1) * mine]] == unbroken
+
+
+def test_a_micro_batch_that_does_not_divide_names_those_that_do(files: list[str]) -> None:
+    with pytest.raises(UserError, match="set micro_batch_size to 2 or 4"):
+        module(files, micro_batch_size=3).train_dataloader()
+    assert module(files, micro_batch_size=64).accumulate == 1
+
+
 def run_leg(files: list[str], folder: Path, ckpt: Path | None, stop_at: int | None, **settings) -> Recorder:
     """One life of a run under Lightning: killed at step `stop_at`, resumed from `ckpt`."""
     recorder = Recorder(stop_at)

@@ -224,17 +224,17 @@ def test_without_transformers(make: type, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"diffzoo\[text\]"):
-        make("anything")
+        make("anything").encode(["a cat"])
 
 
 @pytest.mark.parametrize("make", [CLIPEncoder, T5Encoder])
 def test_missing_source(make: type, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load"):
-        make(str(tmp_path / "nothing"))
+        make(str(tmp_path / "nothing")).encode(["a cat"])
 
 
 def test_impossible_lengths(clip_folder: Path, t5_folder: Path) -> None:
     with pytest.raises(UserError, match="16 positions"):
-        CLIPEncoder(str(clip_folder), max_tokens=77)
+        CLIPEncoder(str(clip_folder), max_tokens=77).encode(["a cat"])
     with pytest.raises(UserError, match="at least 1"):
         T5Encoder(str(t5_folder), max_tokens=0)

@@ -29,7 +29,10 @@ def tiny(name: str, classes: int) -> Network:
     text = getattr(found.config, "text_width", 0)
     config = module.TINY_TEXT if text else module.TINY
     changes = {} if text else {"num_classes": min(classes, 7), "null_class": found.config.null_class}
-    return found.network(config.override(**changes))
+    network = found.network(config.override(**changes))
+    if hasattr(network, "set_null_text") and text:
+        network.set_null_text(torch.randn(config.text_tokens, config.text_width))
+    return network
 
 
 def substitute_batch(network: Network) -> tuple[torch.Tensor, Condition | None]:

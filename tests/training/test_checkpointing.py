@@ -40,7 +40,7 @@ class Child:
 
     def __init__(self, log: Path, target: Callable = run_checkpointing.train, **arguments) -> None:
         self.log = log
-        self.process = FORK.Process(target=self._run, args=(log, target, arguments))
+        self.process = FORK.Process(target=self._run, args=(log, target, arguments), daemon=True)
         self.process.start()
 
     @staticmethod
@@ -50,13 +50,15 @@ class Child:
         os.dup2(descriptor, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)  # the threads of the parent's OpenMP pool do not exist here: waiting for them hangs
         target(**arguments)
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while text not in (self.log.read_text() if self.log.exists() else ""):
-            assert time.monotonic() < end, self.log.read_text()
-            assert self.process.is_alive(), self.log.read_text()
+            if time.monotonic() > end or not self.process.is_alive():
+                self.process.kill()
+                raise AssertionError(self.log.read_text())
             time.sleep(0.005)
 
     def send(self, number: int) -> None:

@@ -180,7 +180,7 @@ def test_recipe_in_another_form(tmp_path, capsys: pytest.CaptureFixture[str]) ->
     recipe.write_text(
         "model:\n"
         "  network: {class_path: diffzoo.create_model, init_args: {name: simple_uvit_xs_32, num_classes: 7}}\n"
-        "  optimizer: {class_path: diffzoo.training.timm_optimizer, init_args: {name: lion, lr: 1.0e-4}}\n"
+        "  optimizer: {class_path: diffzoo.training.TimmOptimizer, init_args: {name: lion, lr: 1.0e-4}}\n"
         "  autoencoder: {class_path: KLAutoencoder}\n"
         "trainer: {callbacks: [{class_path: WeightAverages, init_args: {decays: [0.9], stds: [0.05, 0.1]}}]}\n"
     )

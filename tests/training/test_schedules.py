@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffzoo.errors import UserError
-from diffzoo.training.optimizers import adam, adamw, parameter_groups, timm_optimizer
+from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
 from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
 
 
@@ -128,7 +128,7 @@ def test_groups_follow_the_family() -> None:
 def test_exempt_parameters_do_not_decay() -> None:
     net = Net()
     before = net.gate.detach().clone(), net.linear.weight.detach().clone()
-    optimizer = adamw(parameter_groups(net), lr=0.1, weight_decay=0.5)
+    optimizer = FusedAdamW(parameter_groups(net), lr=0.1, weight_decay=0.5)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -143,15 +143,15 @@ def test_misnamed_exemption() -> None:
         parameter_groups(net)
 
 
-@pytest.mark.parametrize("make", [adam, adamw])
+@pytest.mark.parametrize("make", [FusedAdam, FusedAdamW])
 def test_fused_is_the_default_and_the_same(make) -> None:
     """Against torch's single-tensor form."""
     ours, theirs = Net(), Net()
     theirs.load_state_dict(ours.state_dict())
     fused = make(parameter_groups(ours), lr=1e-2)
     assert all(g["fused"] for g in fused.param_groups)
-    plain = {adam: torch.optim.Adam, adamw: torch.optim.AdamW}[make]
-    plain = plain(theirs.parameters(), lr=1e-2, foreach=False, **({"weight_decay": 0.0} if make is adamw else {}))
+    plain = {FusedAdam: torch.optim.Adam, FusedAdamW: torch.optim.AdamW}[make]
+    plain = plain(theirs.parameters(), lr=1e-2, foreach=False, **({"weight_decay": 0.0} if make is FusedAdamW else {}))
     for step in range(5):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
         for net, optimizer in ((ours, fused), (theirs, plain)):
@@ -164,7 +164,7 @@ def test_fused_is_the_default_and_the_same(make) -> None:
 @pytest.mark.parametrize("name", ["lion", "muon", "adamw", "Adafactor"])
 def test_timm_names(name: str) -> None:
     net = Net()
-    optimizer = timm_optimizer(parameter_groups(net), name, lr=1e-2, weight_decay=0.1)
+    optimizer = TimmOptimizer(name, lr=1e-2, weight_decay=0.1)(parameter_groups(net))
     assert type(optimizer).__name__.lower().startswith(name.lower())
     assert optimizer.param_groups[-1]["weight_decay"] == 0.0
     before = net.linear.weight.detach().clone()
@@ -175,6 +175,6 @@ def test_timm_names(name: str) -> None:
 
 def test_unknown_timm_names() -> None:
     with pytest.raises(UserError, match="did you mean 'lion'"):
-        timm_optimizer(parameter_groups(Net()), "lionn", lr=1)
+        TimmOptimizer("lionn", lr=1)(parameter_groups(Net()))
     with pytest.raises(UserError, match="does not take"):
-        timm_optimizer(parameter_groups(Net()), "lion", lr=1, options={"nesterovv": True})
+        TimmOptimizer("lion", lr=1, options={"nesterovv": True})(parameter_groups(Net()))

@@ -1,0 +1,72 @@
+"""What jsonargparse says about a recipe, as one sentence that names the nearest right key.
+
+Its messages list every type that was tried. A reader wants to know which key is wrong and what it should be.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+
+from diffzoo.errors import did_you_mean
+
+__all__ = ["explain"]
+
+PACKAGES = ("process", "sampling", "data", "encoders", "training")
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """One sentence for a parser's message.
+
+    Args:
+        message: what jsonargparse said.
+        known: every key that exists, dotted.
+    """
+    places = re.findall(r'Parser key "([\w.]+)"', message)
+    where = f"{'.'.join(places)}: " if places else ""
+    argument = re.findall(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
+    if argument:
+        path, name = argument[-1]
+        hint = did_you_mean(name, _arguments(path))
+        return f"{where}{path.rsplit('.', 1)[-1]} has no argument {name!r}{hint}"
+    if found := re.search(r"(?:unrecognized arguments: --|option '|Option ')([\w.\-]+)", message):
+        return _unknown_key(found.group(1), known)
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        name = found.group(1)
+        return f"{where}there is no class {name!r}{did_you_mean(name, _classes())}"
+    kept = re.split(r"\s+(?:Given value|Subclass types expect)", message)[0]
+    kept = re.sub(r'Parser key "[\w.]+":|Problem with given class_path \'[\w.]+\':', "", kept)
+    kept = re.sub(r"<class '([\w.]+)'>", r"\1", kept)
+    kept = re.sub(r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:", "", kept)
+    lines = [line.strip(" -") for line in kept.splitlines() if line.strip(" -")]
+    return where + "; ".join(lines)
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    """The first part of a dotted key that does not exist, and what was likely meant."""
+    parts = key.split(".")
+    for n in range(1, len(parts) + 1):
+        head, parent = ".".join(parts[:n]), ".".join(parts[: n - 1])
+        if not any(k == head or k.startswith(f"{head}.") for k in known):
+            inside = [k for k in known if k.startswith(f"{parent}.")] if parent else list(known)
+            siblings = {".".join(k.split(".")[:n]) for k in inside}
+            return f"there is no key {head!r}{did_you_mean(head, siblings) or did_you_mean(head, known)}"
+    return f"the key {key!r} does not belong here"
+
+
+def _arguments(path: str) -> Iterable[str]:
+    """Arguments of a class, with those of its bases that it passes on."""
+    module, _, name = path.rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    found: set[str] = set()
+    for base in made.__mro__ if inspect.isclass(made) else (made,):
+        parameters = inspect.signature(base.__init__ if inspect.isclass(base) else base).parameters
+        found |= {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return found - {"self"}
+
+
+def _classes() -> Iterable[str]:
+    """The public classes that recipes name."""
+    for package in PACKAGES:
+        module = importlib.import_module(f"diffzoo.{package}")
+        yield from (n for n in module.__all__ if inspect.isclass(getattr(module, n)))
