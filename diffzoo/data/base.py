@@ -277,9 +277,9 @@ class ImageDataModule(LightningDataModule):
         accumulate, trainer = self.accumulate, self.trainer
         if accumulate > 1 and trainer is not None and trainer.accumulate_grad_batches != accumulate:
             raise UserError(
-                f"micro_batch_size={self.micro_batch_size} makes {accumulate} micro-batches of each step, but the trainer "
-                f"accumulates {trainer.accumulate_grad_batches}: leave accumulate_grad_batches out for `diffzoo fit`, "
-                f"or pass {accumulate} to your own Trainer"
+                f"micro_batch_size={self.micro_batch_size} makes {accumulate} micro-batches of each step, but the "
+                f"trainer accumulates {trainer.accumulate_grad_batches}: leave accumulate_grad_batches out for "
+                f"`diffzoo fit`, or pass {accumulate} to your own Trainer"
             )
         self._loader = TrainBatches(self)
         return self._loader

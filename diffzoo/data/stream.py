@@ -273,7 +273,7 @@ class WorkerLoader:
 
 @dataclass(frozen=True)
 class Spans:
-    """The endless (start, count) of one rank: its contiguous slice of every global batch from `position` on, in `parts`."""
+    """The endless (start, count) of one rank: its slice, in `parts`, of every global batch from `position` on."""
 
     position: int
     batch: int

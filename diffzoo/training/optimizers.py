@@ -69,6 +69,7 @@ class FusedAdamW(torch.optim.AdamW):
     ):
         groups = list(params)
         super().__init__(groups, lr, betas, eps, weight_decay, fused=_fits_fused(groups))
+        self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
 
 
 class FusedAdam(torch.optim.Adam):
@@ -90,6 +91,7 @@ class FusedAdam(torch.optim.Adam):
     ):
         groups = list(params)
         super().__init__(groups, lr, betas, eps, fused=_fits_fused(groups))
+        self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
 
 
 @dataclass(frozen=True)
