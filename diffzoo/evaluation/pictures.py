@@ -27,24 +27,25 @@ __all__ = ["FolderImages", "NpzImages", "as_protocol_asks", "open_images", "to_p
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
-def to_pixels(images: Tensor, rounding: str = "round") -> Tensor:
+def to_pixels(images: Tensor, rounding: str = "round", start: int = 0) -> Tensor:
     """Raw pixels, uint8, from floats in [-1, 1]; raw pixels pass unchanged.
 
     Args:
         images: `(b, c, h, w)`.
         rounding: "round" to nearest; "truncate" as ADM's sampling scripts do, half a grey level darker on average.
+        start: position of the first image in the run, for the message.
 
     Raises:
-        UserError: if a value is not finite; the message counts the images.
+        UserError: if a value is not finite; the message counts the images and says which is the first.
     """
     if images.dtype == torch.uint8:
         return images
     bad = ~torch.isfinite(images).flatten(1).all(dim=1)
     if bad.any():
-        first = int(bad.nonzero()[0])
+        first = start + int(bad.nonzero()[0])
         raise UserError(
-            f"{int(bad.sum())} of {len(images)} images hold values that are not finite (NaN), the first is number "
-            f"{first}: the weights are broken, or the precision is too low (try fp32)"
+            f"{int(bad.sum())} of {len(images)} images hold values that are not finite (NaN), the first is image "
+            f"{first} of the run: the weights are broken, or the precision is too low (try fp32)"
         )
     scaled = (images.clamp(-1, 1) + 1) * 127.5
     return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
@@ -124,7 +125,10 @@ class FolderImages:
 
         try:
             with Image.open(path) as image:
+                _check_mode(path, image)
                 return np.asarray(image.convert("RGB"))
+        except UserError:
+            raise
         except (UnidentifiedImageError, OSError, ValueError) as error:
             raise UserError(f"{path} is no image, or a damaged one ({error}): remove it or write it again") from error
 
@@ -134,6 +138,14 @@ class FolderImages:
         for file in self.files:
             hashed.update(f"{file.relative_to(self.path)}:{file_sha256(file)}\n".encode())
         return ImagesPlan(self.path, hashed.hexdigest())
+
+
+def _check_mode(path: Path, image: Any) -> None:
+    """Refuse pictures whose way to 8-bit RGB is a matter of taste: it would be a hidden part of the protocol."""
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
+        raise UserError(f"{path} has pixels of mode {image.mode}, not 8 bits: convert it to 8-bit RGB first")
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise UserError(f"{path} is partly transparent: put it on a background of your choice first")
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,11 @@ class ImagesPlan(_Record):
     images: str
     images_sha256: str | None = None
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; unknown fields raise."""
+        return cls(**cls._checked(data))
+
 
 Plan = SamplePlan | ImagesPlan
 

@@ -102,6 +102,39 @@ class Reference:
         moments = Moments.of(self.features(network, layer))
         return moments.mean, moments.covariance()
 
+    def check_statistics(self, network: FeatureNetwork, layer: str) -> int | None:
+        """Raise unless there are statistics of a layer, or images to take them of; returns the number of these images,
+        None where the statistics lie in the file."""
+        if set(_keys(network.name, layer)) <= self.names:
+            self.statistics(network, layer)
+            return None
+        return self.check_features(network, layer)
+
+    def check_features(self, network: FeatureNetwork, layer: str) -> int:
+        """Raise unless there are features of a layer, or images to compute them of; returns their number."""
+        stored = f"{network.name}.{layer}.features"
+        if stored in self.names:
+            n, d = self._shape(stored)
+            if d != network.dims[layer]:
+                raise UserError(
+                    f"reference mismatch: {self.path.name} has features of {d} dimensions and {network.name} gives "
+                    f"{network.dims[layer]} at {layer!r}: they come from another network"
+                )
+            return n
+        if "arr_0" not in self.names:
+            raise UserError(
+                f"reference mismatch: {self.path.name} holds neither features of {network.name} nor images, "
+                "so only metrics of its statistics can be computed: use a reference with images"
+            )
+        return len(NpzImages(str(self.path)))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, without reading it."""
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return read(member)[0]
+
     def features(self, network: FeatureNetwork, layer: str) -> Tensor:
         """Features of the reference images, `(m, d)`: those in the file, else computed (once) from its images."""
         key = (network.name, layer)
@@ -109,11 +142,7 @@ class Reference:
         if key not in self._features and stored in self.names:
             self._features[key] = self._array(stored)
         if key not in self._features:
-            if "arr_0" not in self.names:
-                raise UserError(
-                    f"reference mismatch: {self.path.name} holds neither features of {network.name} nor images, "
-                    "so only metrics of its statistics can be computed: use a reference with images"
-                )
+            self.check_features(network, layer)
             for name, value in self._extracted(network).items():
                 self._features.setdefault((network.name, name), value)
         return self._features[key]

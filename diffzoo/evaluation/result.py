@@ -93,22 +93,27 @@ class Result:
         """
         if data.get("format") != FORMAT:
             raise UserError(f"{where} is no result of `diffzoo eval`: expected format {FORMAT!r}")
-        plan: Plan = ImagesPlan(**data["plan"]) if "images" in data["plan"] else SamplePlan.from_dict(data["plan"])
-        protocol = EvalProtocol.from_dict(data["protocol"])
+        try:
+            of_images = "images" in data["plan"]
+            plan: Plan = (ImagesPlan if of_images else SamplePlan).from_dict(data["plan"])
+            protocol = EvalProtocol.from_dict(data["protocol"])
+            hashes = {"plan": data["plan_sha256"], "protocol": data["protocol_sha256"]}
+            values = {name: Value(**value) for name, value in data["values"].items()}
+            rest = {k: data[k] for k in ("remarks", "software", "device", "timing", "date")}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where} is no whole result of `diffzoo eval`: {error} is missing or wrong") from error
         for name, record in (("plan", plan), ("protocol", protocol)):
-            if record.sha256 != data[f"{name}_sha256"]:
+            if record.sha256 != hashes[name]:
                 raise UserError(f"{where}: the hash of its {name} does not fit its content: it was changed by hand")
-        values = {name: Value(**value) for name, value in data["values"].items()}
-        rest = {k: data[k] for k in ("remarks", "software", "device", "timing", "date")}
         return cls(plan, protocol, values, **rest)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the JSON, and beside it the Hub's form `.eval_results/<protocol>.yaml`."""
+        """Write the JSON, and beside it the Hub's form, `.eval_results/<same name>.yaml`."""
         import yaml
 
         path = write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         hub = yaml.safe_dump(self.eval_results(), sort_keys=False, allow_unicode=True)
-        write_text(path.parent / ".eval_results" / f"{self.protocol.name}.yaml", hub)
+        write_text(path.parent / ".eval_results" / f"{path.stem}.yaml", hub)
         return path
 
     @classmethod

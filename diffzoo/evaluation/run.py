@@ -1,25 +1,25 @@
 """`evaluate`: generate, extract, measure, record."""
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.blocks import Blocks, Job
 from diffzoo.evaluation.generate import ImageSource, ModelImages, labels_of
-from diffzoo.evaluation.measure import GROUPS, Features, check_count, measure, metric_of
+from diffzoo.evaluation.measure import GROUPS, Features, check_count, check_reference, measure, metric_of
 from diffzoo.evaluation.pictures import FolderImages, NpzImages, write_npz
-from diffzoo.evaluation.records import EvalProtocol, NetworkSpec, SamplePlan
+from diffzoo.evaluation.records import EvalProtocol, NetworkSpec, Plan, SamplePlan
 from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.result import Result, hardware
 from diffzoo.metrics.features import FeatureNetwork, load_features
 
-__all__ = ["Settings", "evaluate", "load_networks", "resolve"]
+__all__ = ["Settings", "evaluate", "load_networks", "resolve", "result_path"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,16 @@ def _check_source(source: Any, protocol: EvalProtocol) -> None:
         )
 
 
-def _captions(source: Any, networks: Mapping[str, FeatureNetwork], protocol: EvalProtocol) -> dict[str, torch.Tensor]:
-    names = {metric_of(m).network for m in protocol.metrics if metric_of(m).kind == "clip-score"}
+def _scored_captions(source: Any, protocol: EvalProtocol) -> tuple[list[str], list[str]]:
+    """The networks that score captions, and the captions; raises if there are too few."""
+    names = sorted({metric_of(m).network for m in protocol.metrics if metric_of(m).kind == "clip-score"})
     captions = list(getattr(source, "captions", ()))[: protocol.n]
     if names and len(captions) < protocol.n:
-        raise UserError(f"CLIPScore needs one caption per image: expected {protocol.n}, got {len(captions)}")
-    return {name: networks[name].embed_captions(captions) for name in names}  # type: ignore[operator]
+        raise UserError(
+            f"CLIPScore needs one caption per image: expected {protocol.n}, got {len(captions)}; give --captions FILE, "
+            "one per line, or leave clip_score out of --metrics"
+        )
+    return names, captions
 
 
 def evaluate(
@@ -113,7 +117,7 @@ def evaluate(
     """Evaluate images by a protocol.
 
     Blocks of `settings.block_size` seeds are written to `settings.out/blocks`; the result to `settings.out`. Values
-    do not depend on the number of processes, nor on having been killed and run again.
+    do not depend on the number of processes, nor on having been killed and run again. See `result_path` for its name.
 
     Args:
         source: a plan, or a folder, a file, or any other source of images.
@@ -130,7 +134,8 @@ def evaluate(
         source = ModelImages(source, settings.device)
     _check_source(source, protocol)
     networks = load_networks(protocol.metrics, settings.weights, settings.device)
-    remarks = check_count(protocol, networks, settings.few)
+    scorers, captions = _scored_captions(source, protocol)
+    remarks = check_count(protocol, networks, settings.few) + check_reference(protocol, reference, networks)
     protocol = resolve(protocol, reference, networks)
     plan = source.plan()
     blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, settings.block_size)
@@ -139,7 +144,8 @@ def evaluate(
     job = Job(source, protocol, weights, settings.device, settings.features_per_batch, settings.keep_images)
     made = blocks.fill(job, settings.processes, settings.progress)
     generated = time.perf_counter()
-    features = Features(blocks.gather(), _captions(source, networks, protocol))
+    embedded = {name: networks[name].embed_captions(captions) for name in scorers}  # type: ignore[operator]
+    features = Features(blocks.gather(), embedded)
     values = measure(protocol, features, reference, networks, groups=settings.groups, device=settings.device)
     timing = {
         "images_made": float(made),
@@ -147,10 +153,24 @@ def evaluate(
         "measure_seconds": time.perf_counter() - generated,
     }
     result = Result(plan, protocol, values, remarks, device=hardware(settings.device), timing=timing)
-    result.save(Path(settings.out) / f"{protocol.name}_{protocol.n}.json")
+    result.save(result_path(settings.out, plan, protocol))
     if settings.keep_images:
         _write_samples(source, blocks, Path(settings.out) / "samples.npz")
     return result
+
+
+def result_path(out: str | os.PathLike[str], plan: Plan, protocol: EvalProtocol) -> Path:
+    """Where the result of a resolved plan and protocol lies: `<protocol>_<n>.json` in `out`; with the hashes in its
+    name if the result of another plan or protocol lies there already, which is kept."""
+    path = Path(out) / f"{protocol.name}_{protocol.n}.json"
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+        theirs = (other["plan_sha256"], other["protocol_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there, or nothing worth keeping
+        return path
+    if theirs == (plan.sha256, protocol.sha256):
+        return path
+    return path.with_stem(f"{path.stem}_{plan.sha256[:8]}_{protocol.sha256[:8]}")
 
 
 def _check_first(source: ImageSource, protocol: EvalProtocol, reference: Reference) -> None:
@@ -173,8 +193,3 @@ def _write_samples(source: Any, blocks: Blocks, path: Path) -> None:
     if isinstance(source, ModelImages):
         labels = labels_of(source.sample_plan, source.config.num_classes, 0, blocks.protocol.n)
     write_npz(path, blocks.pixels(), blocks.protocol.n, labels)
-
-
-def with_n(protocol: EvalProtocol, n: int | None) -> EvalProtocol:
-    """The protocol on another number of images; seeds stay prefixes."""
-    return protocol if n is None else replace(protocol, n=n)

@@ -90,6 +90,59 @@ def test_reference_mismatch(tmp_path: Path, ref: Reference) -> None:
         run(Pictures(), protocol(), Reference.open(tmp_path / "other.npz"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "metric", "message"),
+    [
+        ({"mu": np.zeros(7), "sigma": np.eye(7)}, "kid:random-conv", "neither features of random-conv nor images"),
+        ({"arr_0": np.zeros((3, 16, 16, 3), np.uint8)}, "precision:random-conv", "at least 4 reference images"),
+        ({"arr_0": np.zeros((5, 16, 16, 3), np.uint8)}, "coverage:random-conv", "at least 6 reference images"),
+        ({"random-conv.pool.features": np.zeros((9, 7), np.float32)}, "kid:random-conv", "features of 7 dimensions"),
+        ({"arr_0": np.zeros((9, 16, 16, 3), np.uint8)}, "clip-score:random-conv", "gives no layer 'image'"),
+    ],
+)
+def test_what_a_reference_lacks_is_known_before_anything_is_drawn(
+    tmp_path: Path, arrays: dict, metric: str, message: str
+) -> None:
+    (tmp_path / "log").mkdir()
+    np.savez(tmp_path / "r.npz", **{"random-conv.spatial.mu": np.zeros(1), **arrays})
+    ref = Reference.open(tmp_path / "r.npz")
+    source = Pictures(log=str(tmp_path / "log"))
+    source.captions = ["words"] * 150
+    with pytest.raises(UserError, match=message):
+        run(source, protocol(metrics=(metric,)), ref, tmp_path)
+    assert not list((tmp_path / "log").iterdir())
+
+
+def test_captions_that_are_missing_are_known_before_anything_is_drawn(tmp_path: Path, ref: Reference) -> None:
+    (tmp_path / "log").mkdir()
+    source = Pictures(log=str(tmp_path / "log"))
+    source.captions = ["words"] * 20
+    with pytest.raises(UserError, match="one caption per image: expected 150, got 20"):
+        run(source, protocol(metrics=("clip-score:random-conv",)), ref, tmp_path)
+    assert not list((tmp_path / "log").iterdir())
+
+
+def test_a_reference_of_few_images_is_remarked(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "few.npz", [to_pixels(picture(range(100)))], 100)
+    result = run(Pictures(), protocol(metrics=("frechet:random-conv",)), Reference.open(path), tmp_path)
+    assert "against 100 reference images" in result.remarks[0]
+
+
+def test_pictures_that_are_not_plainly_8_bit_rgb(tmp_path: Path) -> None:
+    folder_of(tmp_path / "x", 1)
+    deep = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
+    deep.save(tmp_path / "x" / "001.png")
+    with pytest.raises(UserError, match=r"001.png has pixels of mode I;16, not 8 bits"):
+        FolderImages(str(tmp_path / "x")).images(0, 2)
+    pixels = np.full((16, 16, 4), 255, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x" / "001.png")
+    assert int(FolderImages(str(tmp_path / "x")).images(1, 1).min()) == 255
+    pixels[3, 3, 3] = 200
+    Image.fromarray(pixels).save(tmp_path / "x" / "001.png")
+    with pytest.raises(UserError, match=r"001.png is partly transparent"):
+        FolderImages(str(tmp_path / "x")).images(1, 1)
+
+
 def test_files_that_are_no_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFZOO_REFERENCES", str(tmp_path))
     with pytest.raises(UserError, match=r"was not found: put its file at .*imagenet.npz"):
@@ -105,7 +158,7 @@ def test_files_that_are_no_references(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_nan_images(tmp_path: Path, ref: Reference) -> None:
-    with pytest.raises(UserError, match="1 of 60 images hold values that are not finite"):
+    with pytest.raises(UserError, match=r"1 of 60 images hold values .*the first is image 70"):
         run(Pictures(nan_at=70), protocol(), ref, tmp_path)
     values = np.full((4, 8, 8, 3), 100, np.float32)
     values[2, 0, 0, 0] = np.nan

@@ -16,6 +16,7 @@ from diffzoo.errors import UserError
 from diffzoo.evaluation import Reference, Result, Settings, evaluate
 from diffzoo.evaluation.blocks import Blocks
 from diffzoo.evaluation.measure import Features, measure
+from diffzoo.evaluation.run import result_path
 from diffzoo.metrics import Moments, extract, frechet_distance, load_features
 
 
@@ -138,7 +139,7 @@ def test_the_result_file_reads_back_and_has_the_hubs_form(tmp_path: Path, ref: R
     result = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
     path = tmp_path / "test_150.json"
     assert Result.load(path).to_dict() == result.to_dict()
-    data = yaml.safe_load((tmp_path / ".eval_results" / "test.yaml").read_text())
+    data = yaml.safe_load((tmp_path / ".eval_results" / "test_150.yaml").read_text())
     entries = parse_eval_result_entries(data)  # the Hub client's own reader
     assert [e.value for e in entries] == [v.value for v in result.values.values()]
     assert all(result.protocol.sha256 in str(e.notes) for e in entries)
@@ -152,6 +153,30 @@ def test_an_edited_result_is_refused(tmp_path: Path, ref: Reference) -> None:
     data["protocol"]["rounding"] = "truncate"
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="hash of its protocol does not fit"):
+        Result.load(path)
+
+
+def test_the_result_of_another_plan_is_kept(tmp_path: Path, ref: Reference) -> None:
+    first = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    second = evaluate(Pictures(tint=0.3), protocol(), ref, settings(tmp_path))
+    assert Result.load(tmp_path / "test_150.json").same_numbers() == first.same_numbers()
+    path = result_path(tmp_path, second.plan, second.protocol)
+    assert path.name.startswith("test_150_")
+    assert Result.load(path).same_numbers() == second.same_numbers()
+    assert len(list((tmp_path / ".eval_results").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [{"plan": None}, {"values": {"fid": {"number": 3}}}, {"protocol": None}, {"plan_sha256": None}]
+)
+def test_half_a_result_is_refused(tmp_path: Path, ref: Reference, damage: dict) -> None:
+    evaluate(Pictures(), protocol(), ref, settings(tmp_path))
+    path = tmp_path / "test_150.json"
+    data = {**json.loads(path.read_text()), **damage}
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+    with pytest.raises(UserError, match="no whole result"):
         Result.load(path)
 
 
