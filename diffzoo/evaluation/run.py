@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from diffzoo.errors import UserError
 from diffzoo.evaluation.blocks import Blocks, Job
 from diffzoo.evaluation.generate import ImageSource, ModelImages, labels_of
