@@ -15,6 +15,7 @@ from diffzoo.errors import UserError
 
 __all__ = [
     "cache_dir",
+    "cached_revision",
     "explain_disk",
     "explain_hub",
     "free_space_for",
@@ -44,6 +45,21 @@ def hub_cache_dir() -> Path:
     """The Hub client's own cache."""
     path = os.environ.get("HF_HUB_CACHE")
     return Path(path).expanduser() if path else _hf_home() / "hub"
+
+
+def cached_revision(repo: str, file: str = "config.json") -> str | None:
+    """The commit of a repository's main branch that is in the cache already, with `file` in it.
+
+    Companions without a pinned revision keep this one, so that they never change under a trained model. None if there
+    is none yet, or offline, where the client takes what it has.
+    """
+    if is_offline():
+        return None
+    ref = hub_cache_dir() / f"models--{repo.replace('/', '--')}" / "refs" / "main"
+    if not ref.is_file():
+        return None
+    commit = ref.read_text().strip()
+    return commit if (ref.parent.parent / "snapshots" / commit / file).is_file() else None
 
 
 def is_offline() -> bool:

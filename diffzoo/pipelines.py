@@ -7,7 +7,7 @@ pictures.save_png("pictures")
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from diffzoo.encoders import text
 from diffzoo.encoders.autoencoder import Autoencoder, Identity, KLAutoencoder
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.hub import cached_revision
 from diffzoo.images import make_grid, save_png, to_uint8
 from diffzoo.process import to_config
 from diffzoo.sampling import ClassifierFree, ClassifierGuidance, Denoise, Denoiser, Sampler, sample, upsample
 from diffzoo.sampling.loop import Precision
 from diffzoo.typing import Condition
-from diffzoo.zoo.facts import FORMULAS, class_list, sampler_from
+from diffzoo.zoo.facts import class_list, guidance_from, sampler_from
 from diffzoo.zoo.loading import Loaded, load_any
 
 __all__ = ["Pictures", "Pipeline", "pipeline"]
@@ -154,8 +155,21 @@ class Pipeline:
             cls = getattr(text, str(values.pop("class", "")), None)
             if cls is None:
                 raise UserError("these weights read captions but do not say through which text encoder: pass one")
+            # without a pinned revision: the one that was downloaded first
+            values["revision"] = values.get("revision") or cached_revision(str(values.get("source", "")))
             self._text_encoder = cls(**values).to(self.device)
         return self._text_encoder
+
+    def _companions(self) -> dict[str, Any]:
+        """Which autoencoder and text encoder took part, for the records of pictures."""
+        found: dict[str, Any] = {}
+        if not isinstance(self.autoencoder, Identity):
+            found["autoencoder"] = self.autoencoder.id
+        if self._text_encoder is not None:
+            known = dict(self.facts.text_encoder or {"class": type(self._text_encoder).__name__})
+            revision = known.get("revision") or cached_revision(str(known.get("source", "")))
+            found["text_encoder"] = {**known, "revision": revision}
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -223,9 +237,11 @@ class Pipeline:
 
     # -- drawing
 
-    def _denoise(self, guidance: float | None) -> tuple[Denoise, dict[str, Any] | None]:
+    def _denoise(self, guidance: float | Mapping[str, Any] | None) -> tuple[Denoise, dict[str, Any] | None]:
         """The denoiser, guided if asked, and the record of the guidance."""
         if self._classifier is not None:
+            if isinstance(guidance, Mapping):
+                raise UserError("a classifier does the guidance: give its scale as a number")
             scale = 1.0 if guidance is None else float(guidance)
             guided = ClassifierGuidance(
                 self.denoiser, self._classifier.network, scale, conditional=self.network.config.num_classes > 0
@@ -233,20 +249,22 @@ class Pipeline:
             by = self._classifier.facts.name
             return guided, {"formula": "score + s * grad log p(class)", "scale": scale, "classifier": by}
         known = self.facts.guidance or {"formula": "uncond + s * (cond - uncond)", "scale": 1.0}
-        scale = float(known["scale"] if guidance is None else guidance)
-        formula = FORMULAS[known["formula"]]
+        if guidance is not None:
+            known = {**known, **(guidance if isinstance(guidance, Mapping) else {"scale": guidance})}
+        values = guidance_from(known)
+        scale = values["scale"] = float(values["scale"])
         if self.reads == "nothing":
             if guidance is not None:
                 raise UserError("this model is unconditional: guidance has nothing to act on; leave it out")
             return self.denoiser, None
-        record = {"formula": known["formula"], "scale": scale}
-        if scale == (1 if formula == "uncond" else 0):
+        record = {**{k: v for k, v in known.items() if v is not None}, "scale": scale}
+        if scale == (1 if values["formula"] == "uncond" else 0):
             return self.denoiser, record
         null = None
         if self.reads == "caption":
             embedded, mask = self.text_encoder.null(1)
             null = Condition(text=embedded, text_mask=mask)
-        return ClassifierFree(self.denoiser, scale, formula, null=null), record
+        return ClassifierFree(self.denoiser, **values, null=null), record
 
     def _sampler(self, sampler: Sampler | str | None, steps: int | None) -> Sampler:
         chosen = self.facts.build_sampler() if sampler is None else sampler_from(sampler)
@@ -259,7 +277,7 @@ class Pipeline:
         classes: Sequence[str | int] | str | int | None = None,
         seeds: Sequence[int] = range(4),
         *,
-        guidance: float | None = None,
+        guidance: float | Mapping[str, Any] | None = None,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         batch_size: int | None = 16,
@@ -272,8 +290,9 @@ class Pipeline:
             classes: names, indices or captions; None for unconditional models.
             seeds: one picture per class and seed; a seed gives the same picture in any batch.
             guidance: strength, in the formula that the weights were published with (`pipe.facts.guidance`); without
-                one, s in `uncond + s (cond - uncond)`. Default: the published strength, else none. With a classifier:
-                its scale, by default 1.
+                one, s in `uncond + s (cond - uncond)`. Or some of {formula, scale, interval, decay} as a mapping
+                (`diffzoo.zoo.facts.guidance_from`). Default: as published, else none. With a classifier: its scale,
+                by default 1.
             steps: of the sampler.
             sampler: a sampler, or the name of its class. Default: the published one, else DDIM.
             batch_size: pictures at a time.
@@ -359,7 +378,13 @@ class Pipeline:
     ) -> Pictures:
         """Decoded pictures with a record each."""
         pixels = to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        made = {**made, "weights": self.facts.provenance, "model": self.facts.name, "diffzoo": __version__}
+        made = {
+            **made,
+            **self._companions(),
+            "weights": self.facts.provenance,
+            "model": self.facts.name,
+            "diffzoo": __version__,
+        }
         records = [
             {**made, "seed": int(seed), **({"drawn": label} if label else {})}
             for label, seed in zip(labels, seeds, strict=True)

@@ -12,6 +12,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", "--license", help="licence of the weights, for example cc-by-4.0; no default")
     parser.add_argument("--dataset", help="what it was trained on, for the card; default: what the recipe says")
     parser.add_argument("--weights", default="average", help="average (default), raw, or the label of an average")
+    parser.add_argument(
+        "--evaluation", nargs="+", default=[], metavar="RESULT", help="results of `diffzoo eval` for the card"
+    )
     parser.add_argument("--private", action="store_true", help="make the repository private, if this makes it")
     parser.add_argument("--revision", help="branch to commit to, made if needed")
     parser.add_argument("--message", help="of the commit")
@@ -33,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
             dry_run=args.dry_run,
             prefer=args.weights,
             dataset=args.dataset,
+            evaluations=args.evaluation,
         )
     )
     return 0

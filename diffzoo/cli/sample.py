@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from typing import Any
 
 from diffzoo.errors import UserError
 
@@ -37,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="of the sampler; default: the published number, else 50")
     parser.add_argument("--guidance", type=float, help="strength, in the formula that belongs to the weights")
+    parser.add_argument(
+        "--guidance-decay", type=float, metavar="POWER", help="DiMR's power cosine: (1 - cos(pi (1 - t)^POWER)) / 2"
+    )
+    parser.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide only where t lies between"
+    )
     parser.add_argument("--classifier", help="a noise-aware classifier that does the guidance: adm_classifier_256")
     parser.add_argument("--upsample", metavar="SOURCE", help="enlarge what was drawn with this model: adm_64_to_256")
     parser.add_argument(
@@ -50,6 +57,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     parser.add_argument("--precision", choices=["bf16", "fp16"], help="of the network; default: float32")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _guidance(args: argparse.Namespace) -> Any:
+    """The guidance asked for: a strength, or with it when it acts."""
+    fades: dict[str, Any] = {}
+    if args.guidance_decay is not None:
+        fades["decay"] = {"power": args.guidance_decay}
+    if args.guidance_interval is not None:
+        fades["interval"] = dict(zip(("low", "high"), args.guidance_interval, strict=True))
+    if not fades:
+        return args.guidance
+    return fades if args.guidance is None else {"scale": args.guidance, **fades}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     pictures = pipe(
         classes,
         seeds,
-        guidance=args.guidance,
+        guidance=_guidance(args),
         steps=args.steps,
         sampler=args.sampler,
         batch_size=args.batch_size,

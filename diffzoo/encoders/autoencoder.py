@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 
 from diffzoo.errors import MissingExtraError, UserError
-from diffzoo.hub import hub_file, is_offline
+from diffzoo.hub import cached_revision, hub_file
 from diffzoo.typing import Images, Latents
 
 __all__ = ["Autoencoder", "Identity", "KLAutoencoder"]
@@ -143,22 +143,10 @@ class KLAutoencoder:
         if self.repo.count("/") != 1:
             raise UserError(f"there is no folder {self.repo}; a Hub repository is written owner/name")
         what = f"the autoencoder {self.repo}"
-        revision = self.revision or self._first_revision(f"{inside}config.json")
+        revision = self.revision or cached_revision(self.repo, f"{inside}config.json")
         _, self.revision = hub_file(self.repo, f"{inside}config.json", revision, what)
         path, _ = hub_file(self.repo, f"{inside}diffusion_pytorch_model.safetensors", self.revision, what)
         return path.parent
-
-    def _first_revision(self, file: str) -> str | None:
-        """The commit that is in the cache already: an autoencoder must not change under a trained model."""
-        if is_offline():
-            return None
-        from diffzoo.hub import hub_cache_dir
-
-        ref = hub_cache_dir() / f"models--{self.repo.replace('/', '--')}" / "refs" / "main"
-        if not ref.is_file():
-            return None
-        commit = ref.read_text().strip()
-        return commit if (ref.parent.parent / "snapshots" / commit / file).is_file() else None
 
     # -- facts
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffzoo import sampling
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError
 from diffzoo.evaluation.records import Plan, SamplePlan
 from diffzoo.metrics.weights import state_sha256
 from diffzoo.pipelines import Pipeline, pipeline
@@ -19,7 +19,7 @@ from diffzoo.process import GaussianProcess, to_config
 from diffzoo.rng import keyed_generator
 from diffzoo.sampling import ClassifierFree, Denoiser, Sampler, sample
 from diffzoo.typing import Condition
-from diffzoo.zoo.facts import FORMULAS, Facts, sampler_from
+from diffzoo.zoo.facts import FORMULAS, Facts, guidance_from, sampler_from
 
 __all__ = ["Generator", "ImageSource", "ModelImages", "build_guidance", "build_sampler", "default_plan", "labels_of"]
 
@@ -56,15 +56,7 @@ def build_guidance(denoise: Any, guidance: Mapping[str, Any] | None, null: Condi
     """
     if guidance is None:
         return denoise
-    values = dict(guidance)
-    accepted = {"scale", "formula", "interval", "decay"}
-    for key in values:
-        if key not in accepted:
-            raise UserError(f"guidance has no argument {key!r}{did_you_mean(key, accepted)}")
-    for key, default in (("interval", "Interval"), ("decay", "PowerCosine")):
-        if values.get(key) is not None:
-            values[key] = sampler_from({"class": default, **values[key]})
-    return ClassifierFree(denoise, **values, null=null)
+    return ClassifierFree(denoise, **guidance_from(guidance), null=null)
 
 
 def default_plan(model: str, facts: Facts, **changes: Any) -> SamplePlan:
@@ -81,7 +73,8 @@ def default_plan(model: str, facts: Facts, **changes: Any) -> SamplePlan:
     labels = "captions" if getattr(config, "text_width", 0) else "balanced" if config.num_classes else "none"
     guidance = None
     if facts.guidance is not None:
-        guidance = {"formula": FORMULAS[facts.guidance["formula"]], "scale": float(facts.guidance["scale"])}
+        formula = FORMULAS[facts.guidance["formula"]]
+        guidance = {**facts.guidance, "formula": formula, "scale": float(facts.guidance["scale"])}
     known: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "labels": labels, "guidance": guidance}
     return SamplePlan(model, **{**known, **changes})
 

@@ -75,7 +75,7 @@ def model_card(
         facts: with a licence.
         repo: where it will lie, `owner/name`.
         folder: of the published form, for its recipe and its pictures.
-        evaluations: result records {protocol, metrics}.
+        evaluations: results of `diffzoo eval` as data.
         dataset: what it was trained on; default: what the recipe says.
     """
     return TEMPLATE.format(
@@ -144,15 +144,28 @@ def _recipe_data(path: Path) -> str | None:
 
 
 def _evaluation(records: Sequence[dict[str, Any]]) -> str:
+    """A row per metric, with its error, the protocol and how the images were drawn."""
     rows = []
     for record in records:
-        protocol = record.get("protocol")
-        name = protocol.get("name", json.dumps(protocol, sort_keys=True)) if isinstance(protocol, dict) else protocol
-        rows += [f"| {metric} | {_number(value)} | {name} |" for metric, value in record["metrics"].items()]
-    return "\n".join(["| metric | value | protocol |", "|---|---|---|", *rows]) if rows else "Not evaluated."
+        protocol, plan = record["protocol"], record.get("plan") or {}
+        name = f"{protocol.get('name')}, {protocol.get('n')} images against {protocol.get('reference')}"
+        drawn = ", ".join(
+            part
+            for part in (
+                f"{(plan.get('sampler') or {}).get('class')}, {plan.get('steps')} steps" if plan.get("steps") else "",
+                f"guidance {json.dumps(plan['guidance'], sort_keys=True)}" if plan.get("guidance") else "",
+            )
+            if part
+        )
+        digest = str(record.get("protocol_sha256", ""))[:16]
+        rows += [
+            f"| {metric} | {_number(value)} | {name} (`{digest}`) | {drawn} |"
+            for metric, value in record["values"].items()
+        ]
+    head = ["| metric | value | protocol | drawn with |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else "Not evaluated."
 
 
-def _number(value: Any) -> str:
-    if isinstance(value, dict):
-        value = value.get("value")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _number(value: dict[str, Any]) -> str:
+    error = value.get("standard_error")
+    return f"{value['value']:.5g}" + (f" ± {error:.2g}" if error is not None else "")

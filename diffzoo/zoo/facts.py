@@ -2,12 +2,13 @@
 
 family        class of the network                     config     its config, as data
 name          registry name it was built from          process    `diffzoo.process.to_config`
-class_names   in order of class index                  guidance   {formula, scale}
+class_names   in order of class index                  guidance   {formula, scale}, perhaps {interval, decay}
 sampler       default sampler, as data                 autoencoder, text_encoder   frozen companions
 licence       of the weights                           provenance where they come from
 version       of diffzoo that wrote it
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args
 
@@ -17,9 +18,9 @@ from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import Kind, ModelEntry, config_from_dict, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, from_config, to_config
 from diffzoo.sampling import Sampler
-from diffzoo.sampling.guidance import Formula
+from diffzoo.sampling.guidance import Fade, Formula
 
-__all__ = ["FORMULAS", "Facts", "class_list", "facts_of", "registered_facts", "sampler_from"]
+__all__ = ["FORMULAS", "Facts", "class_list", "facts_of", "guidance_from", "registered_facts", "sampler_from"]
 
 # how guidance is written, and the short name of `diffzoo.sampling.guidance`
 FORMULAS: dict[str, Formula] = {"cond + s * (cond - uncond)": "cond", "uncond + s * (cond - uncond)": "uncond"}
@@ -144,6 +145,42 @@ def sampler_from(data: Any) -> Any:
         if key not in known:
             raise UserError(f"{name} has no field {key!r}{did_you_mean(key, known)}")
     return cls(**{key: sampler_from(value) if isinstance(value, dict) else value for key, value in values.items()})
+
+
+FADES = {"interval": "Interval", "decay": "PowerCosine"}  # fields of guidance that are objects, and their usual class
+
+
+def guidance_from(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `diffzoo.sampling.ClassifierFree` from plain data.
+
+    Args:
+        data: {formula, scale}, the formula in words or its short name; perhaps {interval: {low, high, unit}} and
+            {decay: {power}}, DiMR's power cosine.
+
+    Raises:
+        UserError: for an unknown field, formula or class, naming the nearest.
+    """
+    values = dict(data)
+    accepted = ["formula", "scale", *FADES]
+    for key in values:
+        if key not in accepted:
+            raise UserError(f"guidance has no argument {key!r}{did_you_mean(key, accepted)}")
+    formula = values.get("formula", "uncond")
+    if formula not in (*FORMULAS, *FORMULAS.values()):
+        raise UserError(f"expected the formula of guidance to be one of {list(FORMULAS)}, got {formula!r}")
+    values["formula"] = FORMULAS.get(formula, formula)
+    for key, usual in FADES.items():
+        if values.get(key) is None:
+            values.pop(key, None)
+            continue
+        if not isinstance(values[key], Mapping):
+            raise UserError(f"expected {key} of guidance to be a mapping such as that of {usual}, got {values[key]!r}")
+        values[key] = sampler_from({"class": usual, **values[key]})
+        if not isinstance(values[key], Fade):
+            raise UserError(
+                f"{type(values[key]).__name__} says nothing about when guidance acts: use {usual} for {key}"
+            )
+    return values
 
 
 def registered_facts(name: str) -> Facts:

@@ -25,6 +25,7 @@ from diffzoo.zoo.manifest import Checkpoint
 
 __all__ = ["HashMismatchError", "download", "fetch"]
 
+PACKAGE = Path(__file__).resolve().parent.parent
 DRIVE = "https://drive.usercontent.google.com/download"
 ATTEMPTS = 5
 TIMEOUT = 30.0  # seconds without a byte
@@ -220,7 +221,7 @@ def _cached(entry: Checkpoint, url: str) -> tuple[Path, None]:
 
 
 def _from_package(entry: Checkpoint, pin: dict[str, Any]) -> tuple[Path, None]:
-    path = Path(__file__).resolve().parent.parent / str(entry.source.package)
+    path = PACKAGE / str(entry.source.package)
     if not path.is_file():
         raise UserError(f"{path} is missing from the installation: install diffzoo again")
     return path, None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 from diffzoo.hub import cache_dir, explain_disk, free_space_for, hub_file
 from diffzoo.models.base import Config, Network
-from diffzoo.models.registry import config_to_dict, entry
+from diffzoo.models.registry import config_from_dict, config_to_dict, entry
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.zoo import cache, formats
 from diffzoo.zoo.facts import Facts, class_list
@@ -155,7 +155,10 @@ class Loaded:
 
 def entry_config(item: Checkpoint) -> Config:
     """The config of an entry's network."""
-    return entry(item.model).config.override(**item.config)
+    base = entry(item.model).config
+    types = get_type_hints(type(base))
+    given = {k: config_from_dict(types[k], v) if k in types else v for k, v in item.config.items()}
+    return base.override(**given)
 
 
 def entry_facts(item: Checkpoint, original: Mapping[str, Any]) -> Facts:
@@ -250,7 +253,8 @@ def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
     held = data.get("diffzoo") if isinstance(data, Mapping) else None
     if not isinstance(held, Mapping) or "model" not in held:
         return None
-    values = {k: held[k] for k in ("process", "class_names", "guidance", "autoencoder", "version") if held.get(k)}
+    known = ("process", "class_names", "guidance", "autoencoder", "text_encoder", "version")
+    values = {k: held[k] for k in known if held.get(k)}
     if sampler := held.get("sampler"):
         values["sampler"] = {"class": sampler} if isinstance(sampler, str) else sampler
     trained = {"checkpoint": path.name, "global_step": data.get("global_step"), "epoch": data.get("epoch")}
@@ -261,8 +265,11 @@ def _sidecar_facts(path: Path) -> Facts | None:
     """Facts from beside a bare file: `config.json` in its folder, or the newest checkpoint of its run."""
     if (path.parent / "config.json").is_file():
         return _json_facts(path.parent / "config.json")
-    run = path.parent.parent / "checkpoints" / "last.ckpt"
-    return _checkpoint_facts(formats.read_pickle(run), run) if run.is_file() else None
+    for run in list(path.parents)[1:4]:  # averages/x, averages/reconstructed/x
+        newest = _run_file(run)
+        if newest is not None:
+            return _checkpoint_facts(formats.read_pickle(newest), newest)
+    return None
 
 
 def _require(facts: Facts | None, path: Path) -> Facts:
@@ -308,13 +315,19 @@ def _find(data: Mapping[str, Any], facts: Facts, path: Path, prefer: str) -> tup
         raise
 
 
+def _step(path: Path) -> tuple[float, float]:
+    """Order of a run's checkpoints: by the step in the name; times of files change when a run is copied."""
+    if path.name == "last.ckpt":  # Lightning's own, where a run has it
+        return (float("inf"), 0.0)
+    found = re.search(r"step[_=](\d+)", path.name)
+    return (float(found.group(1)) if found else -1.0, path.stat().st_mtime)
+
+
 def _run_file(folder: Path) -> Path | None:
-    """The newest checkpoint of a run directory."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        return last
-    found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else None
+    """The newest checkpoint of a run directory, or of its folder `checkpoints`."""
+    place = folder if folder.name == "checkpoints" else folder / "checkpoints"
+    found = [p for p in place.glob("*.ckpt") if not p.name.startswith(".")]
+    return max(found, key=_step) if found else None
 
 
 def _folder_file(folder: Path) -> Path:
@@ -324,7 +337,7 @@ def _folder_file(folder: Path) -> Path:
     run = _run_file(folder)
     if run is None:
         raise UserError(
-            f"no weights in {folder}: expected model.safetensors with config.json, or a run with checkpoints/last.ckpt"
+            f"no weights in {folder}: expected model.safetensors with config.json, or a run with checkpoints/*.ckpt"
         )
     return run
 

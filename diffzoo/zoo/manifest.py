@@ -14,7 +14,7 @@ from typing import Any
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.process import GaussianProcess, from_config
-from diffzoo.zoo.facts import FORMULAS, sampler_from
+from diffzoo.zoo.facts import FADES, FORMULAS, guidance_from, sampler_from
 
 __all__ = [
     "AutoencoderFacts",
@@ -35,6 +35,8 @@ SOURCE_KINDS = {
     "drive": ("drive",),  # the id of a file on Google Drive
     "package": ("package",),  # a path inside this package
 }
+
+TEXT_ENCODERS = ("CLIPEncoder", "T5Encoder")  # of diffzoo.encoders.text
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,12 @@ class Checkpoint:
         size: bytes of the original file; None = unknown.
         unpinned: why a hash or revision is null.
         config: rewrites of the registered config that the weights need.
-        guidance: {formula, scale, ...}: the convention is a fact of the checkpoint.
+        guidance: {formula, scale}, perhaps {interval, decay} of `facts.guidance_from`: the convention is a fact of
+            the checkpoint.
         sampler: the paper's sampler as plain data.
         autoencoder: for latent models.
-        text_encoder: for text-conditional models: {repo, revision, ...}.
+        text_encoder: for text-conditional models: {class, source, revision, ...}, the arguments of an encoder of
+            `diffzoo.encoders.text`; revision null = recorded on first use.
         classes: a named list such as "imagenet-1k", or the names themselves.
         paper: {arxiv, ...}.
         published: rows {metric, value, protocol, ...} as printed.
@@ -261,6 +265,20 @@ def _autoencoder(data: Any, place: _Place) -> AutoencoderFacts | None:
     return AutoencoderFacts(table["repo"], float(factor), table["revision"], table.get("subfolder"))
 
 
+def _text_encoder(data: Any, place: _Place) -> Mapping[str, Any] | None:
+    if data is None:
+        return None
+    known = {"class": str, "source": str, "revision": (str, type(None)), "max_tokens": int, "keep_padding": bool}
+    table = place.table(data, known, ("class", "source", "revision"))
+    for name, value in table.items():
+        kinds = known[name]
+        place.at(name).value(value, *(kinds if isinstance(kinds, tuple) else (kinds,)))
+    if table["class"] not in TEXT_ENCODERS:
+        raise place.at("class").error(f"expected one of {list(TEXT_ENCODERS)}, got {table['class']!r}")
+    place.at("revision").digits(table["revision"], 40)
+    return table
+
+
 def _fingerprint(data: Any, place: _Place) -> tuple[Fingerprint | None, str | None]:
     if isinstance(data, dict) and set(data) == {"pending"}:
         return None, place.at("pending").value(data["pending"], str)
@@ -280,10 +298,15 @@ def _process(data: dict[str, Any], place: _Place) -> None:
 
 
 def _guidance(data: dict[str, Any], place: _Place) -> None:
-    table = place.table(data, ("formula", "scale"), ("formula", "scale"))
+    table = place.table(data, ("formula", "scale", *FADES), ("formula", "scale"))
     place.at("scale").value(table["scale"], int, float)
     if table["formula"] not in FORMULAS:
         raise place.at("formula").error(f"expected one of {list(FORMULAS)}, got {table['formula']!r}")
+    for key in FADES.keys() & table.keys():
+        try:
+            guidance_from({key: place.at(key).value(table[key], dict)})
+        except (UserError, TypeError) as error:
+            raise place.at(key).error(str(error)) from None
 
 
 def _sampler(data: dict[str, Any], place: _Place) -> None:
@@ -310,12 +333,19 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
     place.at("sha256").digits(values["sha256"], 64)
     source = _source(values.pop("source"), place.at("source"))
     _process(values["process"], place.at("process"))
-    open_facts = [k for k, known in (("sha256", values["sha256"]), ("revision", source.revision or not source.repo))
-                  if not known]  # fmt: skip
-    if open_facts and not values.get("unpinned"):
-        raise place.at("unpinned").error(f"missing: it must say why {' and '.join(open_facts)} is null")
     companions = values.pop("companions", {})
     place.at("companions").table(companions, ("autoencoder", "text_encoder"), ())
+    autoencoder = _autoencoder(companions.get("autoencoder"), place.at("companions.autoencoder"))
+    text_encoder = _text_encoder(companions.get("text_encoder"), place.at("companions.text_encoder"))
+    pins = {
+        "sha256": values["sha256"],
+        "revision": source.revision or not source.repo,
+        "the autoencoder's revision": autoencoder is None or autoencoder.revision,
+        "the text encoder's revision": text_encoder is None or text_encoder["revision"],
+    }
+    open_facts = [name for name, known in pins.items() if not known]
+    if open_facts and not values.get("unpinned"):
+        raise place.at("unpinned").error(f"missing: it must say why {' and '.join(open_facts)} is null")
     fingerprint, pending = _fingerprint(values.pop("fingerprint"), place.at("fingerprint"))
     classes = values.pop("class_names", None)
     if values.get("guidance") is not None:
@@ -325,8 +355,8 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
     return Checkpoint(
         name=name,
         source=source,
-        autoencoder=_autoencoder(companions.get("autoencoder"), place.at("companions.autoencoder")),
-        text_encoder=companions.get("text_encoder"),
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
         classes=tuple(str(c) for c in classes) if isinstance(classes, list) else classes,
         published=_published(values.pop("published", []), place.at("published")),
         fingerprint=fingerprint,

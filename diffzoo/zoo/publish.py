@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,18 +129,27 @@ def _from_run(run: Path, folder: Path) -> None:
         shutil.copyfile(pictures[-1], folder / "samples.png")
 
 
-def _evaluations(run: Path | None) -> list[dict[str, Any]]:
+def _evaluations(run: Path | None, given: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Results of `diffzoo eval`: those given, and those in the folder `eval` of the run."""
     results = []
-    for path in sorted(run.glob("eval/**/*.json")) if run else []:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "metrics" in data:
+    for path in [*map(Path, given), *(sorted(run.glob("eval/**/*.json")) if run else [])]:
+        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if isinstance(data, dict) and "values" in data and "protocol" in data:
             results.append(data)
+        elif path in map(Path, given):
+            raise UserError(f"{path} is no result of `diffzoo eval`: give the JSON file that it names at its end")
     return results
 
 
 @contextmanager
 def stage(
-    source: str | Path, repo: str, licence: str | None, *, prefer: str = "average", dataset: str | None = None
+    source: str | Path,
+    repo: str,
+    licence: str | None,
+    *,
+    prefer: str = "average",
+    dataset: str | None = None,
+    evaluations: Sequence[str | Path] = (),
 ) -> Iterator[tuple[Path, str]]:
     """The published form of a source in a folder, and its licence; the folder lasts as long as the block.
 
@@ -165,11 +174,19 @@ def stage(
         )
     with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
         folder = Path(name)
-        _fill(folder, source, repo, licence, prefer, dataset)
+        _fill(folder, source, repo, licence, prefer, dataset, evaluations)
         yield folder, licence
 
 
-def _fill(folder: Path, source: str | Path, repo: str, licence: str, prefer: str, dataset: str | None) -> None:
+def _fill(
+    folder: Path,
+    source: str | Path,
+    repo: str,
+    licence: str,
+    prefer: str,
+    dataset: str | None,
+    evaluations: Sequence[str | Path],
+) -> None:
     from diffzoo import __version__
 
     weights = locate(source, prefer)
@@ -180,7 +197,7 @@ def _fill(folder: Path, source: str | Path, repo: str, licence: str, prefer: str
     facts = replace(weights.facts, licence=licence, provenance=origin, version=__version__)
     write_weights(weights.state, facts, folder / "model.safetensors")
     write_text(folder / "config.json", to_json(facts.to_dict()))
-    card = model_card(facts, repo, folder, evaluations=_evaluations(run), dataset=dataset)
+    card = model_card(facts, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
     write_text(folder / "README.md", card)
 
 
@@ -203,6 +220,7 @@ def push_to_hub(
     dry_run: bool = False,
     prefer: str = "average",
     dataset: str | None = None,
+    evaluations: Sequence[str | Path] = (),
 ) -> str:
     """Publish a run, a checkpoint or a folder on the Hub; returns the address of the commit, or the plan.
 
@@ -216,12 +234,13 @@ def push_to_hub(
         dry_run: upload nothing and return what would be, with sizes and hashes.
         prefer: which weights of a checkpoint: "average", "raw" or a label.
         dataset: what it was trained on, for the card; default: what the recipe says.
+        evaluations: results of `diffzoo eval` for the card, besides those in the run's folder `eval`.
 
     Raises:
         UserError: without a licence, and one sentence for whatever the Hub refuses.
     """
     _check_repo(repo)
-    with stage(source, repo, licence, prefer=prefer, dataset=dataset) as (folder, stated):
+    with stage(source, repo, licence, prefer=prefer, dataset=dataset, evaluations=evaluations) as (folder, stated):
         files = tuple(n for n in FORM if (folder / n).is_file())
         plan = Plan(repo, folder, files, stated, private, revision, message or f"Upload {repo.split('/')[1]}")
         return str(plan) if dry_run else _upload(plan)
@@ -236,7 +255,11 @@ def push_network(network: Network, repo: str, *, licence: str | None = None, **o
         licence: of the weights, required.
         options: those of `push_to_hub`; others go to `save_pretrained`.
     """
-    upload = {k: options.pop(k) for k in ("private", "revision", "message", "dry_run", "dataset") if k in options}
+    upload = {
+        k: options.pop(k)
+        for k in ("private", "revision", "message", "dry_run", "dataset", "evaluations")
+        if k in options
+    }
     with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
         save_pretrained(network, name, **options)
         return push_to_hub(name, repo, licence=licence, **upload)

@@ -5,6 +5,7 @@ alone (`probe`). It fails when weights, converter, network or process change; 1e
 differs between machines.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class Report:
         tensors, parameters: of the converted weights.
         fingerprint: the network's output now.
         largest_error: against the recorded fingerprint; None if none was recorded before.
+        draws_with: sampler, guidance and text encoder as published, which `pipeline` and `sample` use.
         notes: anything else worth a line.
     """
 
@@ -59,6 +61,7 @@ class Report:
     parameters: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
     largest_error: float | None = None
+    draws_with: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -70,6 +73,7 @@ class Report:
         if self.fingerprint:
             error = "none recorded before" if self.largest_error is None else f"{self.largest_error:.2e}"
             lines.append(f"  fingerprint  largest error {error}")
+        lines += [f"  {kind:<12} {json.dumps(facts)}" for kind, facts in self.draws_with.items()]
         lines += [f"  note         {note}" for note in self.notes]
         return "\n".join([*lines, f"  verdict      {'OK' if self.ok else 'FAILED'}: {self.verdict}"])
 
@@ -129,6 +133,8 @@ def verify(name: str) -> Report:
     """
     item = checkpoint(name)
     report = Report(item.name, str(item.source), pinned=item.sha256 is not None)
+    facts = {"sampler": item.sampler, "guidance": item.guidance, "text": item.text_encoder}
+    report.draws_with = {kind: dict(value) for kind, value in facts.items() if value}
     before = cache.read_pin(item.name)
     try:
         path, original = fetch(item)

@@ -18,6 +18,8 @@ from safetensors import safe_open
 from diffzoo import GaussianProcess, create_model, load_any, pull, push_to_hub
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.evaluation import EvalProtocol, Result, SamplePlan
+from diffzoo.evaluation.measure import Value
 from diffzoo.hub import hub_file
 from diffzoo.models.base import Network
 from diffzoo.models.registry import config_to_dict
@@ -51,8 +53,9 @@ def run(tiny: Network, tmp_path: Path) -> Path:
     torch.save({"state_dict": state, "diffzoo": facts, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
     (folder / "config.yaml").write_text(RECIPE)
     save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_7.png")
-    result = {"protocol": {"name": "demo"}, "metrics": {"fid": 12.3456}}
-    (folder / "eval" / "demo" / "result.json").write_text(json.dumps(result))
+    protocol = EvalProtocol("demo", "diffzoo-demo-8", 140, ("fid",))
+    plan = SamplePlan("x", guidance={"formula": "uncond", "scale": 2.0})
+    Result(plan, protocol, {"fid": Value(12.3456, 0.25, "jackknife")}).save(folder / "eval" / "demo" / "demo_140.json")
     return folder
 
 
@@ -118,10 +121,24 @@ def test_the_card_says_what_a_reader_needs(hub: FakeHub, run: Path, tmp_path: Pa
     assert front["library_name"] == "diffzoo"
     assert front["pipeline_tag"] == "unconditional-image-generation"
     assert 'diffzoo.pipeline("hf-hub:tester/cats")' in card
-    assert "| fid | 12.35 | demo |" in card
+    assert "| fid | 12.346 ± 0.25 | demo, 140 images against diffzoo-demo-8 (`" in card
+    assert '| DDIM, 50 steps, guidance {"formula": "uncond", "scale": 2.0} |' in card
     assert "class_path: ImageFolder" in card
     assert "![Pictures drawn by this model](samples.png)" in card
     assert (tmp_path / "cats" / "recipe.yaml").read_text() == RECIPE
+
+
+def test_results_from_elsewhere_go_onto_the_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "eval" / "demo" / "demo_140.json").rename(tmp_path / "elsewhere.json")
+    arguments = ["push", str(run), "tester/cats", "--licence", "mit", "--dry-run"]
+    digests = []
+    for more in ([], ["--evaluation", str(tmp_path / "elsewhere.json")]):
+        assert main([*arguments, *more]) == 0
+        digests.append(next(line for line in capsys.readouterr().out.splitlines() if "README.md" in line))
+    assert digests[0] != digests[1]
+    (tmp_path / "other.json").write_text("{}")
+    assert main([*arguments, "--evaluation", str(tmp_path / "other.json")]) == 2
+    assert "other.json is no result of `diffzoo eval`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ from diffzoo.zoo.manifest import checkpoint, manifest_path, read_manifest
 NAMES = list_checkpoints()
 GOOD = {**ENTRY, "source": {"url": "https://example.org/w.pth"}}
 
+GUIDANCE = {"formula": "cond + s * (cond - uncond)", "scale": 1.0}
+TEXT = {"class": "T5Encoder", "source": "a/b", "revision": None}
+
 
 def read(**changes: Any) -> Any:
     data = copy.deepcopy(GOOD)
@@ -109,6 +112,22 @@ def test_manifest_is_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkey
         ({"sampler": {"class": "DDIM", "step": 3}}, "sampler", "did you mean 'steps'"),
         ({"guidance": {"formula": "cfg", "scale": 1}}, "guidance.formula", "expected one of"),
         ({"guidance": {"formula": "cond + s * (cond - uncond)"}}, "guidance.scale", "missing"),
+        ({"guidance": {**GUIDANCE, "decay": 4}}, "guidance.decay", "expected dict, got 4"),
+        ({"guidance": {**GUIDANCE, "decay": {"pow": 4}}}, "guidance.decay", "did you mean 'power'"),
+        ({"guidance": {**GUIDANCE, "decay": {"power": 0}}}, "guidance.decay", "must be positive"),
+        ({"guidance": {**GUIDANCE, "decay": {"class": "DDIM"}}}, "guidance.decay", "says nothing about when"),
+        ({"guidance": {**GUIDANCE, "interval": {"low": 1, "high": 0}}}, "guidance.interval", "low < high"),
+        ({"guidance": {**GUIDANCE, "decya": {}}}, "guidance.decya", "did you mean 'decay'"),
+        ({"companions": {"text_encoder": {"class": "T5Encoder", "source": "a/b"}}}, "companions.text_encoder.revision",
+         "missing"),
+        ({"companions": {"text_encoder": {**TEXT, "revision": "main"}}}, "companions.text_encoder.revision",
+         "40 lower-case"),
+        ({"companions": {"text_encoder": {**TEXT, "class": "Bert"}}}, "companions.text_encoder.class",
+         "expected one of"),
+        ({"companions": {"text_encoder": {**TEXT, "max_tokens": "77"}}}, "companions.text_encoder.max_tokens",
+         "expected int"),
+        ({"companions": {"text_encoder": TEXT}, "sha256": "0" * 64, "unpinned": "ABSENT"}, "unpinned",
+         "why the text encoder's revision is null"),
         ({"companions": {"vae": {}}}, "companions.vae", "unknown field"),
         ({"companions": {"autoencoder": {"repo": "a/b", "revision": None}}}, "companions.autoencoder.scaling_factor",
          "missing"),

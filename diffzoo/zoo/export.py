@@ -1,0 +1,158 @@
+"""One file of weights out of a run, small enough to ship, and its entry for the manifest.
+
+    made = export("runs/emoji", "diffzoo/weights/simple_uvit_xs_32.emoji.safetensors", dtype="bf16", licence="mit")
+    print(made.yaml())          # to paste into checkpoints.yaml
+
+The file holds the averaged weights under our own names, with the facts of `diffzoo.zoo.facts` in its header, so it
+also loads by its path alone. Weights of 16 bits load as float32; the fingerprint of the entry is that of the rounded
+weights, which are what users get.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.hub import gigabytes
+from diffzoo.models.registry import config_to_dict, entry
+from diffzoo.zoo.cache import sha256
+from diffzoo.zoo.facts import Facts, guidance_from
+from diffzoo.zoo.loading import assign, build_meta, locate
+from diffzoo.zoo.publish import write_weights
+from diffzoo.zoo.verify import fingerprint
+
+__all__ = ["DTYPES", "Exported", "export"]
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that `export` wrote.
+
+    Args:
+        path: of the file.
+        size: bytes.
+        sha256: of the file.
+        largest_change: what rounding to `dtype` changed at most, relative to the largest weight of its tensor.
+        entry: its fields in the manifest.
+        name: `model.tag`, the entry's name.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    largest_change: float
+    entry: Mapping[str, Any]
+    name: str
+
+    def yaml(self) -> str:
+        """The entry as text for `checkpoints.yaml`."""
+        import yaml
+
+        return str(yaml.safe_dump({self.name: dict(self.entry)}, sort_keys=False, allow_unicode=True, width=120))
+
+    def __str__(self) -> str:
+        change = f", rounding changed weights by at most {self.largest_change:.1e}" if self.largest_change else ""
+        return f"{self.path}: {gigabytes(self.size)}, sha256 {self.sha256}{change}"
+
+
+def export(
+    source: str | Path,
+    path: str | Path,
+    *,
+    dtype: Dtype = "fp32",
+    licence: str | None = None,
+    prefer: str = "average",
+    tag: str = "own",
+    guidance: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write the weights of a run, a checkpoint or any other source to one safetensors file.
+
+    Args:
+        source: anything `load_any` reads.
+        path: of the file, ending in `.safetensors`.
+        dtype: of floating-point tensors in the file.
+        licence: of the weights; required unless the source states one.
+        prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
+        tag: what follows the dot in the name of the manifest's entry.
+        guidance: {formula, scale, ...} that becomes the default when these weights draw.
+        training: how they were trained, for the entry: {recipe, hardware, hours, ...}.
+
+    Raises:
+        UserError: without a licence, for weights that overflow the type, or a network that has no registered name.
+    """
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise UserError(f"expected dtype fp32, bf16 or fp16, got {dtype!r}{did_you_mean(str(dtype), DTYPES)}")
+    if path.suffix != ".safetensors":
+        raise UserError(f"expected a file that ends in .safetensors, got {path}")
+    found = locate(source, prefer)
+    licence = licence or found.facts.licence
+    if not licence:
+        raise UserError("weights need a licence before they are given away: say which, for example mit or cc-by-4.0")
+    if found.facts.kind != "denoiser" or found.facts.name is None:
+        raise UserError(f"{found.where} does not say which registered denoiser it belongs to: train it by its name")
+    if guidance is not None:
+        guidance_from(guidance)
+    state, change = _rounded(found.state, DTYPES[dtype], found.where)
+    origin = {k: v for k, v in found.facts.provenance.items() if k != "file"}  # a path means nothing elsewhere
+    facts = replace(found.facts, licence=licence, guidance=_plain(guidance) or found.facts.guidance, provenance=origin)
+    write_weights(state, facts, path)
+    name = f"{facts.name}.{tag}"
+    fields = _fields(facts, path, state, {**origin, **_plain(training or {})})
+    return Exported(path, path.stat().st_size, fields["sha256"], change, fields, name)
+
+
+def _plain(data: Mapping[str, Any] | None) -> dict[str, Any]:
+    return dict(data) if data else {}
+
+
+def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tuple[dict[str, Tensor], float]:
+    """The tensors in `dtype`, and the largest relative change."""
+    rounded: dict[str, Tensor] = {}
+    change = 0.0
+    for name, value in state.items():
+        rounded[name] = value.to(dtype) if value.is_floating_point() else value
+        if not rounded[name].isfinite().all():
+            raise UserError(f"{name} of {where} is not finite in {dtype}: export in bf16 or fp32")
+        if value.is_floating_point() and value.numel():
+            scale = float(value.abs().max()) or 1.0
+            change = max(change, float((rounded[name].double() - value.double()).abs().max()) / scale)
+    return rounded, change
+
+
+def _overrides(facts: Facts) -> dict[str, Any]:
+    """The fields in which the config differs from the registered one."""
+    registered = config_to_dict(entry(str(facts.name)).config)
+    return {k: v for k, v in facts.config.items() if v != registered.get(k, object())}
+
+
+def _fields(facts: Facts, path: Path, state: Mapping[str, Tensor], training: Mapping[str, Any]) -> dict[str, Any]:
+    network = assign(build_meta(facts.network_class(), facts.build_config()), state, str(path))
+    mark = fingerprint(network, facts.build_process())
+    companions = {"autoencoder": facts.autoencoder, "text_encoder": facts.text_encoder}
+    fields = {
+        "model": facts.name,
+        "source": {"package": f"weights/{path.name}"},
+        "sha256": sha256(path),
+        "size": path.stat().st_size,
+        "code_licence": "Apache-2.0",
+        "weights_licence": facts.licence,
+        "converter": "diffzoo",
+        "process": facts.process,
+        "config": _overrides(facts),
+        "guidance": facts.guidance,
+        "sampler": facts.sampler,
+        "companions": {k: v for k, v in companions.items() if v},
+        "class_names": list(facts.class_names) if isinstance(facts.class_names, tuple) else facts.class_names,
+        "fingerprint": {"mean": mark.mean, "std": mark.std, "first": list(mark.first)},
+        "training": dict(training),
+    }
+    return {k: v for k, v in fields.items() if v not in (None, {}, [])}
