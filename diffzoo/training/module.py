@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffzoo import __version__
 from diffzoo.encoders.autoencoder import Autoencoder
-from diffzoo.encoders.text import TextEncoder
+from diffzoo.encoders.text import CLIPEncoder, T5Encoder, TextEncoder
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
 from diffzoo.models.registry import config_to_dict
@@ -265,4 +265,14 @@ class DiffusionModule(L.LightningModule):
             "class_names": self.class_names,
             # other autoencoders than diffusers' have to be passed to the pipeline by hand
             "autoencoder": getattr(self.autoencoder, "facts", None),
+            "text_encoder": _text_encoder_facts(self.text_encoder),
         }
+
+
+def _text_encoder_facts(encoder: TextEncoder | None) -> dict[str, Any] | None:
+    """The arguments that build a text encoder of ours again; others have to be passed to the pipeline by hand."""
+    inner = getattr(encoder, "encoder", encoder)  # behind a cache of captions
+    if not isinstance(inner, CLIPEncoder | T5Encoder):
+        return None
+    known = {"class": type(inner).__name__, "source": inner.source, "max_tokens": inner.max_tokens}
+    return {**known, "revision": inner.revision, "keep_padding": inner.keep_padding}
