@@ -1,0 +1,113 @@
+"""A model trained here on the demo set, evaluated by one process, by several, and killed and resumed: equal JSON."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from diffzoo.cli.main import main
+from diffzoo.data import DemoData
+from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
+from diffzoo.process import GaussianProcess, V
+from diffzoo.sampling import DDIM
+from diffzoo.training.averaging import WeightAverages
+from diffzoo.training.module import DiffusionModule
+
+N, BLOCK = 200, 20
+METRICS = ["frechet:random-conv", "kid:random-conv", "precision:random-conv", "recall:random-conv"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of forty steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(0)
+    config = UViTBaoConfig(image_size=16, in_channels=3, num_classes=10, patch=2, width=32, depth=3, heads=2)
+    module = DiffusionModule(
+        UViTBao(config), process=GaussianProcess(prediction=V()), sampler=DDIM(steps=10, clip=1.0),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=2e-3),
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        max_steps=40, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=[WeightAverages(decays=[0.5, 0.9])], default_root_dir=str(folder),
+        limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, DemoData(image_size=16, batch_size=16, num_workers=0))
+    trainer.save_checkpoint(folder / "run" / "checkpoints" / "last.ckpt")
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _references(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFZOO_REFERENCES", str(tmp_path_factory.getbasetemp() / "references"))
+
+
+def arguments(run: Path, out: Path, processes: int = 1, block: int = BLOCK) -> list[str]:
+    return [
+        "eval", str(run), "--protocol", "demo", "--n", str(N), "--metrics", *METRICS, "--guidance", "1.5",
+        "--out", str(out), "--processes", str(processes), "--block-size", str(block), "--device", "cpu", "--quiet",
+    ]  # fmt: skip
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """The JSON but what depends on the day: the time it took, and when."""
+    (path,) = out.glob("demo*.json")
+    return {k: v for k, v in json.loads(path.read_text()).items() if k not in ("timing", "date")}
+
+
+@pytest.fixture(scope="module")
+def by_one(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFZOO_REFERENCES", str(tmp_path_factory.getbasetemp() / "references"))
+        assert main(arguments(run, out)) == 0
+    return numbers(out)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_write_the_json_of_one(
+    run: Path, by_one: dict[str, Any], tmp_path: Path, processes: int
+) -> None:
+    assert main(arguments(run, tmp_path, processes)) == 0
+    assert numbers(tmp_path) == by_one
+    assert by_one["values"]["frechet:random-conv"]["value"] > 0
+    assert by_one["plan"]["weights_sha256"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_and_resumed_writes_the_same_json(
+    run: Path, by_one: dict[str, Any], tmp_path: Path, processes: int
+) -> None:
+    command = [sys.executable, "-m", "diffzoo", *arguments(run, tmp_path, processes)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while len(list(tmp_path.rglob("*.features.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5 if processes > 1 else 0)  # workers notice that their parent is gone
+    there = len(list(tmp_path.rglob("*.features.safetensors")))
+    assert 2 <= there <= N // BLOCK
+    assert not list(tmp_path.glob("demo*.json")), "killed too late"
+    assert main(arguments(run, tmp_path)) == 0
+    assert numbers(tmp_path) == by_one
+    (result,) = tmp_path.glob("demo*.json")
+    assert json.loads(result.read_text())["timing"]["images_made"] == N - there * BLOCK
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_weights_other_numbers(run: Path, by_one: dict[str, Any], tmp_path: Path) -> None:
+    assert main([*arguments(run, tmp_path), "--average", "raw"]) == 0
+    raw = numbers(tmp_path)
+    assert raw["plan"]["weights_sha256"] != by_one["plan"]["weights_sha256"]
+    assert raw["values"] != by_one["values"]
