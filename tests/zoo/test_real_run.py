@@ -116,5 +116,5 @@ def test_export_and_push_keep_every_bit_of_the_average(hub: FakeHub, run: Path, 
 
 def test_a_run_that_has_not_saved_yet_is_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="no weights in .*run: expected model.safetensors"):
+    with pytest.raises(UserError, match=r"no weights in .*run: expected model\.safetensors"):
         load_any(tmp_path / "run")
