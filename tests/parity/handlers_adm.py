@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_case import Handler, Json, Tensors, assert_close, load_case, section
+from golden_case import Handler, Json, Tensors, assert_close, load_case, roots, section
 from torch import Tensor
 
 from diffzoo.models.adm import ADMUNet
@@ -186,9 +186,16 @@ class Recorded:
         return self.draws[self.step]
 
 
+def beside(folder: Path, name: str) -> Path:
+    """The case that lends its weights: in the same folder, or among all others."""
+    places = [folder / name, *(p for root in roots() for p in sorted(root.rglob(name)))]
+    found = [p for p in places if p.exists()]
+    assert found, f"{name}, which lends its weights, is nowhere"
+    return found[0]
+
+
 def run_trajectories(case: Json, tensors: Tensors, folder: Path) -> None:
-    source = folder / case["state_from"].split()[0]
-    unet, weights = load_case(source.with_suffix(".json"))
+    unet, weights = load_case(beside(folder, case["state_from"].split()[0]).with_suffix(".json"))
     start, draws, limit = tensors["in/x_T"], tensors["in/step_noise"], case["tolerance"]["out"]
     network = load_unet(unet["config"], section(weights, "state/"), start.shape[-1])
     cond = Condition(label=tensors["in/y"]) if "in/y" in tensors else None
