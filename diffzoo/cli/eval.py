@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "configure",
     "default_device",
+    "default_out",
     "make_plan",
     "open_model",
     "open_reference",
@@ -31,7 +33,9 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every verb that evaluates."""
     parser.add_argument("--protocol", help="such as adm-imagenet256, coco30k-val2014, edm2-fdd, demo; or a JSON file")
     parser.add_argument("--n", type=int, help="number of images; default: the protocol's. Seeds are prefixes")
-    parser.add_argument("--out", default="eval", help="folder of blocks and results (default: eval); resumes there")
+    parser.add_argument(
+        "--out", help="folder of blocks and results, where a killed run goes on; default: in the run, else eval/NAME"
+    )
     parser.add_argument("--reference", help="reference .npz; default: the protocol's, in diffzoo's cache")
     parser.add_argument("--weights", nargs="+", default=[], metavar="NETWORK=PATH", help="weights of feature networks")
     parser.add_argument("--processes", type=int, default=1, help="how many work at once; changes no value (default: 1)")
@@ -47,13 +51,15 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--sampler", help="name of a sampler, such as DDIM")
     parser.add_argument("--guidance", type=float, help="strength, in the formula that belongs to the weights")
+    parser.add_argument("--weak", metavar="MODEL", help="autoguidance: away from this weaker model")
     parser.add_argument("--seed", type=int, help="of the first image (default: 0)")
     parser.add_argument("--labels", choices=["balanced", "uniform", "none"], help="rule of the class labels")
     parser.add_argument("--classes", nargs="+", type=int, metavar="INDEX", help="draw these classes only")
     parser.add_argument("--captions", help="text file, one caption per line, for text-to-image models")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of the network (default: fp32)")
     parser.add_argument("--batch-size", type=int, help="images at a time")
-    parser.add_argument("--average", default="average", help="weights of a checkpoint: average (default), raw, a label")
+    parser.add_argument("--compile", action="store_true", default=None, help="compile the network")
+    parser.add_argument("--average", help="weights of a checkpoint: average (default), raw, a label")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help="evaluate a folder of images or an .npz file instead of a model")
     parser.add_argument("--metrics", nargs="+", help="instead of the protocol's: a protocol of its own")
     parser.add_argument("--keep-images", action="store_true", help="keep the images, as OUT/samples.npz")
-    parser.add_argument(
-        "--memorisation", metavar="NPZ", help="look for copies of these training images (an .npz with arr_0)"
-    )
+    parser.add_argument("--memorisation", metavar="FOLDER_OR_NPZ", help="look for copies of these training images")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     protocol = read_protocol(args)
     device = default_device(args.device)
+    args.out = args.out or default_out(args.images or args.target[0])
     source: Any = open_images(args.images) if args.images else open_model(args, device)
     size = int(source.images(0, 1).shape[-1]) if args.images else source.image_size
     protocol, reference = open_reference(protocol, args.reference, size)
@@ -127,6 +132,14 @@ def default_device(device: str | None) -> str:
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_out(target: str, folder: str = "eval") -> str:
+    """Where results of a model or of images go: into the run, if it is one, else into a folder with its name, so that
+    two models do not write over each other."""
+    if (Path(target) / "checkpoints").is_dir():
+        return str(Path(target) / folder)
+    return str(Path(folder) / re.sub(r"[^A-Za-z0-9.-]+", "_", target).strip("_."))
 
 
 def parse_weights(pairs: list[str]) -> dict[str, str]:
@@ -179,12 +192,17 @@ def make_plan(args: argparse.Namespace, facts: Any) -> "SamplePlan":
         "labels": args.labels,
         "classes": tuple(args.classes) if args.classes else None,
         "precision": args.precision,
+        "compile": args.compile,
+        "average": args.average,
         "images_per_batch": args.batch_size,
         "sampler": {"class": args.sampler} if args.sampler else None,
     }
     plan = replace(plan, **{k: v for k, v in flags.items() if v is not None})
-    if args.guidance is not None:
-        plan = replace(plan, guidance={**(plan.guidance or {"formula": "uncond"}), "scale": args.guidance})
+    changed = {k: v for k, v in (("scale", args.guidance), ("weak", args.weak)) if v is not None}
+    if "weak" in changed and (plan.guidance or {}).get("weak") != args.weak and args.guidance is None:
+        raise UserError("--weak says what to guide away from; --guidance says how much, for example --guidance 2")
+    if changed:
+        plan = replace(plan, guidance={**(plan.guidance or {"formula": "uncond"}), **changed})
     return plan
 
 
@@ -199,8 +217,9 @@ def open_model(args: argparse.Namespace, device: str) -> Any:
             captions = Path(args.captions).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise UserError(f"could not read the captions {args.captions}: {error.strerror}") from error
-    pipe = pipeline(args.target[0], device, prefer=args.average)
-    source = ModelImages(make_plan(args, pipe.facts), device, captions, args.average)
+    average = args.average or (_read_json(args.plan, "plan").get("average") if args.plan else None) or "average"
+    pipe = pipeline(args.target[0], device, prefer=average)
+    source = ModelImages(make_plan(args, pipe.facts), device, captions)
     source.__dict__["pipe"] = pipe  # loaded once: the cached property of the source
     return source
 
@@ -255,14 +274,15 @@ def _equal_classes(batches: Any) -> Iterator[dict[str, Any]]:
 
 def _memorisation(args: argparse.Namespace, result: Any) -> None:
     from diffzoo.evaluation.memorisation import report
-    from diffzoo.evaluation.pictures import NpzImages
+    from diffzoo.evaluation.pictures import NpzImages, open_images
 
     network = result.protocol.networks[0].name
     found = report(
         NpzImages(str(Path(args.out) / "samples.npz")),
-        NpzImages(args.memorisation),
+        open_images(args.memorisation),
         network,
         Path(args.out) / "memorisation",
         weights=parse_weights(args.weights).get(network),
+        device=default_device(args.device),
     )
     print(found.summary())

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diffzoo.cli.eval import default_device, open_reference, parse_weights, plan_arguments, shared_arguments
+from diffzoo.cli.eval import (
+    default_device,
+    default_out,
+    open_reference,
+    parse_weights,
+    plan_arguments,
+    shared_arguments,
+)
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import write_text
 
@@ -19,7 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs=1, metavar="MODEL", help="a published name, a run, a checkpoint")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 1.25, 1.5, 2.0, 3.0], help="guidance scales")
     parser.add_argument(
-        "--intervals", nargs="+", default=["all"], metavar="LOW-HIGH", help='in t, such as 0.2-0.8; "all" = everywhere'
+        "--intervals",
+        nargs="+",
+        metavar="LOW-HIGH",
+        help='in t, such as 0.2-0.8; "all" = everywhere; default: that of the plan',
     )
     parser.add_argument("--averages", nargs="+", default=None, help="labels of weight averages of a run")
     parser.add_argument("--metric", help="to order by; default: the protocol's first")
@@ -55,31 +65,37 @@ def run(args: argparse.Namespace) -> int:
     from diffzoo.evaluation.generate import ModelImages
 
     device = default_device(args.device)
+    args.out = args.out or default_out(args.target[0], "sweep")
     source: Any = open_model(args, device)
     protocol, reference = open_reference(read_protocol(args), args.reference, source.image_size)
     settings = Settings(
         out=args.out, processes=args.processes, device=device, block_size=args.block_size,
         weights=parse_weights(args.weights), few=args.few, groups=0, progress=not args.quiet,
     )  # fmt: skip
-    tried = sweep.candidates(args.scales, [parse_interval(v) for v in args.intervals], args.averages or [args.average])
+    base = source.sample_plan
+    intervals = [parse_interval(v) for v in args.intervals] if args.intervals else [sweep.KEEP]
+    tried = sweep.candidates(args.scales, intervals, args.averages or [None], none=sweep.no_guidance(base))
 
-    def images(plan: Any, average: str) -> ModelImages:
-        made = ModelImages(plan, device, source.captions, average)
-        if average == source.prefer:  # the network is in memory already
+    def images(plan: Any) -> ModelImages:
+        made = ModelImages(plan, device, source.captions)
+        if plan.average == base.average:  # the network is in memory already
             made.__dict__["pipe"] = source.pipe
         return made
 
+    for average in args.averages or []:  # a label that does not exist is better known before hours of work
+        images(sweep.Candidate(base.guidance["scale"] if base.guidance else 1.0, None, average).plan(base)).plan()
     metric = args.metric or protocol.metrics[0]
     trials = sweep.sweep_guidance(
-        images, source.sample_plan, protocol, reference, tried, settings,
+        images, base, protocol, reference, tried, settings,
         metric=metric, first_part=args.first_part, margin=args.margin,
         report=lambda t: print(f"{t.candidate}: {metric} {t.value:.5g} ({t.n} images)", flush=True),
     )  # fmt: skip
     out = Path(args.out)
     text = sweep.table(trials)
     write_text(out / "sweep.txt", text + "\n")
-    chosen = sweep.write_plan(trials[0].candidate.plan(source.sample_plan), out / "plan.json")
+    chosen = sweep.write_plan(trials[0].plan, out / "plan.json")
     again = f"diffzoo eval {args.target[0]} --plan {chosen} --protocol {args.protocol}"
+    again += f" --n {args.n}" if args.n is not None else ""
     print(f"\n{text}\n\nbest: {trials[0].candidate}; plan written back: {again}")
     print(f"plot: {sweep.plot(trials, metric, out / 'sweep.png')}")
     return 0

@@ -17,7 +17,7 @@ from diffzoo.metrics.weights import state_sha256
 from diffzoo.pipelines import Pipeline, pipeline
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.rng import keyed_generator
-from diffzoo.sampling import ClassifierFree, Denoiser, Sampler, sample
+from diffzoo.sampling import Autoguidance, ClassifierFree, Denoiser, Sampler, sample
 from diffzoo.typing import Condition
 from diffzoo.zoo.facts import FORMULAS, Facts, guidance_from, sampler_from
 
@@ -34,6 +34,9 @@ class ImageSource(Protocol):
         """What goes into the record."""
 
 
+WEAK = ("weak", "weak_average", "weak_sha256")  # fields of guidance about the weaker model
+
+
 # -- parts of a plan as data
 
 
@@ -46,17 +49,26 @@ def build_sampler(plan: SamplePlan) -> Sampler:
     return sampler
 
 
-def build_guidance(denoise: Any, guidance: Mapping[str, Any] | None, null: Condition | None = None) -> Any:
+def build_guidance(
+    denoise: Any, guidance: Mapping[str, Any] | None, null: Condition | None = None, weak: Any = None
+) -> Any:
     """A denoiser with the guidance of a plan around it.
 
     Args:
         denoise: a denoiser.
-        guidance: scale, formula, interval and decay of classifier-free guidance; None = none.
+        guidance: as in `SamplePlan`; None = none.
         null: the row that stands for "no caption", for text models.
+        weak: denoiser of the weaker model, where the plan names one.
     """
     if guidance is None:
         return denoise
-    return ClassifierFree(denoise, **guidance_from(guidance), null=null)
+    values = guidance_from({k: v for k, v in guidance.items() if k not in WEAK})
+    if values.get("scale") is None:
+        raise UserError("guidance needs a scale, for example {'scale': 1.5}")
+    values["per"] = "class" if isinstance(values.get("scale"), list | tuple) else "image"
+    if "weak" in guidance:
+        return Autoguidance(denoise, weak, **values)
+    return ClassifierFree(denoise, **values, null=null)
 
 
 def default_plan(model: str, facts: Facts, **changes: Any) -> SamplePlan:
@@ -137,6 +149,7 @@ class Generator:
         text: conditions of the captions at some positions: (start, count) to a condition; None without captions.
         null: the row that stands for "no caption".
         device: where to compute.
+        weak: denoiser of the weaker model of autoguidance.
     """
 
     network: Any
@@ -146,6 +159,7 @@ class Generator:
     text: Callable[[int, int], Condition] | None = None
     null: Condition | None = None
     device: torch.device | str = "cpu"
+    weak: Denoiser | None = None
 
     def condition(self, start: int, count: int) -> Condition | None:
         """What to draw at some positions."""
@@ -160,7 +174,7 @@ class Generator:
         """Images in [-1, 1] at some positions, `(count, c, h, w)`, float32 on the CPU."""
         plan, config = self.plan, self.network.config
         z = sample(
-            build_guidance(Denoiser(self.network, self.process), plan.guidance, self.null),
+            build_guidance(Denoiser(self.network, self.process), plan.guidance, self.null, self.weak),
             build_sampler(plan),
             (config.in_channels, config.image_size, config.image_size),
             range(plan.first_seed + start, plan.first_seed + start + count),
@@ -183,13 +197,11 @@ class ModelImages:
         sample_plan: how to draw; `sample_plan.model` says what to load.
         device: where to compute.
         captions: one per image, for text models.
-        prefer: which weights of a training run: "average", "raw" or the label of an average.
     """
 
     sample_plan: SamplePlan
     device: str = "cpu"
     captions: Sequence[str] = field(default=(), repr=False)
-    prefer: str = "average"
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -197,7 +209,17 @@ class ModelImages:
     @cached_property
     def pipe(self) -> Pipeline:
         """Network, process and companions."""
-        pipe = pipeline(self.sample_plan.model, self.device, prefer=self.prefer)
+        pipe = pipeline(self.sample_plan.model, self.device, prefer=self.sample_plan.average)
+        pipe.network.requires_grad_(False)
+        return pipe
+
+    @cached_property
+    def weak(self) -> Pipeline | None:
+        """The weaker model, if the plan guides with one."""
+        guidance = self.sample_plan.guidance or {}
+        if "weak" not in guidance:
+            return None
+        pipe = pipeline(guidance["weak"], self.device, prefer=guidance.get("weak_average", "average"))
         pipe.network.requires_grad_(False)
         return pipe
 
@@ -221,7 +243,12 @@ class ModelImages:
             embedded, mask = pipe.text_encoder.null(1)
             null = Condition(text=embedded, text_mask=mask)
         decode = pipe.autoencoder.decode if latent else None
-        return Generator(pipe.network, pipe.process, self.sample_plan, decode, text, null, self.device)
+        weak = self.weak
+        if self.sample_plan.compile:
+            for each in (pipe, weak):
+                if each is not None:
+                    each.network.compile_units()
+        return Generator(pipe.network, pipe.process, self.sample_plan, decode, text, null, self.device, weak.denoiser if weak else None)
 
     def _text(self, start: int, count: int) -> Condition:
         captions = list(self.captions[start : start + count])
@@ -238,21 +265,59 @@ class ModelImages:
         """The plan with the hash of the loaded weights; checks that sampler, guidance and classes fit the model."""
         plan, pipe = self.sample_plan, self.pipe
         build_sampler(plan)
-        build_guidance(pipe.denoiser, plan.guidance)
         labels_of(plan, self.config.num_classes, 0, 1)
         if plan.labels == "captions" and pipe.reads != "caption":
             raise UserError(f"{plan.model} is no text-to-image model: leave the captions out")
-        if plan.guidance is not None and pipe.reads == "nothing":
-            raise UserError("the plan asks for guidance but the model is unconditional: leave the guidance out")
-        found = state_sha256(pipe.network.state_dict())
-        if plan.weights_sha256 not in (None, found):
-            raise UserError(
-                f"the plan was made for weights {plan.weights_sha256}, but {plan.model} holds {found}: "
-                "leave weights_sha256 out to evaluate these"
-            )
         text = hashlib.sha256("\n".join(self.captions).encode()).hexdigest() if self.captions else None
-        autoencoder = pipe.autoencoder.id if pipe.facts.autoencoder is not None else None
-        return replace(plan, weights_sha256=found, captions_sha256=text, autoencoder=autoencoder)
+        return replace(
+            plan,
+            weights_sha256=_weights_of(pipe, plan.model, plan.weights_sha256, "weights_sha256"),
+            guidance=self._checked_guidance(),
+            captions_sha256=text,
+            autoencoder=pipe.autoencoder.id if pipe.facts.autoencoder is not None else None,
+        )
+
+    def _checked_guidance(self) -> dict[str, Any] | None:
+        """The plan's guidance with the hash of the weaker model's weights."""
+        guidance, reads = self.sample_plan.guidance, self.pipe.reads
+        if guidance is None:
+            return None
+        scale, classes = guidance.get("scale"), self.config.num_classes
+        if isinstance(scale, list | tuple) and len(scale) != classes:
+            raise UserError(
+                f"the plan has {len(scale)} guidance scales and the model {classes} classes: give one number, or one "
+                "per class"
+            )
+        weak = self.weak
+        if weak is None:
+            if reads == "nothing":
+                raise UserError("the plan asks for guidance but the model is unconditional: leave the guidance out")
+            build_guidance(self.pipe.denoiser, guidance)
+            return guidance
+        ours, theirs = self.config, weak.network.config
+        if (ours.in_channels, ours.image_size, ours.num_classes) != (
+            theirs.in_channels,
+            theirs.image_size,
+            theirs.num_classes,
+        ):
+            raise UserError(
+                f"the weaker model {guidance['weak']} draws {theirs.in_channels} x {theirs.image_size} px, "
+                f"{theirs.num_classes} classes, this one {ours.in_channels} x {ours.image_size} px, "
+                f"{ours.num_classes} classes: autoguidance needs two of one kind"
+            )
+        build_guidance(self.pipe.denoiser, guidance, weak=weak.denoiser)
+        found = _weights_of(weak, guidance["weak"], guidance.get("weak_sha256"), "weak_sha256")
+        return {**guidance, "weak_sha256": found}
+
+
+def _weights_of(pipe: Pipeline, name: str, wanted: str | None, field_: str) -> str:
+    """Hash of the loaded weights; raises if the plan was made for others."""
+    found = state_sha256(pipe.network.state_dict())
+    if wanted not in (None, found):
+        raise UserError(
+            f"the plan was made for weights {wanted}, but {name} holds {found}: leave {field_} out to evaluate these"
+        )
+    return found
 
 
 @contextmanager

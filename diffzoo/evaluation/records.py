@@ -79,7 +79,9 @@ class SamplePlan(_Record):
         steps: of the sampler.
         grid: class name and options of the time grid.
         guidance: of classifier-free guidance, for example {"scale": 1.5, "formula": "uncond"}, perhaps with "interval"
-            {"low": ..., "high": ..., "unit": ...} or "decay"; None = no guidance.
+            {"low": ..., "high": ..., "unit": ...} or "decay"; a list of scales holds one per class of the model. With
+            "weak", the name of a weaker model, autoguidance; "weak_average" and "weak_sha256" say which of its
+            weights. None = no guidance.
         first_seed: seed of the first image.
         labels: "balanced" = the classes in turn; "uniform" = drawn for each seed, with replacement, as ADM does;
             "captions" = one caption per image; "none" = unconditional.
@@ -88,6 +90,8 @@ class SamplePlan(_Record):
         precision: "fp32", "bf16" or "fp16", of the network.
         images_per_batch: images in one call of the network; a device rounds differently for different batches.
         autoencoder: id of the autoencoder that decodes latents, with its revision; filled in on loading.
+        average: which weights of a training run: "average", "raw" or the label of an average.
+        compile: compile the network's blocks, which rounds differently.
     """
 
     model: str
@@ -103,6 +107,8 @@ class SamplePlan(_Record):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     images_per_batch: int = 50
     autoencoder: str | None = None
+    average: str = "average"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16", "fp16"):

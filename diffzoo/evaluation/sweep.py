@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.measure import metric_of
@@ -20,10 +20,16 @@ from diffzoo.evaluation.result import Result
 from diffzoo.evaluation.run import Settings, evaluate
 from diffzoo.files import atomic_path, write_text
 
-__all__ = ["Candidate", "Trial", "candidates", "plot", "sweep_guidance", "table", "write_plan"]
+__all__ = ["KEEP", "Candidate", "Trial", "candidates", "no_guidance", "plot", "sweep_guidance", "table", "write_plan"]
 
-Interval = tuple[float, float] | None
+KEEP: Literal["keep"] = "keep"
+Interval = tuple[float, float] | Literal["keep"] | None
 HIGHER_IS_BETTER = ("inception-score", "precision", "recall", "density", "coverage", "clip-score")
+
+
+def no_guidance(base: SamplePlan) -> float:
+    """The scale that means none in the plan's formula: 1 in "uncond", 0 in "cond"."""
+    return 0.0 if (base.guidance or {}).get("formula") == "cond" else 1.0
 
 
 @dataclass(frozen=True)
@@ -32,27 +38,37 @@ class Candidate:
 
     Args:
         scale: of guidance.
-        interval: where it acts, in t; None = everywhere.
-        average: label of the weight average.
+        interval: where it acts, in t; None = everywhere; "keep" = as the base plan has it.
+        average: label of the weight average; None = that of the base plan.
     """
 
     scale: float
     interval: Interval = None
-    average: str = "average"
+    average: str | None = None
 
     def plan(self, base: SamplePlan) -> SamplePlan:
-        """The base plan with this guidance; scale 1 of formula "uncond" (0 of "cond") is none."""
-        guidance: dict[str, Any] = {**(base.guidance or {"formula": "uncond"}), "scale": self.scale}
-        if self.scale == (1 if guidance["formula"] == "uncond" else 0):
+        """The base plan with this guidance and average."""
+        base = replace(base, average=self.average or base.average)
+        if self.average not in (None, base.average):
+            base = replace(base, weights_sha256=None)
+        if self.scale == no_guidance(base):
             return replace(base, guidance=None)
-        guidance.pop("interval", None)
-        if self.interval is not None:
-            guidance["interval"] = {"low": self.interval[0], "high": self.interval[1], "unit": "t"}
+        guidance: dict[str, Any] = {**(base.guidance or {"formula": "uncond"}), "scale": self.scale}
+        if self.interval != KEEP:
+            guidance.pop("interval", None)
+            if self.interval is not None:
+                guidance["interval"] = {"low": self.interval[0], "high": self.interval[1], "unit": "t"}
         return replace(base, guidance=guidance)
 
+    @property
+    def where(self) -> str:
+        """The interval in words."""
+        if self.interval is None:
+            return "everywhere"
+        return "where the plan says" if self.interval == KEEP else "t in [{:g}, {:g}]".format(*self.interval)
+
     def __str__(self) -> str:
-        interval = "everywhere" if self.interval is None else f"t in [{self.interval[0]:g}, {self.interval[1]:g}]"
-        return f"scale {self.scale:g}, {interval}" + (f", {self.average}" if self.average != "average" else "")
+        return f"scale {self.scale:g}, {self.where}" + (f", {self.average}" if self.average else "")
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class Trial:
 
     Args:
         candidate: the setting.
+        plan: its plan, with the hash of its weights.
         value: of the metric, from `n` images.
         n: images it was given before it was finished or given up.
         finished: whether it got all of them.
@@ -68,6 +85,7 @@ class Trial:
     """
 
     candidate: Candidate
+    plan: SamplePlan
     value: float
     n: int
     finished: bool
@@ -75,12 +93,15 @@ class Trial:
 
 
 def candidates(
-    scales: Sequence[float], intervals: Sequence[Interval] = (None,), averages: Sequence[str] = ("average",)
+    scales: Sequence[float],
+    intervals: Sequence[Interval] = (None,),
+    averages: Sequence[str | None] = (None,),
+    none: float = 1.0,
 ) -> list[Candidate]:
-    """All combinations; no guidance has no interval."""
+    """All combinations; the scale `none`, no guidance, has no interval."""
     if not scales:
         raise UserError("a sweep needs at least one guidance scale, for example --scales 1 1.5 2")
-    found = dict.fromkeys(Candidate(s, None if s == 1 else i, a) for a, s, i in product(averages, scales, intervals))
+    found = dict.fromkeys(Candidate(s, None if s == none else i, a) for a, s, i in product(averages, scales, intervals))
     return list(found)
 
 
@@ -88,7 +109,7 @@ Run = Callable[[Candidate, int], Result]
 
 
 def _runner(
-    source: Callable[[SamplePlan, str], Any],
+    source: Callable[[SamplePlan], Any],
     base: SamplePlan,
     protocol: EvalProtocol,
     reference: Reference,
@@ -96,17 +117,17 @@ def _runner(
 ) -> Run:
     def run(candidate: Candidate, n: int) -> Result:
         plan = candidate.plan(base)
-        folder = Path(settings.out) / "candidates" / digest([plan.to_dict(), candidate.average])[:12]
+        folder = Path(settings.out) / "candidates" / digest(plan)[:12]
         # a first part serves to rank: it may be too small for a value that is worth printing
         few = settings.few or n < protocol.n
         mine = replace(settings, out=folder, few=few)
-        return evaluate(source(plan, candidate.average), protocol.with_(n=n), reference, mine)
+        return evaluate(source(plan), protocol.with_(n=n), reference, mine)
 
     return run
 
 
 def sweep_guidance(
-    source: Callable[[SamplePlan, str], Any],
+    source: Callable[[SamplePlan], Any],
     base: SamplePlan,
     protocol: EvalProtocol,
     reference: Reference,
@@ -125,7 +146,7 @@ def sweep_guidance(
     kept, so the first part is not drawn twice, and a killed sweep goes on where it stopped.
 
     Args:
-        source: makes an image source from a plan and a label of weights.
+        source: makes an image source from a plan.
         base: the plan to vary.
         protocol: how to measure, with its n.
         reference: what to measure against.
@@ -155,8 +176,9 @@ def sweep_guidance(
 def _trial(
     run: Run, candidate: Candidate, n: int, metric: str, finished: bool, report: Callable[[Trial], None] | None
 ) -> Trial:
-    values = {name: value.value for name, value in run(candidate, n).values.items()}
-    trial = Trial(candidate, values[metric], n, finished, values)
+    result = run(candidate, n)
+    values = {name: value.value for name, value in result.values.items()}
+    trial = Trial(candidate, cast(SamplePlan, result.plan), values[metric], n, finished, values)
     if report is not None:
         report(trial)
     return trial
@@ -192,8 +214,8 @@ def plot(trials: Sequence[Trial], metric: str, path: str | os.PathLike[str]) -> 
     axes = figure.subplots()
     lines: dict[str, list[Trial]] = {}
     for t in trials:
-        interval = "everywhere" if t.candidate.interval is None else "t in [{:g}, {:g}]".format(*t.candidate.interval)
-        lines.setdefault(f"{interval}, {t.candidate.average}", []).append(t)
+        average = f", {t.candidate.average}" if t.candidate.average else ""
+        lines.setdefault(t.candidate.where + average, []).append(t)
     for label, line in lines.items():
         line.sort(key=lambda t: t.candidate.scale)
         finished = [t for t in line if t.finished]

@@ -9,7 +9,7 @@ import torch
 
 from diffzoo.cli.main import main
 from diffzoo.evaluation import Result, SamplePlan
-from diffzoo.evaluation.sweep import Candidate, Trial, candidates, plot, sweep_guidance, table
+from diffzoo.evaluation.sweep import KEEP, Candidate, Trial, candidates, no_guidance, plot, sweep_guidance, table
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
 from diffzoo.zoo.publish import save_pretrained
@@ -125,7 +125,8 @@ def searched(monkeypatch: pytest.MonkeyPatch, values: dict[float, float], **opti
     def evaluate(source: SamplePlan, protocol: object, reference: object, settings: object) -> object:
         seen.append((source.first_seed, settings.few))
         scale = source.guidance["scale"] if source.guidance else 1.0
-        return type("Result", (), {"values": {"frechet:random-conv": Value(values[scale] + 100 / protocol.n)}})()
+        measured = {"frechet:random-conv": Value(values[scale] + 100 / protocol.n)}
+        return type("Result", (), {"plan": source, "values": measured})()
 
     monkeypatch.setattr("diffzoo.evaluation.sweep.evaluate", evaluate)
     from evaluation.stand_ins import protocol
@@ -133,9 +134,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, values: dict[float, float], **opti
     from diffzoo.evaluation import Settings
 
     p = protocol(1000, metrics=("frechet:random-conv",))
-    found = sweep_guidance(
-        lambda plan, _: plan, SamplePlan("x"), p, None, candidates(list(values)), Settings(), **options
-    )
+    found = sweep_guidance(lambda plan: plan, SamplePlan("x"), p, None, candidates(list(values)), Settings(), **options)
     assert {s for s, _ in seen} == {0}  # common random numbers
     return found
 
@@ -159,9 +158,19 @@ def test_guidance_of_a_candidate() -> None:
     assert Candidate(1.0).plan(base).guidance is None
     assert Candidate(2.0).plan(base).guidance == {"scale": 2.0, "formula": "uncond"}
     assert Candidate(2.0, (0.3, 0.6)).plan(base).guidance["interval"] == {"low": 0.3, "high": 0.6, "unit": "t"}
+    kept = Candidate(2.0, KEEP, "0.9").plan(base)
+    assert (kept.guidance["interval"], kept.average) == ({"low": 0.1, "high": 0.2}, "0.9")
     assert len(candidates([1, 2], [None, (0.1, 0.5)], ["a", "b"])) == 6
 
 
+def test_no_guidance_is_zero_where_the_formula_says_so() -> None:
+    base = SamplePlan("x", guidance={"scale": 0.4, "formula": "cond"})
+    assert Candidate(0.0).plan(base).guidance is None
+    assert Candidate(1.0, (0.3, 0.6)).plan(base).guidance["interval"]["low"] == 0.3
+    tried = candidates([0, 1], [None, (0.1, 0.5)], none=no_guidance(base))
+    assert tried == [Candidate(0), Candidate(1), Candidate(1, (0.1, 0.5))]
+
+
 def test_plot_of_one_point(tmp_path: Path) -> None:
-    trial = Trial(Candidate(2.0), 1.0, 10, False, {"fid": 1.0})
+    trial = Trial(Candidate(2.0), SamplePlan("x"), 1.0, 10, False, {"fid": 1.0})
     assert plot([trial], "fid", tmp_path / "p.png").stat().st_size > 1000

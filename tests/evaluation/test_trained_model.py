@@ -111,3 +111,41 @@ def test_other_weights_other_numbers(run: Path, by_one: dict[str, Any], tmp_path
     raw = numbers(tmp_path)
     assert raw["plan"]["weights_sha256"] != by_one["plan"]["weights_sha256"]
     assert raw["values"] != by_one["values"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["--protocol", "demo", "--n", "140", "--steps", "2", "--quiet", "--device", "cpu"]
+    options = ["--scales", "1", "2", "--averages", "raw", "ema_0.9", "--first-part", "1", "--out", str(tmp_path / "s")]
+    assert (
+        main(
+            [
+                "sweep",
+                "guidance",
+                str(run),
+                *shared,
+                *options[:-2],
+                "--averages",
+                "raw",
+                "0.99",
+                "--out",
+                str(tmp_path / "no"),
+            ]
+        )
+        == 2
+    )
+    assert "no average '0.99'" in capsys.readouterr().err
+    assert main(["sweep", "guidance", str(run), *shared, *options]) == 0
+    table = (tmp_path / "s" / "sweep.txt").read_text().splitlines()
+    assert len(table) == 5
+    chosen = json.loads((tmp_path / "s" / "plan.json").read_text())
+    assert chosen["average"] in table[1]
+    assert chosen["weights_sha256"]
+    # the command that the sweep prints gives the number in its first row
+    command = next(line for line in capsys.readouterr().out.splitlines() if "diffzoo eval" in line)
+    words = command[command.index("diffzoo eval") :].split()[1:]
+    assert main([*words, "--quiet", "--device", "cpu", "--out", str(tmp_path / "again")]) == 0
+    value = numbers(tmp_path / "again")["values"]["frechet:random-conv"]["value"]
+    assert f"{value:.5g}" in table[1]

@@ -1,0 +1,119 @@
+"""Plans with scales per class, a weaker model, compilation: the images are those of the parts put together by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffzoo.cli.main import main
+from diffzoo.errors import UserError
+from diffzoo.evaluation import Result, SamplePlan
+from diffzoo.evaluation.generate import ModelImages, build_guidance
+from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
+from diffzoo.process import GaussianProcess
+from diffzoo.sampling import DDIM, Autoguidance, ClassifierFree, Denoiser, sample
+from diffzoo.typing import Condition
+from diffzoo.zoo.publish import save_pretrained
+
+CLASSES = 4
+
+
+def saved(folder: Path, seed: int, **changes: int) -> tuple[Path, Denoiser]:
+    torch.manual_seed(seed)
+    config = {"image_size": 8, "in_channels": 3, "num_classes": CLASSES, "patch": 4, "width": 32, "depth": 3}
+    network = UViTBao(UViTBaoConfig(**{**config, "heads": 2, **changes}))
+    for p in network.parameters():  # no layer starts at zero
+        p.data += 0.05 * torch.randn_like(p)
+    path = folder / f"model{seed}"
+    save_pretrained(network, path, process=GaussianProcess())
+    return path, Denoiser(network.eval(), GaussianProcess())
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Denoiser]:
+    return saved(tmp_path_factory.mktemp("strong"), 0)
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Denoiser]:
+    return saved(tmp_path_factory.mktemp("weak"), 1)
+
+
+def plan(path: Path, **changes: object) -> SamplePlan:
+    return replace(SamplePlan(str(path), steps=3), **changes)
+
+
+def drawn(denoise: object, labels: bool = True) -> torch.Tensor:
+    cond = Condition(label=torch.arange(6) % CLASSES) if labels else None
+    return sample(denoise, DDIM(steps=3, clip=1.0), (3, 8, 8), range(6), cond)
+
+
+def test_a_scale_per_class(strong: tuple[Path, Denoiser]) -> None:
+    path, denoise = strong
+    scales = [1.0, 2.0, 3.0, 0.5]
+    source = ModelImages(plan(path, guidance={"scale": scales}))
+    assert source.plan().guidance == {"scale": scales}
+    want = drawn(ClassifierFree(denoise, torch.tensor(scales), per="class"))
+    torch.testing.assert_close(source.images(0, 6), want, rtol=1e-4, atol=1e-5)
+    assert (want - drawn(ClassifierFree(denoise, 2.0))).abs().amax(dim=(1, 2, 3))[[0, 2, 3]].min() > 1e-3
+    with pytest.raises(UserError, match="3 guidance scales and the model 4 classes"):
+        ModelImages(plan(path, guidance={"scale": [1.0, 2.0, 3.0]})).plan()
+
+
+def test_a_weaker_model_guides(strong: tuple[Path, Denoiser], weak: tuple[Path, Denoiser]) -> None:
+    guidance = {"scale": 2.0, "weak": str(weak[0]), "interval": {"low": 0.2, "high": 1.0}}
+    source = ModelImages(plan(strong[0], guidance=guidance))
+    resolved = source.plan()
+    assert len(resolved.guidance["weak_sha256"]) == 64
+    assert resolved.guidance["weak_sha256"] != resolved.weights_sha256
+    assert ModelImages(resolved).plan() == resolved
+    by_hand = build_guidance(strong[1], guidance, weak=weak[1])
+    assert isinstance(by_hand, Autoguidance)
+    want = drawn(Autoguidance(strong[1], weak[1], 2.0, interval=by_hand.interval))
+    torch.testing.assert_close(source.images(0, 6), want, rtol=1e-4, atol=1e-5)
+    assert (want - drawn(strong[1])).abs().max() > 1e-2
+
+
+def test_weaker_models_that_do_not_fit(
+    strong: tuple[Path, Denoiser], weak: tuple[Path, Denoiser], tmp_path: Path
+) -> None:
+    other = saved(tmp_path, 2, num_classes=0)[0]
+    with pytest.raises(UserError, match="autoguidance needs two of one kind"):
+        ModelImages(plan(strong[0], guidance={"scale": 2.0, "weak": str(other)})).plan()
+    pinned = {"scale": 2.0, "weak": str(weak[0]), "weak_sha256": "0" * 64}
+    with pytest.raises(UserError, match="leave weak_sha256 out"):
+        ModelImages(plan(strong[0], guidance=pinned)).plan()
+    # away from itself is nowhere, and an unconditional model may be guided so
+    source = ModelImages(plan(other, labels="none", guidance={"scale": 3.0, "weak": str(other)}))
+    source.plan()
+    torch.testing.assert_close(
+        source.images(0, 6), drawn(saved(tmp_path, 2, num_classes=0)[1], labels=False), rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(UserError, match="guidance needs a scale"):
+        ModelImages(plan(strong[0], guidance={"weak": str(weak[0])})).plan()
+
+
+def test_autoguidance_on_the_command_line(
+    strong: tuple[Path, Denoiser], weak: tuple[Path, Denoiser], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("DIFFZOO_REFERENCES", str(tmp_path / "references"))
+    monkeypatch.chdir(tmp_path)
+    fixed = ["eval", str(strong[0]), "--protocol", "demo", "--n", "130", "--metrics", "frechet:random-conv",
+             "--steps", "1", "--quiet", "--device", "cpu", "--weak", str(weak[0])]  # fmt: skip
+    assert main(fixed) == 2
+    assert "--guidance says how much" in capsys.readouterr().err
+    assert main([*fixed, "--guidance", "2"]) == 0
+    # without --out: a folder with the model's name
+    (file,) = (tmp_path / "eval").glob("*/demo_130.json")
+    assert strong[0].name in file.parent.name
+    assert Result.load(file).plan.guidance["weak"] == str(weak[0])
+
+
+@pytest.mark.slow
+def test_compiled_images_are_those_of_the_plain_network(strong: tuple[Path, Denoiser]) -> None:
+    source = ModelImages(plan(strong[0], compile=True, guidance={"scale": 2.0}))
+    assert source.plan().sha256 != replace(source.plan(), compile=False).sha256
+    torch.testing.assert_close(source.images(0, 6), drawn(ClassifierFree(strong[1], 2.0)), rtol=1e-3, atol=1e-3)
+    assert any(u._compiled_call_impl is not None for u in source.pipe.network.units())
