@@ -131,3 +131,22 @@ def test_merging_in_one_order_is_bit_exact() -> None:
     first, second = (merge_all(Moments.of(p) for p in x) for _ in range(2))
     assert torch.equal(first.scatter, second.scatter)
     assert all(merge_all(Moments.of(x[i]) for i in p).n == 40 for p in itertools.permutations(range(5)))
+
+
+@pytest.mark.slow
+def test_fid_at_2048_dimensions_takes_less_than_15_seconds_on_two_cores() -> None:
+    import time
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3000, 2048, generator=generator) for _ in range(2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        start = time.perf_counter()
+        value = frechet_distance(Moments.of(x), Moments.of(y))
+        seconds = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(threads)
+    assert seconds < 15
+    # two samples of one Gaussian: a bias alone, which grows with the dimension and falls with the number
+    assert 100 < value < 2048
