@@ -7,8 +7,9 @@ pictures.save_png("pictures")
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from diffzoo.sampling.loop import Precision
 from diffzoo.typing import Condition
 from diffzoo.zoo.facts import class_list, guidance_from, sampler_from
 from diffzoo.zoo.loading import Loaded, load_any
+from diffzoo.zoo.settings import published_scale, setting_of
 
 __all__ = ["Pictures", "Pipeline", "pipeline"]
 
@@ -99,6 +101,8 @@ class Pipeline:
         autoencoder: in place of the one that the weights were trained with.
         text_encoder: likewise.
         classifier: a noise-aware classifier of the same resolution, which then does the guidance.
+        base: for an upsampler: makes the pipeline that draws the small pictures, when first needed.
+        scale: of classifier guidance where a call names none.
     """
 
     def __init__(
@@ -108,12 +112,20 @@ class Pipeline:
         autoencoder: Autoencoder | None = None,
         text_encoder: TextEncoder | None = None,
         classifier: Loaded | None = None,
+        base: "Callable[[], Pipeline] | None" = None,
+        scale: float | None = None,
     ):
+        if loaded.facts.kind != "denoiser":
+            raise UserError(
+                f"{loaded.facts.name or loaded.facts.family} is a classifier and draws nothing: guide a model of its "
+                "resolution with it, pipeline(MODEL, classifier=...) or diffzoo sample MODEL --classifier ..."
+            )
         self.facts, self.process = loaded.facts, loaded.process
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = loaded.network.eval().to(self.device)
         self.denoiser = Denoiser(self.network, self.process)
         self._classifier = self._fitting(classifier) if classifier is not None else None
+        self._base, self.scale = base, scale
         self._autoencoder, self._text_encoder = autoencoder, text_encoder
         self._names: tuple[str, ...] | None = None
 
@@ -129,8 +141,18 @@ class Pipeline:
                 f"the classifier reads images of {theirs.image_size} px, this model draws {ours.image_size} px: "
                 f"use the classifier for {ours.image_size} px"
             )
+        if classifier.facts.process is not None and classifier.process.schedule != self.process.schedule:
+            raise UserError(
+                f"{classifier.facts.name} was trained on another noise schedule than {self.facts.name}: use the "
+                "classifier that was made for this model"
+            )
         classifier.network.eval().to(self.device)
         return classifier
+
+    @cached_property
+    def base(self) -> "Pipeline | None":
+        """For an upsampler that knows one: what draws the small pictures, loaded on first use."""
+        return self._base() if self._base is not None else None
 
     @property
     def class_count(self) -> int:
@@ -218,6 +240,7 @@ class Pipeline:
     def _condition(self, items: Sequence[str | int] | None) -> tuple[list[str], Condition | None]:
         """A label and a row of conditions for each item."""
         if self.reads == "picture":
+            # __call__ has drawn the small pictures where there is a base
             raise UserError(
                 "this model enlarges pictures: it needs low-resolution images, not classes alone; draw them with a "
                 "smaller model and pass them to `upsample`"
@@ -242,7 +265,7 @@ class Pipeline:
         if self._classifier is not None:
             if isinstance(guidance, Mapping):
                 raise UserError("a classifier does the guidance: give its scale as a number")
-            scale = 1.0 if guidance is None else float(guidance)
+            scale = (1.0 if self.scale is None else self.scale) if guidance is None else float(guidance)
             guided = ClassifierGuidance(
                 self.denoiser, self._classifier.network, scale, conditional=self.network.config.num_classes > 0
             )
@@ -293,7 +316,7 @@ class Pipeline:
                 one, s in `uncond + s (cond - uncond)`. Or some of {formula, scale, interval, decay} as a mapping
                 (`diffzoo.zoo.facts.guidance_from`). Default: as published, else none. With a classifier: its scale,
                 by default 1.
-            steps: of the sampler.
+            steps: of the sampler; of both samplers where an upsampler has a base.
             sampler: a sampler, or the name of its class. Default: the published one, else DDIM.
             batch_size: pictures at a time.
             progress: show a bar.
@@ -306,6 +329,15 @@ class Pipeline:
         seeds = [int(s) for s in seeds]
         if not seeds:
             raise UserError("there are no seeds: give at least one, for example range(8)")
+        if self.base is not None:
+            small = self.base(items, seeds, steps=steps, batch_size=batch_size, progress=progress, precision=precision)
+            each = [item for item in items or () for _ in seeds]
+            again = [record["seed"] for record in small.records]
+            few = max(1, batch_size // 4) if batch_size else None  # its pictures are sixteen times as large
+            return self.upsample(
+                small, each, again, guidance=guidance, steps=steps, sampler=sampler, batch_size=few,
+                progress=progress, precision=precision,
+            )  # fmt: skip
         labels, rows = self._condition(items)
         denoise, guided = self._denoise(guidance)
         solver = self._sampler(sampler, steps)
@@ -331,7 +363,7 @@ class Pipeline:
         classes: Sequence[str | int] | None = None,
         seeds: Sequence[int] = (),
         *,
-        guidance: float | None = None,
+        guidance: float | Mapping[str, Any] | None = None,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         batch_size: int | None = 4,
@@ -371,7 +403,11 @@ class Pipeline:
         )
         labels = [self._label(i) for i in ids] or [""] * len(pixels)
         columns = pictures.columns if isinstance(pictures, Pictures) else len(pixels)
-        return self._pictures(images, labels, seeds, {"guidance": guided, "sampler": to_config(solver)}, columns)
+        made: dict[str, Any] = {"guidance": guided, "sampler": to_config(solver)}
+        drawn = self._pictures(images, labels, seeds, made, columns)
+        if isinstance(pictures, Pictures):
+            drawn.records = [{**r, "enlarged": small} for r, small in zip(drawn.records, pictures.records, strict=True)]
+        return drawn
 
     def _pictures(
         self, latents: Tensor, labels: list[str], seeds: Sequence[int], made: dict[str, Any], columns: int
@@ -402,6 +438,7 @@ def pipeline(
     autoencoder: Autoencoder | None = None,
     text_encoder: TextEncoder | None = None,
     classifier: str | Path | None = None,
+    setting: str | None = None,
     prefer: str = "average",
 ) -> Pipeline:
     """Everything from a name to pictures: `pipeline("dimr_xl_256")(["golden retriever", 207], seeds=range(8))`.
@@ -411,10 +448,19 @@ def pipeline(
         device: where to compute; default: a GPU if there is one.
         autoencoder, text_encoder: in place of those that the weights were trained with.
         classifier: weights of a noise-aware classifier, which then does the guidance, such as "adm_classifier_256".
+        setting: a published way to draw, such as "guided" (`pipe.facts.settings`): sampler, classifier and its scale,
+            and what an upsampler enlarges. Upsamplers begin with their first.
         prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
 
     Raises:
         UserError: for weights that cannot be had, or that do not say how to sample from them.
     """
-    guide = load_any(classifier) if classifier is not None else None
-    return Pipeline(load_any(source, prefer=prefer), device, autoencoder, text_encoder, guide)
+    loaded = load_any(source, prefer=prefer)
+    chosen = setting_of(loaded.facts, setting)
+    if chosen.sampler is not None:
+        loaded = replace(loaded, facts=replace(loaded.facts, sampler=dict(chosen.sampler)))
+    base = partial(pipeline, chosen.base, device, setting=chosen.base_setting) if chosen.base is not None else None
+    by = classifier if classifier is not None else chosen.classifier
+    guide = load_any(by) if by is not None else None
+    scale = chosen.scale if classifier is None else published_scale(loaded.facts, guide.facts if guide else None)
+    return Pipeline(loaded, device, autoencoder, text_encoder, guide, base, scale)

@@ -1,17 +1,20 @@
-"""`diffzoo describe NAME [key=value ...]`: parameters, multiply-adds and levels of a model."""
+"""`diffzoo describe NAME [key=value ...]`: parameters, multiply-adds, levels, and published weights of a model."""
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffzoo.zoo.manifest import Checkpoint
 
 __all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("name", help="a registered name; `diffzoo list` shows them")
+    parser.add_argument("name", help="a registered name, or weights such as adm_256.in1k; `diffzoo list` shows them")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -40,10 +43,50 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the summary."""
+    """Print the summary, and what is published of the model."""
     overrides = parse_overrides(args.overrides)
     from diffzoo.models.summary import describe
+    from diffzoo.zoo.manifest import checkpoint, list_checkpoints
 
-    summary = describe(args.name, **overrides)
-    print(json.dumps(summary.to_dict(), indent=2) if args.json else summary)
+    model, _, tag = args.name.partition(".")
+    if tag:
+        checkpoint(args.name)  # raises, and names those there are
+    summary = describe(model, **overrides)
+    weights = [checkpoint(name) for name in list_checkpoints(model) if not tag or name == args.name]
+    if args.json:
+        published = {"weights": [_published(item) for item in weights]} if weights else {}
+        print(json.dumps({**summary.to_dict(), **published}, indent=2))
+        return 0
+    print(summary)
+    for item in weights:
+        print(_text(item))
     return 0
+
+
+def _published(item: "Checkpoint") -> dict[str, Any]:
+    """What is known of a set of weights, as JSON-ready data."""
+    return {
+        "name": item.name,
+        "source": str(item.source),
+        "pinned": item.sha256 is not None,
+        "weights_licence": item.weights_licence,
+        "sampler": dict(item.sampler or {}),
+        "guidance": dict(item.guidance or {}),
+        "settings": {name: dict(setting) for name, setting in item.settings.items()},
+        "published": [dict(row) for row in item.published],
+    }
+
+
+def _text(item: "Checkpoint") -> str:
+    lines = [f"\nweights {item.name}: {item.source}", f"  licence   {item.weights_licence}"]
+    if item.sampler:
+        lines.append(f"  sampler   {json.dumps(item.sampler)}")
+    if item.guidance:
+        lines.append(f"  guidance  {json.dumps(item.guidance)}")
+    lines += [f"  setting   {name}: {json.dumps(setting)}" for name, setting in item.settings.items()]
+    rows: dict[str, list[str]] = {}
+    for row in item.published:
+        setting = f" (--setting {row['setting']})" if row.get("setting") else ""
+        rows.setdefault(f"{row['protocol']}{setting}", []).append(f"{row['metric']} {row['value']:g}")
+    lines += [f"  published {', '.join(values)}: {protocol}" for protocol, values in rows.items()]
+    return "\n".join(lines)

@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide only where t lies between"
     )
     parser.add_argument("--classifier", help="a noise-aware classifier that does the guidance: adm_classifier_256")
+    parser.add_argument("--setting", help="a published way to draw: guided, ddim25, ...; see `diffzoo describe`")
     parser.add_argument("--upsample", metavar="SOURCE", help="enlarge what was drawn with this model: adm_64_to_256")
     parser.add_argument(
         "--upsample-steps", type=int, metavar="STEPS", help="of that model; default: the published number"
@@ -76,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     seeds = parse_seeds(args.seeds)
     from diffzoo.pipelines import pipeline
 
-    pipe = pipeline(args.source, args.device, classifier=args.classifier, prefer=args.weights)
+    pipe = pipeline(args.source, args.device, classifier=args.classifier, setting=args.setting, prefer=args.weights)
     classes = args.classes
-    if classes is None and pipe.reads == "class":
-        count = pipe.class_count
+    count = pipe.class_count
+    if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
     pictures = pipe(

@@ -4,6 +4,7 @@ family        class of the network                     config     its config, as
 name          registry name it was built from          process    `diffzoo.process.to_config`
 class_names   in order of class index                  guidance   {formula, scale}, perhaps {interval, decay}
 sampler       default sampler, as data                 autoencoder, text_encoder   frozen companions
+settings      ways to draw, by name (`settings.py`)
 licence       of the weights                           provenance where they come from
 version       of diffzoo that wrote it
 """
@@ -39,6 +40,7 @@ class Facts:
     sampler: dict[str, Any] | None = None
     autoencoder: dict[str, Any] | None = None
     text_encoder: dict[str, Any] | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     licence: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     version: str = ""

@@ -176,6 +176,7 @@ def entry_facts(item: Checkpoint, original: Mapping[str, Any]) -> Facts:
         sampler=dict(item.sampler) if item.sampler else None,
         autoencoder={k: v for k, v in vars(companion).items() if v is not None} if companion else None,
         text_encoder=dict(item.text_encoder) if item.text_encoder else None,
+        settings={name: dict(setting) for name, setting in item.settings.items()},
         licence=item.weights_licence,
         provenance={"checkpoint": item.name, "source": str(item.source), **original},
         version=__version__,

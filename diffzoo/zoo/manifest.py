@@ -15,6 +15,7 @@ from typing import Any
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.process import GaussianProcess, from_config
 from diffzoo.zoo.facts import FADES, FORMULAS, guidance_from, sampler_from
+from diffzoo.zoo.settings import Setting
 
 __all__ = [
     "AutoencoderFacts",
@@ -133,7 +134,8 @@ class Checkpoint:
             `diffzoo.encoders.text`; revision null = recorded on first use.
         classes: a named list such as "imagenet-1k", or the names themselves.
         paper: {arxiv, ...}.
-        published: rows {metric, value, protocol, ...} as printed.
+        settings: ways to draw, by name (`diffzoo.zoo.settings`).
+        published: rows {metric, value, protocol, setting, source} as printed.
         fingerprint: recorded output; None with `fingerprint_pending` saying why.
         training: how it was trained, for weights of our own.
     """
@@ -155,6 +157,7 @@ class Checkpoint:
     text_encoder: Mapping[str, Any] | None = None
     classes: str | tuple[str, ...] | None = None
     paper: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: tuple[Mapping[str, Any], ...] = ()
     fingerprint: Fingerprint | None = None
     fingerprint_pending: str | None = None
@@ -189,6 +192,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "companions": (dict,),
     "class_names": (str, list, type(None)),
     "paper": (dict,),
+    "settings": (dict,),
     "published": (list,),
     "fingerprint": (dict,),
     "training": (dict,),
@@ -316,10 +320,37 @@ def _sampler(data: dict[str, Any], place: _Place) -> None:
         raise place.error(str(error)) from None
 
 
-def _published(rows: list[Any], place: _Place) -> tuple[Mapping[str, Any], ...]:
+def _settings(data: dict[str, Any], place: _Place) -> dict[str, Any]:
+    for name, setting in data.items():
+        try:
+            Setting.from_dict(setting)
+        except (UserError, TypeError) as error:
+            raise place.at(str(name)).error(str(error)) from None
+    return data
+
+
+def _published(rows: list[Any], settings: Mapping[str, Any], place: _Place) -> tuple[Mapping[str, Any], ...]:
     for i, row in enumerate(rows):
-        place.at(str(i)).table(row, ("metric", "value", "protocol", "source"), ("metric", "value", "protocol"))
+        known = ("metric", "value", "protocol", "setting", "source")
+        place.at(str(i)).table(row, known, ("metric", "value", "protocol"))
+        if row.get("setting") not in (None, *settings):
+            raise place.at(str(i)).at("setting").error(f"no setting {row['setting']!r}; there are {list(settings)}")
     return tuple(rows)
+
+
+def _check_partners(entries: Mapping[str, Checkpoint], file: str) -> None:
+    """Classifiers and bases of settings are entries themselves, and have the settings that are asked of them."""
+    models = {item.model: item for item in reversed(list(entries.values()))} | dict(entries)
+    for item in entries.values():
+        for name, data in item.settings.items():
+            setting, place = Setting.from_dict(data), _Place(file, item.name, f"settings.{name}")
+            for field_ in ("classifier", "base"):
+                partner = getattr(setting, field_)
+                if partner is not None and partner not in models:
+                    raise place.at(field_).error(f"no entry is called {partner!r}{did_you_mean(partner, models)}")
+            asked = setting.base_setting
+            if asked is not None and asked not in models[str(setting.base)].settings:
+                raise place.at("base_setting").error(f"{setting.base} has no setting {asked!r}")
 
 
 def _entry(name: str, data: Any, file: str) -> Checkpoint:
@@ -352,13 +383,15 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
         _guidance(values["guidance"], place.at("guidance"))
     if values.get("sampler") is not None:
         _sampler(values["sampler"], place.at("sampler"))
+    settings = _settings(values.pop("settings", {}), place.at("settings"))
     return Checkpoint(
         name=name,
         source=source,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
         classes=tuple(str(c) for c in classes) if isinstance(classes, list) else classes,
-        published=_published(values.pop("published", []), place.at("published")),
+        settings=settings,
+        published=_published(values.pop("published", []), settings, place.at("published")),
         fingerprint=fingerprint,
         fingerprint_pending=pending,
         **values,
@@ -380,7 +413,9 @@ def read_manifest(text: str, file: str = "checkpoints.yaml") -> dict[str, Checkp
         raise UserError(f"{file}: not valid YAML: {error}") from None
     if not isinstance(data, dict | None):
         raise UserError(f"{file}: expected a mapping from names to entries, got {type(data).__name__}")
-    return {str(name): _entry(str(name), entry, file) for name, entry in (data or {}).items()}
+    entries = {str(name): _entry(str(name), entry, file) for name, entry in (data or {}).items()}
+    _check_partners(entries, file)
+    return entries
 
 
 def manifest_path() -> Path:

@@ -1,5 +1,6 @@
 """ADM from a name to pictures: guided by a classifier, enlarged by an upsampler, in Python and on the command line."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ from PIL import Image
 from diffzoo import pipeline
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.models import registry
 from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
 from diffzoo.models.base import Network
+from diffzoo.pipelines import Pipeline
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime
 from diffzoo.sampling import ClassifierGuidance, Denoiser, RespacedAncestral, sample
 from diffzoo.typing import Condition
+from diffzoo.zoo import Facts, Loaded, facts_of, load_any, locate, manifest
+from diffzoo.zoo.loading import Weights
 
 PROCESS = GaussianProcess(
     DiscreteBetas("linear"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0), learned_variance=True
@@ -96,3 +101,81 @@ def test_the_whole_chain_on_the_command_line(zoo: dict[str, str], tmp_path: Path
     assert main([*arguments, "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert picture.size == (70, 70)  # two by two pictures of 32 px, margins of 2
+
+
+# -- settings
+
+
+@pytest.fixture
+def published(zoo: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names for the networks above, as the manifest knows them, with settings."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    names = {"small": "adm_16", "free": "adm_16_uncond", "large": "adm_16_to_32", "classifier": "adm_classifier_16"}
+    settings: dict[str, dict[str, dict]] = {
+        "small": {
+            "plain": {},
+            "guided": {"classifier": "adm_classifier_16", "scale": 20.0},
+            "ddim2": {
+                "sampler": {"class": "RespacedDDIM", "steps": 2},
+                "classifier": "adm_classifier_16",
+                "scale": 9.0,
+            },
+        },
+        "large": {
+            "plain": {"base": "adm_16"},
+            "guided": {"base": "adm_16", "base_setting": "guided"},
+        },
+    }
+    entries: dict[str, Weights] = {}
+    for place, name in names.items():
+        found = locate(zoo[place])
+        kind = "classifier" if place == "classifier" else "denoiser"
+        registry.register_model(name, found.facts.network_class(), found.facts.build_config(), kind=kind)
+        facts = Facts.from_dict({**found.facts.to_dict(), "name": name, "settings": settings.get(place, {})}, name)
+        assert json.loads(json.dumps(facts.to_dict())) == facts.to_dict()
+        entries[name] = Weights(found.state, facts, name)
+    monkeypatch.setattr(manifest, "has_checkpoint", lambda name: name in entries)
+    monkeypatch.setattr("diffzoo.zoo.loading.checkpoint", lambda name: name)
+    monkeypatch.setattr("diffzoo.zoo.loading._entry_weights", entries.__getitem__)
+
+
+def test_a_setting_brings_classifier_scale_and_sampler(published: None) -> None:
+    by_hand = pipeline("adm_16", "cpu", classifier="adm_classifier_16")
+    pictures = {
+        name: pipeline("adm_16", "cpu", setting=name)([1, 7], seeds=[5]) for name in ("plain", "guided", "ddim2")
+    }
+    assert np.array_equal(pictures["guided"].pixels, by_hand([1, 7], seeds=[5], guidance=20.0).pixels)
+    assert np.array_equal(pictures["guided"].pixels, by_hand([1, 7], seeds=[5]).pixels)  # the published scale
+    ddim = by_hand([1, 7], seeds=[5], guidance=9.0, sampler="RespacedDDIM", steps=2)
+    assert np.array_equal(pictures["ddim2"].pixels, ddim.pixels)
+    assert np.array_equal(pictures["plain"].pixels, pipeline("adm_16", "cpu")([1, 7], seeds=[5]).pixels)
+    assert len({p.pixels.tobytes() for p in pictures.values()}) == 3
+    with pytest.raises(UserError, match="no setting is called 'giuded'; did you mean 'guided'"):
+        pipeline("adm_16", "cpu", setting="giuded")
+    with pytest.raises(UserError, match="these weights have none"):
+        pipeline("adm_16_uncond", "cpu", setting="guided")
+
+
+def test_an_upsampler_draws_its_small_pictures_itself(published: None, tmp_path: Path) -> None:
+    for setting, small_setting in ((None, None), ("guided", "guided")):
+        small = pipeline("adm_16", "cpu", setting=small_setting)([1, 2], seeds=[3, 4])
+        pipe = pipeline("adm_16_to_32", "cpu", setting=setting)
+        want = pipe.upsample(small, [1, 1, 2, 2], [3, 4, 3, 4])
+        got = pipe([1, 2], seeds=[3, 4])
+        assert np.abs(got.pixels.astype(int) - want.pixels.astype(int)).max() <= 1
+        assert got.records[3]["enlarged"] == small.records[3]
+        assert (got.columns, got.records[3]["seed"]) == (2, 4)
+    arguments = ["sample", "adm_16_to_32", "--setting", "guided", "--seeds", "3", "--classes", "1", "--quiet"]
+    assert main([*arguments, "--device", "cpu", "--dir", str(tmp_path / "a"), "--out", str(tmp_path / "a.png")]) == 0
+    with Image.open(next((tmp_path / "a").iterdir())) as picture:
+        assert np.abs(np.asarray(picture).astype(int) - got.pixels[0].astype(int)).max() <= 1
+
+
+def test_a_classifier_draws_nothing(zoo: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="is a classifier and draws nothing: guide a model"):
+        pipeline(zoo["classifier"], "cpu")
+    cosine = GaussianProcess(DiscreteBetas("cosine"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0))
+    other = ADMClassifier(TINY_CLASSIFIER)
+    small, guide = load_any(zoo["small"]), Loaded(other, facts_of(other, cosine))
+    with pytest.raises(UserError, match="was trained on another noise schedule"):
+        Pipeline(small, "cpu", classifier=guide)

@@ -233,7 +233,7 @@ def test_a_file_of_the_package_needs_no_network(
     tiny: Any, publish: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("diffzoo.zoo.fetch.__file__", str(tmp_path / "diffzoo" / "zoo" / "fetch.py"))
+    monkeypatch.setattr("diffzoo.zoo.fetch.PACKAGE", tmp_path / "diffzoo")
     tiny.save_pretrained(tmp_path / "diffzoo" / "weights")
     file = tmp_path / "diffzoo" / "weights" / "model.safetensors"
     sha = hashlib.sha256(file.read_bytes()).hexdigest()

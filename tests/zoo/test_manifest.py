@@ -14,6 +14,7 @@ from diffzoo.models.registry import entry
 from diffzoo.zoo import class_list, list_checkpoints, load_manifest
 from diffzoo.zoo.loading import build_meta, entry_config, entry_facts
 from diffzoo.zoo.manifest import checkpoint, manifest_path, read_manifest
+from diffzoo.zoo.settings import Setting
 
 NAMES = list_checkpoints()
 GOOD = {**ENTRY, "source": {"url": "https://example.org/w.pth"}}
@@ -74,6 +75,26 @@ def test_full_size_names_convert_without_remainder_both_ways(name: str) -> None:
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in ours.items()}
 
 
+def test_every_published_row_of_adm_says_how_it_was_drawn() -> None:
+    """The setting against the words of the protocol: steps, kind of sampler, scale, base."""
+    rows = [(item, row) for item in load_manifest().values() if item.converter == "guided_diffusion"
+            for row in item.published if "lsun" not in item.name]  # fmt: skip
+    assert len(rows) > 80
+    for item, row in rows:
+        setting, words = Setting.from_dict(item.settings[row["setting"]]), row["protocol"]
+        steps = (setting.sampler or item.sampler)["steps"]
+        base = checkpoint(setting.base) if setting.base else None
+        if base is not None:
+            drawn = Setting.from_dict(base.settings[setting.base_setting or "plain"])
+            assert f"{base.model} {'with classifier' if drawn.classifier else 'without'} guidance" in words
+            assert f"{(drawn.sampler or base.sampler)['steps']} + {steps} steps" in words
+        else:
+            assert f"{steps} {'DDIM ' if setting.sampler else ''}steps" in words
+            assert ("no guidance" if setting.scale is None else f"guidance {setting.scale}") in words
+        if setting.classifier:
+            assert checkpoint(setting.classifier).model == f"adm_classifier_{entry_config(item).image_size}"
+
+
 def test_manifest_is_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("site/diffzoo/checkpoints.yaml", "checkout/checkpoints.yaml"):
         folder = tmp_path / place.split("/")[0] / "diffzoo" / "zoo"
@@ -131,6 +152,16 @@ def test_manifest_is_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkey
         ({"companions": {"vae": {}}}, "companions.vae", "unknown field"),
         ({"companions": {"autoencoder": {"repo": "a/b", "revision": None}}}, "companions.autoencoder.scaling_factor",
          "missing"),
+        ({"settings": {"a": {"scal": 1}}}, "settings.a", "did you mean 'scale'"),
+        ({"settings": {"a": {"scale": 1.0}}}, "settings.a", "belong together"),
+        ({"settings": {"a": {"sampler": {"class": "DDMI"}}}}, "settings.a", "did you mean 'DDIM'"),
+        ({"settings": {"a": {"base_setting": "b"}}}, "settings.a", "name the base too"),
+        ({"settings": {"a": {"labels": "all"}}}, "settings.a", "'uniform' or 'balanced'"),
+        ({"settings": {"a": {"classifier": "adm_c", "scale": 1.0}}}, "settings.a.classifier", "no entry is called"),
+        ({"settings": {"a": {"base": "dimr_tiny", "base_setting": "b"}}}, "settings.a.base_setting",
+         "dimr_tiny has no setting 'b'"),
+        ({"published": [{"metric": "FID", "value": 1, "protocol": "p", "setting": "b"}]}, "published.0.setting",
+         "no setting 'b'"),
         ({"published": [{"metric": "FID", "value": 1}]}, "published.0.protocol", "missing"),
         ({"fingerprint": {"mean": 0.0}}, "fingerprint.std", "missing"),
         ({"fingerprint": {"mean": 0.0, "std": 1.0, "first": ["x"]}}, "fingerprint.first", "expected int or float"),
