@@ -248,7 +248,16 @@ class ModelImages:
             for each in (pipe, weak):
                 if each is not None:
                     each.network.compile_units()
-        return Generator(pipe.network, pipe.process, self.sample_plan, decode, text, null, self.device, weak.denoiser if weak else None)
+        return Generator(
+            pipe.network,
+            pipe.process,
+            self.sample_plan,
+            decode,
+            text,
+            null,
+            self.device,
+            weak.denoiser if weak else None,
+        )
 
     def _text(self, start: int, count: int) -> Condition:
         captions = list(self.captions[start : start + count])

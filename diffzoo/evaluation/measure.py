@@ -5,7 +5,7 @@ these ("fid" for "frechet:inception-2015"). Values carry a standard error where 
 
     leave-one-group-out jackknife over groups of consecutive seeds (Fréchet distances, a one-split Inception Score,
     precision, density, CLIPScore), binomial over reference images (recall, coverage), over splits (Inception Score),
-    spread over random subsets (KID)
+    over groups of consecutive seeds (KID, CMMD)
 
 All are errors of sampling the generated images. None covers the choice of reference images or the bias of a finite n,
 which is the same for all results of one protocol and one reason why protocols must be equal to be compared.
@@ -26,7 +26,7 @@ from diffzoo.metrics.clip_score import clip_scores
 from diffzoo.metrics.features import FEATURE_NETWORKS, FeatureNetwork
 from diffzoo.metrics.frechet import FrechetReference
 from diffzoo.metrics.inception_score import inception_score, score_of_sums, score_sums
-from diffzoo.metrics.kernels import cmmd, kid_subsets
+from diffzoo.metrics.kernels import cmmd, cmmd_parts, kid_parts, kid_subsets
 from diffzoo.metrics.moments import Moments, merge_all
 from diffzoo.metrics.neighbours import density_coverage, precision_recall
 
@@ -270,14 +270,24 @@ class _Measurement:
             )
         x, y = self._both(metric)
         if kind == "cmmd":
-            return Value(cmmd(x, y), None, None)
+            return Value(cmmd(x, y), *self._over_groups(x, y, cmmd_parts))
         return self._kid(x, y)
 
     def _kid(self, x: Tensor, y: Tensor) -> Value:
         subsets = self._setting("kid_subsets", 100)
         size = min(self._setting("kid_subset_size", 1000), len(x), len(y))
-        mean, spread = kid_subsets(x, y, subsets, size)
-        return Value(mean, spread / math.sqrt(subsets), f"spread over {subsets} subsets of {size}, over their root")
+        # the spread over subsets of the same images is no error of the mean: it says nothing of how many there are
+        return Value(kid_subsets(x, y, subsets, size)[0], *self._over_groups(x, y, kid_parts))
+
+    def _over_groups(
+        self, x: Tensor, y: Tensor, parts: Callable[[Sequence[Tensor], Tensor], Sequence[float]]
+    ) -> tuple[float | None, str | None]:
+        """Standard error of a mean over groups of consecutive seeds, and what it is."""
+        groups = self.groups
+        if groups < 2 or len(x) < 2 * groups:
+            return None, None
+        values = torch.tensor(parts([x[a:b] for a, b in _bounds(len(x), groups)], y), dtype=torch.float64)
+        return float(values.std()) / math.sqrt(groups), f"over {groups} groups of consecutive seeds"
 
 
 def check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], few: bool = False) -> list[str]:

@@ -1,6 +1,6 @@
 """Maximum mean discrepancies: KID (arXiv:1801.01401) and CMMD (arXiv:2401.09603)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.rng import keyed_generator
 
-__all__ = ["cmmd", "kid", "kid_subsets"]
+__all__ = ["cmmd", "cmmd_parts", "kid", "kid_parts", "kid_subsets"]
 
 ROWS = 2048
 
@@ -34,15 +34,25 @@ def kid(sample: Tensor, reference: Tensor) -> float:
     Raises:
         UserError: for fewer than two images on a side.
     """
-    if min(len(sample), len(reference)) < 2:
-        raise UserError(f"KID needs at least 2 images on each side, got {len(sample)} and {len(reference)}")
-    x, y = sample.to(torch.float64), reference.to(torch.float64)
+    return kid_parts([sample], reference)[0]
+
+
+def kid_parts(parts: Sequence[Tensor], reference: Tensor) -> list[float]:
+    """KID of each of several samples; the part that only the reference takes is computed once."""
+    least = min((len(p) for p in (*parts, reference)), default=0)
+    if least < 2:
+        raise UserError(f"KID needs at least 2 images on each side, got {least}")
+    y = reference.to(torch.float64)
 
     def cubic(inner: Tensor) -> Tensor:
-        return (inner / x.shape[1] + 1) ** 3
+        return (inner / y.shape[1] + 1) ** 3
 
-    within = _mean_kernel(x, x, cubic, True) + _mean_kernel(y, y, cubic, True)
-    return float(within - 2 * _mean_kernel(x, y, cubic))
+    own = _mean_kernel(y, y, cubic, True)
+    found = []
+    for part in parts:
+        x = part.to(torch.float64)
+        found.append(float(_mean_kernel(x, x, cubic, True) + own - 2 * _mean_kernel(x, y, cubic)))
+    return found
 
 
 def kid_subsets(
@@ -79,12 +89,22 @@ def cmmd(sample: Tensor, reference: Tensor, sigma: float = 10.0, scale: float = 
         sigma: width of the kernel.
         scale: factor on the result.
     """
-    if not (len(sample) and len(reference)):
-        raise UserError(f"CMMD needs images on each side, got {len(sample)} and {len(reference)}")
-    x, y = (torch.nn.functional.normalize(v.to(torch.float64), dim=1) for v in (sample, reference))
+    return cmmd_parts([sample], reference, sigma, scale)[0]
+
+
+def cmmd_parts(parts: Sequence[Tensor], reference: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> list[float]:
+    """CMMD of each of several samples; the part that only the reference takes is computed once."""
+    if not (len(reference) and parts and all(len(p) for p in parts)):
+        raise UserError("CMMD needs images on each side, got none on one")
+    y = torch.nn.functional.normalize(reference.to(torch.float64), dim=1)
 
     def gaussian(inner: Tensor) -> Tensor:  # |x - y|^2 = 2 - 2xy for unit vectors
         return ((inner - 1) / sigma**2).exp()
 
-    value = _mean_kernel(x, x, gaussian) + _mean_kernel(y, y, gaussian) - 2 * _mean_kernel(x, y, gaussian)
-    return scale * max(0.0, float(value))
+    own = _mean_kernel(y, y, gaussian)
+    found = []
+    for part in parts:
+        x = torch.nn.functional.normalize(part.to(torch.float64), dim=1)
+        value = _mean_kernel(x, x, gaussian) + own - 2 * _mean_kernel(x, y, gaussian)
+        found.append(scale * max(0.0, float(value)))
+    return found

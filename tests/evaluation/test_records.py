@@ -187,17 +187,40 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 @pytest.mark.slow
-def test_the_error_of_the_frechet_distance_is_the_spread_over_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["frechet:random-conv", "kid:random-conv", "precision:random-conv"])
+def test_the_standard_error_is_the_spread_over_seeds(tmp_path: Path, name: str) -> None:
     from diffzoo.evaluation.measure import Features, measure
     from diffzoo.metrics import extract
 
     ref, network = reference(tmp_path), load_features("random-conv")
+    p = protocol(300, metrics=(name,), settings={"kid_subsets": 20, "kid_subset_size": 100})
     values = []
     for run in range(24):
         images = Pictures().images(1000 * run, 300)
         layers = extract(network, ((images + 1) * 127.5).round().to(torch.uint8))
         features = Features({("random-conv", k): v for k, v in layers.items()})
-        values.append(measure(protocol(300), features, ref, {"random-conv": network})["frechet:random-conv"])
+        values.append(measure(p, features, ref, {"random-conv": network})[name])
+    spread = torch.tensor([v.value for v in values]).std()
+    claimed = torch.tensor([v.standard_error for v in values]).mean()
+    assert 0.6 < float(claimed / spread) < 1.7
+
+
+def test_cmmd_has_an_error_too(tmp_path: Path) -> None:
+    from diffzoo.evaluation.measure import Features, measure
+
+    class Clip(torch.nn.Module):
+        name, dims = "clip-vitl14-336", {"image": 8}
+
+    class Embedded:
+        def features(self, network: object, layer: str) -> torch.Tensor:
+            return torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+
+    values = []
+    for run in range(30):
+        x = torch.randn(200, 8, generator=torch.Generator().manual_seed(1 + run)) + 0.3
+        features = Features({("clip-vitl14-336", "image"): x})
+        p = protocol(200, metrics=("cmmd",))
+        values.append(measure(p, features, Embedded(), {"clip-vitl14-336": Clip()})["cmmd"])
     spread = torch.tensor([v.value for v in values]).std()
     claimed = torch.tensor([v.standard_error for v in values]).mean()
     assert 0.6 < float(claimed / spread) < 1.7
