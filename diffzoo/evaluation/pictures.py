@@ -5,6 +5,7 @@ An ADM `.npz` holds `arr_0`, uint8 NHWC, and `arr_1`, labels. It may be larger t
 
 import hashlib
 import os
+import struct
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from diffzoo.metrics.weights import file_sha256
 
 __all__ = ["FolderImages", "NpzImages", "as_protocol_asks", "open_images", "to_pixels", "write_npz"]
 
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a member of a zip file; its last two fields are lengths
+LOCAL_HEADER_LENGTHS = struct.Struct("<2H")  # of the name and of the extra field, which lie between header and data
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
@@ -187,11 +190,23 @@ class NpzImages:
         shape, dtype, offset = self._header
         count = max(0, min(count, shape[0] - start))
         row = int(np.prod(shape[1:])) * dtype.itemsize
-        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
-            member.seek(offset + start * row)
-            data = member.read(count * row)
-        values = np.frombuffer(data, dtype).reshape(count, *shape[1:])
+        values = np.frombuffer(self._bytes(offset + start * row, count * row), dtype).reshape(count, *shape[1:])
         return torch.from_numpy(self._raw(values)).permute(0, 3, 1, 2)
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        """Some bytes of the member `arr_0.npy`."""
+        with zipfile.ZipFile(self.path) as archive:
+            info = archive.getinfo("arr_0.npy")
+            if info.compress_type == zipfile.ZIP_STORED:
+                # a seek through the archive would read all that lies before
+                with open(self.path, "rb") as file:
+                    file.seek(info.header_offset + LOCAL_HEADER.size - 4)
+                    name, extra = LOCAL_HEADER_LENGTHS.unpack(file.read(4))
+                    file.seek(info.header_offset + LOCAL_HEADER.size + name + extra + start)
+                    return file.read(count)
+            with archive.open(info) as member:
+                member.seek(start)
+                return member.read(count)
 
     def _raw(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if values.dtype == np.uint8:

@@ -6,6 +6,7 @@ them as `<network>.<layer>.mu`, `.sigma` and `.features`.
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from diffzoo.metrics.weights import file_sha256
 __all__ = ["Reference", "find_reference", "make_reference", "reference_folder"]
 
 _ADM_KEYS = {("inception-2015", "pool"): ("mu", "sigma"), ("inception-2015", "spatial"): ("mu_s", "sigma_s")}
+ADM_FILES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 PIECE = 500
 
 
@@ -171,9 +173,11 @@ def find_reference(reference_id: str, path: str | os.PathLike[str] | None = None
     file = folder / f"{reference_id}.npz"
     if not file.exists():
         present = [p.stem for p in folder.glob("*.npz")] if folder.is_dir() else []
+        size = re.fullmatch(r"VIRTUAL_imagenet(\d+)(?:_labeled)?", reference_id)
+        published = f", published at {ADM_FILES}/{size[1]}/{reference_id}.npz" if size else ""
         raise UserError(
-            f"the reference {reference_id!r} was not found: put its file at {file}, name another with --reference "
-            f"PATH, or make one with `diffzoo data stats`{did_you_mean(reference_id, present) if present else ''}"
+            f"the reference {reference_id!r} was not found: put its file at {file}{published}, name another with "
+            f"--reference PATH, or make one with `diffzoo data stats`{did_you_mean(reference_id, present)}"
         )
     return Reference.open(file)
 

@@ -80,7 +80,7 @@ def test_eval_compare_and_evaluate_the_images_again(
         (["eval", "MODEL", "--protocol", "demo", "--classes", "3", "11"], "do not fit the model: 11"),
         (["eval", "MODEL", "--protocol", "demo", "--sampler", "DDMI"], "did you mean 'DDIM'"),
         (["eval", "MODEL", "--protocol", "demo", "--weights", "random-conv"], "expected --weights NETWORK=PATH"),
-        (["eval", "MODEL", "--protocol", "adm-imagenet64"], "the reference 'VIRTUAL_imagenet64_labeled' was not found"),
+        (["eval", "MODEL", "--protocol", "adm-imagenet64"], "/imagenet/64/VIRTUAL_imagenet64_labeled.npz"),
         (["eval", "MODEL", "--protocol", "demo", "--plan", "none.json"], "could not read the plan none.json"),
         (["sweep", "scales", "MODEL"], "varies guidance, not 'scales'"),
         (["sweep", "guidance", "MODEL"], "which protocol?"),

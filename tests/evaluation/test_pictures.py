@@ -9,6 +9,7 @@ import torch
 from evaluation.stand_ins import picture, reference
 from PIL import Image
 
+from diffzoo.errors import UserError
 from diffzoo.evaluation import Reference, make_reference
 from diffzoo.evaluation.memorisation import report
 from diffzoo.evaluation.pictures import FolderImages, NpzImages, to_pixels, write_npz
@@ -39,6 +40,24 @@ def test_files_that_numpy_wrote_are_read(tmp_path: Path, save: object) -> None:
     pixels = to_pixels(picture(range(9))).permute(0, 2, 3, 1).numpy()
     save(tmp_path / "x.npz", pixels)
     assert np.array_equal(NpzImages(str(tmp_path / "x.npz")).images(4, 3).permute(0, 2, 3, 1).numpy(), pixels[4:7])
+
+
+def test_a_stored_file_is_not_read_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zipfile
+
+    pixels = to_pixels(picture(range(40)))
+    path = write_npz(tmp_path / "x.npz", [pixels], 40, torch.arange(40))
+    images = NpzImages(str(path))
+    assert len(images) == 40  # the header has been read
+    monkeypatch.setattr(zipfile.ZipExtFile, "seek", lambda *_: pytest.fail("a seek that reads all that lies before"))
+    assert torch.equal(images.images(33, 7), pixels[33:])
+
+
+def test_a_file_that_is_cut_off_is_no_picture_file(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "x.npz", [to_pixels(picture(range(40)))], 40)
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(UserError, match="holds no images"):
+        len(NpzImages(str(path)))
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
