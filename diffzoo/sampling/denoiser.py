@@ -3,15 +3,15 @@
 Guidance wraps a denoiser and is one again (`guidance.py`); a sampler sees nothing else.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.typing import Condition
 
-__all__ = ["Denoise", "Denoiser", "NetworkLike"]
+__all__ = ["Denoise", "Denoiser", "NetworkLike", "compile_networks"]
 
 
 class NetworkLike(Protocol):
@@ -60,3 +60,18 @@ class Denoiser:
     def null_condition(self, cond: Condition | None) -> Condition | None:
         """The condition for "none": the network's null class."""
         return self.network.null_condition(cond)
+
+
+def compile_networks(denoise: Denoise) -> None:
+    """Compile the network of a denoiser, and those of the denoisers that guidance holds, in place and once.
+
+    Networks of diffzoo are compiled block by block (`Network.compile_units`), others whole.
+    """
+    for held in ("denoise", "weak"):
+        inner = getattr(denoise, held, None)
+        if inner is not None:
+            compile_networks(inner)
+    network: Any = getattr(denoise, "network", None)
+    if isinstance(network, nn.Module) and all(m._compiled_call_impl is None for m in network.modules()):
+        by_block: Any = getattr(network, "compile_units", network.compile)
+        by_block()

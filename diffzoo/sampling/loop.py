@@ -16,7 +16,7 @@ from tqdm import tqdm
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.rng import ImageNoise
-from diffzoo.sampling.denoiser import Denoise
+from diffzoo.sampling.denoiser import Denoise, compile_networks
 from diffzoo.sampling.guidance import rows_of
 from diffzoo.sampling.samplers import Noise, Sampler
 from diffzoo.typing import Condition
@@ -136,10 +136,11 @@ def sample(
     precision: Precision | None = None,
     start: Tensor | None = None,
     trajectory: Callable[[Moment], Any] | None = None,
+    compile: bool = False,
 ) -> Tensor:
     """Draw one image per seed.
 
-    The network should be in evaluation mode, on `device`, and compiled already if it is to be.
+    The network should be in evaluation mode, on `device`.
 
     Args:
         denoise: a denoiser, guided or not.
@@ -154,6 +155,7 @@ def sample(
         precision: autocast the network to "bf16" or "fp16"; the sampler itself always computes in float32.
         start: the state at the start of the grid, `(n, c, h, w)`, instead of noise drawn from the seeds.
         trajectory: called with a `Moment` at each step of each batch; `Trajectory` collects them for pictures.
+        compile: compile the networks first, for good; the first batch of each size then takes a minute or so longer.
 
     Returns:
         Images or latents `(n, c, h, w)`, float32, on the CPU.
@@ -164,6 +166,8 @@ def sample(
     n = len(seeds)
     shape = tuple(int(d) for d in shape)
     _check(seeds, shape, cond, start, batch_size, precision)
+    if compile:
+        compile_networks(denoise)
     out = torch.empty(n, *shape)
     size = batch_size or max(n, 1)
     begin = 0

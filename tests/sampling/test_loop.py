@@ -15,12 +15,14 @@ from diffzoo.sampling import (
     DDIM,
     AdjustedDDIM,
     Ancestral,
+    Autoguidance,
     ClassifierFree,
     Denoiser,
     DPMSolver,
     DPMSolverMultistep,
     EulerMaruyama,
     Heun,
+    Interval,
     Moment,
     Sampler,
     Trajectory,
@@ -259,6 +261,38 @@ def test_autocast(precision: str, dtype: torch.dtype) -> None:
     assert d.network.dtypes == {dtype}  # type: ignore[attr-defined]
     assert x.dtype == torch.float32
     torch.testing.assert_close(x, sample(denoiser(), DDIM(5), SHAPE, SEEDS, labels()), rtol=0, atol=0.1)
+
+
+def test_compile_reaches_every_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def fake(call: object, **options: object) -> object:
+        compiled.append(call.__self__)  # type: ignore[attr-defined]
+        return call
+
+    monkeypatch.setattr(torch, "compile", fake)
+    good, weak = denoiser(), denoiser()
+    guided = ClassifierFree(Autoguidance(good, weak, 2.0), 1.5)
+    x = sample(guided, DDIM(3), SHAPE, SEEDS, labels(), compile=True)
+    assert compiled == [good.network, weak.network]
+    sample(guided, DDIM(3), SHAPE, SEEDS, labels(), compile=True)
+    assert len(compiled) == 2
+    torch.testing.assert_close(x, sample(guided, DDIM(3), SHAPE, SEEDS, labels()))
+    sample(oracle := GaussianOracle(GaussianProcess()), DDIM(3), SHAPE, [1], compile=True)
+    assert len(compiled) == 2, oracle
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_network_draws_the_same_images() -> None:
+    from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
+
+    torch.manual_seed(0)
+    config = UViTBaoConfig(image_size=4, in_channels=2, num_classes=3, patch=2, width=32, depth=3, heads=2)
+    d = ClassifierFree(Denoiser(UViTBao(config).eval(), GaussianProcess()), 2.0, interval=Interval(0.2, 0.8))
+    want = sample(d, DDIM(4), SHAPE, SEEDS, labels(), batch_size=3)
+    got = sample(d, DDIM(4), SHAPE, SEEDS, labels(), batch_size=3, compile=True)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
 def test_no_graph_is_kept_but_guidance_may_differentiate() -> None:
