@@ -146,13 +146,22 @@ class Pipeline:
                 f"{classifier.facts.name} was trained on another noise schedule than {self.facts.name}: use the "
                 "classifier that was made for this model"
             )
-        classifier.network.eval().to(self.device)
+        classifier.network.eval().requires_grad_(False).to(self.device)
         return classifier
 
     @cached_property
     def base(self) -> "Pipeline | None":
         """For an upsampler that knows one: what draws the small pictures, loaded on first use."""
         return self._base() if self._base is not None else None
+
+    @property
+    def classifier(self) -> Any:
+        """The network of the classifier that guides, or None."""
+        return self._classifier.network if self._classifier is not None else None
+
+    def guide_with(self, classifier: Loaded) -> None:
+        """Let a classifier of the same resolution do the guidance from now on."""
+        self._classifier = self._fitting(classifier)
 
     @property
     def class_count(self) -> int:

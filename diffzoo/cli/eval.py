@@ -48,10 +48,12 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that make a plan; defaults are those published with the weights."""
     parser.add_argument("--plan", help="a plan as JSON, for example the `plan` of an earlier result")
+    parser.add_argument("--setting", help="a published way to draw, such as guided: see `diffzoo describe MODEL`")
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--sampler", help="name of a sampler, such as DDIM")
     parser.add_argument("--guidance", type=float, help="strength, in the formula that belongs to the weights")
     parser.add_argument("--weak", metavar="MODEL", help="autoguidance: away from this weaker model")
+    parser.add_argument("--classifier", help="a noise-aware classifier that does the guidance: adm_classifier_256")
     parser.add_argument("--seed", type=int, help="of the first image (default: 0)")
     parser.add_argument("--labels", choices=["balanced", "uniform", "none"], help="rule of the class labels")
     parser.add_argument("--classes", nargs="+", type=int, metavar="INDEX", help="draw these classes only")
@@ -183,7 +185,7 @@ def make_plan(args: argparse.Namespace, facts: Any) -> "SamplePlan":
     from diffzoo.evaluation import SamplePlan
     from diffzoo.evaluation.generate import default_plan
 
-    plan = default_plan(args.target[0], facts)
+    plan = default_plan(args.target[0], facts, args.setting)
     if args.plan:
         plan = SamplePlan.from_dict({**_read_json(args.plan, "plan"), "model": args.target[0]})
     flags = {
@@ -198,6 +200,14 @@ def make_plan(args: argparse.Namespace, facts: Any) -> "SamplePlan":
         "sampler": {"class": args.sampler} if args.sampler else None,
     }
     plan = replace(plan, **{k: v for k, v in flags.items() if v is not None})
+    if args.classifier:
+        from diffzoo.zoo import load_any
+        from diffzoo.zoo.settings import published_scale
+
+        known = published_scale(facts, load_any(args.classifier).facts) if args.guidance is None else args.guidance
+        labels = plan.labels if plan.labels != "none" else args.labels or "balanced"
+        guidance = {"classifier": args.classifier, "scale": 1.0 if known is None else known}
+        return replace(plan, guidance=guidance, labels=labels)
     changed = {k: v for k, v in (("scale", args.guidance), ("weak", args.weak)) if v is not None}
     if "weak" in changed and (plan.guidance or {}).get("weak") != args.weak and args.guidance is None:
         raise UserError("--weak says what to guide away from; --guidance says how much, for example --guidance 2")
@@ -210,6 +220,7 @@ def open_model(args: argparse.Namespace, device: str) -> Any:
     """The images of a model, its network loaded."""
     from diffzoo.evaluation.generate import ModelImages
     from diffzoo.pipelines import pipeline
+    from diffzoo.zoo import load_any
 
     captions: list[str] = []
     if args.captions:
@@ -219,7 +230,10 @@ def open_model(args: argparse.Namespace, device: str) -> Any:
             raise UserError(f"could not read the captions {args.captions}: {error.strerror}") from error
     average = args.average or (_read_json(args.plan, "plan").get("average") if args.plan else None) or "average"
     pipe = pipeline(args.target[0], device, prefer=average)
-    source = ModelImages(make_plan(args, pipe.facts), device, captions)
+    plan = make_plan(args, pipe.facts)
+    if classifier := (plan.guidance or {}).get("classifier"):
+        pipe.guide_with(load_any(classifier))
+    source = ModelImages(plan, device, captions)
     source.__dict__["pipe"] = pipe  # loaded once: the cached property of the source
     return source
 

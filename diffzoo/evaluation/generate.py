@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from diffzoo import sampling
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.records import Plan, SamplePlan
 from diffzoo.metrics.weights import state_sha256
 from diffzoo.pipelines import Pipeline, pipeline
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.rng import keyed_generator
-from diffzoo.sampling import Autoguidance, ClassifierFree, Denoiser, Sampler, sample
+from diffzoo.sampling import Autoguidance, ClassifierFree, ClassifierGuidance, Denoiser, Sampler, sample
+from diffzoo.sampling.upsample import quantise
 from diffzoo.typing import Condition
 from diffzoo.zoo.facts import FORMULAS, Facts, guidance_from, sampler_from
+from diffzoo.zoo.settings import setting_of
 
 __all__ = ["Generator", "ImageSource", "ModelImages", "build_guidance", "build_sampler", "default_plan", "labels_of"]
 
@@ -35,6 +37,7 @@ class ImageSource(Protocol):
 
 
 WEAK = ("weak", "weak_average", "weak_sha256")  # fields of guidance about the weaker model
+CLASSIFIER = ("classifier", "scale", "classifier_sha256")  # all fields of guidance by a classifier
 
 
 # -- parts of a plan as data
@@ -50,7 +53,12 @@ def build_sampler(plan: SamplePlan) -> Sampler:
 
 
 def build_guidance(
-    denoise: Any, guidance: Mapping[str, Any] | None, null: Condition | None = None, weak: Any = None
+    denoise: Any,
+    guidance: Mapping[str, Any] | None,
+    null: Condition | None = None,
+    weak: Any = None,
+    classifier: Any = None,
+    conditional: bool = True,
 ) -> Any:
     """A denoiser with the guidance of a plan around it.
 
@@ -59,9 +67,20 @@ def build_guidance(
         guidance: as in `SamplePlan`; None = none.
         null: the row that stands for "no caption", for text models.
         weak: denoiser of the weaker model, where the plan names one.
+        classifier: the noise-aware classifier, where the plan names one.
+        conditional: whether the network itself is told the class; matters to guidance by a classifier alone.
     """
     if guidance is None:
         return denoise
+    if "classifier" in guidance:
+        wrong = [k for k in guidance if k not in CLASSIFIER]
+        if wrong:
+            raise UserError(
+                f"guidance by a classifier has no argument {wrong[0]!r}{did_you_mean(wrong[0], CLASSIFIER)}"
+            )
+        if not isinstance(guidance.get("scale"), int | float):
+            raise UserError(f"guidance by a classifier needs one scale, got {guidance.get('scale')!r}")
+        return ClassifierGuidance(denoise, classifier, guidance["scale"], conditional=conditional)
     values = guidance_from({k: v for k, v in guidance.items() if k not in WEAK})
     if values.get("scale") is None:
         raise UserError("guidance needs a scale, for example {'scale': 1.5}")
@@ -71,24 +90,31 @@ def build_guidance(
     return ClassifierFree(denoise, **values, null=null)
 
 
-def default_plan(model: str, facts: Facts, **changes: Any) -> SamplePlan:
+def default_plan(model: str, facts: Facts, setting: str | None = None, **changes: Any) -> SamplePlan:
     """The plan that belongs to a set of weights: its published sampler and guidance, else DDIM and none.
 
     Args:
         model: what the plan names.
         facts: of the weights.
+        setting: a published way to draw (`diffzoo.zoo.settings`); an upsampler begins with its first.
         changes: fields of the plan that differ.
     """
-    sampler = to_config(facts.build_sampler())
+    chosen = setting_of(facts, setting)
+    sampler = to_config(sampler_from(dict(chosen.sampler)) if chosen.sampler else facts.build_sampler())
     steps, grid = sampler.pop("steps"), sampler.pop("grid")
     config = facts.build_config()
-    labels = "captions" if getattr(config, "text_width", 0) else "balanced" if config.num_classes else "none"
-    guidance = None
+    classes = config.num_classes or chosen.classifier
+    labels = "captions" if getattr(config, "text_width", 0) else (chosen.labels or "balanced") if classes else "none"
+    guidance, base = None, None
     if facts.guidance is not None:
         formula = FORMULAS[facts.guidance["formula"]]
         guidance = {**facts.guidance, "formula": formula, "scale": float(facts.guidance["scale"])}
+    if chosen.classifier is not None:
+        guidance = {"classifier": chosen.classifier, "scale": chosen.scale}
+    if chosen.base is not None:
+        base = {"model": chosen.base, "setting": chosen.base_setting}
     known: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "labels": labels, "guidance": guidance}
-    return SamplePlan(model, **{**known, **changes})
+    return SamplePlan(model, **{**known, "base": base, **changes})
 
 
 # -- labels
@@ -150,6 +176,8 @@ class Generator:
         null: the row that stands for "no caption".
         device: where to compute.
         weak: denoiser of the weaker model of autoguidance.
+        classifier: the noise-aware classifier that guides.
+        base: of an upsampler: what draws the small pictures, in [-1, 1].
     """
 
     network: Any
@@ -160,6 +188,14 @@ class Generator:
     null: Condition | None = None
     device: torch.device | str = "cpu"
     weak: Denoiser | None = None
+    classifier: Any = None
+    base: "ModelImages | None" = None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to choose from: the network's, or those that the classifier tells apart."""
+        guide = self.classifier.config.num_classes if self.classifier is not None else 0
+        return int(self.network.config.num_classes or guide)
 
     def condition(self, start: int, count: int) -> Condition | None:
         """What to draw at some positions."""
@@ -167,14 +203,20 @@ class Generator:
             if self.text is None:
                 raise UserError("the plan draws captions but has none: give --captions FILE, one per line")
             return self.text(start, count)
-        label = labels_of(self.plan, self.network.config.num_classes, start, count)
-        return Condition(label=label) if label is not None else None
+        label = labels_of(self.plan, self.num_classes, start, count)
+        low = quantise(self.base.images(start, count)) if self.base is not None else None
+        cond = Condition(label=label, low_res=low)
+        return cond if len(cond) else None
 
     def images(self, start: int, count: int) -> Tensor:
         """Images in [-1, 1] at some positions, `(count, c, h, w)`, float32 on the CPU."""
         plan, config = self.plan, self.network.config
+        denoise = Denoiser(self.network, self.process)
+        guided = build_guidance(
+            denoise, plan.guidance, self.null, self.weak, self.classifier, conditional=config.num_classes > 0
+        )
         z = sample(
-            build_guidance(Denoiser(self.network, self.process), plan.guidance, self.null, self.weak),
+            guided,
             build_sampler(plan),
             (config.in_channels, config.image_size, config.image_size),
             range(plan.first_seed + start, plan.first_seed + start + count),
@@ -209,9 +251,28 @@ class ModelImages:
     @cached_property
     def pipe(self) -> Pipeline:
         """Network, process and companions."""
-        pipe = pipeline(self.sample_plan.model, self.device, prefer=self.sample_plan.average)
+        plan = self.sample_plan
+        by = (plan.guidance or {}).get("classifier")
+        pipe = pipeline(plan.model, self.device, classifier=by, prefer=plan.average)
         pipe.network.requires_grad_(False)
         return pipe
+
+    @cached_property
+    def base(self) -> "ModelImages | None":
+        """For an upsampler: the images that it enlarges, drawn from the same seeds and classes."""
+        plan = self.sample_plan
+        if plan.base is None:
+            return None
+        same: dict[str, Any] = {"first_seed": plan.first_seed, "labels": plan.labels, "classes": plan.classes}
+        if plan.base.keys() <= {"model", "setting"}:
+            pipe = pipeline(plan.base["model"], self.device, setting=plan.base.get("setting"))
+            same |= {"precision": plan.precision, "images_per_batch": plan.images_per_batch}
+            images = ModelImages(
+                default_plan(plan.base["model"], pipe.facts, plan.base.get("setting"), **same), self.device
+            )
+            images.__dict__["pipe"] = pipe
+            return images
+        return ModelImages(replace(SamplePlan.from_dict(plan.base), **same), self.device)
 
     @cached_property
     def weak(self) -> Pipeline | None:
@@ -227,6 +288,11 @@ class ModelImages:
     def config(self) -> Any:
         """The config of the network."""
         return self.pipe.network.config
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to choose from; 0 = unconditional."""
+        return self.pipe.class_count
 
     @property
     def image_size(self) -> int:
@@ -257,6 +323,8 @@ class ModelImages:
             null,
             self.device,
             weak.denoiser if weak else None,
+            pipe.classifier,
+            self.base,
         )
 
     def _text(self, start: int, count: int) -> Condition:
@@ -274,7 +342,13 @@ class ModelImages:
         """The plan with the hash of the loaded weights; checks that sampler, guidance and classes fit the model."""
         plan, pipe = self.sample_plan, self.pipe
         build_sampler(plan)
-        labels_of(plan, self.config.num_classes, 0, 1)
+        labels_of(plan, self.num_classes, 0, 1)
+        if (pipe.reads == "picture") != (self.base is not None):
+            raise UserError(
+                f"{plan.model} enlarges pictures and the plan does not say whose: give it a base"
+                if self.base is None
+                else f"{plan.model} draws without a smaller picture: leave the base out"
+            )
         if plan.labels == "captions" and pipe.reads != "caption":
             raise UserError(f"{plan.model} is no text-to-image model: leave the captions out")
         text = hashlib.sha256("\n".join(self.captions).encode()).hexdigest() if self.captions else None
@@ -282,6 +356,7 @@ class ModelImages:
             plan,
             weights_sha256=_weights_of(pipe, plan.model, plan.weights_sha256, "weights_sha256"),
             guidance=self._checked_guidance(),
+            base=self.base.plan().to_dict() if self.base is not None else None,
             captions_sha256=text,
             autoencoder=pipe.autoencoder.id if pipe.facts.autoencoder is not None else None,
         )
@@ -291,6 +366,11 @@ class ModelImages:
         guidance, reads = self.sample_plan.guidance, self.pipe.reads
         if guidance is None:
             return None
+        if "classifier" in guidance:
+            build_guidance(self.pipe.denoiser, guidance, classifier=self.pipe.classifier)
+            found = state_sha256(self.pipe.classifier.state_dict())
+            return {**guidance, "classifier_sha256": _same(found, guidance.get("classifier_sha256"),
+                                                           guidance["classifier"], "classifier_sha256")}  # fmt: skip
         scale, classes = guidance.get("scale"), self.config.num_classes
         if isinstance(scale, list | tuple) and len(scale) != classes:
             raise UserError(
@@ -321,7 +401,10 @@ class ModelImages:
 
 def _weights_of(pipe: Pipeline, name: str, wanted: str | None, field_: str) -> str:
     """Hash of the loaded weights; raises if the plan was made for others."""
-    found = state_sha256(pipe.network.state_dict())
+    return _same(state_sha256(pipe.network.state_dict()), wanted, name, field_)
+
+
+def _same(found: str, wanted: str | None, name: str, field_: str) -> str:
     if wanted not in (None, found):
         raise UserError(
             f"the plan was made for weights {wanted}, but {name} holds {found}: leave {field_} out to evaluate these"

@@ -81,7 +81,8 @@ class SamplePlan(_Record):
         guidance: of classifier-free guidance, for example {"scale": 1.5, "formula": "uncond"}, perhaps with "interval"
             {"low": ..., "high": ..., "unit": ...} or "decay"; a list of scales holds one per class of the model. With
             "weak", the name of a weaker model, autoguidance; "weak_average" and "weak_sha256" say which of its
-            weights. None = no guidance.
+            weights. With "classifier", the name of a noise-aware classifier, and a "scale", its guidance;
+            "classifier_sha256" is filled in. None = no guidance.
         first_seed: seed of the first image.
         labels: "balanced" = the classes in turn; "uniform" = drawn for each seed, with replacement, as ADM does;
             "captions" = one caption per image; "none" = unconditional.
@@ -92,6 +93,8 @@ class SamplePlan(_Record):
         autoencoder: id of the autoencoder that decodes latents, with its revision; filled in on loading.
         average: which weights of a training run: "average", "raw" or the label of an average.
         compile: compile the network's blocks, which rounds differently.
+        base: of an upsampler: the plan of the model whose pictures it enlarges, or {model, setting}, which is filled in
+            on loading; seeds and classes are the same for both.
     """
 
     model: str
@@ -109,6 +112,7 @@ class SamplePlan(_Record):
     autoencoder: str | None = None
     average: str = "average"
     compile: bool = False
+    base: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16", "fp16"):

@@ -190,5 +190,5 @@ def _check_first(source: ImageSource, protocol: EvalProtocol, reference: Referen
 def _write_samples(source: Any, blocks: Blocks, path: Path) -> None:
     labels = None
     if isinstance(source, ModelImages):
-        labels = labels_of(source.sample_plan, source.config.num_classes, 0, blocks.protocol.n)
+        labels = labels_of(source.sample_plan, source.num_classes, 0, blocks.protocol.n)
     write_npz(path, blocks.pixels(), blocks.protocol.n, labels)

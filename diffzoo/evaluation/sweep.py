@@ -28,8 +28,9 @@ HIGHER_IS_BETTER = ("inception-score", "precision", "recall", "density", "covera
 
 
 def no_guidance(base: SamplePlan) -> float:
-    """The scale that means none in the plan's formula: 1 in "uncond", 0 in "cond"."""
-    return 0.0 if (base.guidance or {}).get("formula") == "cond" else 1.0
+    """The scale that means none in the plan's formula: 1 in "uncond", 0 in "cond" and of a classifier."""
+    guidance = base.guidance or {}
+    return 0.0 if guidance.get("formula") == "cond" or "classifier" in guidance else 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Candidate:
         if self.scale == no_guidance(base):
             return replace(base, guidance=None)
         guidance: dict[str, Any] = {**(base.guidance or {"formula": "uncond"}), "scale": self.scale}
+        if "classifier" in guidance and self.interval not in (None, KEEP):
+            raise UserError("a classifier guides at all times: leave the intervals out of this sweep")
         if self.interval != KEEP:
             guidance.pop("interval", None)
             if self.interval is not None:
