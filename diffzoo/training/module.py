@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from diffzoo import __version__
@@ -81,6 +82,8 @@ class DiffusionModule(L.LightningModule):
             raise UserError(f"condition_dropout must lie in [0, 1], got {condition_dropout}")
         self.name = network if isinstance(network, str) else type(network).__name__
         self.network = self._build(network, network_args, weights)
+        if weights:
+            _check_process(self.network, process, weights)
         self.process, self.weighting, self.sampler = process, weighting, sampler
         self.loss_resolutions, self.loss_coefficients = loss_resolutions, loss_coefficients
         self.condition_dropout = condition_dropout if self.network.config.null_class else 0.0
@@ -267,6 +270,25 @@ class DiffusionModule(L.LightningModule):
             "autoencoder": getattr(self.autoencoder, "facts", None),
             "text_encoder": _text_encoder_facts(self.text_encoder),
         }
+
+
+def _check_process(network: Network, process: GaussianProcess, weights: str) -> None:
+    """Raise if the weights' input or output means something else in this process; warn if the noise differs."""
+    facts = network.facts
+    if facts is None or facts.process is None:
+        return
+    trained = facts.build_process()
+    for name in ("prediction", "reads", "learned_variance"):
+        theirs, ours = getattr(trained, name), getattr(process, name)
+        if theirs != ours:
+            raise UserError(
+                f"the weights in {weights} were trained with another {name}, {theirs}, than the recipe has, {ours}: "
+                "set model.process to that of the weights"
+            )
+    for name in ("schedule", "path"):
+        if getattr(trained, name) != getattr(process, name):
+            rank_zero_warn(f"the weights in {weights} were trained with another {name} than this recipe has: the "
+                           "network has to learn it anew")  # fmt: skip
 
 
 def _text_encoder_facts(encoder: TextEncoder | None) -> dict[str, Any] | None:

@@ -1,0 +1,100 @@
+"""The fine-tuning recipe of ADM, run as its header says, on a small network and a folder of pictures."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffzoo import load_any, pipeline
+from diffzoo.cli.main import main
+from diffzoo.errors import UserError
+from diffzoo.models import registry
+from diffzoo.models.adm import TINY, ADMUNet
+from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime, V
+from diffzoo.training.module import DiffusionModule
+
+PROCESS = GaussianProcess(
+    DiscreteBetas("cosine"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0), learned_variance=True
+)
+# Lightning's own: few workers, deprecated parts of torch
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for name in ("bee", "cow", "eel"):
+        for i in range(4):
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ADMUNet:
+    """A small network with the weights in the folder `released`."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    registry.register_model("adm_nano", ADMUNet, TINY)
+    torch.manual_seed(0)
+    network = ADMUNet(TINY)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    network.save_pretrained(tmp_path / "released", process=PROCESS, name="adm_nano")
+    return network
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"prediction": V()}, "prediction"),
+        ({"reads": ReadsTime(999.0)}, "reads"),
+        ({"learned_variance": False}, "learned_variance"),
+    ],
+)
+def test_weights_that_mean_something_else_are_refused(
+    released: ADMUNet, tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(UserError, match=f"the weights in .*released were trained with another {field}"):
+        DiffusionModule("adm_nano", weights=str(tmp_path / "released"), process=replace(PROCESS, **changes))
+    DiffusionModule("adm_nano", weights=str(tmp_path / "released"), process=PROCESS)
+
+
+def test_another_schedule_is_a_choice_that_is_said_aloud(released: ADMUNet, tmp_path: Path) -> None:
+    other = replace(PROCESS, schedule=DiscreteBetas("linear"))
+    with pytest.warns(UserWarning, match="another schedule"):
+        DiffusionModule("adm_nano", weights=str(tmp_path / "released"), process=other)
+
+
+def test_the_recipe_starts_from_the_weights_with_a_class_table_of_its_own(
+    pictures: Path, tmp_path: Path, released: ADMUNet
+) -> None:
+    options = {
+        "model.network": "adm_nano", "model.weights": str(tmp_path / "released"), "model.network_args.classes": "mean",
+        "model.network_args.num_classes": "3", "data.init_args.path": str(pictures), "data.init_args.image_size": "16",
+        "data.init_args.batch_size": "4", "data.init_args.num_workers": "0",
+        "model.lr_scheduler.init_args.warmup_steps": "2",
+        "trainer.max_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu",
+        "trainer.callbacks": "[{class_path: WeightAverages, init_args: {decays: [0.0]}}]",
+    }  # fmt: skip
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    assert main(["fit", "-c", "finetune/adm_64", "--run", str(tmp_path / "run"), *arguments]) == 0
+
+    tuned = load_any(tmp_path / "run")
+    assert tuned.process == PROCESS
+    assert tuned.class_names == ("bee", "cow", "eel")
+    before, after = released.state_dict(), tuned.network.state_dict()
+    assert after["classes.weight"].shape[0] == 4  # and one for "none"
+    table = before["classes.weight"].mean(0)
+    # one step at a warmed-up rate of at most 3e-5 moves no weight by more than that
+    assert (after["classes.weight"][:3] - table).abs().max() < 1e-4
+    same = [k for k in before if k != "classes.weight"]
+    assert all((after[k] - before[k]).abs().max() < 1e-4 for k in same)
+    assert any(not torch.equal(after[k], before[k]) for k in same)
+    drawn = pipeline(tmp_path / "run", "cpu")(["cow"], seeds=[0], steps=2, guidance=1.5)
+    assert drawn.pixels.shape == (1, 16, 16, 3)
