@@ -7,6 +7,7 @@ in place never writes to them.
 
 import hashlib
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 from diffzoo.hub import cache_dir, explain_disk, free_space_for, hub_file
 from diffzoo.models.base import Config, Network
-from diffzoo.models.registry import config_from_dict, config_to_dict, entry
+from diffzoo.models.registry import Kind, config_from_dict, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.zoo import cache, formats
 from diffzoo.zoo.facts import Facts, class_list
@@ -303,17 +304,47 @@ def _file_weights(path: Path, prefer: str, facts: Facts | None = None) -> Weight
 def _find(data: Mapping[str, Any], facts: Facts, path: Path, prefer: str) -> tuple[formats.Tensors, str]:
     config = facts.build_config()
     names = build_meta(facts.network_class(), config).state_dict()
+    found: tuple[formats.Tensors, str] | UserError
     try:
-        return formats.find_weights(data, names, str(path), prefer)
-    except UserError:
-        # perhaps the layout of the original authors, which the model's converter reads
-        for item in load_manifest().values():
-            if item.model == facts.name and item.converter != "diffzoo":
-                with suppress(UserError, KeyError, AttributeError):
-                    state = converter_of(item).from_official(data, config)
-                    if not _difference(names, state):
-                        return state, f"converted by {item.converter}"
-        raise
+        found = formats.find_weights(data, names, str(path), prefer)
+        if not _difference(names, found[0]):
+            return found
+    except UserError as error:
+        found = error
+    # perhaps the layout of the original authors, which the model's converter reads
+    for item in load_manifest().values():
+        if item.model == facts.name and item.converter != "diffzoo":
+            with suppress(UserError, KeyError, AttributeError):
+                state = converter_of(item).from_official(data, config)
+                if not _difference(names, state):
+                    return state, f"converted by {item.converter}"
+    owners = _owners(data)
+    if owners:
+        raise UserError(
+            f"expected the weights of {facts.name or facts.family} in {path}, got those of {' or '.join(owners)}: "
+            f"build that network instead, create_model({owners[0]!r}, pretrained={str(path)!r})"
+        )
+    if isinstance(found, UserError):
+        raise found
+    return found  # of other shapes, which `assign` names
+
+
+def _owners(data: Mapping[str, Any]) -> list[str]:
+    """The registered models whose tensors these are, under our names or those of the original authors."""
+    given = {k: tuple(v.shape) for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if sum(math.prod(shape) for shape in given.values()) < 1_000_000:  # less than the smallest has
+        return []
+    converters = {item.model: item for item in load_manifest().values() if item.converter != "diffzoo"}
+    found = []
+    for name in (n for kind in get_args(Kind) for n in list_models(kind=kind)):
+        model = entry(name)
+        state = build_meta(model.network, model.config).state_dict()
+        layouts = [state]
+        if name in converters:
+            layouts.append(converter_of(converters[name]).to_official(state, model.config))
+        if any({k: tuple(v.shape) for k, v in layout.items()} == given for layout in layouts):
+            found.append(name)
+    return found
 
 
 def _step(path: Path) -> tuple[float, float]:

@@ -275,3 +275,39 @@ def test_a_training_module_of_lightning_round_trips(tiny: Network, tmp_path: Pat
     torch.save({"state_dict": Module().state_dict()}, tmp_path / "w.ckpt")
     assert equal(create_model("dimr_tiny", pretrained=tmp_path / "w.ckpt"), tiny.state_dict())
     assert create_model("dimr_tiny", pretrained=tmp_path / "w.ckpt").config == dimr.TINY
+
+
+# -- the weights of another member of a family
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ("adm_64", "adm_classifier_64"),
+        ("adm_256_uncond", "adm_64"),
+        ("dimr_xl_256", "dimr_m_64"),
+        ("uvit_bao_s_32", "uvit_bao_s_64"),
+        ("adm_64", "dimr_m_64"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["official", "ours"])
+def test_weights_of_another_model_are_named(
+    wanted: str, given: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffzoo.models import entry, registry
+    from diffzoo.zoo import list_checkpoints, load_manifest
+    from diffzoo.zoo.loading import build_meta, converter_of
+
+    kept = {name: registry._REGISTRY[name] for name in (wanted, given, "adm_lsun_cat", "uvit_bao_m_64")}
+    monkeypatch.setattr(registry, "_REGISTRY", kept)  # few, to be quick
+    model = entry(given)
+    state = build_meta(model.network, model.config).state_dict()
+    if layout == "official":
+        if not list_checkpoints(given):
+            pytest.skip("no weights of this model were published")
+        state = converter_of(load_manifest()[list_checkpoints(given)[0]]).to_official(state, model.config)
+    file = tmp_path / "weights.pt"
+    torch.save({k: torch.zeros(1).expand(v.shape) for k, v in state.items()}, file)
+    message = rf"expected the weights of {wanted} in .*, got those of {given}: build that network instead"
+    with pytest.raises(UserError, match=message):
+        create_model(wanted, pretrained=file)
