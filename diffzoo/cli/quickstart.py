@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         f"--model.lr_scheduler.init_args.total_steps={steps}",
         f"--model.lr_scheduler.init_args.warmup_steps={min(50, steps // 10)}",
         f"--trainer.val_check_interval={interval}",
+        "--trainer.check_val_every_n_epoch=null",
         *network_args,
     ]
     start = time.monotonic()
