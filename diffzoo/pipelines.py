@@ -25,7 +25,16 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.hub import cached_revision
 from diffzoo.images import make_grid, save_png, to_uint8
 from diffzoo.process import to_config
-from diffzoo.sampling import ClassifierFree, ClassifierGuidance, Denoise, Denoiser, Sampler, sample, upsample
+from diffzoo.sampling import (
+    ClassifierFree,
+    ClassifierGuidance,
+    Denoise,
+    Denoiser,
+    Sampler,
+    Trajectory,
+    sample,
+    upsample,
+)
 from diffzoo.sampling.loop import Precision
 from diffzoo.typing import Condition
 from diffzoo.zoo.facts import class_list, guidance_from, sampler_from
@@ -315,6 +324,8 @@ class Pipeline:
         batch_size: int | None = 16,
         progress: bool = False,
         precision: Precision | None = None,
+        compile: bool = False,
+        trajectory: Trajectory | None = None,
     ) -> Pictures:
         """Draw every class with every seed, class by class.
 
@@ -330,6 +341,9 @@ class Pipeline:
             batch_size: pictures at a time.
             progress: show a bar.
             precision: "bf16" or "fp16" for the network.
+            compile: compile the network first: worth it for many pictures.
+            trajectory: collects what the network believed at each step, for a GIF or a contact sheet; with a
+                base, what that believed.
 
         Raises:
             UserError: for classes or seeds that the model cannot draw.
@@ -339,7 +353,10 @@ class Pipeline:
         if not seeds:
             raise UserError("there are no seeds: give at least one, for example range(8)")
         if self.base is not None:
-            small = self.base(items, seeds, steps=steps, batch_size=batch_size, progress=progress, precision=precision)
+            small = self.base(
+                items, seeds, steps=steps, batch_size=batch_size, progress=progress, precision=precision,
+                compile=compile, trajectory=trajectory,
+            )  # fmt: skip
             each = [item for item in items or () for _ in seeds]
             again = [record["seed"] for record in small.records]
             few = max(1, batch_size // 4) if batch_size else None  # its pictures are sixteen times as large
@@ -351,6 +368,8 @@ class Pipeline:
         denoise, guided = self._denoise(guidance)
         solver = self._sampler(sampler, steps)
         config = self.network.config
+        if trajectory is not None and trajectory.decode is None and self.facts.autoencoder is not None:
+            trajectory.decode = self.autoencoder.decode
         latents = sample(
             denoise,
             solver,
@@ -361,6 +380,8 @@ class Pipeline:
             batch_size=batch_size,
             progress=progress,
             precision=precision,
+            compile=compile,
+            trajectory=trajectory,
         )
         every = [label for label in labels for _ in seeds]
         made = {"guidance": guided, "sampler": to_config(solver)}

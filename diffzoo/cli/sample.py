@@ -9,6 +9,7 @@ from diffzoo.errors import UserError
 __all__ = ["configure", "parse_seeds", "run"]
 
 DEFAULT_CLASSES = 8
+FRAMES, SHEET = 50, 8  # steps that an animation and a sheet show, about
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -54,9 +55,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="average", help="of a checkpoint: average (default), raw, or a label")
     parser.add_argument("--out", default="samples.png", help="the grid, a row per class (default: samples.png)")
     parser.add_argument("--dir", help="write each picture into this folder too, with its record in the metadata")
+    parser.add_argument(
+        "--trajectory",
+        metavar="FILE",
+        help="what the model believed on the way: an animation (.gif) or a sheet with a row per picture (.png)",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     parser.add_argument("--precision", choices=["bf16", "fp16"], help="of the network; default: float32")
+    parser.add_argument("--compile", action="store_true", help="compile the network: worth it for many pictures")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -72,6 +79,28 @@ def _guidance(args: argparse.Namespace) -> Any:
     return fades if args.guidance is None else {"scale": args.guidance, **fades}
 
 
+def _trajectory(args: argparse.Namespace, steps: int) -> Any:
+    """What collects the steps, about FRAMES or SHEET of them; None if nobody asked."""
+    if args.trajectory is None:
+        return None
+    name = args.trajectory.lower()
+    if not name.endswith((".gif", ".png")):
+        raise UserError(f"--trajectory writes a .gif or a .png, got {args.trajectory!r}")
+    from diffzoo.sampling import Trajectory
+
+    return Trajectory(every=max(1, steps // (FRAMES if name.endswith(".gif") else SHEET)))
+
+
+def _save_trajectory(found: Any, path: str, columns: int) -> None:
+    from diffzoo.images import save_png
+
+    if path.lower().endswith(".gif"):
+        found.save_gif(path, columns)
+    else:
+        save_png(found.contact_sheet(), path)
+    print(f"{path}: {len(found.frames())} steps on the way")
+
+
 def run(args: argparse.Namespace) -> int:
     """Draw, write, and print where."""
     seeds = parse_seeds(args.seeds)
@@ -83,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
+    trajectory = _trajectory(args, (pipe.base or pipe)._sampler(None if pipe.base else args.sampler, args.steps).steps)
     pictures = pipe(
         classes,
         seeds,
@@ -92,7 +122,11 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         progress=not args.quiet,
         precision=args.precision,
+        compile=args.compile,
+        trajectory=trajectory,
     )
+    if trajectory is not None:
+        _save_trajectory(trajectory, args.trajectory, pictures.columns)
     if args.upsample:
         each = [c for c in classes or () for _ in seeds]
         pictures = pipeline(args.upsample, args.device).upsample(

@@ -322,6 +322,47 @@ def test_the_command_draws_unconditional_models_and_some_classes(
     assert main(["sample", str(tmp_path / "none.ckpt"), *options]) == 2
 
 
+def test_the_command_shows_what_the_model_believed_on_the_way(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        "sample",
+        str(pixels),
+        "--classes",
+        "1",
+        "2",
+        "--seeds",
+        "0-2",
+        "--steps",
+        "20",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    args += ["--out", str(tmp_path / "g.png"), "--trajectory"]
+    assert main([*args, str(tmp_path / "way.gif")]) == 0
+    with Image.open(tmp_path / "way.gif") as film, Image.open(tmp_path / "g.png") as grid:
+        assert film.size == grid.size
+        assert 5 < film.n_frames <= 21  # equal frames are merged
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB")).astype(int)
+        assert np.abs(last - np.asarray(grid)).mean() < 8  # 256 colours
+    assert main([*args, str(tmp_path / "way.png")]) == 0
+    with Image.open(tmp_path / "way.png") as sheet:
+        assert sheet.size == (11 * 10 + 2, 6 * 10 + 2)  # steps 0, 2, ..., 18, and the finished pictures; six rows
+    assert "11 steps on the way" in capsys.readouterr().out
+    assert main([*args, str(tmp_path / "way.mp4")]) == 2
+    assert "a .gif or a .png" in capsys.readouterr().err
+
+
+def test_compilation_is_handed_on(pixels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(Network, "compile_units", lambda self, **_: calls.append(self))
+    args = ["sample", str(pixels), "--classes", "1", "--seeds", "0", "--steps", "2", "--device", "cpu", "--quiet"]
+    assert main([*args, "--out", str(tmp_path / "g.png"), "--compile"]) == 0
+    assert len(calls) == 1
+
+
 def test_a_pipeline_says_what_it_is(pixels: Path) -> None:
     pipe = pipeline(pixels, "cpu")
     assert isinstance(pipe, Pipeline)
