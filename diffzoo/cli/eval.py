@@ -40,7 +40,7 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", nargs="+", default=[], metavar="NETWORK=PATH", help="weights of feature networks")
     parser.add_argument("--processes", type=int, default=1, help="how many work at once; changes no value (default: 1)")
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
-    parser.add_argument("--block-size", type=int, default=1000, help="images per block (default: 1000)")
+    parser.add_argument("--block-size", type=int, help="images per block (default: 1000; for n below 5000: 100)")
     parser.add_argument("--few", action="store_true", help="allow fewer images than features")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -97,5 +97,8 @@ def run(args: argparse.Namespace) -> int:
     again = f"diffzoo eval {args.target[0]} --plan {chosen} --protocol {args.protocol}"
     again += f" --n {args.n}" if args.n is not None else ""
     print(f"\n{text}\n\nbest: {trials[0].candidate}; plan written back: {again}")
+    scale, others = trials[0].candidate.scale, sorted(set(args.scales))
+    if len(others) > 1 and scale in (others[0], others[-1]) and scale != sweep.no_guidance(base):
+        print(f"note: {scale:g} is the {'largest' if scale == others[-1] else 'smallest'} scale tried: try some beyond")
     print(f"plot: {sweep.plot(trials, metric, out / 'sweep.png')}")
     return 0

@@ -8,7 +8,7 @@ each other deserves a look. The report is a table and a picture of the closest p
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -119,12 +119,14 @@ def report(
         float(own.quantile(QUANTILE)),
         str(picture),
     )
-    write_text(Path(folder) / "memorisation.json", json.dumps(_table(found), indent=1))
+    write_text(Path(folder) / "memorisation.json", _json(found))
     return found
 
 
-def _table(found: Memorisation) -> dict[str, Any]:
-    return {**vars(found), "suspicious": found.suspicious, "quantile": QUANTILE}
+def _json(found: Memorisation) -> str:
+    """One field per line: the lists are as long as there are images."""
+    fields = {**vars(found), "suspicious": found.suspicious, "quantile": QUANTILE}
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in fields.items()) + "\n}\n"
 
 
 def _pairs(samples: Pixels, training: Pixels, rows: Tensor, index: Tensor) -> Tensor:

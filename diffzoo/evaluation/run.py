@@ -29,7 +29,8 @@ class Settings:
         out: folder of blocks and result; a second run with the same folder goes on where the first stopped.
         processes: how many work at once; on GPUs each takes the next.
         device: "cpu" or "cuda".
-        block_size: images per block.
+        block_size: images per block; None = 1,000, or 100 where a protocol has fewer than 5,000 images. A run that goes
+            on, or takes the images of a longer one, needs the blocks of that one's size.
         features_per_batch: pictures in one call of a feature network.
         weights: paths of feature weights by network name.
         groups: groups of seeds for standard errors; 0 = none.
@@ -41,7 +42,7 @@ class Settings:
     out: str | os.PathLike[str] = "eval"
     processes: int = 1
     device: str = "cpu"
-    block_size: int = 1000
+    block_size: int | None = None
     features_per_batch: int = 50
     weights: Mapping[str, str] = field(default_factory=dict)
     groups: int = GROUPS
@@ -115,7 +116,7 @@ def evaluate(
 ) -> Result:
     """Evaluate images by a protocol.
 
-    Blocks of `settings.block_size` seeds are written to `settings.out/blocks`; the result to `settings.out`. Values
+    Blocks of seeds are written to `settings.out/blocks`; the result to `settings.out`. Values
     do not depend on the number of processes, nor on having been killed and run again. See `result_path` for its name.
 
     Args:
@@ -137,7 +138,8 @@ def evaluate(
     remarks = check_count(protocol, networks, settings.few) + check_reference(protocol, reference, networks)
     protocol = resolve(protocol, reference, networks)
     plan = source.plan()
-    blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, settings.block_size)
+    size = settings.block_size or (1000 if protocol.n >= 5000 else 100)
+    blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, size)
     _check_first(source, protocol, reference)
     weights = tuple((name, settings.weights.get(name)) for name in networks)
     job = Job(source, protocol, weights, settings.device, settings.features_per_batch, settings.keep_images)

@@ -227,6 +227,8 @@ def plot(trials: Sequence[Trial], metric: str, path: str | os.PathLike[str]) -> 
         colour = drawn[0].get_color()
         axes.plot([t.candidate.scale for t in given_up], [t.value for t in given_up], "o", mfc="none", mec=colour)
     axes.set(xlabel="guidance scale", ylabel=metric)
+    if not all(t.finished for t in trials):
+        axes.set_title("hollow: given up, from fewer images", fontsize="small")
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

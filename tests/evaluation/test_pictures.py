@@ -122,3 +122,19 @@ def test_planted_copies_are_found(tmp_path: Path) -> None:
         assert shown.size == (4 * 18 + 2, 5 * 18 + 2)
     assert json.loads((tmp_path / "report" / "memorisation.json").read_text())["suspicious"] == found.suspicious
     assert f"{found.suspicious} of 40" in found.summary()
+    text = (tmp_path / "report" / "memorisation.json").read_text()
+    assert len(text.splitlines()) == 10
+
+
+def test_copies_are_looked_for_in_a_folder_too(tmp_path: Path) -> None:
+    training = to_pixels(picture(range(30)))
+    (tmp_path / "training").mkdir()
+    for i, pixels in enumerate(training):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "training" / f"{i:03d}.png")
+    samples = NpzImages(str(write_npz(tmp_path / "s.npz", [training[[11, 29]]], 2)))
+    found = report(samples, FolderImages(str(tmp_path / "training")), "random-conv", tmp_path / "report")
+    assert dict(zip(found.sample, found.training, strict=True)) == {0: 11, 1: 29}
+    assert found.suspicious == 2
+    other = NpzImages(str(write_npz(tmp_path / "o.npz", [to_pixels(picture(range(3), 8))], 3)))
+    with pytest.raises(UserError, match="use equal sizes"):
+        report(other, samples, "random-conv", tmp_path / "report")

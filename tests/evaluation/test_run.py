@@ -43,7 +43,7 @@ def test_values_are_those_of_the_plain_computation(tmp_path: Path, ref: Referenc
         assert result.values[name].value == pytest.approx(direct[name].value, rel=1e-6), name
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_any_number_of_processes_gives_the_same_result(tmp_path: Path, ref: Reference, processes: int) -> None:
     (tmp_path / "log").mkdir()
     one = evaluate(Pictures(), protocol(), ref, settings(tmp_path / "one"))
@@ -83,6 +83,19 @@ def test_fewer_images_are_a_prefix_of_more(tmp_path: Path, ref: Reference) -> No
     assert prefix.timing["images_made"] == 0
     assert prefix.same_numbers() == short.same_numbers()
     assert evaluate(Pictures(), protocol(200), ref, settings(tmp_path / "short")).timing["images_made"] == 40
+
+
+@pytest.mark.parametrize(("n", "files"), [(250, [100, 100, 50]), (5000, [1000] * 5)])
+def test_blocks_are_of_a_thousand_seeds_and_smaller_for_few_images(
+    tmp_path: Path, ref: Reference, n: int, files: list[int]
+) -> None:
+    (tmp_path / "log").mkdir()
+    source = Pictures(log=str(tmp_path / "log"), size=8)
+    evaluate(source, protocol(n, metrics=("inception-score:random-conv",)), ref, Settings(out=tmp_path))
+    counts = [
+        int(p.name.split("_")[1]) for p in sorted((tmp_path / "log").iterdir(), key=lambda p: int(p.name.split("_")[0]))
+    ]
+    assert counts == files
 
 
 def test_block_size_changes_no_value(tmp_path: Path, ref: Reference) -> None:
