@@ -1,5 +1,8 @@
 """`ImageMetrics`: the values of `diffzoo eval`, on the averaged weights."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -120,6 +123,28 @@ def test_every_image_is_drawn_by_one_rank_and_all_take_equally_many_turns(ref: R
         turns.append(len(calls))
     assert sum(drawn) == 50
     assert turns == [3, 3, 3]  # seven batches for three ranks
+
+
+@pytest.mark.slow
+def test_two_processes_log_what_eval_measures_with_one(tmp_path: Path, ref: Reference) -> None:
+    script = Path(__file__).with_name("run_distributed_metrics.py")
+    paths = os.pathsep.join(str(p) for p in (script.parents[1], script.parents[2]))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(ref.path)],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
+    assert first["values"] == second["values"]
+    assert first["logged"] == second["logged"]
+    assert first["logged"][4] == pytest.approx(first["values"]["frechet:random-conv"], rel=1e-6)
+    module = DiffusionModule(Tiny(Config(image_size=16, num_classes=5)), process=GaussianProcess(), sampler=DDIM(2))
+    module.network.load_state_dict(first["state"])
+    module.network.eval()
+    plan = SamplePlan("in training", sampler={"class": "DDIM"}, steps=2, labels="balanced", images_per_batch=20)
+    p = protocol(140, metrics=tuple(first["values"]))
+    want = evaluate(OfTraining(module, plan), p, ref, Settings(out=tmp_path, block_size=20)).values
+    assert first["values"] == pytest.approx({name: v.value for name, v in want.items()}, rel=1e-5)
 
 
 def test_metrics_that_do_not_add_are_refused(ref: Reference) -> None:
