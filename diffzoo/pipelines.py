@@ -41,7 +41,22 @@ from diffzoo.zoo.facts import class_list, guidance_from, sampler_from
 from diffzoo.zoo.loading import Loaded, load_any
 from diffzoo.zoo.settings import published_scale, setting_of
 
-__all__ = ["Pictures", "Pipeline", "pipeline"]
+__all__ = ["Pictures", "Pipeline", "device_of", "pipeline"]
+
+
+def device_of(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name; None = a GPU if there is one.
+
+    Raises:
+        UserError: for a name that is none, and for a GPU that is not there.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"expected a device such as cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {device}: {torch.cuda.device_count()} GPUs were found; cpu works anywhere")
+    return device
 
 
 class Pictures:
@@ -130,7 +145,7 @@ class Pipeline:
                 "resolution with it, pipeline(MODEL, classifier=...) or diffzoo sample MODEL --classifier ..."
             )
         self.facts, self.process = loaded.facts, loaded.process
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.network = loaded.network.eval().to(self.device)
         self.denoiser = Denoiser(self.network, self.process)
         self._classifier = self._fitting(classifier) if classifier is not None else None

@@ -231,9 +231,9 @@ def _contact_sheet(data: "ImageDataModule", path: Path) -> Path:
 
 
 def _device(name: str | None) -> str:
-    import torch
+    from diffzoo.pipelines import device_of
 
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    return str(device_of(name))
 
 
 def _encode(args: argparse.Namespace) -> int:

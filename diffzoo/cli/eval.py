@@ -131,9 +131,9 @@ def _compare(paths: list[str]) -> int:
 
 def default_device(device: str | None) -> str:
     """The device asked for, else a GPU if there is one."""
-    import torch
+    from diffzoo.pipelines import device_of
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return str(device_of(device))
 
 
 def default_out(target: str, folder: str = "eval") -> str:
@@ -226,8 +226,9 @@ def open_model(args: argparse.Namespace, device: str) -> Any:
     if args.captions:
         try:
             captions = Path(args.captions).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise UserError(f"could not read the captions {args.captions}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            raise UserError(f"could not read the captions {args.captions}: {reason}") from error
     average = args.average or (_read_json(args.plan, "plan").get("average") if args.plan else None) or "average"
     pipe = pipeline(args.target[0], device, prefer=average)
     plan = make_plan(args, pipe.facts)

@@ -20,9 +20,17 @@ LabelRule = Literal["none", "balanced", "uniform", "captions"]
 
 
 def canonical_json(data: Any) -> str:
-    """JSON with sorted keys and no spaces: one text for one meaning."""
+    """JSON with sorted keys and no spaces: one text for one meaning.
+
+    Raises:
+        UserError: for numbers that are not finite, which JSON does not know.
+    """
     plain = asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    try:
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except ValueError as error:
+        name = type(data).__name__ if is_dataclass(data) else "record"
+        raise UserError(f"the {name} holds a number that is not finite: give a finite one") from error
 
 
 def digest(data: Any) -> str:

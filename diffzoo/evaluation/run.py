@@ -129,6 +129,8 @@ def evaluate(
         UserError: for whatever does not fit; one sentence.
     """
     settings = settings or Settings()
+    if settings.processes < 1:
+        raise UserError(f"processes must be at least 1, got {settings.processes}")
     started = time.perf_counter()
     if isinstance(source, SamplePlan):
         source = ModelImages(source, settings.device)
@@ -138,7 +140,9 @@ def evaluate(
     remarks = check_count(protocol, networks, settings.few) + check_reference(protocol, reference, networks)
     protocol = resolve(protocol, reference, networks)
     plan = source.plan()
-    size = settings.block_size or (1000 if protocol.n >= 5000 else 100)
+    size = settings.block_size
+    if size is None:
+        size = 1000 if protocol.n >= 5000 else 100
     blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, size)
     _check_first(source, protocol, reference)
     weights = tuple((name, settings.weights.get(name)) for name in networks)

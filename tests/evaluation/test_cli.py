@@ -82,6 +82,15 @@ def test_eval_compare_and_evaluate_the_images_again(
         (["eval", "MODEL", "--protocol", "demo", "--weights", "random-conv"], "expected --weights NETWORK=PATH"),
         (["eval", "MODEL", "--protocol", "adm-imagenet64"], "/imagenet/64/VIRTUAL_imagenet64_labeled.npz"),
         (["eval", "MODEL", "--protocol", "demo", "--plan", "none.json"], "could not read the plan none.json"),
+        (["eval", "MODEL", "--protocol", "demo", "--n", "130", "--processes", "0", *METRICS], "at least 1, got 0"),
+        (
+            ["eval", "MODEL", "--protocol", "demo", "--n", "130", "--block-size", "0", *METRICS],
+            "at least 1 image, got 0",
+        ),
+        (["eval", "MODEL", "--protocol", "demo", "--device", "cuda:63"], "there is no device cuda:63"),
+        (["eval", "MODEL", "--protocol", "demo", "--device", "gpu"], "expected a device such as cpu"),
+        (["eval", "MODEL", "--protocol", "demo", "--guidance", "nan", "--n", "130", *METRICS], "not finite"),
+        (["eval", "MODEL", "--protocol", "demo", "--captions", "PNG"], "could not read the captions"),
         (["sweep", "scales", "MODEL"], "varies guidance, not 'scales'"),
         (["sweep", "guidance", "MODEL"], "which protocol?"),
         (["sweep", "guidance", "MODEL", "--protocol", "demo", "--intervals", "0.5"], "an interval such as 0.2-0.8"),
@@ -91,8 +100,11 @@ def test_eval_compare_and_evaluate_the_images_again(
 def test_bad_input_is_one_sentence(
     args: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [str(folder) if a == "MODEL" else a for a in args]
-    more = ["--out", str(tmp_path), "--device", "cpu"] if "compare" not in args else []
+    (tmp_path / "some.png").write_bytes(b"\x89PNG")
+    places = {"MODEL": str(folder), "PNG": str(tmp_path / "some.png")}
+    args = [places.get(a, a) for a in args]
+    more = ["--out", str(tmp_path)] if "compare" not in args else []
+    more += ["--device", "cpu"] if more and "--device" not in args else []
     assert main([*args, *more]) == 2
     error = capsys.readouterr().err
     assert message in error
