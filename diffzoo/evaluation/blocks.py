@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -63,12 +63,14 @@ class Blocks:
         plan: how the images are made, with its hashes filled in.
         protocol: how they are measured, with its hashes filled in; its n and metrics do not matter to a block.
         size: images per block.
+        made_with: versions and device: images made with others are not mixed into one result.
     """
 
     folder: Path
     plan: Plan
     protocol: EvalProtocol
     size: int = 1000
+    made_with: Mapping[str, str] = field(default_factory=dict)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class Blocks:
             "plan": self.plan.to_dict(),
             "size": self.size,
             "pixels": [protocol.image_size, protocol.resize, protocol.rounding],
+            "made_with": dict(self.made_with),
             "networks": [[n.name, n.rule, n.weights_sha256] for n in protocol.networks],
         }
         self.key = digest(about)[:16]
@@ -140,7 +143,12 @@ class Blocks:
         if not missing:
             return 0
         self.path(0).parent.mkdir(parents=True, exist_ok=True)
-        about = {"plan": self.plan.to_dict(), "protocol": self.protocol.to_dict(), "block_size": self.size}
+        about = {
+            "plan": self.plan.to_dict(),
+            "protocol": self.protocol.to_dict(),
+            "block_size": self.size,
+            "made_with": dict(self.made_with),
+        }
         with atomic_path(self.path(0).parent / "about.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1, sort_keys=True))
         total = sum(count for *_, count in missing)

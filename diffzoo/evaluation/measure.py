@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 GROUPS = 10
+ADM_REFERENCES = 10_000  # images for precision and recall in the evaluator's files, but for that of 512 pixels
 INCEPTION, DINO = "inception-2015", "dinov2-vitl14"
 
 # kind: the layer it reads
@@ -357,6 +358,11 @@ def check_reference(protocol: EvalProtocol, reference: Reference, networks: Mapp
             raise UserError(
                 f"{name} needs at least {least} reference images, {reference.path.name} holds {count}: make one with "
                 "more, for example `diffzoo data stats --keep 10000`"
+            )
+        if protocol.name.startswith("adm-") and metric.kind in ("precision", "recall") and count != ADM_REFERENCES:
+            remarks.append(
+                f"{name} against {count} reference images: published values of other sizes are against "
+                f"{ADM_REFERENCES} and are not comparable"
             )
     return remarks
 

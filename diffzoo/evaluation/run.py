@@ -15,7 +15,7 @@ from diffzoo.evaluation.measure import GROUPS, Features, check_count, check_refe
 from diffzoo.evaluation.pictures import FolderImages, NpzImages, write_npz
 from diffzoo.evaluation.records import EvalProtocol, NetworkSpec, Plan, SamplePlan
 from diffzoo.evaluation.reference import Reference
-from diffzoo.evaluation.result import Result, hardware
+from diffzoo.evaluation.result import Result, hardware, software_versions
 from diffzoo.metrics.features import FeatureNetwork, load_features
 
 __all__ = ["Settings", "evaluate", "load_networks", "resolve", "result_path"]
@@ -143,7 +143,9 @@ def evaluate(
     size = settings.block_size
     if size is None:
         size = 1000 if protocol.n >= 5000 else 100
-    blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, size)
+    made_with = {k: v for k, v in software_versions().items() if k in ("diffzoo", "torch")}
+    made_with["device"] = hardware(settings.device)
+    blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, size, made_with)
     _check_first(source, protocol, reference)
     weights = tuple((name, settings.weights.get(name)) for name in networks)
     job = Job(source, protocol, weights, settings.device, settings.features_per_batch, settings.keep_images)

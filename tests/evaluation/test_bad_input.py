@@ -126,6 +126,8 @@ def test_a_reference_of_few_images_is_remarked(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "few.npz", [to_pixels(picture(range(100)))], 100)
     result = run(Pictures(), protocol(metrics=("frechet:random-conv",)), Reference.open(path), tmp_path)
     assert "against 100 reference images" in result.remarks[0]
+    adm = run(Pictures(), protocol(name="adm-x", metrics=("precision:random-conv",)), Reference.open(path), tmp_path)
+    assert "against 10000 and are not comparable" in adm.remarks[0]
 
 
 def test_pictures_that_are_not_plainly_8_bit_rgb(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from evaluation.stand_ins import METRICS, Pictures, picture, protocol, reference
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation import Reference, Result, Settings, evaluate
-from diffzoo.evaluation.blocks import Blocks
 from diffzoo.evaluation.measure import Features, measure
 from diffzoo.evaluation.run import result_path
 from diffzoo.metrics import Moments, extract, frechet_distance, load_features
@@ -66,14 +65,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, ref: Refer
 
 def test_damaged_and_foreign_blocks_are_made_again(tmp_path: Path, ref: Reference) -> None:
     first = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
-    blocks = Blocks(tmp_path / "blocks", first.plan, first.protocol, 40)
-    path = blocks.path(1)
+    (path,) = (tmp_path / "blocks").glob("*/00001.features.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     again = evaluate(Pictures(), protocol(), ref, settings(tmp_path))
     assert (again.same_numbers(), again.timing["images_made"]) == (first.same_numbers(), 40)
     other = evaluate(Pictures(tint=0.3), protocol(), ref, settings(tmp_path))
     assert other.timing["images_made"] == 150
     assert other.values["frechet:random-conv"].value > 2 * first.values["frechet:random-conv"].value
+
+
+def test_images_of_another_device_or_version_are_not_mixed_in(
+    tmp_path: Path, ref: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Pictures(stop_at=100), protocol(), ref, settings(tmp_path))
+    monkeypatch.setattr("diffzoo.evaluation.run.hardware", lambda _: "another card")
+    assert evaluate(Pictures(), protocol(), ref, settings(tmp_path)).timing["images_made"] == 150
 
 
 def test_fewer_images_are_a_prefix_of_more(tmp_path: Path, ref: Reference) -> None:
