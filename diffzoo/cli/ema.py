@@ -1,6 +1,7 @@
 """`diffzoo ema`: weight averages that were not kept, made after training from the snapshots of those that were."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from diffzoo.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "run", "write_averages"]
 
 WIDTHS = [0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25]
 
@@ -36,21 +37,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
+    write_averages(args.run, args.std, args.updates, args.output)
+    return 0
+
+
+def write_averages(
+    run: str, stds: Sequence[float], updates: int | None = None, output: str | Path | None = None
+) -> list[Path]:
+    """Reconstruct averages of some relative widths, write each as a file that can be loaded, and say where.
+
+    Args:
+        run: directory of the run.
+        stds: relative widths.
+        updates: time of the averages in optimizer steps; None = that of the last snapshot.
+        output: folder; None = `averages/reconstructed` in the run.
+    """
     from diffzoo.training.profiles import list_snapshots, mismatch, reconstruct
 
-    snapshots = list_snapshots(args.run)
-    end = args.updates or max(s.updates for s in snapshots)
-    folder = Path(args.output) if args.output else snapshots[0].path.parent / "reconstructed"
-    for std in args.std:
+    snapshots = list_snapshots(run)
+    end = updates or max(s.updates for s in snapshots)
+    folder = Path(output) if output else snapshots[0].path.parent / "reconstructed"
+    paths = []
+    for std in stds:
         tensors = reconstruct(snapshots, std, end)
         used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
         error = mismatch(used, end, std)
         path = folder / f"power_{std:.3f}_{end:08d}.safetensors"
-        _write(args.run, tensors, path, {"std": std, "updates": end, "mismatch": error})
+        _write(run, tensors, path, {"std": std, "updates": end, "mismatch": error})
         print(f"width {std:g} at update {end}: {path}  ({len(used)} snapshots, profile off by {100 * error:.2g} %)")
         if error > 0.1:
             print(f"  the snapshots are too sparse for width {std:g}: ask for a width nearer to theirs")
-    return 0
+        paths.append(path)
+    return paths
 
 
 def _write(run: str, tensors: "dict[str, Tensor]", path: Path, facts: dict[str, Any]) -> None:

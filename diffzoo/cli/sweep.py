@@ -32,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help='in t, such as 0.2-0.8; "all" = everywhere; default: that of the plan',
     )
     parser.add_argument("--averages", nargs="+", default=None, help="labels of weight averages of a run")
+    parser.add_argument(
+        "--stds", nargs="+", type=float, metavar="WIDTH", help="averaging lengths, reconstructed from a run's snapshots"
+    )
     parser.add_argument("--metric", help="to order by; default: the protocol's first")
     parser.add_argument("--first-part", type=float, default=0.2, help="share of images before bad ones are given up")
     parser.add_argument("--margin", type=float, default=0.1, help="relative distance from the best that is given up")
@@ -60,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("which protocol? Give --protocol, for example --protocol demo")
     if not 0 < args.first_part <= 1:
         raise UserError(f"--first-part is a share in (0, 1], got {args.first_part}")
+    from diffzoo.cli.ema import write_averages
     from diffzoo.cli.eval import open_model, read_protocol
     from diffzoo.evaluation import Settings, sweep
     from diffzoo.evaluation.generate import ModelImages
@@ -74,15 +78,18 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     base = source.sample_plan
     intervals = [parse_interval(v) for v in args.intervals] if args.intervals else [sweep.KEEP]
-    tried = sweep.candidates(args.scales, intervals, args.averages or [None], none=sweep.no_guidance(base))
+    averages: list[str | None] = list(args.averages or [])
+    if args.stds:
+        averages += [str(path) for path in write_averages(args.target[0], args.stds)]
+    tried = sweep.candidates(args.scales, intervals, averages or [None], none=sweep.no_guidance(base))
 
     def images(plan: Any) -> ModelImages:
         made = ModelImages(plan, device, source.captions)
-        if plan.average == base.average:  # the network is in memory already
+        if (plan.model, plan.average) == (base.model, base.average):  # the network is in memory already
             made.__dict__["pipe"] = source.pipe
         return made
 
-    for average in args.averages or []:  # a label that does not exist is better known before hours of work
+    for average in averages:  # a label that does not exist is better known before hours of work
         images(sweep.Candidate(base.guidance["scale"] if base.guidance else 1.0, None, average).plan(base)).plan()
     metric = args.metric or protocol.metrics[0]
     trials = sweep.sweep_guidance(
@@ -94,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     text = sweep.table(trials)
     write_text(out / "sweep.txt", text + "\n")
     chosen = sweep.write_plan(trials[0].plan, out / "plan.json")
-    again = f"diffzoo eval {args.target[0]} --plan {chosen} --protocol {args.protocol}"
+    again = f"diffzoo eval {trials[0].plan.model} --plan {chosen} --protocol {args.protocol}"
     again += f" --n {args.n}" if args.n is not None else ""
     print(f"\n{text}\n\nbest: {trials[0].candidate}; plan written back: {again}")
     scale, others = trials[0].candidate.scale, sorted(set(args.scales))

@@ -40,7 +40,7 @@ class Candidate:
     Args:
         scale: of guidance.
         interval: where it acts, in t; None = everywhere; "keep" = as the base plan has it.
-        average: label of the weight average; None = that of the base plan.
+        average: label of the weight average, or the file of a reconstructed one; None = that of the base plan.
     """
 
     scale: float
@@ -49,9 +49,9 @@ class Candidate:
 
     def plan(self, base: SamplePlan) -> SamplePlan:
         """The base plan with this guidance and average."""
-        base = replace(base, average=self.average or base.average)
-        if self.average not in (None, base.average):
-            base = replace(base, weights_sha256=None)
+        if self.average is not None:
+            model, label = (self.average, "average") if self._is_file else (base.model, self.average)
+            base = replace(base, model=model, average=label, weights_sha256=None)
         if self.scale == no_guidance(base):
             return replace(base, guidance=None)
         guidance: dict[str, Any] = {**(base.guidance or {"formula": "uncond"}), "scale": self.scale}
@@ -64,6 +64,15 @@ class Candidate:
         return replace(base, guidance=guidance)
 
     @property
+    def weights(self) -> str:
+        """The average in words."""
+        return Path(self.average).stem if self.average and self._is_file else self.average or "as planned"
+
+    @property
+    def _is_file(self) -> bool:
+        return (self.average or "").endswith(".safetensors")
+
+    @property
     def where(self) -> str:
         """The interval in words."""
         if self.interval is None:
@@ -71,7 +80,7 @@ class Candidate:
         return "where the plan says" if self.interval == KEEP else "t in [{:g}, {:g}]".format(*self.interval)
 
     def __str__(self) -> str:
-        return f"scale {self.scale:g}, {self.where}" + (f", {self.average}" if self.average else "")
+        return f"scale {self.scale:g}, {self.where}" + (f", {self.weights}" if self.average else "")
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ def plot(trials: Sequence[Trial], metric: str, path: str | os.PathLike[str]) -> 
     axes = figure.subplots()
     lines: dict[str, list[Trial]] = {}
     for t in trials:
-        average = f", {t.candidate.average}" if t.candidate.average else ""
+        average = f", {t.candidate.weights}" if t.candidate.average else ""
         lines.setdefault(t.candidate.where + average, []).append(t)
     for label, line in lines.items():
         line.sort(key=lambda t: t.candidate.scale)

@@ -37,11 +37,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     trainer = pl.Trainer(
         max_steps=40, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, callbacks=[WeightAverages(decays=[0.5, 0.9])], default_root_dir=str(folder),
+        enable_checkpointing=False, default_root_dir=str(folder / "run"),
+        callbacks=[WeightAverages(decays=[0.5, 0.9], stds=[0.05, 0.1], snapshot_every=10)],
         limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, DemoData(image_size=16, batch_size=16, num_workers=0))
-    trainer.save_checkpoint(folder / "run" / "checkpoints" / "last.ckpt")
+    trainer.save_checkpoint(folder / "run" / "checkpoints" / "step_00000040.ckpt")
     return folder / "run"
 
 
@@ -149,3 +150,18 @@ def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
     assert main([*words, "--quiet", "--device", "cpu", "--out", str(tmp_path / "again")]) == 0
     value = numbers(tmp_path / "again")["values"]["frechet:random-conv"]["value"]
     assert f"{value:.5g}" in table[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sweep_over_averaging_lengths(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["--protocol", "demo", "--n", "140", "--steps", "2", "--quiet", "--device", "cpu", "--out", str(tmp_path)]
+    options = ["--scales", "1", "--stds", "0.07", "0.2", "--averages", "raw", "--first-part", "1"]
+    assert main(["sweep", "guidance", str(run), *shared, *options]) == 0
+    table = (tmp_path / "sweep.txt").read_text()
+    assert all(name in table for name in ("raw", "power_0.070_00000040", "power_0.200_00000040"))
+    values = [float(line.split("140")[1].split()[0]) for line in table.splitlines()[1:]]
+    assert values == sorted(values)
+    assert len(set(values)) == 3
+    chosen = json.loads((tmp_path / "plan.json").read_text())
+    assert chosen["model"] in capsys.readouterr().out
+    assert Path(chosen["model"]).stem in table.splitlines()[1] or chosen["average"] == "raw"
