@@ -24,6 +24,13 @@ from diffzoo.typing import Condition
 __all__ = ["Moment", "Precision", "initial_noise_scale", "integrate", "sample"]
 
 Precision = Literal["bf16", "fp16"]
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 # the bar moves with every step, so the count of images is a fraction until a batch is done
@@ -221,12 +228,19 @@ def _attempt(
                 lambda: bar.update(len(rows) / (len(times) - 1)),
             )
         return images.float().cpu()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         bar.update(shown - bar.n)
     # outside the handler: there, the traceback would keep the tensors of the failed attempt alive
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Libraries below torch, and devices but CUDA, say it in their own words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _autocast(device: torch.device | str, precision: Precision | None) -> AbstractContextManager[Any]:

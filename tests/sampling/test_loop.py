@@ -224,10 +224,11 @@ class Hungry(GaussianOracle):
     """Runs out of memory above a batch size, in the middle of a batch."""
 
     limit = 2
+    error: RuntimeError = torch.OutOfMemoryError("pretend")
 
     def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
         if len(z) > self.limit and t < 0.7:
-            raise torch.OutOfMemoryError("pretend")
+            raise self.error
         return super().__call__(z, t, cond)
 
 
@@ -236,6 +237,37 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_images(sampler: Sampler) -
     process = GaussianProcess(Cosine(-9, 9))
     want = sample(GaussianOracle(process), sampler, SHAPE, SEEDS)
     assert torch.equal(sample(Hungry(process), sampler, SHAPE, SEEDS), want)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 9.00 GB)",
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    ],
+)
+def test_out_of_memory_in_other_words(words: str) -> None:
+    process = GaussianProcess(Cosine(-9, 9))
+    hungry = Hungry(process)
+    hungry.error = RuntimeError(words)
+    assert torch.equal(sample(hungry, DDIM(5), SHAPE, SEEDS), sample(GaussianOracle(process), DDIM(5), SHAPE, SEEDS))
+    hungry.error = RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        sample(hungry, DDIM(5), SHAPE, SEEDS)
+
+
+def test_a_batch_beyond_the_memory_of_this_machine() -> None:
+    class Real(GaussianOracle):
+        def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
+            if len(z) > 2:
+                torch.empty(2**60)
+            return super().__call__(z, t, cond)
+
+    process = GaussianProcess(Cosine(-9, 9))
+    assert torch.equal(
+        sample(Real(process), DDIM(5), SHAPE, SEEDS), sample(GaussianOracle(process), DDIM(5), SHAPE, SEEDS)
+    )
 
 
 def test_out_of_memory_with_one_image_is_a_sentence() -> None:
