@@ -2,9 +2,13 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that tests start: they share few cores
+
 import hypothesis
 import pytest
 import torch
+
+torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=60)

@@ -79,9 +79,8 @@ def train(
     from diffzoo.cli.lightning_cli import Command
     from diffzoo.training.checkpointing import RunLock, find_resume
 
-    arguments = [verb, *(f"--config={r}" for r in recipes), *rest]
-    if folder:
-        arguments += ["--data=diffzoo.data.ImageFolder", f"--data.init_args.path={folder}"]
+    replaced = _folder_in_place_of_data(recipes, folder) if folder else []
+    arguments = [verb, *(f"--config={r}" for r in recipes), *replaced, *rest]
     if not any(a.startswith("--trainer.default_root_dir") for a in rest):
         arguments.append(f"--trainer.default_root_dir={directory}")
     with RunLock(directory):
@@ -99,6 +98,23 @@ def train(
         with warnings.catch_warnings():
             _quiet()
             return Command(arguments).trainer
+
+
+def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
+    """Options that read a folder and keep what the recipe says of batches, sizes and treatment of pictures."""
+    import inspect
+
+    import yaml
+
+    from diffzoo.data.base import ImageDataModule
+
+    general = set(inspect.signature(ImageDataModule.__init__).parameters) - {"self", "allow_changed_source"}
+    kept: dict[str, Any] = {}
+    for recipe in recipes:
+        data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
+        kept |= {k: v for k, v in (data.get("init_args") or {}).items() if k in general and v is not None}
+    options = [f"--data.init_args.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in kept.items()]
+    return ["--data=diffzoo.data.ImageFolder", f"--data.init_args.path={folder}", *options]
 
 
 def _quiet() -> None:

@@ -92,6 +92,18 @@ class Command(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Recipe and command line win over what a checkpoint stores."""
 
+    def instantiate_classes(self) -> None:
+        """Build everything; a sentence of ours comes out of the parser's wrapping as it was."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None or cause is error:
+                raise
+            raise cause from None
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         directory = Path(config.get("default_root_dir") or ".")
@@ -116,8 +128,11 @@ class Command(LightningCLI):
     def _derive_accumulation(self, config: Any) -> None:
         """Micro-batches per step, from the fixed global batch and what one device holds."""
         micro_batches = getattr(self.datamodule, "micro_batches", None)
-        if micro_batches is not None and getattr(self.datamodule, "micro_batch_size", None) is not None:
-            config["accumulate_grad_batches"] = micro_batches(_world_size(config))
+        if micro_batches is None:
+            return
+        count = micro_batches(_world_size(config))  # complains of a batch that does not divide, before processes start
+        if getattr(self.datamodule, "micro_batch_size", None) is not None:
+            config["accumulate_grad_batches"] = count
 
 
 class ParsedRecipe(Command):

@@ -1,0 +1,198 @@
+"""`diffzoo fit` and `diffzoo quickstart` as a user runs them: files of a run, resume, own pictures, learning."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffzoo.cli.main import main
+from diffzoo.data.demo import DemoData
+
+pytestmark = [
+    # Lightning's own: few workers, deprecated parts of torch
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
+
+RECIPE = """
+model:
+  network: simple_uvit_xs_32
+  network_args: {num_classes: 10, depth_at: {8: 1}}
+  sampler: {class_path: DDIM, init_args: {steps: 2, clip: 1.0}}
+  optimizer: {class_path: diffzoo.training.FusedAdamW, init_args: {lr: 1.0e-3}}
+data:
+  class_path: DemoData
+  init_args: {image_size: 32, batch_size: 8, num_workers: 0}
+trainer:
+  max_steps: 6
+  limit_val_batches: 1
+  val_check_interval: 3
+  check_val_every_n_epoch: null
+  log_every_n_steps: 1
+  accelerator: cpu
+  callbacks:
+    - {class_path: WeightAverages, init_args: {decays: [0.9]}}
+    - {class_path: SampleGrid, init_args: {every_n_steps: 3, per_class: 2}}
+    - {class_path: Checkpoints, init_args: {every_n_steps: 2}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def newest(run: Path) -> dict:
+    return torch.load(max((run / "checkpoints").glob("*.ckpt")), weights_only=True)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", "-c", recipe, "--run", str(run)]) == 0
+    assert {"config.yaml", "metrics.csv", "tensorboard", "samples", "checkpoints"} <= {p.name for p in run.iterdir()}
+    assert {p.name for p in (run / "samples").iterdir()} == {"step_0000003.png", "step_0000006.png", "final.png"}
+    assert Image.open(run / "samples" / "final.png").size == (2 * 34 + 2, 8 * 34 + 2)  # two of each of eight classes
+    rows = metrics(run)
+    assert [int(r["step"]) for r in rows if r["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [int(r["step"]) for r in rows if r["val/loss"]] == [3, 6]
+    assert all(0 < float(r["val/loss"] or r["train/loss"]) < 3 for r in rows)
+    # the configuration that was saved is itself a recipe, and gives the same run
+    again = tmp_path / "again"
+    assert main(["fit", "-c", str(run / "config.yaml"), "--run", str(again)]) == 0
+    assert all(torch.equal(v, newest(again)["state_dict"][k]) for k, v in newest(run)["state_dict"].items())
+
+
+@pytest.mark.parametrize("micro", [4, 2])
+def test_resumed_in_micro_batches_is_as_never_stopped(recipe: str, tmp_path: Path, micro: int) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["fit", "-c", recipe, f"--data.init_args.micro_batch_size={micro}"]
+    assert main([*common, "--run", str(whole)]) == 0
+    assert main([*common, "--run", str(parts), "--trainer.max_steps=4"]) == 0
+    assert main([*common, "--run", str(parts), "--resume", "auto"]) == 0
+    a, b = newest(whole), newest(parts)
+    assert a["global_step"] == b["global_step"] == 6
+    assert a["DemoData"]["images_seen"] == b["DemoData"]["images_seen"] == 6 * 8
+    assert all(torch.equal(v, b["state_dict"][k]) for k, v in a["state_dict"].items())
+    assert [r["train/loss"] for r in metrics(parts)] == [r["train/loss"] for r in metrics(whole)]
+
+
+def test_micro_batches_train_as_the_whole_batch_does(recipe: str, tmp_path: Path) -> None:
+    for name, options in {"whole": [], "micro": ["--data.init_args.micro_batch_size=2"]}.items():
+        assert main(["fit", "-c", recipe, "--run", str(tmp_path / name), *options, "--model.condition_dropout=0"]) == 0
+    a, b = (newest(tmp_path / name)["state_dict"] for name in ("whole", "micro"))
+    start = newest(tmp_path / "whole")["state_dict"]
+    assert start.keys() == b.keys()
+    # Adam divides by the root of tiny second moments: float rounding is amplified, but stays far below a step of 1e-3
+    assert max(float((v - b[k]).abs().max()) for k, v in a.items()) < 2e-4
+
+
+def test_a_folder_of_pictures(recipe: str, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    for label, colour in {"blue": (0, 0, 255), "red": (255, 0, 0)}.items():
+        (pictures / label).mkdir(parents=True)
+        for n in range(6):
+            Image.new("RGB", (40, 50 + n), colour).save(pictures / label / f"{n}.png")
+    run = tmp_path / "run"
+    command = ["fit", "-c", recipe, "--run", str(run), "--data.folder", str(pictures)]
+    assert main([*command, "--data.init_args.batch_size=4", "--model.network_args.num_classes=2"]) == 0
+    assert newest(run)["diffzoo"]["class_names"] == ["blue", "red"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.network_args.num_classes=7"], "the data has 10 classes but simple_uvit_xs_32 has 7"),
+        (["--model.network_args.image_size=33"], "33"),
+        (["--model.network_args.drpout=0.1"], "drpout.*did you mean 'dropout'"),
+        (["--model.network=simple_uvit_xs_23"], "did you mean 'simple_uvit_xs_32'"),
+        (["--data.folder", "no/such/folder"], "no/such/folder"),
+        (["--data.init_args.batch_size=0"], "batch_size is a positive whole number, got 0"),
+        (["--data.init_args.micro_batch_size=3"], "set micro_batch_size to 2 or 4"),
+        (["--trainer.devices=3"], "global batch of 8 does not divide among 3 ranks: set batch_size to 6 or 9"),
+    ],
+    ids=["classes", "size", "argument", "network", "folder", "batch", "micro-batch", "devices"],
+)
+def test_bad_settings_are_one_sentence(
+    recipe: str, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", "-c", recipe, "--run", str(run), *options]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("diffzoo: ")
+    assert re.search(message, said)
+    assert not list(run.glob("checkpoints/*"))
+
+
+def test_a_directory_with_a_run_is_not_written_over(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", "-c", recipe, "--run", str(run), "--trainer.max_steps=2"]) == 0
+    before = (run / "metrics.csv").read_bytes()
+    assert main(["fit", "-c", recipe, "--run", str(run)]) == 2
+    assert "already holds a run: continue it with --resume auto" in capsys.readouterr().err
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+def test_the_quickstart_ends_with_pictures_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "quickstart"
+    assert main(["quickstart", "--steps", "2", "--run", str(run)]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert last[0].startswith("trained 2 steps")
+    assert str(run / "samples" / "final.png") in last[0]
+    command = last[2].split("diffzoo ", 1)[1].replace("--steps 50", "--steps 2").replace("0-15", "0-1")
+    out = tmp_path / "grid.png"
+    assert main([*command.replace("grid.png", str(out)).split()]) == 0
+    assert Image.open(out).size == (2 * 34 + 2, 2 * 34 + 2)
+
+
+@pytest.mark.slow
+def test_eight_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
+    """With nothing to generalise to, samples are the training pictures themselves, and each class its own."""
+    from diffzoo import pipeline
+
+    data = DemoData(image_size=32, batch_size=8, balance=True, num_workers=0)
+    first: dict[int, int] = {}
+    for row, label in enumerate(data.train_source.labels()):
+        first.setdefault(int(label), row)
+    pictures = tmp_path / "pictures"
+    originals = []
+    for label in range(8):
+        image = Image.open(io.BytesIO(data.train_source.read_row(first[label]).image)).convert("RGB").resize((16, 16))
+        (pictures / f"{label}").mkdir(parents=True)
+        image.save(pictures / f"{label}" / "picture.png")
+        originals.append(torch.tensor(list(image.getdata()), dtype=torch.float32).view(16, 16, 3))
+    path = tmp_path / "overfit.yaml"
+    path.write_text(f"""
+model:
+  network: simple_uvit_xs_32
+  network_args: {{image_size: 16, num_classes: 8}}
+  sampler: {{class_path: DDIM, init_args: {{steps: 20, clip: 1.0}}}}
+  optimizer: {{class_path: diffzoo.training.FusedAdamW, init_args: {{lr: 2.0e-3, betas: [0.9, 0.99]}}}}
+  condition_dropout: 0.0
+  weighting: {{class_path: UniformV}}
+data:
+  class_path: ImageFolder
+  init_args: {{path: {pictures}, image_size: 16, batch_size: 8, num_workers: 0, flip: false}}
+trainer:
+  max_steps: 3000
+  accelerator: cpu
+  logger: false
+""")
+    assert main(["fit", "-c", str(path), "--run", str(tmp_path / "run")]) == 0
+    drawn = torch.from_numpy(pipeline(tmp_path / "run", prefer="raw")(list(range(8)), seeds=[1]).pixels).float()
+    distance = torch.stack([torch.stack([(d - o).square().mean().sqrt() for o in originals]) for d in drawn])
+    assert distance.argmin(1).tolist() == list(range(8))
+    assert float(distance.diag().max()) < 0.35 * float(distance[~torch.eye(8, dtype=torch.bool)].min())
