@@ -30,7 +30,8 @@ def create_model(
             "copy" (by name); see `diffzoo.zoo.adapt.build_with`.
         class_names: names of the new classes.
         overrides: rewrites of the config, for example `num_classes=10`, `dropout=0.2`, `depth_at={16: 36}`; with
-            pretrained weights only such as keep them valid.
+            pretrained weights only such as keep them valid: classes, dropout and `image_size`, for which learned
+            positions are resampled.
 
     Raises:
         UserError: for an unknown name or argument, naming the nearest right one; for weights that cannot be had.
@@ -46,13 +47,24 @@ def create_model(
         raise UserError(
             f"{name!r} is itself a source of weights: leave out pretrained, or give a registered name first"
         )
-    from diffzoo.zoo.adapt import build_with
+    from diffzoo.zoo.adapt import build_as, build_with
     from diffzoo.zoo.facts import registered_facts
     from diffzoo.zoo.loading import locate
 
     if isinstance(pretrained, bool):
         return build_with(locate(name), overrides, classes, class_names)
-    return build_with(locate(pretrained, facts=registered_facts(name)), overrides, classes, class_names)
+    return build_as(name, locate(pretrained, facts=registered_facts(name)), overrides, classes, class_names)
+
+
+def copy_classes(network: Network, source: str | Path, class_names: Sequence[str]) -> list[str]:
+    """Give the classes of a network the rows of equally named classes of a source; returns these names.
+
+    For a network that was created from that source with `classes="mean"`, before the names were known.
+    """
+    from diffzoo.zoo.adapt import copy_classes
+    from diffzoo.zoo.loading import locate
+
+    return copy_classes(network, locate(source), class_names)
 
 
 def _is_registered(name: str) -> bool:

@@ -54,6 +54,10 @@ class Config:
                 raise UserError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
         return replace(self, **overrides)
 
+    def resized(self, image_size: int) -> Self:
+        """The config of the same network for another input size, learned positions aside (`position_tables`)."""
+        return self.override(image_size=image_size)
+
 
 @dataclass(frozen=True)
 class Level:
@@ -252,6 +256,19 @@ class Network(nn.Module):
         """Full names of the linear layers that low-rank adapters go to: those inside the blocks."""
         inside = {id(m) for unit in self.units() for m in unit.modules() if isinstance(m, nn.Linear)}
         return [name for name, m in self.named_modules() if id(m) in inside]
+
+    def class_tables(self) -> list[str]:
+        """Names of the parameters with one row per class, the null class last."""
+        rows = self.config.class_rows
+        tables = [n for n, m in self.named_modules() if isinstance(m, nn.Embedding) and m.num_embeddings == rows]
+        return [f"{name}.weight" for name in tables]
+
+    def position_tables(self) -> dict[str, tuple[int, int, int]]:
+        """Learned position tables `(..., n, c)` by name: (rows of no place, rows and columns of the grid).
+
+        Rows of no place are the first, and the class token is the first of them.
+        """
+        return {}
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the family's authors exempt from weight decay."""

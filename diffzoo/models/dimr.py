@@ -121,6 +121,17 @@ class DiMRConfig(Config):
             most = max(self.largest_input)
             raise UserError(f"these stages serve inputs of at most {most} pixels, got image_size {self.image_size}")
 
+    def resized(self, image_size: int) -> Self:
+        """As `Config.resized`: for inputs larger than the tables serve, the grids of all stages grow alike."""
+        rows, columns = self.largest_input
+        if image_size <= max(rows, columns):
+            return self.override(image_size=image_size)
+        if rows != columns or image_size % rows:
+            raise UserError(f"image_size {image_size} is no multiple of {rows}, the largest input of these stages")
+        ratio = image_size // rows
+        stages = tuple(replace(s, grid=(s.grid[0] * ratio, s.grid[1] * ratio)) for s in self.stages)
+        return self.override(image_size=image_size, stages=stages)
+
     def _check_stage(self, stage: DiMRStage) -> None:
         if stage.kind not in ("transformer", "convnext"):
             raise UserError(f"expected a stage of kind 'transformer' or 'convnext', got {stage.kind!r}")
@@ -431,6 +442,10 @@ class DiMR(Network):
                 f"expected an input of shape (b, {self.config.in_channels}, h, w) with h <= {rows} and w <= {columns}, "
                 f"multiples of {cell}; got {tuple(z.shape)}"
             )
+
+    def position_tables(self) -> dict[str, tuple[int, int, int]]:
+        learned = self.config.positions == "learned"
+        return {f"stages.{i}.positions": (0, *s.grid) for i, s in enumerate(self.config.stages) if learned}
 
     def no_weight_decay(self) -> set[str]:
         return gate_parameters(self)

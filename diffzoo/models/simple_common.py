@@ -1,5 +1,6 @@
 """What the networks of Simple Diffusion and its successor share: input transform, conditioning, output."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -143,6 +144,10 @@ class SimpleNetwork(Network):
         self.norm_out = group_norm(width)
         self.conv_out = zeroed(nn.Conv2d(width, channels, k, padding=k // 2))
         self.halving = [(a.width, b.width) for a, b in pairwise(levels)]
+
+    def position_tables(self) -> dict[str, tuple[int, int, int]]:
+        tables = {f"{n}.table": m for n, m in self.named_modules() if isinstance(m, PositionTable)}
+        return {name: (0, *(math.isqrt(len(m.table)),) * 2) for name, m in tables.items()}
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         """Feature maps of the first level to feature maps of the first level."""

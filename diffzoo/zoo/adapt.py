@@ -1,4 +1,13 @@
-"""Published weights for a config that differs from their own: what may differ, and how class tables follow."""
+"""Weights for a config that differs from their own: what may differ, and how tables follow.
+
+classes     a change of `num_classes` or `null_class` needs a policy (`build_with`); the null class keeps its row.
+            A table that is new, in a network that had no classes, begins at zero: a network that adds the class
+            to its conditioning then computes exactly what it did, one that reads it as a token nearly so.
+resolution  another `image_size` keeps all weights; learned positions are resampled, bicubically, with
+            antialiasing on the way down. Each place keeps its relative position in the picture.
+names       weights of one registered name may start another of the same family, if nothing but classes, dropout
+            and resolution differs: `uvit_bao_l_512` from the weights of `uvit_bao_l_256`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,14 +15,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
-from diffzoo.models.registry import config_to_dict
+from diffzoo.models.registry import config_to_dict, entry
 from diffzoo.zoo.facts import class_list
 from diffzoo.zoo.loading import Weights, assign, build_meta
 
-__all__ = ["ClassPolicy", "build_with"]
+__all__ = ["ClassPolicy", "build_as", "build_with", "copy_classes", "resample_positions"]
 
 ClassPolicy = Literal["random", "mean", "copy"]
 POLICIES = ("random", "mean", "copy")
@@ -34,8 +44,8 @@ def build_with(
 
     Args:
         weights: from `locate`.
-        overrides: of dropout, of the classes, or of the image size where no tensor depends on it.
-        classes: what becomes of the class table when `num_classes` or `null_class` changes: "random" = initialised
+        overrides: of dropout, of the classes, or of the image size; learned positions are resampled.
+        classes: what becomes of the class table, needed when `num_classes` or `null_class` changes: "random" = made
             anew as the family does it, "mean" = every class begins as the mean of the old ones, "copy" = classes of
             the same name keep their row and new ones begin as the mean. The null class keeps its row.
         class_names: names of the new classes, for "copy" and for the facts.
@@ -44,13 +54,104 @@ def build_with(
         UserError: if an override changes what the weights mean, or `classes` is needed and absent.
     """
     base = weights.facts.build_config()
-    cls = weights.facts.network_class()
     _check(overrides, base, weights.where, classes)
-    config = base.override(**overrides)
+    return _adapted(weights, base, _override(base, overrides), classes, class_names)
+
+
+def build_as(
+    name: str,
+    weights: Weights,
+    overrides: Mapping[str, Any],
+    classes: ClassPolicy | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Network:
+    """The registered network `name`, started from these weights.
+
+    Weights of that very name bring their own config, as in `build_with`; those of another name of the family are
+    adapted to the config registered under `name`.
+
+    Args:
+        name: a registered name.
+        weights, overrides, classes, class_names: as for `build_with`.
+
+    Raises:
+        UserError: for weights of another architecture, naming what differs; and as `build_with` does.
+    """
+    found = entry(name)
+    if weights.facts.family != found.network.__name__:
+        raise UserError(
+            f"expected weights of {name}, a {found.network.__name__}, in {weights.where}, got those of "
+            f"{weights.facts.name or 'a network'}, a {weights.facts.family}: give weights of the same family, or set "
+            f"the network to {weights.facts.name or 'theirs'}"
+        )
+    if weights.facts.name in (None, name, weights.facts.family):
+        return build_with(weights, overrides, classes, class_names)
+    base = weights.facts.build_config()
+    _check({}, base, weights.where, classes)
+    config = _override(found.config, overrides)
+    ours, theirs = _fixed(config_to_dict(config)), _fixed(config_to_dict(base))
+    for field in ours:
+        if ours[field] != theirs.get(field):
+            raise UserError(
+                f"expected weights of {name} in {weights.where}, got those of {weights.facts.name}, which differs in "
+                f"{field}: only classes, dropout and the resolution may differ"
+            )
+    made = _adapted(weights, base, config, classes, class_names)
+    made.facts = replace(made.facts, name=name)
+    return made
+
+
+def copy_classes(network: Network, weights: Weights, class_names: Sequence[str]) -> list[str]:
+    """Give the classes of a network the rows that classes of the same name have in `weights`; returns these names.
+
+    For networks built with the policy "mean" before the names of their classes were known.
+    """
+    known = {name: i for i, name in enumerate(class_list(weights.facts.class_names))}
+    same = [(i, known[name]) for i, name in enumerate(class_names) if name in known]
+    base = weights.facts.build_config()
+    state = network.state_dict()
+    if same:
+        target, origin = torch.tensor(same).T
+        for key in network.class_tables():
+            old = weights.state.get(key)
+            if old is not None and len(old) == base.class_rows:
+                with torch.no_grad():
+                    state[key][target] = old[origin].to(state[key].device, state[key].dtype)
+    return [class_names[i] for i, _ in same]
+
+
+def _override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The config with `overrides`; another image size resizes what depends on it."""
+    rest = dict(overrides)
+    if "image_size" in rest:
+        config = config.resized(int(rest.pop("image_size")))
+    return config.override(**rest)
+
+
+def _fixed(data: Any) -> Any:
+    """A config as data, without what may differ: classes, dropout and resolutions."""
+    if isinstance(data, dict):
+        free = ("num_classes", "null_class", "image_size", "resolution", "grid")
+        return {k: _fixed(v) for k, v in data.items() if "drop" not in k and k not in free}
+    return [_fixed(v) for v in data] if isinstance(data, list) else data
+
+
+def _adapted(
+    weights: Weights,
+    base: Config,
+    config: Config,
+    classes: ClassPolicy | None,
+    class_names: Sequence[str] | None,
+) -> Network:
+    cls = weights.facts.network_class()
     network = build_meta(cls, config)
-    state = weights.state
-    if (config.num_classes, config.null_class) != (base.num_classes, base.null_class):
-        state = _reclassed(weights, base, config, network, classes, class_names)
+    state = dict(weights.state)
+    old, new = build_meta(cls, base).position_tables(), network.position_tables()
+    for name in new:
+        if old.get(name) != new[name] and name in old:
+            state[name] = resample_positions(state[name], old[name], new[name])
+    if classes is not None or (config.num_classes, config.null_class) != (base.num_classes, base.null_class):
+        state = _reclassed(replace(weights, state=state), base, config, network, classes, class_names)
     facts = replace(weights.facts, config=config_to_dict(config))
     if config.num_classes != base.num_classes or class_names is not None:
         facts = replace(facts, class_names=tuple(class_names or ()))
@@ -59,12 +160,32 @@ def build_with(
     return network
 
 
+def resample_positions(table: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]) -> Tensor:
+    """A table of learned positions for another grid; returns a tensor of its own.
+
+    Args:
+        table: `(..., n, c)`.
+        old, new: (rows of no place, rows and columns of the grid), as `Network.position_tables` says. A row of no
+            place that is new stands first and is zero; one that is no more is the first.
+    """
+    extra, *grid = old
+    head, places = table[..., :extra, :], table[..., extra:, :]
+    if new[0] > extra:
+        head = torch.cat([head.new_zeros(*head.shape[:-2], new[0] - extra, head.shape[-1]), head], dim=-2)
+    head = head[..., head.shape[-2] - new[0] :, :]
+    if list(new[1:]) != grid:
+        maps = places.reshape(-1, *grid, places.shape[-1]).permute(0, 3, 1, 2).float()
+        maps = F.interpolate(maps, size=new[1:], mode="bicubic", antialias=True)
+        places = maps.permute(0, 2, 3, 1).reshape(*places.shape[:-2], new[1] * new[2], -1).to(table.dtype)
+    return torch.cat([head, places], dim=-2)
+
+
 def _check(overrides: Mapping[str, Any], base: Config, where: str, classes: str | None) -> None:
     if classes is not None and classes not in POLICIES:
         raise UserError(
             f"expected classes to be one of {', '.join(POLICIES)}, got {classes!r}{did_you_mean(classes, POLICIES)}"
         )
-    base.override(**overrides)  # names a misspelt argument before anything else
+    _override(base, overrides)  # names a misspelt argument before anything else
     known = config_to_dict(base)
     for name, value in overrides.items():
         if not _keeps_weights(name) and config_to_dict(value) != known.get(name, object()):
@@ -82,7 +203,7 @@ def _reclassed(
     policy: ClassPolicy | None,
     names: Sequence[str] | None,
 ) -> dict[str, Tensor]:
-    if policy is None:
+    if policy is None and config.num_classes:
         raise UserError(
             f"the weights in {weights.where} have {base.num_classes} classes and a change of num_classes or null_class "
             "gives up some of what they learnt: say what the class table should become with "
@@ -90,13 +211,14 @@ def _reclassed(
         )
     wanted = network.state_dict()
     state = dict(weights.state)
-    tables = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
+    tables = network.class_tables()
     fresh = type(network)(config).state_dict() if tables else {}
     for key in tables:
         if key not in state or state[key].shape[1:] != wanted[key].shape[1:]:
-            if policy != "random":
-                raise UserError(f"{key} has no rows to start from in {weights.where}: use classes='random'")
-            state[key] = fresh[key]
+            if policy == "copy":
+                raise UserError(f"{key} has no rows to copy in {weights.where}: use classes='mean' or 'random'")
+            state[key] = torch.zeros_like(fresh[key]) if policy == "mean" else fresh[key].clone()
+            state[key][config.num_classes :] = 0  # the null class: the network as it was
             continue
         state[key] = _table(state[key], fresh[key], weights, base, config, policy, names)
     return {k: v for k, v in state.items() if k in wanted}
@@ -108,7 +230,7 @@ def _table(
     weights: Weights,
     base: Config,
     config: Config,
-    policy: ClassPolicy,
+    policy: ClassPolicy | None,
     names: Sequence[str] | None,
 ) -> Tensor:
     new = new.clone()
