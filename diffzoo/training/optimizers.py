@@ -5,7 +5,7 @@ A recipe chooses a class, `{class_path: diffzoo.training.FusedAdamW, init_args: 
 1.0e-3}}`. The learning rate is the one that is stated: nothing scales it by the batch or the number of devices.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,19 @@ from torch.optim import Optimizer
 
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["FusedAdam", "FusedAdamW", "TimmOptimizer", "parameter_groups"]
+__all__ = ["FusedAdam", "FusedAdamW", "TimmOptimizer", "parameter_groups", "scale_learning_rates"]
 
 
-def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(network: nn.Module, shares: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
     """The trainable parameters in one group, or in two where the family exempts some from weight decay.
 
     The exempt ones are those that `network.no_weight_decay()` names, and nothing else: most diffusion codes decay
-    norms and biases too, and a recipe reproduces what its authors did. The second group has `weight_decay` 0.
+    norms and biases too, and a recipe reproduces what its authors did. Their groups have `weight_decay` 0.
+
+    Args:
+        network: whose parameters.
+        shares: share of the learning rate by parameter name, for layer-wise learning rates: one group per share,
+            which has it as `lr_share` (`scale_learning_rates`).
 
     Raises:
         UserError: if nothing is trainable, or if a name that the family exempts does not exist.
@@ -35,11 +40,22 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     known = {n for n, _ in network.named_parameters()}
     for name in sorted(exempt - known):
         raise UserError(f"no_weight_decay() names {name!r}, which is no parameter of the network")
-    groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in trainable.items() if n not in exempt]},
-        {"params": [p for n, p in trainable.items() if n in exempt], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float | None, bool], dict[str, Any]] = {}
+    kinds = sorted({shares[n] for n in trainable}, reverse=True) if shares is not None else [None]
+    for kind in ((share, free) for share in kinds for free in (False, True)):  # the order is that of the checkpoint
+        share, free = kind
+        groups[kind] = {"params": []} | ({"lr_share": share} if share is not None else {})
+        groups[kind] |= {"weight_decay": 0.0} if free else {}
+    for name, parameter in trainable.items():
+        groups[shares[name] if shares is not None else None, name in exempt]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def scale_learning_rates(optimizer: Optimizer) -> Optimizer:
+    """Give every group its `lr_share` of the optimizer's learning rate; before a schedule takes it as the base."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_share", 1.0)
+    return optimizer
 
 
 def _fits_fused(groups: list[Any]) -> bool:

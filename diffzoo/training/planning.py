@@ -9,7 +9,7 @@ activations are recomputed; GiB are 2^30 bytes.
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +165,15 @@ class NetworkCost:
         return (4 if self.recompute else 3) * self.flops
 
 
+def fake_pass(network: Network, prepare: Callable[[Network], None]) -> None:
+    """A forward pass of a twin without data, given to `prepare` first, which may register hooks."""
+    twin = _twin(network).eval()
+    prepare(twin)
+    with FakeTensorMode(), torch.no_grad():
+        _fill(twin)
+        twin.training_outputs(*_inputs(twin, 2, _text_shape(network)))
+
+
 def _inputs(network: Network, batch: int, text: tuple[int, int] | None) -> tuple[Tensor, Tensor, Condition | None]:
     config = network.config
     z = torch.randn(batch, config.in_channels, config.image_size, config.image_size)
@@ -182,8 +191,10 @@ def _twin(network: Network) -> Network:
     with torch.device("meta"):
         twin = type(network)(network.config)
     twin.set_grad_checkpointing(network.grad_checkpointing)
-    for own, other in zip(twin.parameters(), network.parameters(), strict=True):
-        own.requires_grad_(other.requires_grad)
+    # adapters are not part of the twin, and the layers that they surround have a longer name
+    trains = {n.replace(".base_layer.", "."): p.requires_grad for n, p in network.named_parameters()}
+    for name, own in twin.named_parameters():
+        own.requires_grad_(trains[name])
     return twin
 
 
