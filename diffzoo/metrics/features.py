@@ -4,10 +4,12 @@
 a result can carry both. Networks with pretrained weights live in `inception.py`, `dino.py` and `clip.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,27 @@ from diffzoo.metrics.weights import state_sha256
 from diffzoo.rng import keyed_generator
 
 __all__ = ["FEATURE_NETWORKS", "FeatureNetwork", "RandomConv", "extract", "load_features"]
+
+
+@contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """All digits of float32, whatever training chose: TF32 would cost three digits of every feature, autocast five."""
+    backends: Any = torch.backends
+    places: list[tuple[Any, str, str | bool]]
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later
+        owners = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        places = [(owner, "fp32_precision", "ieee") for owner in owners]
+    else:
+        places = [(owner, "allow_tf32", False) for owner in (backends.cudnn, backends.cuda.matmul)]
+    before = [getattr(owner, name) for owner, name, _ in places]
+    for owner, name, value in places:
+        setattr(owner, name, value)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (owner, name, _), value in zip(places, before, strict=True):
+            setattr(owner, name, value)
 
 
 class FeatureNetwork(nn.Module):
@@ -58,7 +81,8 @@ class FeatureNetwork(nn.Module):
             )
         device = next(self.parameters()).device
         x = pixels.to(device, torch.float32).expand(-1, 3, -1, -1)
-        return {name: value.float() for name, value in self.layers_of(x).items()}
+        with _full_float32(device):
+            return {name: value.float() for name, value in self.layers_of(x).items()}
 
     def frozen(self) -> "FeatureNetwork":
         """Eval mode, no gradients, channels-last kernels (a third faster on CPUs)."""

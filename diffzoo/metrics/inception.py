@@ -129,17 +129,15 @@ class Inception2015(FeatureNetwork):
 
     def layers_of(self, pixels: Tensor) -> dict[str, Tensor]:
         net = self.net
-        # TF32 would cost three digits of every feature
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            x = (resize_tf1(pixels, 299) - 128) / 128
-            x = x.contiguous(memory_format=torch.channels_last)
-            for part in (net.Conv2d_1a_3x3, net.Conv2d_2a_3x3, net.Conv2d_2b_3x3, net.MaxPool_1):
-                x = part(x)
-            for part in (net.Conv2d_3b_1x1, net.Conv2d_4a_3x3, net.MaxPool_2):
-                x = part(x)
-            for block in _BLOCKS:
-                x = getattr(net, f"Mixed_{block}")(x)
-            pool = net.AvgPool(x).flatten(1)
+        x = (resize_tf1(pixels, 299) - 128) / 128
+        x = x.contiguous(memory_format=torch.channels_last)
+        for part in (net.Conv2d_1a_3x3, net.Conv2d_2a_3x3, net.Conv2d_2b_3x3, net.MaxPool_1):
+            x = part(x)
+        for part in (net.Conv2d_3b_1x1, net.Conv2d_4a_3x3, net.MaxPool_2):
+            x = part(x)
+        for block in _BLOCKS:
+            x = getattr(net, f"Mixed_{block}")(x)
+        pool = net.AvgPool(x).flatten(1)
         layers = {"pool": pool, "spatial": self._spatial.pop()}
         if self.classifies:
             layers["logits"] = pool @ net.fc.weight.T

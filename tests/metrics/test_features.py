@@ -254,3 +254,23 @@ def test_the_state_hash_sees_names_shapes_and_values() -> None:
 
 def test_every_network_has_a_loader() -> None:
     assert {"inception-2015", "dinov2-vitl14", "clip-vitl14", "clip-vitl14-336", "random-conv"} == set(FEATURE_NETWORKS)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has other switches")
+def test_features_do_not_depend_on_the_precision_that_training_chose() -> None:
+    network, x = load_features("random-conv"), pixels(4)
+    want = network(x)["pool"]
+    seen: list[object] = []
+    network.conv1.register_forward_hook(
+        lambda *_: seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(network(x)["pool"], want)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"  # as it was
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [("ieee", "ieee")]
