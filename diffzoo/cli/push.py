@@ -15,6 +15,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluation", nargs="+", default=[], metavar="RESULT", help="results of `diffzoo eval` for the card"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="low-rank adapters: publish the whole weights, not the adapters alone"
+    )
     parser.add_argument("--private", action="store_true", help="make the repository private, if this makes it")
     parser.add_argument("--revision", help="branch to commit to, made if needed")
     parser.add_argument("--message", help="of the commit")
@@ -37,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
             prefer=args.weights,
             dataset=args.dataset,
             evaluations=args.evaluation,
+            merge=args.merge,
         )
     )
     return 0

@@ -6,23 +6,37 @@ predict, weigh. Mathematics lives in `diffzoo.process`, networks in `diffzoo.mod
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from diffzoo import __version__
 from diffzoo.encoders.autoencoder import Autoencoder
 from diffzoo.encoders.text import CLIPEncoder, T5Encoder, TextEncoder
 from diffzoo.errors import UserError
+from diffzoo.models.adapters import base_digest, plain_name
 from diffzoo.models.base import Network
 from diffzoo.models.registry import config_to_dict
-from diffzoo.process import GaussianProcess, UniformEps, Weighting, denoising_loss, to_config
+from diffzoo.process import (
+    DiscreteBetas,
+    GaussianProcess,
+    Shifted,
+    UniformEps,
+    Weighting,
+    denoising_loss,
+    to_config,
+)
 from diffzoo.sampling import DDIM, Sampler
-from diffzoo.training import draws
-from diffzoo.training.optimizers import parameter_groups
+from diffzoo.training import draws, freezing
+from diffzoo.training.averaging import averaged
+from diffzoo.training.lora import LoRA, adapter_state, inject, write_adapter
+from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
+from diffzoo.training.sharding import shard
 from diffzoo.typing import Condition
 
 __all__ = ["DiffusionModule"]
@@ -37,7 +51,15 @@ class DiffusionModule(L.LightningModule):
     Args:
         network: a registered name (`diffzoo list`) or a built network.
         network_args: overrides of the registered config, for example `{dropout: 0.2, depth_at: {16: 36}}`.
-        weights: start from these weights: a published tag, a Hub repository, a run or a file; None = random.
+        weights: start from these weights: a published tag, a Hub repository, a run or a file; None = random. With
+            `network_args` of other `num_classes` and a policy `classes` (mean, copy or random), or another
+            `image_size`, they are adapted: see `diffzoo.zoo.adapt`. "copy" goes by the names of the data's classes.
+        shift_schedule: where the weights are of another image size, shift the schedule of `process`, which is then the
+            weights' own, by the ratio of the two (Eq. 4 of arXiv:2301.11093).
+        freeze: what does not train: "blocks", "first_half", "all_but_classes", or patterns of parameter names.
+        layer_decay: share of the learning rate that a block gets of the next one's; the output layer and the class
+            table have it whole. None = the same for all.
+        lora: train low-rank adapters and the class table alone; checkpoints then hold nothing else.
         process: schedule, path, prediction and what the network reads.
         weighting: which noise levels matter.
         loss_resolutions: the resolutions of Simple Diffusion's multiscale loss, in pixels; None = plain loss.
@@ -62,6 +84,10 @@ class DiffusionModule(L.LightningModule):
         network: Network | str,
         network_args: dict[str, Any] | None = None,
         weights: str | None = None,
+        shift_schedule: bool = False,
+        freeze: str | list[str] | None = None,
+        layer_decay: float | None = None,
+        lora: LoRA | None = None,
         process: GaussianProcess = GaussianProcess(),  # noqa: B008  frozen
         weighting: Weighting = UniformEps(),  # noqa: B008  frozen
         loss_resolutions: list[int] | None = None,
@@ -80,10 +106,22 @@ class DiffusionModule(L.LightningModule):
         super().__init__()
         if not 0 <= condition_dropout <= 1:
             raise UserError(f"condition_dropout must lie in [0, 1], got {condition_dropout}")
+        if lora is not None and (freeze is not None or layer_decay is not None):
+            raise UserError("lora freezes everything but its adapters: leave out freeze and layer_decay")
         self.name = network if isinstance(network, str) else type(network).__name__
+        self.weights, self.lora, self.layer_decay = weights, lora, layer_decay
+        self._copies_classes = bool(weights) and (network_args or {}).get("classes") == "copy"
         self.network = self._build(network, network_args, weights)
+        self.family = type(self.network).__name__  # sharding changes the class
         if weights:
             _check_process(self.network, process, weights)
+        if shift_schedule:
+            process = _shifted(process, self.network)
+        if freeze is not None:
+            freezing.freeze(self.network, freeze)
+        self._base_digest: str | None = None
+        if lora is not None:
+            inject(self.network, lora)
         self.process, self.weighting, self.sampler = process, weighting, sampler
         self.loss_resolutions, self.loss_coefficients = loss_resolutions, loss_coefficients
         self.condition_dropout = condition_dropout if self.network.config.null_class else 0.0
@@ -113,7 +151,10 @@ class DiffusionModule(L.LightningModule):
             return network
         from diffzoo.factory import create_model
 
-        return create_model(network, pretrained=weights or False, **(overrides or {}))
+        overrides = dict(overrides or {})
+        if weights and overrides.get("classes") == "copy" and not overrides.get("class_names"):
+            overrides["classes"] = "mean"  # until the names are known, in `setup`
+        return create_model(network, pretrained=weights or False, **overrides)
 
     # -- a step
 
@@ -216,7 +257,9 @@ class DiffusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the network alone, with the family's own no-decay groups."""
-        optimizer = self.optimizer(parameter_groups(self.network))
+        decay = self.layer_decay
+        shares = None if decay is None else freezing.learning_rate_shares(self.network, decay)
+        optimizer = scale_learning_rates(self.optimizer(parameter_groups(self.network, shares)))
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
@@ -243,6 +286,23 @@ class DiffusionModule(L.LightningModule):
                 "set data.init_args.image_size or model.network_args.image_size"
             )
         self.class_names = list(getattr(data, "class_names", None) or [])
+        if stage == "fit":
+            self._begin()
+
+    def _begin(self) -> None:
+        """What has to be known of the data before a first step; a resumed run then loads its own weights."""
+        if self.lora is not None and not self.weights:
+            raise UserError("low-rank adapters belong to trained weights: say which with model.weights")
+        if self._copies_classes and self.class_names:
+            from diffzoo.factory import copy_classes
+
+            same = copy_classes(self.network, str(self.weights), self.class_names)
+            rank_zero_info(f"classes that start from their own weights: {', '.join(same) or 'none'}")
+
+    def configure_model(self) -> None:
+        """Shard the network block by block, where the strategy is `ModelParallelStrategy` (FSDP2)."""
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Bring the companions to the device; tell the network what "no text" is, where it has to be told."""
@@ -261,7 +321,7 @@ class DiffusionModule(L.LightningModule):
             "version": __version__,
             "model": {
                 "name": self.name,
-                "family": type(self.network).__name__,
+                "family": self.family,
                 "config": config_to_dict(self.network.config),
             },
             "process": to_config(self.process),
@@ -271,6 +331,49 @@ class DiffusionModule(L.LightningModule):
             "autoencoder": getattr(self.autoencoder, "facts", None),
             "text_encoder": _text_encoder_facts(self.text_encoder),
         }
+        if self.lora is not None:
+            checkpoint["diffzoo"]["adapter"] = self._adapter_facts(self.lora)
+            trained = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside the adapters of a checkpoint, the network keeps the weights it was started from."""
+        if self.lora is None:
+            if (checkpoint.get("diffzoo") or {}).get("adapter"):
+                raise UserError("the checkpoint holds low-rank adapters alone: set model.lora as its recipe did")
+            return
+        theirs = (checkpoint.get("diffzoo") or {}).get("adapter") or {}
+        ours = self._adapter_facts(self.lora)
+        for field in ("rank", "alpha", "base_sha256"):
+            if theirs.get(field) != ours[field]:
+                raise UserError(
+                    f"the adapters of the checkpoint have another {field}, {theirs.get(field)}, than this run, "
+                    f"{ours[field]}: keep model.lora and the weights behind model.weights as they were"
+                )
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+    def _adapter_facts(self, lora: LoRA) -> dict[str, Any]:
+        if self._base_digest is None:
+            frozen = {plain_name(n): p for n, p in self.network.named_parameters() if not p.requires_grad}
+            self._base_digest = base_digest(frozen)
+        base = str(self.weights)
+        if Path(base).exists():
+            base = str(Path(base).resolve())
+        alpha = lora.scale * lora.rank
+        return {"rank": lora.rank, "alpha": alpha, "base": base, "base_sha256": self._base_digest}
+
+    def on_train_end(self) -> None:
+        """Write the adapters, averaged where averages are kept, to the run's folder `adapter`."""
+        trial = getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted
+        if self.lora is None or trial or not self.trainer.is_global_zero:
+            return
+        held: dict[str, Any] = {"state_dict": {}}
+        self.on_save_checkpoint(held)
+        record = held["diffzoo"]
+        facts = {**record.pop("model"), **record, "provenance": {"global_step": self.trainer.global_step}}
+        facts = {k: v for k, v in facts.items() if v not in (None, [], {})}
+        with averaged(self):
+            write_adapter(adapter_state(self.network), facts, Path(self.trainer.default_root_dir) / "adapter")
 
 
 def _check_process(network: Network, process: GaussianProcess, weights: str) -> None:
@@ -290,6 +393,19 @@ def _check_process(network: Network, process: GaussianProcess, weights: str) -> 
         if getattr(trained, name) != getattr(process, name):
             rank_zero_warn(f"the weights in {weights} were trained with another {name} than this recipe has: the "
                            "network has to learn it anew")  # fmt: skip
+
+
+def _shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
+    """The process with its schedule shifted from the image size of the weights to the network's."""
+    adapted = network.facts.provenance.get("adapted_from", {}) if network.facts is not None else {}
+    size = adapted.get("image_size")
+    if size is None:
+        return process
+    if isinstance(process.schedule, DiscreteBetas):
+        raise UserError("a table of betas cannot be shifted to another resolution: state a continuous schedule")
+    schedule = Shifted(process.schedule, from_resolution=size, to_resolution=network.config.image_size)
+    rank_zero_info(f"schedule shifted from {size} to {network.config.image_size} px: {schedule.shift:+.3f} log-SNR")
+    return replace(process, schedule=schedule)
 
 
 def _text_encoder_facts(encoder: TextEncoder | None) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from diffzoo.models.registry import config_to_dict, entry
 from diffzoo.zoo.facts import class_list
 from diffzoo.zoo.loading import Weights, assign, build_meta
 
-__all__ = ["ClassPolicy", "build_as", "build_with", "copy_classes", "resample_positions"]
+__all__ = ["ClassPolicy", "adapt_to", "build_as", "build_with", "copy_classes", "resample_positions"]
 
 ClassPolicy = Literal["random", "mean", "copy"]
 POLICIES = ("random", "mean", "copy")
@@ -101,6 +101,16 @@ def build_as(
     return made
 
 
+def adapt_to(weights: Weights, config: Config) -> Network:
+    """A network of this config, started from these weights; rows of another class table are made anew.
+
+    For callers that know the config and bring the class table themselves.
+    """
+    base = weights.facts.build_config()
+    differ = (config.num_classes, config.null_class) != (base.num_classes, base.null_class)
+    return _adapted(weights, base, config, "random" if differ else None, None)
+
+
 def copy_classes(network: Network, weights: Weights, class_names: Sequence[str]) -> list[str]:
     """Give the classes of a network the rows that classes of the same name have in `weights`; returns these names.
 
@@ -152,7 +162,11 @@ def _adapted(
             state[name] = resample_positions(state[name], old[name], new[name])
     if classes is not None or (config.num_classes, config.null_class) != (base.num_classes, base.null_class):
         state = _reclassed(replace(weights, state=state), base, config, network, classes, class_names)
-    facts = replace(weights.facts, config=config_to_dict(config))
+    kept = {k: v for k, v in weights.facts.provenance.items() if k != "adapted_from"}
+    changed = {k: getattr(base, k) for k in ("image_size", "num_classes") if getattr(base, k) != getattr(config, k)}
+    facts = replace(weights.facts, config=config_to_dict(config), provenance=kept)
+    if changed:
+        facts = replace(facts, provenance={**kept, "adapted_from": changed})
     if config.num_classes != base.num_classes or class_names is not None:
         facts = replace(facts, class_names=tuple(class_names or ()))
     assign(network, state, weights.where)

@@ -5,6 +5,7 @@ name          registry name it was built from          process    `diffzoo.proce
 class_names   in order of class index                  guidance   {formula, scale}, perhaps {interval, decay}
 sampler       default sampler, as data                 autoencoder, text_encoder   frozen companions
 settings      ways to draw, by name (`settings.py`)
+adapter       of low-rank adapters: what they belong to (`adapters.py`)
 licence       of the weights                           provenance where they come from
 version       of diffzoo that wrote it
 """
@@ -41,6 +42,7 @@ class Facts:
     autoencoder: dict[str, Any] | None = None
     text_encoder: dict[str, Any] | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    adapter: dict[str, Any] | None = None
     licence: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     version: str = ""

@@ -42,6 +42,8 @@ __all__ = [
     "convert",
     "converted_path",
     "entry_config",
+    "file_facts",
+    "folder_file",
     "load_any",
     "locate",
 ]
@@ -255,7 +257,7 @@ def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
     held = data.get("diffzoo") if isinstance(data, Mapping) else None
     if not isinstance(held, Mapping) or "model" not in held:
         return None
-    known = ("process", "class_names", "guidance", "autoencoder", "text_encoder", "version")
+    known = ("process", "class_names", "guidance", "autoencoder", "text_encoder", "adapter", "version")
     values = {k: held[k] for k in known if held.get(k)}
     if sampler := held.get("sampler"):
         values["sampler"] = {"class": sampler} if isinstance(sampler, str) else sampler
@@ -295,6 +297,10 @@ def _file_weights(path: Path, prefer: str, facts: Facts | None = None) -> Weight
     known = _require(known, path)
     if not isinstance(data, Mapping):
         raise UserError(f"expected a dictionary of tensors in {path}, got {type(data).__name__}")
+    if known.adapter:
+        from diffzoo.zoo import adapters  # which loads what they belong to
+
+        return adapters.join(*adapters.read_adapter(path, known, prefer, data), str(path))
     state, place = _find(data, known, path, prefer)
     return Weights(
         state, replace(known, provenance={**known.provenance, "file": str(path), "weights": place}), str(path)
@@ -362,8 +368,20 @@ def _run_file(folder: Path) -> Path | None:
     return max(found, key=_step) if found else None
 
 
-def _folder_file(folder: Path) -> Path:
-    for name in ("model.safetensors", f"model{formats.INDEX}"):
+def file_facts(path: Path) -> Facts | None:
+    """What a file says about the weights in it, or what lies beside it."""
+    if path.suffix == ".safetensors":
+        return _header_facts(path) or _sidecar_facts(path)
+    return _checkpoint_facts(formats.read_pickle(path), path)
+
+
+def folder_file(folder: Path) -> Path:
+    """The file of weights in a folder in our published form, or in a run.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for name in ("model.safetensors", f"model{formats.INDEX}", "adapter.safetensors"):
         if (folder / name).is_file():
             return folder / name
     run = _run_file(folder)
@@ -378,7 +396,7 @@ def _hub_weights(repo: str, revision: str | None, prefer: str) -> Weights:
     config, commit = hub_file(repo, "config.json", revision)
     facts = _json_facts(config)
     try:
-        path, _ = hub_file(repo, "model.safetensors", commit)
+        path, _ = hub_file(repo, "adapter.safetensors" if facts.adapter else "model.safetensors", commit)
     except UserError as error:
         if "no such file" not in str(error):
             raise
@@ -386,8 +404,8 @@ def _hub_weights(repo: str, revision: str | None, prefer: str) -> Weights:
         for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
             hub_file(repo, shard, commit)
     found = _file_weights(path, prefer, facts)
-    provenance = {**facts.provenance, "repo": repo, "revision": commit}
-    return Weights(found.state, replace(facts, provenance=provenance), f"hf-hub:{repo}@{commit}")
+    provenance = {**(found.facts if facts.adapter else facts).provenance, "repo": repo, "revision": commit}
+    return Weights(found.state, replace(facts, adapter=None, provenance=provenance), f"hf-hub:{repo}@{commit}")
 
 
 def locate(source: str | Path, prefer: str = "average", facts: Facts | None = None) -> Weights:
@@ -408,7 +426,7 @@ def locate(source: str | Path, prefer: str = "average", facts: Facts | None = No
         return _hub_weights(repo, revision or None, prefer)
     path = Path(text.removeprefix("local-dir:")).expanduser()
     if path.is_dir():
-        return _file_weights(_folder_file(path), prefer, facts)
+        return _file_weights(folder_file(path), prefer, facts)
     if path.is_file():
         return _file_weights(path, prefer, facts)
     if text.startswith("local-dir:") or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json"):

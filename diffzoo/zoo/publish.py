@@ -1,6 +1,7 @@
 """Our published form, and its way to the Hub and back.
 
     model.safetensors   weights in float32; the facts of `config.json` also in its header, under "diffzoo"
+    adapter.safetensors in place of these: low-rank adapters, whose facts name the weights that they belong to
     config.json         family, config, process, class names, guidance, sampler, companions, licence, provenance
     recipe.yaml         the recipe of the training run, if there was one
     samples.png         a grid of pictures, if the run made one
@@ -27,6 +28,7 @@ from diffzoo.files import atomic_path, write_text
 from diffzoo.hub import explain_disk, explain_hub, gigabytes, hub_cache_dir, hub_endpoint, is_offline, offline_sentence
 from diffzoo.models.base import Network
 from diffzoo.process import GaussianProcess
+from diffzoo.zoo.adapters import find_adapter, portable_base, read_adapter
 from diffzoo.zoo.cache import sha256, to_json
 from diffzoo.zoo.card import model_card
 from diffzoo.zoo.facts import Facts, facts_of
@@ -35,6 +37,7 @@ from diffzoo.zoo.loading import locate
 __all__ = ["Plan", "pull", "push_network", "push_to_hub", "save_pretrained", "stage"]
 
 FORM = ("model.safetensors", "config.json", "recipe.yaml", "samples.png", "README.md")
+FILES = ("adapter.safetensors", *FORM)
 
 
 # -- writing
@@ -150,14 +153,20 @@ def stage(
     prefer: str = "average",
     dataset: str | None = None,
     evaluations: Sequence[str | Path] = (),
+    merge: bool = False,
 ) -> Iterator[tuple[Path, str]]:
     """The published form of a source in a folder, and its licence; the folder lasts as long as the block.
+
+    Args:
+        source, repo, licence, prefer, dataset, evaluations: as for `push_to_hub`.
+        merge: low-rank adapters are merged into the weights they belong to.
 
     Raises:
         UserError: without a licence, or when it contradicts the one that a published folder states.
     """
     path = Path(str(source).removeprefix("local-dir:"))
-    if (path / "model.safetensors").is_file() and (path / "config.json").is_file():
+    forms = ["model.safetensors"] if merge else ["model.safetensors", "adapter.safetensors"]
+    if any((path / name).is_file() for name in forms) and (path / "config.json").is_file():
         stated = json.loads((path / "config.json").read_text(encoding="utf-8")).get("licence")
         if licence and stated and licence != stated:
             raise UserError(
@@ -174,7 +183,7 @@ def stage(
         )
     with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
         folder = Path(name)
-        _fill(folder, source, repo, licence, prefer, dataset, evaluations)
+        _fill(folder, source, repo, licence, prefer, dataset, evaluations, merge)
         yield folder, licence
 
 
@@ -186,16 +195,25 @@ def _fill(
     prefer: str,
     dataset: str | None,
     evaluations: Sequence[str | Path],
+    merge: bool,
 ) -> None:
     from diffzoo import __version__
 
-    weights = locate(source, prefer)
-    origin = {k: v for k, v in weights.facts.provenance.items() if k != "file"}  # a path means nothing elsewhere
+    adapter = None if merge else find_adapter(source)
+    if adapter is not None:
+        state, known = read_adapter(*adapter, prefer)
+        portable_base(known, str(source))
+    else:
+        weights = locate(source, prefer)
+        state, known = dict(weights.state), weights.facts
+    origin = {k: v for k, v in known.provenance.items() if k != "file"}  # a path means nothing elsewhere
+    if Path(str(origin.get("base", ""))).exists():
+        origin["base"] = "weights that were not published"
     run = _run_folder(Path(source)) if Path(source).exists() else None
     if run is not None:
         _from_run(run, folder)
-    facts = replace(weights.facts, licence=licence, provenance=origin, version=__version__)
-    write_weights(weights.state, facts, folder / "model.safetensors")
+    facts = replace(known, licence=licence, provenance=origin, version=__version__)
+    write_weights(state, facts, folder / ("model.safetensors" if adapter is None else "adapter.safetensors"))
     write_text(folder / "config.json", to_json(facts.to_dict()))
     card = model_card(facts, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
     write_text(folder / "README.md", card)
@@ -221,6 +239,7 @@ def push_to_hub(
     prefer: str = "average",
     dataset: str | None = None,
     evaluations: Sequence[str | Path] = (),
+    merge: bool = False,
 ) -> str:
     """Publish a run, a checkpoint or a folder on the Hub; returns the address of the commit, or the plan.
 
@@ -235,13 +254,15 @@ def push_to_hub(
         prefer: which weights of a checkpoint: "average", "raw" or a label.
         dataset: what it was trained on, for the card; default: what the recipe says.
         evaluations: results of `diffzoo eval` for the card, besides those in the run's folder `eval`.
+        merge: publish whole weights where the source holds low-rank adapters, which otherwise go alone.
 
     Raises:
         UserError: without a licence, and one sentence for whatever the Hub refuses.
     """
     _check_repo(repo)
-    with stage(source, repo, licence, prefer=prefer, dataset=dataset, evaluations=evaluations) as (folder, stated):
-        files = tuple(n for n in FORM if (folder / n).is_file())
+    options: dict[str, Any] = {"prefer": prefer, "dataset": dataset, "evaluations": evaluations, "merge": merge}
+    with stage(source, repo, licence, **options) as (folder, stated):
+        files = tuple(n for n in FILES if (folder / n).is_file())
         plan = Plan(repo, folder, files, stated, private, revision, message or f"Upload {repo.split('/')[1]}")
         return str(plan) if dry_run else _upload(plan)
 
@@ -257,7 +278,7 @@ def push_network(network: Network, repo: str, *, licence: str | None = None, **o
     """
     upload = {
         k: options.pop(k)
-        for k in ("private", "revision", "message", "dry_run", "dataset", "evaluations")
+        for k in ("private", "revision", "message", "dry_run", "dataset", "evaluations", "merge")
         if k in options
     }
     with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
@@ -312,7 +333,7 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
                 endpoint=hub_endpoint(),
                 local_files_only=is_offline(),
                 library_name="diffzoo",
-                allow_patterns=[*FORM, "model-*.safetensors", "model.safetensors.index.json"],
+                allow_patterns=[*FILES, "model-*.safetensors", "model.safetensors.index.json"],
             )
         )
     if not (snapshot / "config.json").is_file():

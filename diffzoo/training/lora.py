@@ -1,0 +1,101 @@
+"""Low-rank adapters (arXiv:2106.09685), put into a network by `peft`.
+
+The network's own weights stay as they are; beside each of its `lora_targets` a product of two thin matrices is
+learnt, `W x + alpha / rank * B A x`, with B zero at first. The class table, which new classes need, trains whole.
+A checkpoint holds these tensors alone, and says which weights they belong to; `diffzoo.zoo.adapters` reads them, and
+joins them to those weights.
+"""
+
+import fnmatch
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.files import atomic_path, write_text
+from diffzoo.hub import explain_disk
+from diffzoo.models.adapters import plain_name
+from diffzoo.models.base import Network
+
+__all__ = ["LoRA", "adapter_state", "inject", "write_adapter"]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Which adapters a network gets.
+
+    Args:
+        rank: of the added matrices, at least 1.
+        alpha: scale; the product is multiplied by alpha / rank. None = rank.
+        dropout: probability on the adapters' input.
+        targets: shell patterns that narrow the family's `lora_targets()`, such as `["*.attention.*"]`; None = all.
+        train: shell patterns of further parameters that train whole, besides the class table.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: list[str] | None = None
+    train: list[str] | None = None
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+def inject(network: Network, lora: LoRA) -> list[str]:
+    """Put adapters into a network and stop everything else but its class table from training; returns their places.
+
+    Raises:
+        UserError: without `peft`, for a rank below 1, or for patterns that name nothing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("low-rank adapters need peft: pip install 'diffzoo[lora]'") from error
+    if lora.rank < 1:
+        raise UserError(f"the rank of LoRA must be at least 1, got {lora.rank}")
+    targets = _matching(network.lora_targets(), lora.targets, "targets")
+    names = [name for name, _ in network.named_parameters()]
+    whole = network.class_tables() + (_matching(names, lora.train, "train") if lora.train else [])
+    # PEFT reads a string as a pattern of the whole name, a list as ends of names
+    pattern = "|".join(map(re.escape, targets))
+    alpha: Any = lora.scale * lora.rank
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=pattern)
+    inject_adapter_in_model(config, network)
+    for name, parameter in network.named_parameters():
+        if plain_name(name) in whole:
+            parameter.requires_grad_(True)
+    return targets
+
+
+def _matching(names: list[str], patterns: list[str] | None, field: str) -> list[str]:
+    if patterns is None:
+        return names
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"LoRA: {field} {pattern!r} names nothing in this network{did_you_mean(pattern, names)}")
+    return [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+
+
+def adapter_state(network: Network) -> dict[str, Tensor]:
+    """What trains, by plain name."""
+    return {plain_name(n): p.detach() for n, p in network.named_parameters() if p.requires_grad}
+
+
+def write_adapter(state: Mapping[str, Tensor], facts: Mapping[str, Any], folder: Path) -> Path:
+    """Write `adapter.safetensors`, with the facts in its header, and `config.json`; returns the file's path."""
+    from safetensors.torch import save_file
+
+    path = folder / "adapter.safetensors"
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    with explain_disk(path), atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"diffzoo": json.dumps(dict(facts), sort_keys=True)})
+    write_text(folder / "config.json", json.dumps(dict(facts), indent=1, sort_keys=True) + "\n")
+    return path
