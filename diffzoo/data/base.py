@@ -294,6 +294,19 @@ class ImageDataModule(LightningDataModule):
         make = self.batch_maker(self.val_source, Sequential(self.val_source), self.transform.held_out(), False)
         return EvalBatches(make, spans, min(self.num_workers, 4))
 
+    def one_pass(self, part: Literal["train", "validation"], batch_size: int = 64) -> EvalBatches:
+        """Every row of a part once, in order and unaugmented, all of them for this process.
+
+        Raises:
+            UserError: if the data holds no rows out.
+        """
+        source = self.train_source if part == "train" else self.val_source
+        if source is None:
+            raise UserError(f"{self.train_source.name} holds no pictures out: set val_path or val_fraction of the data")
+        spans = EvalSpans(len(source), batch_size, 0, 1)
+        make = self.batch_maker(source, Sequential(source), self.transform.held_out(), False)
+        return EvalBatches(make, spans, min(self.num_workers, 4))
+
     def teardown(self, stage: str | None = None) -> None:
         """End the workers."""
         if self._loader is not None:

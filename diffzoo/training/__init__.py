@@ -4,6 +4,7 @@ from diffzoo.training.averaging import WeightAverages, averaged
 from diffzoo.training.callbacks import SampleGrid
 from diffzoo.training.checkpointing import Checkpoints, find_resume
 from diffzoo.training.guards import LossGuard
+from diffzoo.training.held_out import HeldOutDistance, MemorisationReport
 from diffzoo.training.lora import LoRA
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
@@ -17,8 +18,10 @@ __all__ = [
     "DiffusionModule",
     "FusedAdam",
     "FusedAdamW",
+    "HeldOutDistance",
     "LoRA",
     "LossGuard",
+    "MemorisationReport",
     "RunProgress",
     "SampleGrid",
     "Throughput",

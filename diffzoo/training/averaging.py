@@ -28,7 +28,15 @@ from torch import Tensor, nn
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.training.profiles import list_snapshots, power_decay, power_gamma, reconstruct, save_tensors
 
-__all__ = ["CHECKPOINT_KEY", "WeightAverages", "averaged", "averages_of", "list_snapshots", "reconstruct"]
+__all__ = [
+    "CHECKPOINT_KEY",
+    "WeightAverages",
+    "averaged",
+    "averages_of",
+    "list_snapshots",
+    "reconstruct",
+    "whole_state",
+]
 
 CHECKPOINT_KEY = "diffzoo_averages"
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile and of checkpoint_wrapper
@@ -342,6 +350,11 @@ class WeightAverages(Callback):
 
 
 # -- tensors, whole and sharded
+
+
+def whole_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict on the CPU, clean names; gathered from shards, whole on rank 0 alone."""
+    return {_clean(n): _full(v, v).cpu() for n, v in network.state_dict().items()}
 
 
 def _network(pl_module: LightningModule) -> nn.Module:

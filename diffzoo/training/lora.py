@@ -7,22 +7,17 @@ joins them to those weights.
 """
 
 import fnmatch
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.files import atomic_path, write_text
-from diffzoo.hub import explain_disk
 from diffzoo.models.adapters import plain_name
 from diffzoo.models.base import Network
 
-__all__ = ["LoRA", "adapter_state", "inject", "write_adapter"]
+__all__ = ["LoRA", "adapter_state", "inject"]
 
 
 @dataclass(frozen=True)
@@ -87,15 +82,3 @@ def _matching(names: list[str], patterns: list[str] | None, field: str) -> list[
 def adapter_state(network: Network) -> dict[str, Tensor]:
     """What trains, by plain name."""
     return {plain_name(n): p.detach() for n, p in network.named_parameters() if p.requires_grad}
-
-
-def write_adapter(state: Mapping[str, Tensor], facts: Mapping[str, Any], folder: Path) -> Path:
-    """Write `adapter.safetensors`, with the facts in its header, and `config.json`; returns the file's path."""
-    from safetensors.torch import save_file
-
-    path = folder / "adapter.safetensors"
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    with explain_disk(path), atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"diffzoo": json.dumps(dict(facts), sort_keys=True)})
-    write_text(folder / "config.json", json.dumps(dict(facts), indent=1, sort_keys=True) + "\n")
-    return path

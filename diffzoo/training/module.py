@@ -33,10 +33,11 @@ from diffzoo.process import (
 )
 from diffzoo.sampling import DDIM, Sampler
 from diffzoo.training import draws, freezing
-from diffzoo.training.averaging import averaged
-from diffzoo.training.lora import LoRA, adapter_state, inject, write_adapter
+from diffzoo.training.averaging import WeightAverages, averaged, whole_state
+from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
 from diffzoo.training.sharding import shard
+from diffzoo.training.weights_file import write_weights
 from diffzoo.typing import Condition
 
 __all__ = ["DiffusionModule"]
@@ -363,17 +364,37 @@ class DiffusionModule(L.LightningModule):
         return {"rank": lora.rank, "alpha": alpha, "base": base, "base_sha256": self._base_digest}
 
     def on_train_end(self) -> None:
-        """Write the adapters, averaged where averages are kept, to the run's folder `adapter`."""
+        """Leave the adapters in the run's folder `adapter`."""
         trial = getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted
-        if self.lora is None or trial or not self.trainer.is_global_zero:
-            return
-        held: dict[str, Any] = {"state_dict": {}}
-        self.on_save_checkpoint(held)
-        record = held["diffzoo"]
-        facts = {**record.pop("model"), **record, "provenance": {"global_step": self.trainer.global_step}}
-        facts = {k: v for k, v in facts.items() if v not in (None, [], {})}
-        with averaged(self):
-            write_adapter(adapter_state(self.network), facts, Path(self.trainer.default_root_dir) / "adapter")
+        if self.lora is not None and not trial:
+            self.write_weights(Path(self.trainer.default_root_dir) / "adapter")
+
+    def write_weights(self, folder: Path) -> Path:
+        """Write the network's weights, averaged where averages are kept, in the form that `load_any` reads.
+
+        `model.safetensors`, or `adapter.safetensors` where low-rank adapters are trained, with the facts in its header
+        and in `config.json`. Every rank must call it; rank 0 writes.
+
+        Args:
+            folder: made if needed.
+
+        Returns:
+            the file of weights.
+        """
+        keeper = next((c for c in self.trainer.callbacks if isinstance(c, WeightAverages)), None)  # type: ignore[attr-defined]
+        if self.lora is not None:
+            with averaged(self):
+                state = {k: v.clone() for k, v in adapter_state(self.network).items()}
+        else:
+            state = keeper.network_state(self) if keeper else whole_state(self.network)
+        path = folder / ("model.safetensors" if self.lora is None else "adapter.safetensors")
+        if self.trainer.is_global_zero:
+            held: dict[str, Any] = {"state_dict": {}}
+            self.on_save_checkpoint(held)
+            record = held["diffzoo"]
+            facts = {**record.pop("model"), **record, "provenance": {"global_step": self.trainer.global_step}}
+            write_weights(state, {k: v for k, v in facts.items() if v not in (None, [], {})}, path)
+        return path
 
 
 def _check_process(network: Network, process: GaussianProcess, weights: str) -> None:

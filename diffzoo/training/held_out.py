@@ -1,0 +1,212 @@
+"""What keeps fine-tuning honest: a distance to pictures held out, and a look for copies of the training pictures.
+
+With few pictures the loss goes on falling while the model begins to repeat them. The Fréchet distance to pictures that
+were held out turns before that, so training stops there and its best weights are kept.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.evaluation.measure import metric_of
+from diffzoo.evaluation.memorisation import report
+from diffzoo.evaluation.pictures import to_pixels
+from diffzoo.evaluation.reference import make_reference
+from diffzoo.evaluation.run import load_networks
+from diffzoo.training.averaging import averaged
+from diffzoo.training.metrics_callback import ImageMetrics
+
+__all__ = ["HeldOutDistance", "MemorisationReport"]
+
+LIMIT_BYTES = 4 * 2**30  # of training pictures that a report looks at
+
+
+class HeldOutDistance(ImageMetrics):
+    """Logs `eval/<metric>` against the data's own held-out pictures, and stops training when it no longer falls.
+
+    The best weights are in the run's folder `best`, in the form that `load_any`, `diffzoo sample` and `diffzoo push`
+    read. Distances of small sets are biased upwards by an amount that depends on their sizes: compare them within a
+    run, or between runs with equal `n` and equal held-out pictures.
+
+    Args:
+        metric: "fid", "fdd" or another Fréchet distance, such as "frechet:random-conv".
+        every_n_steps: interval in optimizer steps, at least 1.
+        patience: stop after this many measurements in a row that are no better than the best; None = never.
+        min_delta: what counts as better: a distance smaller by this share of the best.
+        n: images drawn per measurement; None = as many as are held out.
+        steps, guidance, batch_size, average, weights, rounding: as for `ImageMetrics`.
+
+    Raises:
+        UserError: for a metric that is no Fréchet distance, or data that holds nothing out.
+    """
+
+    def __init__(
+        self,
+        metric: str = "fid",
+        every_n_steps: int = 500,
+        patience: int | None = 3,
+        min_delta: float = 0.01,
+        n: int | None = None,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        batch_size: int = 50,
+        average: str | None = None,
+        weights: dict[str, str] | None = None,
+        rounding: str = "round",
+    ):
+        super().__init__(
+            "", [metric], every_n_steps, n or 2, steps, guidance, batch_size, average, weights, rounding
+        )  # fmt: skip
+        if not metric_of(metric).kind.startswith("frechet"):
+            raise UserError(f"HeldOutDistance stops by a Fréchet distance, which {metric} is not: use fid or fdd")
+        if every_n_steps < 1 or (patience is not None and patience < 1):
+            raise UserError("HeldOutDistance needs every_n_steps and patience of at least 1")
+        self.metric, self.patience, self.min_delta = metric, patience, min_delta
+        self._counts_n = n is None
+        self.best, self.best_step, self.waited = float("inf"), -1, 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The reference is made when training starts."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._opened is not None or getattr(trainer, "fast_dev_run", False):
+            return
+        path = Path(trainer.default_root_dir) / "held_out.npz"
+        if trainer.is_global_zero:
+            data = _data(trainer)
+            networks = load_networks(self.metrics, self.weights, str(pl_module.device))
+            make_reference(data.one_pass("validation"), list(networks.values()), path, keep=0)
+        trainer.strategy.barrier("diffzoo.held_out")
+        self.reference = str(path)
+        super().setup(trainer, pl_module, "fit")
+        if self._counts_n:
+            self.n = max(2, len(_data(trainer).val_source))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps or step == self._last or self._opened is None:
+            return
+        self._last = step
+        value = self.measure(trainer, pl_module)[self.metric]
+        for logger in trainer.loggers:  # at every measurement, whatever log_every_n_steps says
+            logger.log_metrics({f"eval/{self.metric}": value}, step)
+        self.judge(trainer, pl_module, value)
+
+    def judge(self, trainer: Any, module: Any, value: float) -> None:
+        """Keep the weights if they are the best so far; stop if they have not been for too long."""
+        step = trainer.global_step
+        if value < self.best * (1 - self.min_delta):
+            self.best, self.best_step, self.waited = value, step, 0
+            module.write_weights(Path(trainer.default_root_dir) / "best")
+            return
+        self.waited += 1
+        if self.patience is not None and self.waited >= self.patience:
+            trainer.should_stop = True
+            rank_zero_info(
+                f"stopped at step {step}: the held-out {self.metric} has been no better than {self.best:.4g}, that of "
+                f"step {self.best_step}, for {self.waited} measurements; the weights of that step are in "
+                f"{Path(trainer.default_root_dir) / 'best'}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step, self.waited = (state_dict[k] for k in ("best", "best_step", "waited"))
+
+
+class _Tensors:
+    """Pictures in memory, as `diffzoo.evaluation.memorisation` reads them."""
+
+    def __init__(self, pixels: Tensor):
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, start: int, count: int) -> Tensor:
+        return self.pixels[start : start + count]
+
+
+class MemorisationReport(ImageMetrics):
+    """After training, the nearest training pictures of `n` drawn ones: `memorisation.png` and `.json` in the run.
+
+    Args:
+        network: feature network that distances are measured in, such as "inception-2015" or "dinov2-vitl14".
+        n: how many pictures are drawn.
+        pairs: rows of the picture, closest first.
+        steps, guidance, batch_size, average, weights: as for `ImageMetrics`.
+    """
+
+    def __init__(
+        self,
+        network: str = "inception-2015",
+        n: int = 256,
+        pairs: int = 16,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        batch_size: int = 50,
+        average: str | None = None,
+        weights: str | None = None,
+    ):
+        super().__init__("", [f"frechet:{network}"], 0, n, steps, guidance, batch_size, average)
+        self.network, self.pairs, self.network_weights = network, pairs, weights
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing is measured against a reference."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if getattr(trainer, "fast_dev_run", False) or trainer.interrupted:
+            return
+        drawn = self.draw(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        training = _Tensors(_training_pictures(_data(trainer)))
+        folder = Path(trainer.default_root_dir)
+        found = report(
+            _Tensors(drawn), training, self.network, folder,
+            weights=self.network_weights, pairs=self.pairs, device=str(pl_module.device),
+        )  # fmt: skip
+        rank_zero_info(found.summary())
+
+    def draw(self, trainer: L.Trainer, module: Any) -> Tensor:
+        """The pictures, raw pixels `(n, 3, h, w)` on the CPU; every rank draws them all, as sharded networks need."""
+        was_training = module.network.training
+        module.network.eval()
+        try:
+            with averaged(module, self.average), torch.no_grad():
+                generator = self._generator(trainer, module)
+                starts = range(0, self.n, self.batch_size)
+                parts = [generator.images(s, min(self.batch_size, self.n - s)) for s in starts]
+        finally:
+            module.network.train(was_training)
+        return torch.cat([to_pixels(p, self.rounding).cpu() for p in parts])
+
+
+def _data(trainer: Any) -> Any:
+    data = trainer.datamodule
+    if not hasattr(data, "one_pass"):
+        raise UserError(f"{type(data).__name__} cannot show its pictures one by one: use a data module of diffzoo")
+    return data
+
+
+def _training_pictures(data: Any) -> Tensor:
+    """The training pictures as raw pixels, as many as fit."""
+    parts: list[Tensor] = []
+    size = 0
+    for batch in data.one_pass("train"):
+        if "image" not in batch:
+            raise UserError("a report on copies needs pictures, and this data has latents: run `diffzoo eval`")
+        parts.append(batch["image"].cpu())
+        size += parts[-1].nbytes
+        if size > LIMIT_BYTES:
+            rank_zero_info(f"the report on copies looks at the first {sum(map(len, parts))} training pictures alone")
+            break
+    return torch.cat(parts)
