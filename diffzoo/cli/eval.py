@@ -58,7 +58,9 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", choices=["balanced", "uniform", "none"], help="rule of the class labels")
     parser.add_argument("--classes", nargs="+", type=int, metavar="INDEX", help="draw these classes only")
     parser.add_argument("--captions", help="text file, one caption per line, for text-to-image models")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of the network (default: fp32)")
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32", "bf16", "fp16"], help="of the network (default: fp32, with all digits)"
+    )
     parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--compile", action="store_true", default=None, help="compile the network")
     parser.add_argument("--average", help="weights of a checkpoint: average (default), raw, a label")

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffzoo import sampling
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.records import Plan, SamplePlan
+from diffzoo.metrics.features import float32_digits
 from diffzoo.metrics.weights import state_sha256
 from diffzoo.pipelines import Pipeline, pipeline
 from diffzoo.process import GaussianProcess, to_config
@@ -215,20 +216,21 @@ class Generator:
         guided = build_guidance(
             denoise, plan.guidance, self.null, self.weak, self.classifier, conditional=config.num_classes > 0
         )
-        z = sample(
-            guided,
-            build_sampler(plan),
-            (config.in_channels, config.image_size, config.image_size),
-            range(plan.first_seed + start, plan.first_seed + start + count),
-            self.condition(start, count),
-            device=self.device,
-            batch_size=plan.images_per_batch,
-            precision=None if plan.precision == "fp32" else plan.precision,
-        )
-        if self.decode is None:
-            return z
-        with torch.no_grad():
-            return torch.cat([self.decode(part.to(self.device)).float().cpu() for part in z.split(16)])
+        with float32_digits(plan.precision == "fp32"):
+            z = sample(
+                guided,
+                build_sampler(plan),
+                (config.in_channels, config.image_size, config.image_size),
+                range(plan.first_seed + start, plan.first_seed + start + count),
+                self.condition(start, count),
+                device=self.device,
+                batch_size=plan.images_per_batch,
+                precision=plan.precision if plan.precision in ("bf16", "fp16") else None,
+            )
+            if self.decode is None:
+                return z
+            with torch.no_grad():
+                return torch.cat([self.decode(part.to(self.device)).float().cpu() for part in z.split(16)])
 
 
 @dataclass

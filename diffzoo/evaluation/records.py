@@ -96,7 +96,8 @@ class SamplePlan(_Record):
             "captions" = one caption per image; "none" = unconditional.
         classes: the class indices that labels come from; None = all classes of the model.
         captions_sha256: hash of the captions, one per line.
-        precision: "fp32", "bf16" or "fp16", of the network.
+        precision: of the network: "fp32" with all digits; "tf32" = float32 with the fast products that torch is set to,
+            on GPUs usually TF32 in convolutions; "bf16"; or "fp16".
         images_per_batch: images in one call of the network; a device rounds differently for different batches.
         autoencoder: id of the autoencoder that decodes latents, with its revision; filled in on loading.
         average: which weights of a training run: "average", "raw" or the label of an average.
@@ -115,7 +116,7 @@ class SamplePlan(_Record):
     labels: LabelRule = "balanced"
     classes: tuple[int, ...] | None = None
     captions_sha256: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     images_per_batch: int = 50
     autoencoder: str | None = None
     average: str = "average"
@@ -123,8 +124,8 @@ class SamplePlan(_Record):
     base: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise UserError(f"expected precision 'fp32', 'bf16' or 'fp16', got {self.precision!r}")
+        if self.precision not in ("fp32", "tf32", "bf16", "fp16"):
+            raise UserError(f"expected precision 'fp32', 'tf32', 'bf16' or 'fp16', got {self.precision!r}")
         if self.labels not in ("none", "balanced", "uniform", "captions"):
             raise UserError(f"expected labels 'none', 'balanced', 'uniform' or 'captions', got {self.labels!r}")
         if self.first_seed < 0:

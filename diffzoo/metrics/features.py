@@ -5,7 +5,7 @@ a result can carry both. Networks with pretrained weights live in `inception.py`
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,28 +19,55 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.metrics.weights import state_sha256
 from diffzoo.rng import keyed_generator
 
-__all__ = ["FEATURE_NETWORKS", "FeatureNetwork", "RandomConv", "extract", "load_features"]
+__all__ = ["FEATURE_NETWORKS", "FeatureNetwork", "RandomConv", "extract", "float32_digits", "load_features"]
 
 
 @contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """All digits of float32, whatever training chose: TF32 would cost three digits of every feature, autocast five."""
-    backends: Any = torch.backends
-    places: list[tuple[Any, str, str | bool]]
-    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later
-        owners = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
-        places = [(owner, "fp32_precision", "ieee") for owner in owners]
-    else:
-        places = [(owner, "allow_tf32", False) for owner in (backends.cudnn, backends.cuda.matmul)]
-    before = [getattr(owner, name) for owner, name, _ in places]
-    for owner, name, value in places:
-        setattr(owner, name, value)
+def float32_digits(full: bool = True) -> Iterator[None]:
+    """All digits of float32 in products and convolutions, whatever training chose; TF32 costs three of seven.
+
+    Args:
+        full: False leaves the digits as they are.
+    """
+    if not full:
+        yield
+        return
+    old, new = _read_old_names(), _read_new_names()
+    # torch refuses to read settings of which the old and the new names say different things, so both are set
+    _write_old_names("highest" if old[0] else None, None if old[1] is None else False)
+    for owner, _ in new:
+        owner.fp32_precision = "ieee"
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
-        for (owner, name, _), value in zip(places, before, strict=True):
-            setattr(owner, name, value)
+        _write_old_names(*old)
+        for owner, held in new:
+            owner.fp32_precision = held
+
+
+def _read_new_names() -> list[tuple[Any, str]]:
+    """Owners of the settings of torch 2.9 and later, and what they hold."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return []
+    return [(o, o.fp32_precision) for o in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
+
+
+def _read_old_names() -> tuple[str | None, bool | None]:
+    """Precision of products, and whether convolutions may use TF32; None where the new names contradict."""
+    products, convolutions = None, None
+    with suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        convolutions = torch.backends.cudnn.allow_tf32
+    return products, convolutions
+
+
+def _write_old_names(products: str | None, convolutions: bool | None) -> None:
+    if products is not None:
+        torch.set_float32_matmul_precision(products)
+    if convolutions is not None:
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class FeatureNetwork(nn.Module):
@@ -81,7 +108,7 @@ class FeatureNetwork(nn.Module):
             )
         device = next(self.parameters()).device
         x = pixels.to(device, torch.float32).expand(-1, 3, -1, -1)
-        with _full_float32(device):
+        with float32_digits(), torch.autocast(device.type, enabled=False):
             return {name: value.float() for name, value in self.layers_of(x).items()}
 
     def frozen(self) -> "FeatureNetwork":

@@ -10,6 +10,7 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.evaluation import Result, SamplePlan
 from diffzoo.evaluation.generate import ModelImages, build_guidance
+from diffzoo.metrics.features import float32_digits
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM, Autoguidance, ClassifierFree, Denoiser, sample
@@ -109,6 +110,18 @@ def test_autoguidance_on_the_command_line(
     (file,) = (tmp_path / "eval").glob("*/demo_130.json")
     assert strong[0].name in file.parent.name
     assert Result.load(file).plan.guidance["weak"] == str(weak[0])
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has other switches")
+@pytest.mark.parametrize(("precision", "digits"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "tf32")])
+def test_fp32_means_all_digits(strong: tuple[Path, Denoiser], precision: str, digits: str) -> None:
+    source = ModelImages(plan(strong[0], precision=precision))
+    seen = set()
+    source.pipe.network.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.fp32_precision))
+    with float32_digits():
+        torch.set_float32_matmul_precision("high")
+        source.images(0, 2)
+    assert seen == {digits}
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_unknown_fields_metrics_and_networks_name_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"precision": "half"}, "precision 'fp32', 'bf16' or 'fp16'"),
+        ({"precision": "half"}, "precision 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ({"labels": "random"}, "labels 'none'"),
         ({"first_seed": -1}, "not negative"),
         ({"images_per_batch": 0}, "at least 1"),

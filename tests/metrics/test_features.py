@@ -12,7 +12,7 @@ from diffzoo.errors import UserError
 from diffzoo.metrics import extract, load_features
 from diffzoo.metrics.clip import Clip
 from diffzoo.metrics.dino import DinoV2, shrink_positions
-from diffzoo.metrics.features import FEATURE_NETWORKS, RandomConv
+from diffzoo.metrics.features import FEATURE_NETWORKS, RandomConv, float32_digits
 from diffzoo.metrics.inception import Inception2015, _convolutions, load_inception, spatial_layer
 from diffzoo.metrics.resize import resize_tf1
 from diffzoo.metrics.weights import carried_by_package, state_sha256
@@ -256,21 +256,38 @@ def test_every_network_has_a_loader() -> None:
     assert {"inception-2015", "dinov2-vitl14", "clip-vitl14", "clip-vitl14-336", "random-conv"} == set(FEATURE_NETWORKS)
 
 
+def settings() -> list[object]:
+    b = torch.backends
+    return [b.cuda.matmul.fp32_precision, b.cudnn.conv.fp32_precision, b.cudnn.rnn.fp32_precision]
+
+
+def old_names() -> tuple[bool, bool]:
+    """Torch raises where these contradict the new ones."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+CHOICES = {
+    "nothing": lambda: None,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "old names": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "new names": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+}
+
+
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has other switches")
-def test_features_do_not_depend_on_the_precision_that_training_chose() -> None:
+@pytest.mark.parametrize("choice", CHOICES)
+def test_features_do_not_depend_on_the_precision_that_training_chose(choice: str) -> None:
     network, x = load_features("random-conv"), pixels(4)
     want = network(x)["pool"]
     seen: list[object] = []
-    network.conv1.register_forward_hook(
-        lambda *_: seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
-    )
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
+    network.conv1.register_forward_hook(lambda *_: seen.append((settings(), old_names())))
+    with float32_digits():  # puts everything back after this test
+        CHOICES[choice]()
+        before = settings()
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(network(x)["pool"], want)
-        assert torch.get_float32_matmul_precision() == "high"
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"  # as it was
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert seen == [("ieee", "ieee")]
+        assert settings() == before
+        with float32_digits(full=False):
+            assert settings() == before
+    assert seen == [(["ieee"] * 3, (False, False))]
