@@ -77,11 +77,14 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
     """The data module of SOURCE, without random choices."""
     from diffzoo.data import DemoData, HubImages, ImageFolder
 
+    path = Path(args.source)
+    by_column = not (args.source == "demo" or (path.is_dir() and not _has_shards(path)))
+    if not by_column:
+        _refuse_flags(args)
     common = {"image_size": args.size, "resize": args.resize, "flip": False, "num_workers": args.workers}
     if args.source == "demo":
         return DemoData(**common, balance=False)
-    path = Path(args.source)
-    if path.is_dir() and not any(any(path.rglob(pattern)) for pattern in ("*.parquet", "*.tar")):
+    if not by_column:
         return ImageFolder(str(path), **common)
     columns = {k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")}
     return HubImages(
@@ -96,14 +99,32 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
     )
 
 
+def _has_shards(folder: Path) -> bool:
+    return any(any(folder.rglob(pattern)) for pattern in ("*.parquet", "*.tar"))
+
+
+def _refuse_flags(args: argparse.Namespace) -> None:
+    """Flags about columns mean nothing to a folder of pictures or to the demo set."""
+    usual = {"config": None, "revision": None, "split": "train", "image": "auto", "label": "auto", "caption": "auto"}
+    for name, value in usual.items():
+        if getattr(args, name) != value:
+            raise UserError(
+                f"--{name} is for Parquet, tar and Hub data sets, and {args.source} is none: leave it out; the "
+                "sub-folders of a folder are its classes, text files beside its pictures their captions"
+            )
+
+
 # ---- inspect
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    data = open_data(args)
-    report = _report(data, args.sample)
-    if args.sheet:
-        report["contact sheet"] = str(_contact_sheet(data, args.sheet))
+    if (Path(args.source) / "train" / "passport.json").is_file():
+        report = _latent_report(Path(args.source))
+    else:
+        data = open_data(args)
+        report = _report(data, args.sample)
+        if args.sheet:
+            report["contact sheet"] = str(_contact_sheet(data, args.sheet))
     if args.json:
         print(json.dumps(report, indent=1))
         return 0
@@ -138,6 +159,31 @@ def _report(data: "ImageDataModule", sample: int) -> dict[str, Any]:
         report["class histogram"] = counts
     report.update(_measure(source, sample))
     report["throughput"] = _throughput(data)
+    return report
+
+
+def _latent_report(folder: Path) -> dict[str, Any]:
+    """What the passports of a cache of latents say, and what of it is there."""
+    from diffzoo.data.latents import Passport, shard_name
+
+    report: dict[str, Any] = {"source": f"latents in {folder}"}
+    for part in ("train", "validation"):
+        if not (folder / part / "passport.json").is_file():
+            continue
+        passport = Passport.read(folder / part)
+        there = sum((folder / part / shard_name(k)).is_file() for k in range(passport.shards))
+        report[part] = {
+            "pictures": f"{passport.rows} of {passport.source}",
+            "shards": f"{there} of {passport.shards}" + ("" if there == passport.shards else ", incomplete"),
+            "picture size": f"{passport.image_size} px, resize {passport.resize}",
+            "mirror images": "yes" if passport.flips > 1 else "no",
+            "autoencoder": f"{passport.autoencoder} ({passport.autoencoder_hash[:12]})",
+            "classes": len(passport.class_names),
+            "captions": "yes" if passport.has_captions else "no",
+            "revision": passport.revision or "none",
+            "licence": passport.licence or "not stated",
+            "fingerprint of the rows": passport.source_fingerprint,
+        }
     return report
 
 
@@ -298,8 +344,9 @@ def _stats(args: argparse.Namespace) -> int:
         raise UserError(f"{args.source} has no held-out pictures: use --part train")
     networks = [load_features(name, device=_device(args.device)) for name in args.networks]
     make = data.batch_maker(source, Sequential(source), data.transform.held_out(), False)
-    batches = EvalBatches(make, EvalSpans(len(source), 64, 0, 1), data.num_workers)
-    reference = make_reference(batches, networks, args.out, limit=args.limit, keep=args.keep)
+    bad: list[int] = []
+    batches = _only_good(EvalBatches(make, EvalSpans(len(source), 64, 0, 1), data.num_workers), bad, args.limit)
+    reference = make_reference(batches, networks, args.out, keep=args.keep)
 
     record: dict[str, Any] = {
         "source": source.name,
@@ -310,7 +357,24 @@ def _stats(args: argparse.Namespace) -> int:
         "licence": source.licence,
     }
     record |= {"part": args.part, "networks": args.networks, "sha256": reference.sha256}
-    record["pictures"] = min(len(source), args.limit or len(source))
-    write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1))
-    print(f"{record['pictures']} pictures in {args.out} (sha256 {reference.sha256[:12]}), passport beside it")
+    record["pictures"] = min(len(source) - len(bad), args.limit or len(source))
+    record["left_out"] = len(bad)
+    write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    left_out = f", {len(bad)} that cannot be decoded left out" if bad else ""
+    print(f"{record['pictures']} pictures{left_out} in {args.out} (sha256 {reference.sha256[:12]}), passport beside it")
     return 0
+
+
+def _only_good(batches: Any, bad: list[int], limit: int | None) -> Iterator[dict[str, Any]]:
+    """The batches up to `limit` pictures, without the stand-ins of pictures that cannot be decoded, whose rows are
+    added to `bad`: a stand-in would count twice."""
+    count = 0
+    for batch in batches:
+        good = batch["id"] == batch["index"]
+        bad += batch["index"][~good].tolist()
+        kept = good.nonzero()[:, 0][: None if limit is None else limit - count]
+        count += len(kept)
+        if len(kept):
+            yield {name: batch[name][kept] for name in ("image", "label") if name in batch}
+        if limit is not None and count >= limit:
+            return

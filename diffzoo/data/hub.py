@@ -87,11 +87,21 @@ def _explain(error: Exception, source: str, config: str | None, revision: str | 
     name = type(error).__name__
     if name in ("EmptyDatasetError", "DataFilesNotFoundError"):
         return UserError(f"{source!r} holds no data files: expected Parquet, tar or picture files")
+    if "Couldn't reach" in text:  # after the client's own attempts
+        return UserError(
+            f"could not reach the Hub for the data set {source!r}{_no_folder(source)}: check the connection"
+        )
     if name == "DatasetNotFoundError":
         return UserError(
-            f"no data set {source!r} on the Hub, or it is private: check the name, or log in with `hf auth login`"
+            f"no data set {source!r} on the Hub, or it is private{_no_folder(source)}: check the name, or log in with "
+            "`hf auth login`"
         )
     return UserError(f"could not open the data set {source!r}: {type(error).__name__}: {text[:300]}")
+
+
+def _no_folder(source: str) -> str:
+    """That there is no such folder either, where the name may have meant one."""
+    return f", and there is no file or folder {source!r}" if Path(source).parent.is_dir() else ""
 
 
 def download(files: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class ParquetSource(Source):
         self.files, self.wanted, self.name = list(files), columns, name
         self.revision, self.licence = revision, licence
         self._fs, self.remote = file_system(self.files[0])
-        self._open: dict[int, Any] = {}
+        self._open: dict[tuple[int, int], Any] = {}  # by thread and file: a file in use is closed by nobody else
         self._resident: dict[int, Any] = {}
         self._owner = os.getpid()
         self._index = self._build_index()
@@ -220,13 +221,15 @@ class ParquetSource(Source):
 
         if os.getpid() != self._owner:  # open files do not survive a fork
             self._open, self._owner = {}, os.getpid()
-        if file not in self._open:
-            while len(self._open) >= OPEN_FILES:
-                self._close(next(iter(self._open)))
+        key = (threading.get_ident(), file)
+        if key not in self._open:
+            mine = [f for thread, f in list(self._open) if thread == key[0]]
+            for other in mine[: max(0, len(mine) - OPEN_FILES + 1)]:
+                self._close(other)
             handle = self._fs.open(self._path(file), "rb")
-            self._open[file] = pq.ParquetFile(handle, pre_buffer=self.remote)
-            self._check_unchanged(file, self._open[file].metadata)
-        return self._open[file]
+            self._open[key] = pq.ParquetFile(handle, pre_buffer=self.remote)
+            self._check_unchanged(file, self._open[key].metadata)
+        return self._open[key]
 
     def _check_unchanged(self, file: int, metadata: Any) -> None:
         """A file must be the one that was indexed."""
@@ -238,7 +241,7 @@ class ParquetSource(Source):
             )
 
     def _close(self, file: int) -> None:
-        opened = self._open.pop(file, None)
+        opened = self._open.pop((threading.get_ident(), file), None)
         if opened is not None:
             opened.close(force=True)
 

@@ -63,6 +63,8 @@ def _passes(error: BaseException) -> bool:
         return status in (408, 425, 429) or status >= 500
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | UserError):
         return False
+    if "Couldn't reach" in str(error):  # the client of `datasets` has tried again already
+        return False
     return isinstance(error, OSError) or any(word in type(error).__name__ for word in LOST)
 
 

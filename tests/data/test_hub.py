@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,20 @@ def test_named_sets_are_column_mappings(module: type, tmp_path: Path) -> None:
     assert ("label" in batch) == (module is not Coco)
     assert ("caption" in batch) == (module is Coco)
     assert isinstance(data.train_source, Source)
+
+
+def test_threads_that_read_one_source_close_no_file_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are fetched ahead in a thread while training reads others of the same files."""
+    monkeypatch.setattr("diffzoo.data.parquet.RESIDENT_BYTES", 0)
+    data = HubImages(str(tmp_path), caption="captions", val_split=None, **COMMON)
+    uneven_shards(tmp_path)
+    source = data.train_source
+    assert not source.random_access
+    blocks = [b for _ in range(15) for b in range(len(source.block_sizes))]
+
+    def read(block: int) -> list[bytes | None]:
+        return [record.image for record in source.read_block(block)]
+
+    want = {b: read(b) for b in set(blocks)}
+    with ThreadPoolExecutor(4) as pool:
+        assert all(got == want[b] for b, got in zip(blocks, pool.map(read, blocks), strict=True))
