@@ -443,6 +443,11 @@ class DiMR(Network):
                 f"multiples of {cell}; got {tuple(z.shape)}"
             )
 
+    def fsdp_units(self) -> list[nn.Module]:
+        """The blocks, and the large layers between them: fusions of skips, and the way from stage to stage."""
+        between = [m for stage in self.stages for m in (*stage.skips, stage.upsample) if m is not None]  # type: ignore
+        return [*self.units(), *between]
+
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
         learned = self.config.positions == "learned"
         return {f"stages.{i}.positions": (0, *s.grid) for i, s in enumerate(self.config.stages) if learned}

@@ -216,6 +216,10 @@ class UViTBao(Network):
         p, n = self.config.patch, self.config.image_size // self.config.patch
         return x.unflatten(1, (n, n)).unflatten(-1, (p, p, -1)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
+    def fsdp_units(self) -> list[nn.Module]:
+        """The blocks and the fusions of skips between them."""
+        return [*self.units(), *self.skips]
+
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
         return {"positions": (self.config.extras, *(self.config.image_size // self.config.patch,) * 2)}
 

@@ -293,7 +293,7 @@ def test_meta_build_with_assigned_weights_is_the_same_network(family: str) -> No
 @every_family
 def test_units_hold_most_parameters_and_name_linear_layers(family: str) -> None:
     net = make(family)
-    assert net.fsdp_units() == list(net.units())
+    assert set(net.units()) <= set(net.fsdp_units())
     modules = dict(net.named_modules())
     targets = net.lora_targets()
     assert targets

@@ -1,0 +1,104 @@
+"""Two processes compute what one does: DDP and FSDP2, through the real module, data and callbacks."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+import run_distributed_fit
+
+from diffzoo.errors import UserError
+from diffzoo.models import entry, list_models
+from diffzoo.training.module import DiffusionModule
+
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+FAMILIES = sorted({entry(name).network.__name__ for name in list_models()})
+
+
+def result(folder: Path, kind: str, family: str, stop: int = run_distributed_fit.STEPS) -> dict[str, Any]:
+    return torch.load(folder / kind / f"{family}.{stop}.pt", weights_only=True)
+
+
+def compare(folder: Path, kind: str, family: str) -> None:
+    one, two = result(folder, "single", family), result(folder, kind, family)
+    assert list(one["losses"]) == list(two["losses"]) == [1, 2, 3, 4]
+    assert list(two["losses"].values()) == pytest.approx(list(one["losses"].values()), rel=3e-6)
+    assert len(set(one["losses"].values())) == 4
+    assert list(one["state"]) == list(two["state"])  # clean names
+    for name, value in one["state"].items():
+        # steps are up to 1e-3 long; the eps of Adam keeps rounding of tiny gradients from becoming such steps
+        torch.testing.assert_close(two["state"][name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    for kind in ("single", "ddp"):
+        run_distributed_fit.run(tmp_path, kind, ["SimpleUViT"])
+    compare(tmp_path, "ddp", "SimpleUViT")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp+"])
+def test_every_family_on_two_processes(kind: str, tmp_path: Path) -> None:
+    for k in ("single", kind):
+        run_distributed_fit.run(tmp_path, k, FAMILIES)
+    for family in FAMILIES:
+        compare(tmp_path, kind, family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_run_on_two_processes_resumes_exactly(kind: str, tmp_path: Path) -> None:
+    run_distributed_fit.run(tmp_path / "whole", kind, ["DiMR"])
+    run_distributed_fit.run(tmp_path / "parts", kind, ["DiMR"], (2, 4))
+    whole, parts = result(tmp_path / "whole", kind, "DiMR"), result(tmp_path / "parts", kind, "DiMR")
+    assert list(parts["losses"]) == [3, 4]
+    assert all(parts["losses"][step] == whole["losses"][step] for step in (3, 4))
+    assert all(torch.equal(v, parts["state"][k]) for k, v in whole["state"].items())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_leave_checkpoints_as_they_are(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    network = run_distributed_fit.network("UViTBao")
+    names = [f"network.{name}" for name in network.state_dict()]
+    module = DiffusionModule(network, compile=True)
+    assert list(module.state_dict()) == names
+    loss = module.losses(torch.rand(2, 3, 16, 16), torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.6]),
+                         module.condition({"label": torch.tensor([0, 1])}, None)).mean()  # fmt: skip
+    loss.backward()
+    assert list(module.state_dict()) == names
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_more_devices_than_the_batch_divides_is_a_sentence_before_anything_starts() -> None:
+    from diffzoo.cli.lightning_cli import Command
+
+    with pytest.raises(
+        UserError, match="the global batch of 24 does not divide among 5 ranks: set batch_size to 20 or 25"
+    ):
+        Command(
+            ["fit", "--config=recipes/emoji/simple_uvit_xs_32.yaml", "--trainer.devices=5", "--trainer.accelerator=cpu"]
+        )
+
+
+def test_units_hold_nearly_all_parameters() -> None:
+    """What is outside the blocks is gathered for the whole pass: it must be little at full size."""
+    for name in (
+        "simple_uvit_256",
+        "simpler_uvit_p2_256",
+        "uvit_bao_l_256",
+        "dimr_xl_256",
+        "adm_64",
+        "simple_unet_256",
+    ):
+        found = entry(name)
+        with torch.device("meta"):
+            network = found.network(found.config)
+        inside = {id(p): p.numel() for unit in network.fsdp_units() for p in unit.parameters()}
+        share = sum(inside.values()) / network.num_parameters()
+        assert share > 0.95, (name, share)
+        assert all(isinstance(unit, nn.Module) for unit in network.fsdp_units())
