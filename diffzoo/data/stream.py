@@ -177,7 +177,7 @@ class BatchMaker:
 def collate(key: str, samples: Sequence[tuple[Any, Record, int]], index: Sequence[int], source: Source) -> RawBatch:
     """One batch of (array, record, row) as `diffzoo.typing.Batch`."""
     batch: RawBatch = {
-        key: torch.from_numpy(np.ascontiguousarray(np.stack([array for array, _, _ in samples]))),
+        key: torch.from_numpy(_stacked([array for array, _, _ in samples])),
         "index": torch.tensor(list(index), dtype=torch.int64),
         "id": torch.tensor([row for _, _, row in samples], dtype=torch.int64),
     }
@@ -186,6 +186,14 @@ def collate(key: str, samples: Sequence[tuple[Any, Record, int]], index: Sequenc
     if source.has_captions:
         batch["caption"] = [r.captions[0] for _, r, _ in samples]
     return batch
+
+
+def _stacked(arrays: Sequence[Any]) -> Any:
+    """The arrays in one contiguous block; `np.stack` would keep their transposed order in memory and copy twice."""
+    out = np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)
+    for place, array in zip(out, arrays, strict=True):
+        place[...] = array
+    return out
 
 
 def _label(record: Record, source: Source) -> int:

@@ -127,13 +127,13 @@ def resize_crop(
     if crop == "random":
         longest = int(np.ceil(size / MIN_CROP_FRACTION))
         short = size + int(draws[0] * (longest + 1 - size))
-    pixels = np.asarray(_scaled(image, short, resize))
-    spare_y, spare_x = pixels.shape[0] - size, pixels.shape[1] - size
+    scaled = _scaled(image, short, resize)
+    spare_y, spare_x = scaled.height - size, scaled.width - size
     if crop == "random":
         top, left = int(draws[1] * (spare_y + 1)), int(draws[2] * (spare_x + 1))
     else:
         top, left = spare_y // 2, spare_x // 2
-    return pixels[top : top + size, left : left + size]
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
 def augment(seed: int, row: int, visit: int, crop: Crop, flip: bool) -> tuple[tuple[float, ...], bool]:
