@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -22,7 +21,7 @@ class SampleGrid(L.Callback):
     """Writes `samples/step_*.png` at intervals and `samples/final.png` at the end of training.
 
     The same seeds and classes every time, so that the pictures can be compared: one row per class (unconditional
-    networks: one square). Every rank idles while rank 0 draws.
+    networks: one square). The other ranks idle while rank 0 draws, or draw along where the network is sharded.
 
     Args:
         every_n_steps: interval in optimizer steps; 0 = at the end only.
@@ -63,10 +62,13 @@ class SampleGrid(L.Callback):
         if not getattr(trainer, "fast_dev_run", False) and not trainer.interrupted:
             self.draw(trainer, pl_module, "final", self.final_steps)
 
-    @rank_zero_only
-    def draw(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path:
-        """Draw one grid and write it; returns the path."""
+    def draw(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path | None:
+        """Draw one grid and write it; returns the path, or None on the ranks that have nothing to do."""
         from dataclasses import replace
+
+        sharded = any(hasattr(p, "device_mesh") for p in module.network.parameters())
+        if not trainer.is_global_zero and not sharded:  # a sharded network needs every rank in its forward
+            return None
 
         cond, rows = self._conditions(trainer, module)
         seeds = [i % self.per_class for i in range(rows * self.per_class)]
@@ -82,6 +84,8 @@ class SampleGrid(L.Callback):
                 z = sample(denoise, sampler, shape, seeds, cond, device=module.device, batch_size=self.batch_size)
         finally:
             module.network.train(was_training)
+        if not trainer.is_global_zero:
+            return None
         path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
         grid = save_grid(self._decode(module, z), path, columns=self.per_class)
         self._log(trainer, grid)

@@ -179,7 +179,9 @@ class DiffusionModule(L.LightningModule):
         eps = draws.normal("validation", self.seed, index, x.shape[1:], self.device)
         loss = self.losses(x, eps, t, self.condition(batch, None)).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
-        self.log("step", float(self.global_step), batch_size=len(x))  # Lightning would write the number before
+        self.log(
+            "step", float(self.global_step), sync_dist=True, batch_size=len(x)
+        )  # Lightning would write the number before
 
     def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """Weighted loss per sample, `(b,)`."""

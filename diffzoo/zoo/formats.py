@@ -11,6 +11,7 @@ DataParallel (`module.`) or compile (`_orig_mod.`), below the attribute of a Lig
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,13 @@ def read_tensors(path: Path) -> Tensors:
 def read_pickle(path: Path) -> Any:
     """The content of a PyTorch file, with tensors, numbers, strings and containers only; memory-mapped if it can be.
 
+    A folder is a checkpoint in shards, of which the weights are read, not the optimizer.
+
     Raises:
         UserError: if it holds anything else (nothing is run), or is damaged.
     """
+    if path.is_dir():
+        return _read_shards(path)
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
@@ -98,6 +103,26 @@ def read_pickle(path: Path) -> Any:
         raise _damaged(path, error) from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _read_shards(folder: Path) -> dict[str, Any]:
+    """A checkpoint of FSDP2 as Lightning writes it: `meta.pt` beside files of torch.distributed.checkpoint."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    if not (folder / ".metadata").is_file() or not (folder / "meta.pt").is_file():
+        raise UserError(f"{folder} is no checkpoint: expected a file, or a folder of shards with .metadata and meta.pt")
+    held = FileSystemReader(folder).read_metadata().state_dict_metadata
+    prefix = "state_dict."
+    state = {
+        name.removeprefix(prefix): torch.empty(facts.size, dtype=facts.properties.dtype)
+        for name, facts in held.items()
+        if name.startswith(prefix) and isinstance(facts, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one process reads them all, which is what it remarks on
+        load({"state_dict": state}, checkpoint_id=folder, no_dist=True)
+    return {**read_pickle(folder / "meta.pt"), "state_dict": state}
 
 
 # -- finding a network's weights

@@ -384,6 +384,8 @@ def folder_file(folder: Path) -> Path:
     for name in ("model.safetensors", f"model{formats.INDEX}", "adapter.safetensors"):
         if (folder / name).is_file():
             return folder / name
+    if (folder / ".metadata").is_file():  # a checkpoint in shards
+        return folder
     run = _run_file(folder)
     if run is None:
         raise UserError(

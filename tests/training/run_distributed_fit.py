@@ -4,8 +4,8 @@
 
     single    one process, the whole batch
     ddp       two processes, gloo
-    fsdp      two processes, FSDP2, gloo
-    fsdp+     the same with activation checkpointing and two micro-batches per step
+    fsdp      two processes, FSDP2, gloo; checkpoints in shards, and a preview at the end
+    fsdp+     the same with activation checkpointing and two micro-batches per step; checkpoints in one file
 
 The loss of the global batch at each step, and the averaged weights, are left in `folder/kind/family.pt`.
 """
@@ -27,6 +27,7 @@ import diffzoo.models  # noqa: F401  registers the families
 from diffzoo.data import DemoData
 from diffzoo.models import entry, list_models
 from diffzoo.training.averaging import WeightAverages
+from diffzoo.training.callbacks import SampleGrid
 from diffzoo.training.checkpointing import Checkpoints, find_resume
 from diffzoo.training.guards import LossGuard
 from diffzoo.training.module import DiffusionModule
@@ -83,7 +84,10 @@ def strategy(kind: str) -> Any:
     if kind == "ddp":
         return DDPStrategy(process_group_backend="gloo")
     return ModelParallelStrategy(
-        data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", save_distributed_checkpoint=False
+        data_parallel_size=2,
+        tensor_parallel_size=1,
+        process_group_backend="gloo",
+        save_distributed_checkpoint=kind == "fsdp",
     )
 
 
@@ -103,7 +107,10 @@ def train(folder: Path, kind: str, family: str, steps: int) -> None:
         accumulate_grad_batches=parts, gradient_clip_val=1.0, default_root_dir=place, logger=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=1, num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[averages, LossGuard(), Throughput(), losses, Checkpoints(every_n_steps=2, every_minutes=0)],
+        callbacks=[
+            averages, LossGuard(), Throughput(), losses, Checkpoints(every_n_steps=2, every_minutes=0),
+            *([SampleGrid(0, classes=[0], per_class=2, final_steps=1)] if kind == "fsdp" else []),
+        ],
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=find_resume(place))
     state = averages.network_state(module)

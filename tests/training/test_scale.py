@@ -11,6 +11,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 import run_distributed_fit
 
+from diffzoo import load_any
 from diffzoo.errors import UserError
 from diffzoo.models import entry, list_models
 from diffzoo.training.module import DiffusionModule
@@ -58,6 +59,16 @@ def test_a_run_on_two_processes_resumes_exactly(kind: str, tmp_path: Path) -> No
     assert list(parts["losses"]) == [3, 4]
     assert all(parts["losses"][step] == whole["losses"][step] for step in (3, 4))
     assert all(torch.equal(v, parts["state"][k]) for k, v in whole["state"].items())
+
+    run = tmp_path / "parts" / kind / "DiMR"
+    checkpoint = max((run / "checkpoints").glob("*.ckpt"))
+    assert checkpoint.is_dir() == (kind == "fsdp")
+    assert (run / "samples" / "final.png").exists() == (kind == "fsdp")
+    for source in (run, checkpoint):
+        loaded = load_any(source).network.state_dict()  # the average, from one file or from shards
+        assert all(torch.equal(v, loaded[k]) for k, v in whole["state"].items())
+    raw = load_any(run, prefer="raw").network.state_dict()
+    assert any(not torch.equal(v, raw[k]) for k, v in whole["state"].items())
 
 
 @pytest.mark.slow
