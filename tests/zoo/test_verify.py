@@ -13,12 +13,13 @@ from torch import Tensor
 
 from diffzoo import GaussianProcess
 from diffzoo.cli.main import main
+from diffzoo.models import adm
 from diffzoo.models.base import Network
 from diffzoo.models.registry import entry
 from diffzoo.process import Eps, ReadsTime
 from diffzoo.zoo import cache
 from diffzoo.zoo.loading import build_meta, load_any
-from diffzoo.zoo.verify import fingerprint, probe, verify
+from diffzoo.zoo.verify import fingerprint, largest_error, probe, verify
 
 PROCESS = GaussianProcess(prediction=Eps(), reads=ReadsTime(8.0, -4.0))  # that of the entry
 
@@ -52,6 +53,23 @@ def test_the_fingerprint_is_the_networks_own_output(tiny: Network) -> None:
     assert mark.std == pytest.approx(float(output.double().std()), abs=1e-6)
     assert mark.first == pytest.approx(output.flatten()[:8].tolist(), abs=1e-6)
     assert fingerprint(tiny, PROCESS) == mark
+
+
+@pytest.mark.parametrize("config", [adm.TINY, adm.TINY.override(upsampler=True), adm.TINY.override(num_classes=0)])
+def test_networks_of_adm_have_fingerprints(config: adm.ADMConfig) -> None:
+    network = adm.ADMUNet(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    mark = fingerprint(network, PROCESS)
+    assert mark.std > 0
+    next(network.parameters()).data.mul_(1.01)
+    assert largest_error(fingerprint(network, PROCESS), mark) > 1e-6
+
+
+def test_classifiers_of_adm_have_fingerprints() -> None:
+    network = adm.ADMClassifier(adm.TINY_CLASSIFIER)
+    assert len(fingerprint(network, PROCESS).first) == 8
 
 
 @pytest.mark.parametrize("name", ["uvit_bao_s_32", "uvit_bao_t2i_s_256"])
