@@ -88,6 +88,21 @@ def test_a_failing_server_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
     assert not any(fault.times for fault in hub.faults), "the server did fail"
 
 
+def test_a_connection_that_is_cut_is_taken_up_again(hub: FakeHub, tmp_path: Path) -> None:
+    """In mid-stream, in the middle of a file: nothing of what is shown changes."""
+    publish(hub, tmp_path / "files")
+    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
+    data = HubImages(NAME, caption="captions", **STREAM)
+    loader = iter(data.train_dataloader())
+    seen = signature(next(loader))
+    hub.cut("/_lfs/", after=1000, times=3)
+    hub.fail("/_lfs/", status=408, times=1)
+    for _, batch in zip(range(17), loader, strict=False):
+        seen += signature(batch)
+    assert seen == expected
+    assert not any(fault.times for fault in hub.faults), "the connection was cut"
+
+
 def test_a_dead_server_stops_the_run_clearly_and_exactly(hub: FakeHub, tmp_path: Path) -> None:
     publish(hub, tmp_path / "files")
     expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
