@@ -42,7 +42,7 @@ def main() -> None:
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.device != "cpu"):
             loss = sum(o.float().square().mean() for o in network.training_outputs(z, level, cond))
         loss.backward()  # type: ignore[union-attr]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -9,7 +9,8 @@ and backward), useful TFLOP/s, and the ratio of its useful FLOP rate to the peer
 different cost. Ours and the peer take turns, so that a change of the machine's speed meets both; ratios are medians
 over the rounds. Needs the extra `latent` (diffusers).
 
-A time counts the useful FLOPs alone: 1 forward, or 3 for a training pass, recomputation not counted.
+A time counts the useful FLOPs alone: 1 forward, or 3 for a training pass, recomputation not counted. On a known GPU
+with `--dtype bf16` their share of the card's peak is printed too: for training, the model FLOPs utilisation (MFU).
 """
 
 import argparse
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffzoo.models import Network, entry
 from diffzoo.models.dimr import DiMR, DiMRConfig
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
+from diffzoo.training.planning import present_gpu
 from diffzoo.typing import Condition
 
 FULL = ("dimr_xl_256", "uvit_bao_l_256", "uvit_bao_h_256")
@@ -96,7 +98,7 @@ def inputs(batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 def precision(device: str, dtype: str) -> AbstractContextManager[Any]:
     """Autocast, or nothing for float32."""
-    return torch.autocast(device, torch.bfloat16) if dtype == "bf16" else nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
 def seconds(contender: Contender, mode: str, batch: int, device: str, dtype: str) -> float:
@@ -104,6 +106,8 @@ def seconds(contender: Contender, mode: str, batch: int, device: str, dtype: str
     contender.network.train(mode == "train")
     data = inputs(batch, device)
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    if device != "cpu":
+        torch.cuda.synchronize()
     start = clock()
     with precision(device, dtype), torch.set_grad_enabled(mode == "train"):
         outputs = contender.call(*data)
@@ -125,13 +129,16 @@ def compare(a: Contender, b: Contender, mode: str, args: argparse.Namespace) -> 
         if i:  # the first round warms up
             rounds.append((times[a.name], times[b.name]))
     cost = 3 if mode == "train" else 1
+    gpu = present_gpu() if args.device.startswith("cuda") and args.dtype == "bf16" else None
     ratios = [(a.gflops / x) / (b.gflops / y) for x, y in rounds]
     for contender, taken in zip((a, b), zip(*rounds, strict=True), strict=True):
         median = statistics.median(taken)
+        tflops = cost * contender.gflops / median / 1e3
+        share = f" {100 * tflops / gpu.tflops:5.1f} % of peak" if gpu else ""
         millions = sum(p.numel() for p in contender.network.parameters()) / 1e6
         print(
             f"{contender.name:28} {mode:8} {millions:7.1f} M {contender.gflops:8.1f} GF  {median * 1e3:9.1f} ms/image"
-            f"  {cost * contender.gflops / median / 1e3:7.3f} TFLOP/s"
+            f"  {tflops:7.3f} TFLOP/s{share}"
         )
     print(f"{'':28} useful FLOP rate, ours / peer: {statistics.median(ratios):.2f}\n")
 
@@ -143,13 +150,13 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="full depth instead of few blocks of full width")
     parser.add_argument("--modes", nargs="+", default=["forward", "train"], choices=["forward", "train"])
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"], help="bf16 is autocast")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compile ours block by block, the peer's blocks as well")
     args = parser.parse_args()
     torch.manual_seed(0)
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    where = torch.cuda.get_device_name() if args.device != "cpu" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {where}, {args.dtype}, batch {args.batch}\n")
     for name in args.models:
         a = ours(name, args.full)

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffzoo.models.base import Level
 from diffzoo.models.simple_uvit import SimpleUViT, SimpleUViTConfig
+from diffzoo.training.planning import present_gpu
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,7 +35,7 @@ def arguments(description: str) -> argparse.Namespace:
 
 def autocast(args: argparse.Namespace) -> AbstractContextManager:
     """Bfloat16 autocast where it is asked for."""
-    return torch.autocast(args.device, torch.bfloat16) if args.bf16 else nullcontext()
+    return torch.autocast(torch.device(args.device).type, torch.bfloat16) if args.bf16 else nullcontext()
 
 
 def theirs(args: argparse.Namespace) -> nn.Module:
@@ -67,22 +69,42 @@ def ours(args: argparse.Namespace, parameters: int) -> nn.Module:
     return SimpleUViT(config(depth, width))
 
 
-def both(args: argparse.Namespace) -> dict[str, nn.Module]:
-    """The two networks on the device, compiled if asked; prints their sizes."""
+def gflops_of(net: nn.Module, args: argparse.Namespace) -> float:
+    """GFLOPs of one image's forward pass, two per multiply-add; the network is on the CPU, not compiled."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.randn(1, 3, args.image_size, args.image_size), torch.zeros(1))
+    return counter.get_total_flops() / 1e9
+
+
+def both(args: argparse.Namespace) -> tuple[dict[str, nn.Module], dict[str, float]]:
+    """The two networks on the device, compiled if asked, and the GFLOPs of a forward pass; prints their sizes."""
     torch.manual_seed(0)
     rival = theirs(args)
     size = sum(p.numel() for p in rival.parameters())
     networks = {"ours": ours(args, size), "theirs": rival}
+    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, {where}, {args.image_size} px, batch {args.batch}")
+    gflops = {name: gflops_of(net, args) for name, net in networks.items()}
     for name, net in networks.items():
-        print(f"{name:<7} {sum(p.numel() for p in net.parameters()) / 1e6:8.2f} M parameters")
+        size = sum(p.numel() for p in net.parameters())
+        print(f"{name:<7} {size / 1e6:8.2f} M parameters, {gflops[name]:.2f} GFLOPs an image forward")
         net.to(args.device)
         if args.compile:
             net.compile(dynamic=False)
-    return networks
+    return networks, gflops
 
 
-def images_per_second(runs: dict[str, Callable[[], None]], images: int, args: argparse.Namespace) -> None:
-    """Alternate between the runs, after one to warm up, and print medians and the median of the rounds' ratios."""
+def images_per_second(
+    runs: dict[str, Callable[[], None]], images: int, gflops: dict[str, float], args: argparse.Namespace
+) -> None:
+    """Alternate between the runs, after one to warm up, and print medians and the median of the rounds' ratios.
+
+    Args:
+        runs: what to time.
+        images: how many images one call makes or trains on.
+        gflops: useful GFLOPs per image; on a known GPU in bfloat16 also their share of its peak is printed, the MFU.
+        args: the command line.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -93,8 +115,12 @@ def images_per_second(runs: dict[str, Callable[[], None]], images: int, args: ar
             run()
             _synchronize(args.device)
             seconds[name].append(time.perf_counter() - start)
+    gpu = present_gpu() if args.device.startswith("cuda") and args.bf16 else None
     for name, taken in seconds.items():
-        print(f"{name:<7} {images / statistics.median(taken):8.2f} images/s")
+        rate = images / statistics.median(taken)
+        tflops = rate * gflops[name] / 1e3
+        mfu = f", MFU {100 * tflops / gpu.tflops:.1f} %" if gpu else ""
+        print(f"{name:<7} {rate:8.2f} images/s, {tflops:.3f} TFLOP/s{mfu}")
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
     how = ("compiled" if args.compile else "eager") + (", bf16" if args.bf16 else "")
     print(f"ratio   {statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f}; {args.device}, {how})")
