@@ -39,7 +39,7 @@ INDEX: dict[str, dict[str, int]] = {
         "simple_uvit_s_64": 73_292_044,
         "simple_uvit_t2i_256": 2_936_739_084,
         "simple_uvit_t2i_512": 2_936_822_064,
-        "simple_uvit_xs_32": 1_452_940,
+        "simple_uvit_xs_32": 1_647_724,
         "simpler_uvit_128": 398_884_099,
         "simpler_uvit_64": 395_476_995,
         "simpler_uvit_p1_256": 401_243_395,

@@ -126,7 +126,7 @@ VARIANTS = {
     "simple_uvit_s_64": _small(64, "patch-2", 512, (128, 256, 512), (2, 2, 12), heads=8),
     "simple_uvit_b_64": _small(64, "none", 768, (128, 256, 768), (2, 2, 16), heads=12),
     # ours, for a few minutes on a CPU
-    "simple_uvit_xs_32": _small(32, "patch-2", 128, (32, 128), (1, 4), heads=4, dropout=0.0),
+    "simple_uvit_xs_32": _small(32, "patch-2", 128, (48, 128), (2, 4), heads=4, dropout=0.0),
 }
 TINY = SimpleUViTConfig(
     image_size=16,

@@ -6,7 +6,6 @@ A recipe chooses a class, `{class_path: diffzoo.training.FusedAdamW, init_args: 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,37 +109,47 @@ class FusedAdam(torch.optim.Adam):
         self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
 
 
-@dataclass(frozen=True)
-class TimmOptimizer:
+class TimmOptimizer(Optimizer):
     """An optimizer by timm's name: "muon", "lion", "adafactor", ... (`timm.optim.list_optimizers()`).
 
+    Making one gives timm's object; this class is there to be named in recipes.
+
     Args:
+        params: parameter groups (`parameter_groups`); their own weight decay wins.
         name: timm's name, in any case.
         lr: learning rate, used as it is.
-        weight_decay: as the optimizer defines it; a parameter group's own wins.
+        weight_decay: as the optimizer defines it.
         options: further arguments, such as `{betas: [0.9, 0.95]}`.
+
+    Raises:
+        UserError: for an unknown name, naming the nearest, or an option that the optimizer does not have.
     """
 
-    name: str
-    lr: float
-    weight_decay: float = 0.0
-    options: dict[str, Any] | None = None
-
-    def __call__(self, params: Iterable[Any]) -> Optimizer:
-        """The optimizer of these parameter groups.
-
-        Raises:
-            UserError: for an unknown name, naming the nearest, or an option that the optimizer does not have.
-        """
+    def __new__(  # type: ignore[misc]
+        cls,
+        params: Iterable[Any],
+        name: str,
+        lr: float,
+        weight_decay: float = 0.0,
+        options: dict[str, Any] | None = None,
+    ) -> Optimizer:
         from timm.optim import create_optimizer_v2, list_optimizers
 
         known = [str(n) for n in list_optimizers()]
-        if self.name.lower() not in known:
-            raise UserError(f"timm has no optimizer {self.name!r}{did_you_mean(self.name.lower(), known)}")
-        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (self.options or {}).items()}
+        if name.lower() not in known:
+            raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
         try:
-            return create_optimizer_v2(
-                list(params), opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **options
-            )
+            return create_optimizer_v2(list(params), opt=name, lr=lr, weight_decay=weight_decay, **given)
         except TypeError as error:
-            raise UserError(f"the optimizer {self.name!r} does not take these options: {error}") from error
+            raise UserError(f"the optimizer {name!r} does not take these options: {error}") from error
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        name: str,
+        lr: float,
+        weight_decay: float = 0.0,
+        options: dict[str, Any] | None = None,
+    ):
+        """Never runs: what `__new__` makes is of another class. The signature is what recipes may say."""

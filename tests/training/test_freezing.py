@@ -106,7 +106,7 @@ def test_learning_rates_fall_towards_the_input_and_decay_rules_stay(family: str)
 def test_other_optimizers_keep_the_shares_too() -> None:
     network = make("UViTBao")
     groups = parameter_groups(network, learning_rate_shares(network, 0.8))
-    made = scale_learning_rates(TimmOptimizer("lion", lr=1e-3)(groups))
+    made = scale_learning_rates(TimmOptimizer(groups, "lion", lr=1e-3))
     assert len({g["lr"] for g in made.param_groups}) == len(list(network.units())) + 2
     with pytest.raises(UserError, match=r"layer_decay must lie in \(0, 1\], got 1.5"):
         learning_rate_shares(network, 1.5)

@@ -164,7 +164,7 @@ def test_fused_is_the_default_and_the_same(make) -> None:
 @pytest.mark.parametrize("name", ["lion", "muon", "adamw", "Adafactor"])
 def test_timm_names(name: str) -> None:
     net = Net()
-    optimizer = TimmOptimizer(name, lr=1e-2, weight_decay=0.1)(parameter_groups(net))
+    optimizer = TimmOptimizer(parameter_groups(net), name, lr=1e-2, weight_decay=0.1)
     assert type(optimizer).__name__.lower().startswith(name.lower())
     assert optimizer.param_groups[-1]["weight_decay"] == 0.0
     before = net.linear.weight.detach().clone()
@@ -175,6 +175,6 @@ def test_timm_names(name: str) -> None:
 
 def test_unknown_timm_names() -> None:
     with pytest.raises(UserError, match="did you mean 'lion'"):
-        TimmOptimizer("lionn", lr=1)(parameter_groups(Net()))
+        TimmOptimizer(parameter_groups(Net()), "lionn", lr=1)
     with pytest.raises(UserError, match="does not take"):
-        TimmOptimizer("lion", lr=1, options={"nesterovv": True})(parameter_groups(Net()))
+        TimmOptimizer(parameter_groups(Net()), "lion", lr=1, options={"nesterovv": True})

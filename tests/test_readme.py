@@ -1,0 +1,68 @@
+"""The README is executed: its Python runs, its commands parse, its table is that of the registry."""
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from diffzoo.cli.main import LIGHTNING, VERBS
+from diffzoo.cli.recipe_files import find_recipe
+from diffzoo.models.registry import list_models
+from diffzoo.models.summary import zoo_table
+from diffzoo.zoo.manifest import list_checkpoints
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(<!--[^\n]*-->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+PYTHON = [(comment, code) for comment, language, code in BLOCKS if language == "python"]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for _, language, code in BLOCKS
+    if language == "bash"
+    for line in code.replace("\\\n", " ").splitlines()
+    if "diffzoo " in line
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(("comment", "code"), PYTHON, ids=[f"block {n}" for n in range(len(PYTHON))])
+def test_python_runs(comment: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    compiled = compile(code, "README.md", "exec")
+    if "needs the network" in comment:
+        for name in re.findall(r'(?:create_model|pipeline)\("([^"]+)"', code):
+            assert name in list_models() or name in list_checkpoints()
+        return
+    exec(compiled, {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_those_that_exist(command: str) -> None:
+    words = shlex.split(command.split("diffzoo ", 1)[1])
+    assert words[0] in VERBS, f"no verb {words[0]!r}"
+    options = {w.split("=")[0] for w in words if w.startswith("--")}
+    if words[0] in LIGHTNING:
+        find_recipe(words[words.index("-c") + 1])
+        return
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    import_module(VERBS[words[0]][0]).configure(parser)
+    known = set(parser._option_string_actions)
+    for action in parser._actions:
+        for sub in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
+            known |= set(sub._option_string_actions)
+    assert options <= known, f"no option {options - known}"
+
+
+def test_the_table_is_that_of_the_registry() -> None:
+    shown = re.search(r"<!-- zoo table.*?-->\n(.*?)\n\n<!-- end of zoo table -->", README, re.DOTALL)
+    assert shown is not None
+    assert shown.group(1).strip() == zoo_table().strip(), "regenerate it: see the comment above the table"
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)|src=\"([^\"]+)\"", README))))
+def test_links_to_files_resolve(path: tuple[str, str]) -> None:
+    assert (ROOT / (path[0] or path[1])).exists()
