@@ -58,7 +58,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL picture as RGB: grey repeated, transparency on white, 16 bits scaled, CMYK converted, EXIF turned."""
-    ImageOps.exif_transpose(image, in_place=True)
+    if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # reading tags that are not there takes its time
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _DEEP:
