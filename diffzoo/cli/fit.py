@@ -37,7 +37,9 @@ def _front(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--run", help="directory of the run; default runs/RECIPE")
     if verb == "fit":
         parser.add_argument("--resume", help="'auto': continue the newest sound checkpoint, or start; or a path")
-        parser.add_argument("--dry-run", action="store_true", help="two real steps, preview, checkpoint, resume")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="two real steps, preview, evaluation, checkpoint, resume"
+        )
     parser.add_argument("--data.folder", dest="folder", help="train on a folder of images; sub-folders are classes")
     return parser
 
@@ -49,7 +51,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     if getattr(args, "dry_run", False):
         from diffzoo.cli.dry_run import dry_run
 
-        return dry_run(recipes, rest)
+        return dry_run(recipes, rest, args.folder)
     directory = Path(args.run) if args.run else Path("runs") / recipes[0].stem
     train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
     return 0
@@ -77,6 +79,8 @@ def train(
         UserError: for anything in the recipe or the options that does not fit, naming the nearest right key.
     """
     from diffzoo.cli.lightning_cli import Command
+    from diffzoo.cli.out_of_memory import memory_explained
+    from diffzoo.cli.recipe_version import newer_explained
     from diffzoo.training.checkpointing import RunLock, find_resume
 
     replaced = _folder_in_place_of_data(recipes, folder) if folder else []
@@ -97,7 +101,8 @@ def train(
             )
         with warnings.catch_warnings():
             _quiet()
-            return Command(arguments).trainer
+            with newer_explained(recipes), memory_explained(arguments):
+                return Command(arguments).trainer
 
 
 def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:

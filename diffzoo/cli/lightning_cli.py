@@ -21,6 +21,7 @@ import diffzoo.process
 import diffzoo.sampling
 import diffzoo.training
 from diffzoo.cli.explain import explain
+from diffzoo.cli.recipe_version import version_line
 from diffzoo.errors import UserError
 from diffzoo.training.checkpointing import Checkpoints
 from diffzoo.training.guards import LossGuard
@@ -28,7 +29,7 @@ from diffzoo.training.module import DiffusionModule
 from diffzoo.training.progress import RunProgress
 from diffzoo.training.throughput import CsvLog, Throughput
 
-__all__ = ["Command", "ParsedRecipe"]
+__all__ = ["Command", "ParsedRecipe", "world_size"]
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
 
@@ -130,7 +131,7 @@ class Command(LightningCLI):
         micro_batches = getattr(self.datamodule, "micro_batches", None)
         if micro_batches is None:
             return
-        count = micro_batches(_world_size(config))  # complains of a batch that does not divide, before processes start
+        count = micro_batches(world_size(config))  # complains of a batch that does not divide, before processes start
         if getattr(self.datamodule, "micro_batch_size", None) is not None:
             config["accumulate_grad_batches"] = count
 
@@ -145,7 +146,8 @@ class ParsedRecipe(Command):
         """Nothing."""
 
 
-def _world_size(config: Any) -> int:
+def world_size(config: Any) -> int:
+    """How many devices the settings of a trainer ask for, over all nodes."""
     devices = config.get("devices", "auto")
     if isinstance(devices, (list, tuple)):
         count = len(devices)
@@ -165,5 +167,5 @@ class SaveRecipe(SaveConfigCallback):
         from diffzoo.files import write_text
 
         path = Path(trainer.default_root_dir) / "config.yaml"
-        write_text(path, self.parser.dump(self.config, skip_none=False))
+        write_text(path, version_line() + self.parser.dump(self.config, skip_none=False))
         self.already_saved = True

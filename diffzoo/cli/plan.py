@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from diffzoo.errors import UserError
 
 if TYPE_CHECKING:
+    from diffzoo.models.base import Network
     from diffzoo.training.planning import GPU, Plan
 
-__all__ = ["configure", "plan_recipe", "run"]
+__all__ = ["configure", "plan_content", "plan_recipe", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,23 +57,34 @@ def plan_recipe(
     Raises:
         UserError: for a recipe that does not parse, or whose network is not a registered name.
     """
-    import torch
     import yaml
 
-    import diffzoo.models  # noqa: F401  registers the names
     from diffzoo.cli.recipe_files import find_recipe
-    from diffzoo.models.registry import build
-    from diffzoo.training.planning import Plan, network_cost
 
     path = find_recipe(recipe)
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
+    return plan_content(content or {}, str(path), devices, shards, mfu, recompute)
+
+
+def plan_content(
+    content: dict[str, Any], where: str, devices: int = 1, shards: int = 1, mfu: float = 0.35, recompute: bool = False
+) -> "tuple[Plan, int | None]":
+    """`plan_recipe` for a recipe that is read already; `where` it came from, for messages."""
+    import torch
+
+    import diffzoo.models  # noqa: F401  registers the names
+    from diffzoo.models.registry import build
+    from diffzoo.training.planning import Plan, network_cost
+
     model, trainer = content.get("model") or {}, content.get("trainer") or {}
-    name, overrides = _network(model, str(path))
+    name, overrides = _network(model, where)
+    overrides = {k: v for k, v in overrides.items() if k not in ("classes", "class_names")}  # of the weights
     with torch.device("meta"):
         network = build(name, **overrides)
+        _choose_trained(network, model)
     network.set_grad_checkpointing(recompute or bool(model.get("grad_checkpointing")))
     data = (content.get("data") or {}).get("init_args") or {}
     plan = Plan(
@@ -88,6 +100,17 @@ def plan_recipe(
     )
     micro = data.get("micro_batch_size")
     return plan, None if micro is None else int(micro)
+
+
+def _choose_trained(network: "Network", model: dict[str, Any]) -> None:
+    """Freeze what the recipe freezes: neither gradients nor optimizer states nor averages are kept of it."""
+    from diffzoo.training import freezing
+    from diffzoo.training.lora import LoRA, inject
+
+    if model.get("freeze"):
+        freezing.freeze(network, model["freeze"])
+    if model.get("lora"):
+        inject(network, LoRA(**model["lora"]))
 
 
 def _network(model: dict[str, Any], recipe: str) -> tuple[str, dict[str, Any]]:

@@ -340,7 +340,8 @@ class DiffusionModule(L.LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside the adapters of a checkpoint, the network keeps the weights it was started from."""
+        """Check that the weights belong here; beside adapters, the network keeps the weights it was started from."""
+        self._check_architecture(checkpoint)
         if self.lora is None:
             if (checkpoint.get("diffzoo") or {}).get("adapter"):
                 raise UserError("the checkpoint holds low-rank adapters alone: set model.lora as its recipe did")
@@ -354,6 +355,24 @@ class DiffusionModule(L.LightningModule):
                     f"{ours[field]}: keep model.lora and the weights behind model.weights as they were"
                 )
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+    def _check_architecture(self, checkpoint: dict[str, Any]) -> None:
+        held = (checkpoint.get("diffzoo") or {}).get("model") or {}
+        theirs = {k: tuple(v.shape) for k, v in checkpoint.get("state_dict", {}).items() if isinstance(v, Tensor)}
+        ours = {k: tuple(v.shape) for k, v in self.state_dict().items()}
+        if not held or all(ours.get(k) == shape for k, shape in theirs.items()):
+            return
+        config = {**config_to_dict(self.network.config), "network": f"{self.name} ({self.family})"}
+        other = {**held.get("config", {}), "network": f"{held.get('name')} ({held.get('family')})"}
+        if other["network"] != config["network"]:
+            differ = ["network"]
+        else:
+            differ = [k for k in config if k in other and config[k] != other[k]]
+        parts = [f"{k} {other[k]} there and {config[k]} here" for k in differ]
+        raise UserError(
+            f"the checkpoint is of another architecture: {'; '.join(parts) or 'tensors of other names or shapes'}: "
+            "resume it with the recipe it was trained with, or start from its weights with model.weights"
+        )
 
     def _adapter_facts(self, lora: LoRA) -> dict[str, Any]:
         if self._base_digest is None:

@@ -1,0 +1,53 @@
+"""Recipes say which version wrote them, so that one from the future can be told from one with a mistake.
+
+A line `# diffzoo 0.2.0` among the comments at the top; `config.yaml` of a run has it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffzoo.errors import UserError
+
+__all__ = ["newer_explained", "stated_version", "version_line"]
+
+
+def version_line() -> str:
+    """The line that says which version wrote a recipe."""
+    from diffzoo import __version__
+
+    return f"# diffzoo {__version__}\n"
+
+
+def stated_version(path: Path) -> str | None:
+    """The version in the comments at the top of a recipe, if they say one."""
+    head = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line)
+    found = re.search(r"^# (?:Version: *)?diffzoo[ =]+(\d+(?:\.\d+)*)", "\n".join(head), re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+@contextmanager
+def newer_explained(recipes: Sequence[Path]) -> Iterator[None]:
+    """If what is wrong inside the block may be that a recipe was written by a newer version, say so too."""
+    from diffzoo import __version__
+
+    try:
+        yield
+    except UserError as error:
+        for path in recipes:
+            stated = stated_version(path)
+            if stated and _numbers(stated) > _numbers(__version__):
+                raise UserError(
+                    f"{error}; {path} was written for diffzoo {stated} and this is {__version__}: "
+                    "pip install --upgrade diffzoo"
+                ) from error
+        raise

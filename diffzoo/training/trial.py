@@ -1,0 +1,73 @@
+"""What `diffzoo fit --dry-run` evaluates: whether the real run will get through, not how good it is."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from diffzoo.evaluation.reference import make_reference
+from diffzoo.evaluation.run import load_networks
+from diffzoo.training.held_out import MemorisationReport
+from diffzoo.training.metrics_callback import ImageMetrics
+
+__all__ = ["TrialEvaluation"]
+
+
+class TrialEvaluation(L.Callback):
+    """At the end of training, draws and measures a few images as evaluation would, and prints the values.
+
+    The recipe's own `ImageMetrics` are called, so that missing weights of feature networks or references show here;
+    without any, the distance of fixed random features to the first training pictures is taken. In a few sampler steps:
+    memory is that of a whole evaluation, time is not.
+
+    Args:
+        n: images.
+        steps: of the sampler.
+        batch_size: images at a time, where the recipe says nothing.
+    """
+
+    def __init__(self, n: int = 64, steps: int = 4, batch_size: int = 32):
+        self.n, self.steps, self.batch_size = n, steps, batch_size
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        values: dict[str, float] = {}
+        for metrics in self._metrics(trainer):
+            kept = metrics.n, metrics.steps
+            metrics.n, metrics.steps = self.n, self.steps
+            values |= metrics.measure(trainer, pl_module)
+            metrics.n, metrics.steps = kept
+        if not values:
+            values = self._distance(trainer, pl_module)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no metric, the data has latents"
+        rank_zero_only(print)(f"dry run: {self.n} images drawn in {self.steps} sampler steps and measured: {shown}")
+
+    @staticmethod
+    def _metrics(trainer: Any) -> list[ImageMetrics]:
+        own = [c for c in trainer.callbacks if isinstance(c, ImageMetrics) and not isinstance(c, MemorisationReport)]
+        return [c for c in own if c.reference]
+
+    def _distance(self, trainer: Any, module: Any) -> dict[str, float]:
+        options: dict[str, Any] = {"every_n_steps": 0, "n": self.n, "steps": self.steps, "batch_size": self.batch_size}
+        metric = "frechet:random-conv"
+        path = Path(trainer.default_root_dir) / "trial.npz"
+        if trainer.is_global_zero and not self._reference(trainer.datamodule, metric, path):
+            path.unlink(missing_ok=True)
+        trainer.strategy.barrier("diffzoo.trial")
+        if not path.exists():  # pictures are drawn and decoded all the same
+            report = MemorisationReport("random-conv", self.n, steps=self.steps, batch_size=self.batch_size)
+            report.draw(trainer, module)
+            return {}
+        return ImageMetrics(str(path), [metric], **options).measure(trainer, module)
+
+    def _reference(self, data: Any, metric: str, path: Path) -> bool:
+        """Statistics of the first training pictures; whether there are any."""
+        if not hasattr(data, "one_pass"):
+            return False
+        batches = data.one_pass("train", min(self.n, 64))
+        first = next(iter(batches))
+        if "image" not in first:
+            return False
+        networks = list(load_networks([metric]).values())
+        make_reference([first] if len(first["image"]) > 1 else batches, networks, path, keep=0)
+        return True

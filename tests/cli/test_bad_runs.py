@@ -1,0 +1,184 @@
+"""What goes wrong around a run, each in one sentence; and the trial run that finds it before."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diffzoo.cli import out_of_memory
+from diffzoo.cli.main import main
+from diffzoo.cli.out_of_memory import advice
+from diffzoo.cli.plan import plan_recipe
+from diffzoo.cli.recipe_version import stated_version
+from diffzoo.training.checkpointing import RunLock
+from diffzoo.training.module import DiffusionModule
+from diffzoo.training.planning import GIB, GPU, NetworkCost, Plan
+
+# Lightning's own: few workers, deprecated parts of torch
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+RECIPE = """
+model:
+  network: simple_uvit_xs_32
+  network_args: {num_classes: 10, width_at: {16: 16, 8: 32}, depth_at: {8: 1}}
+  sampler: {class_path: DDIM, init_args: {steps: 2, clip: 1.0}}
+  optimizer: {class_path: diffzoo.training.FusedAdamW, init_args: {lr: 1.0e-3}}
+data:
+  class_path: DemoData
+  init_args: {image_size: 32, batch_size: 24, num_workers: 0, cache: false}
+trainer:
+  max_steps: 2
+  limit_val_batches: 0
+  accelerator: cpu
+  callbacks:
+    - {class_path: SampleGrid, init_args: {every_n_steps: 0, classes: [0], per_class: 2}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def failed(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    assert main(["fit", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+# -- memory
+
+
+def test_out_of_memory_names_the_setting_that_fits(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def step(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    plan, _ = plan_recipe(str(recipe))
+    # a card on which 8 of the 24 images fit, and 12 do not
+    wanted = (plan.training(8) + plan.training(12)) / 2
+    card = GPU("toy", (wanted + 0.8 * GIB) / (1 - 0.06), 1, 0)
+    assert abs(plan.usable(card) - wanted) < 1
+    monkeypatch.setattr(DiffusionModule, "training_step", step)
+    monkeypatch.setattr(out_of_memory, "this_gpu", lambda: card)
+    said = failed(capsys, "-c", str(recipe), "--run", str(tmp_path / "run"))
+    assert "out of memory with 24 images at once on a toy: `diffzoo plan` expects a peak of " in said
+    assert f"{plan.peak(24) / GIB:.1f} GiB of {wanted / GIB:.1f} GiB usable" in said
+    assert "set --data.init_args.micro_batch_size 8, which changes memory and speed, not the result" in said
+    assert "Traceback" not in said
+
+
+def test_advice_falls_back_on_recomputation_and_then_on_more_devices() -> None:
+    def plan(activations: float) -> Plan:
+        return Plan(NetworkCost(10, 10, 1e9, activations * GIB, 0, 0, False), batch=8, evaluation_batch=0)
+
+    card = GPU("toy", (10.0 * GIB + 0.8 * GIB) / (1 - 0.06), 1, 0)
+    assert "micro_batch_size 2," in advice(plan(4.0), plan(1.0), card, 8)  # 3 would fit, and does not divide 8
+    said = advice(plan(12.0), plan(3.0), card, 8)
+    assert "expects a peak of 96.0 GiB of 10.0 GiB" in said
+    assert "--model.grad_checkpointing true and --data.init_args.micro_batch_size 2" in said
+    assert "no micro-batch fits: shard it over more devices" in advice(plan(12.0), plan(11.0), card, 1)
+    assert "something else may be using the card; set --data.init_args.micro_batch_size 4" in advice(
+        plan(1.0), plan(0.5), card, 8
+    )
+
+
+def test_the_plan_knows_what_is_frozen(recipe: Path, tmp_path: Path) -> None:
+    whole, _ = plan_recipe(str(recipe))
+    other = tmp_path / "other.yaml"
+    other.write_text(RECIPE.replace("model:\n", "model:\n  freeze: all_but_classes\n", 1))
+    frozen, _ = plan_recipe(str(other))
+    assert frozen.cost.parameters == whole.cost.parameters == whole.cost.trainable
+    assert frozen.cost.trainable == 11 * 128
+    other.write_text(RECIPE.replace("model:\n", "model:\n  lora: {rank: 2}\n", 1))
+    lora, _ = plan_recipe(str(other))
+    assert 11 * 128 < lora.cost.trainable < 0.3 * whole.cost.trainable
+    assert lora.parts()["optimizer"] < 0.3 * whole.parts()["optimizer"]
+
+
+# -- checkpoints, recipes, directories
+
+
+def test_a_checkpoint_of_another_architecture_is_named(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = ("-c", str(recipe), "--run", str(tmp_path / "run"))
+    assert main(["fit", *run, "--trainer.max_steps=1"]) == 0
+    more = (*run, "--resume", "auto")
+    said = failed(capsys, *more, "--model.network_args={num_classes: 12, width_at: {16: 16, 8: 32}, depth_at: {8: 1}}")
+    assert "the checkpoint is of another architecture: num_classes 10 there and 12 here" in said
+    said = failed(capsys, *more, "--model.network=uvit_bao_s_32", "--model.network_args={num_classes: 10, depth: 3}")
+    assert "network simple_uvit_xs_32 (SimpleUViT) there and uvit_bao_s_32 (UViTBao) here" in said
+    # dropout is no part of the architecture: a resumed run may have another
+    changed = "--model.network_args={num_classes: 10, width_at: {16: 16, 8: 32}, depth_at: {8: 1}, dropout: 0.1}"
+    assert main(["fit", *more, changed]) == 0
+
+
+def test_a_recipe_of_a_newer_version_says_so(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = ("--run", str(tmp_path / "run"))
+    wrong = "--model.flux_capacitor=3"
+    assert "diffzoo 99" not in failed(capsys, "-c", str(recipe), *run, wrong)
+    for line in ("# diffzoo 99.1.0\n", "# a recipe\n# Version:    diffzoo 99.1.0\n"):
+        recipe.write_text(line + RECIPE)
+        said = failed(capsys, "-c", str(recipe), *run, wrong)
+        assert "there is no key 'model.flux_capacitor'" in said
+        assert f"{recipe} was written for diffzoo 99.1.0 and this is " in said
+        assert said.rstrip().endswith("pip install --upgrade diffzoo")
+    recipe.write_text("# diffzoo 0.0.1\n" + RECIPE)
+    assert "0.0.1" not in failed(capsys, "-c", str(recipe), *run, wrong)
+
+
+def test_runs_say_which_version_wrote_them(recipe: Path, tmp_path: Path) -> None:
+    from diffzoo import __version__
+
+    assert main(["fit", "-c", str(recipe), "--run", str(tmp_path / "run"), "--trainer.max_steps=1"]) == 0
+    assert stated_version(tmp_path / "run" / "config.yaml") == __version__
+    again = ["fit", "-c", str(tmp_path / "run" / "config.yaml"), "--run", str(tmp_path / "again")]
+    assert main([*again, "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path / 'again'}"]) == 0
+
+
+def test_a_run_directory_in_use_is_named(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with RunLock(tmp_path / "run"):
+        said = failed(capsys, "-c", str(recipe), "--run", str(tmp_path / "run"))
+    assert "run is in use by process" in said
+
+
+def test_more_devices_than_the_batch_divides(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    said = failed(capsys, "-c", str(recipe), "--run", str(tmp_path / "run"), "--trainer.devices=5")
+    assert "the global batch of 24 does not divide among 5 ranks: set batch_size to 20 or 25" in said
+
+
+# -- the trial run
+
+
+def test_a_dry_run_does_all_that_a_run_does_and_keeps_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "-c", str(recipe), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "dry run: 64 images drawn in 4 sampler steps and measured: frechet:random-conv " in said
+    assert "dry run: two steps done, previews: final.png" in said
+    assert "resumed and trained to step 3; the recipe is ready" in said
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_a_dry_run_uses_the_recipes_own_metrics_and_the_folder_given(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("ant", "bee"):
+        for i in range(3):
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((torch.rand(32, 32, 3) * 255).byte().numpy()).save(path)
+    recipe.write_text(
+        RECIPE.replace("batch_size: 24", "batch_size: 2")
+        + '    - {class_path: diffzoo.training.HeldOutDistance, init_args: {metric: "frechet-spatial:random-conv"}}\n'
+    )
+    folder, held = ("--data.folder", str(tmp_path / "pictures")), "--data.init_args.val_fraction=0.5"
+    assert main(["fit", "-c", str(recipe), "--dry-run", *folder, held]) == 0
+    assert "measured: frechet-spatial:random-conv " in capsys.readouterr().out
