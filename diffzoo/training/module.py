@@ -341,10 +341,10 @@ class DiffusionModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the weights belong here; beside adapters, the network keeps the weights it was started from."""
-        self._check_architecture(checkpoint)
         if self.lora is None:
             if (checkpoint.get("diffzoo") or {}).get("adapter"):
                 raise UserError("the checkpoint holds low-rank adapters alone: set model.lora as its recipe did")
+            self._check_architecture(checkpoint)
             return
         theirs = (checkpoint.get("diffzoo") or {}).get("adapter") or {}
         ours = self._adapter_facts(self.lora)
@@ -354,6 +354,7 @@ class DiffusionModule(L.LightningModule):
                     f"the adapters of the checkpoint have another {field}, {theirs.get(field)}, than this run, "
                     f"{ours[field]}: keep model.lora and the weights behind model.weights as they were"
                 )
+        self._check_architecture(checkpoint)
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
     def _check_architecture(self, checkpoint: dict[str, Any]) -> None:
