@@ -114,9 +114,11 @@ def torch_loader(files: list[Path], size: int, workers: int, seconds: float) -> 
 def ours(data: Any, seconds: float) -> float:
     """A data module of diffzoo, as training sees it."""
 
+    loader = data.train_dataloader()  # asked for once, as a Trainer does: its workers live on
+
     def batches() -> Iterator[Any]:
         while True:
-            yield from data.train_dataloader()
+            yield from loader
 
     try:
         return rate(batches(), seconds, lambda batch: len(batch["id"]), clock_of(data.num_workers))
