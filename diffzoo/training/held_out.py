@@ -156,11 +156,14 @@ class MemorisationReport(ImageMetrics):
         average: str | None = None,
         weights: str | None = None,
     ):
-        super().__init__("", [f"frechet:{network}"], 0, n, steps, guidance, batch_size, average)
+        given = None if weights is None else {network: weights}
+        super().__init__("", [f"frechet:{network}"], 0, n, steps, guidance, batch_size, average, given)
         self.network, self.pairs, self.network_weights = network, pairs, weights
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Nothing is measured against a reference."""
+        """Look for the feature network's weights now, not when training is done."""
+        if stage == "fit" and trainer.is_global_zero:
+            load_networks(self.metrics, self.weights)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if getattr(trainer, "fast_dev_run", False) or trainer.interrupted:

@@ -111,7 +111,7 @@ class DiffusionModule(L.LightningModule):
             raise UserError("lora freezes everything but its adapters: leave out freeze and layer_decay")
         self.name = network if isinstance(network, str) else type(network).__name__
         self.weights, self.lora, self.layer_decay = weights, lora, layer_decay
-        self._copies_classes = bool(weights) and (network_args or {}).get("classes") == "copy"
+        self._class_policy = (network_args or {}).get("classes")
         self.network = self._build(network, network_args, weights)
         self.family = type(self.network).__name__  # sharding changes the class
         if weights:
@@ -153,6 +153,8 @@ class DiffusionModule(L.LightningModule):
         from diffzoo.factory import create_model
 
         overrides = dict(overrides or {})
+        if not weights:  # what becomes of weights; `_begin` asks for them
+            overrides = {k: v for k, v in overrides.items() if k not in ("classes", "class_names")}
         if weights and overrides.get("classes") == "copy" and not overrides.get("class_names"):
             overrides["classes"] = "mean"  # until the names are known, in `setup`
         return create_model(network, pretrained=weights or False, **overrides)
@@ -296,7 +298,12 @@ class DiffusionModule(L.LightningModule):
         """What has to be known of the data before a first step; a resumed run then loads its own weights."""
         if self.lora is not None and not self.weights:
             raise UserError("low-rank adapters belong to trained weights: say which with model.weights")
-        if self._copies_classes and self.class_names:
+        if self._class_policy is not None and not self.weights:
+            raise UserError(
+                f"network_args.classes is {self._class_policy}, what becomes of the class table of trained weights: "
+                "say which with model.weights, or leave it out"
+            )
+        if self._class_policy == "copy" and self.class_names:
             from diffzoo.factory import copy_classes
 
             same = copy_classes(self.network, str(self.weights), self.class_names)

@@ -9,6 +9,7 @@ names       weights of one registered name may start another of the same family,
             and resolution differs: `uvit_bao_l_512` from the weights of `uvit_bao_l_256`.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -47,7 +48,8 @@ def build_with(
         overrides: of dropout, of the classes, or of the image size; learned positions are resampled.
         classes: what becomes of the class table, needed when `num_classes` or `null_class` changes: "random" = made
             anew as the family does it, "mean" = every class begins as the mean of the old ones, "copy" = classes of
-            the same name keep their row and new ones begin as the mean. The null class keeps its row.
+            the same name, or one of several separated by ", ", keep their row and new ones begin as the mean. The null
+            class keeps its row.
         class_names: names of the new classes, for "copy" and for the facts.
 
     Raises:
@@ -116,7 +118,7 @@ def copy_classes(network: Network, weights: Weights, class_names: Sequence[str])
 
     For networks built with the policy "mean" before the names of their classes were known.
     """
-    known = {name: i for i, name in enumerate(class_list(weights.facts.class_names))}
+    known = _by_name(weights)
     same = [(i, known[name]) for i, name in enumerate(class_names) if name in known]
     base = weights.facts.build_config()
     state = network.state_dict()
@@ -128,6 +130,14 @@ def copy_classes(network: Network, weights: Weights, class_names: Sequence[str])
                 with torch.no_grad():
                     state[key][target] = old[origin].to(state[key].device, state[key].dtype)
     return [class_names[i] for i, _ in same]
+
+
+def _by_name(weights: Weights) -> dict[str, int]:
+    """Index of every class by its name, and by each of several names that no other class shares ("dog, hound")."""
+    names = class_list(weights.facts.class_names)
+    single = [(part, i) for i, name in enumerate(names) for part in name.split(", ")]
+    counts = Counter(part for part, _ in single)
+    return {part: i for part, i in single if counts[part] == 1} | {name: i for i, name in enumerate(names)}
 
 
 def _override(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -251,11 +261,11 @@ def _table(
     if policy != "random":
         new[: config.num_classes] = old[: base.num_classes].mean(0)
     if policy == "copy":
-        known = {name: i for i, name in enumerate(class_list(weights.facts.class_names))}
+        known = _by_name(weights)
         if not known or names is None or len(names) != config.num_classes:
             raise UserError(
                 f"classes='copy' needs the names of the old classes and {config.num_classes} class_names of the new "
-                f"ones, got {len(known)} and {len(names or ())}"
+                f"ones, got {len(class_list(weights.facts.class_names))} and {len(names or ())}"
             )
         pairs = [(i, known[name]) for i, name in enumerate(names) if name in known]
         if pairs:

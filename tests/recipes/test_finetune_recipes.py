@@ -1,0 +1,106 @@
+"""The recipes for one's own classes, run as their headers say, on folders of a few pictures."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffzoo import create_model, load_any, pipeline
+from diffzoo.cli.main import main
+from diffzoo.models import dimr, registry
+from diffzoo.models.base import Network
+from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, ReadsTime
+
+# Lightning's own: few workers, deprecated parts of torch
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("Objects", "robots"):
+        for i in range(14):
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((torch.rand(32, 32, 3) * 255).byte().numpy()).save(path)
+    return tmp_path / "pictures"
+
+
+def released(network: Network, folder: Path, process: GaussianProcess, name: str, names: list[str]) -> Network:
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    network.save_pretrained(folder, process=process, name=name, class_names=tuple(names))
+    return network.eval()
+
+
+def test_the_whole_network_learns_two_classes(pictures: Path, tmp_path: Path) -> None:
+    names = ["Animals", "Objects", "Food", *"abcdefg"]
+    start = released(create_model("simple_uvit_xs_32", num_classes=10), tmp_path / "emoji",
+                     GaussianProcess(schedule=Cosine()), "simple_uvit_xs_32", names)  # fmt: skip
+    run = tmp_path / "run"
+    options = {
+        "model.weights": str(tmp_path / "emoji"), "data.init_args.path": str(pictures),
+        "model.network_args.num_classes": "2", "trainer.max_steps": "2", "trainer.accelerator": "cpu",
+        "data.init_args.num_workers": "0", "model.sampler.init_args.steps": "2", "model.lr_scheduler": "null",
+        "model.optimizer.init_args.lr": "1e-6", "data.init_args.val_fraction": "0.2",
+        "trainer.callbacks": """[
+            {class_path: SampleGrid, init_args: {every_n_steps: 0, per_class: 1}},
+            {class_path: diffzoo.training.HeldOutDistance,
+             init_args: {metric: "frechet:random-conv", every_n_steps: 1, n: 4}},
+            {class_path: diffzoo.training.MemorisationReport, init_args: {network: random-conv, n: 3}}]""",
+    }  # fmt: skip
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    assert main(["fit", "-c", "finetune/simple_uvit_xs_32", "--run", str(run), *arguments]) == 0
+    tuned = load_any(run, prefer="raw")
+    assert tuned.class_names == ("Objects", "robots")
+    before, after = start.state_dict(), tuned.network.state_dict()
+    table = "conditioning.classes.weight"
+    expected = torch.stack([before[table][1], before[table][:10].mean(0), before[table][10]])
+    torch.testing.assert_close(after[table], expected, rtol=0, atol=1e-5)  # two steps of at most 1e-6 each
+    assert all((after[k] - v).abs().max() < 1e-5 for k, v in before.items() if k != table)
+    assert any(not torch.equal(after[k], v) for k, v in before.items() if k != table)
+    for left in ("best/model.safetensors", "held_out.npz", "memorisation.png", "samples/final.png"):
+        assert (run / left).is_file(), left
+
+
+def test_adapters_learn_two_classes(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    config = replace(dimr.TINY, in_channels=3)
+    registry.register_model("dimr_nano", dimr.DiMR, config)
+    process = GaussianProcess(
+        schedule=DiscreteBetas("scaled_linear", beta_start=0.00085, beta_end=0.012),
+        prediction=Eps(), reads=ReadsTime(8.0, -4.0),
+    )  # fmt: skip
+    names = ["thing, Objects", *"abcdefghi"]
+    start = released(dimr.DiMR(config), tmp_path / "nano", process, "dimr_nano", names)
+    run = tmp_path / "run"
+    options = {
+        "model.network": "dimr_nano", "model.autoencoder": "null", "model.weights": str(tmp_path / "nano"),
+        "data.init_args.path": str(pictures), "data.init_args.image_size": "16", "data.init_args.batch_size": "4",
+        "model.network_args.num_classes": "2", "data.init_args.num_workers": "0", "trainer.max_steps": "2",
+        "trainer.precision": "32-true", "trainer.accelerator": "cpu", "trainer.limit_val_batches": "0",
+        "trainer.callbacks": "[{class_path: WeightAverages, init_args: {decays: [0.0]}}]",
+    }  # fmt: skip
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    assert main(["fit", "-c", "finetune/dimr_xl_256_lora", "--run", str(run), *arguments]) == 0
+    tuned = load_any(run).network.state_dict()
+    table = "stages.0.class_table.weight"
+    before = start.state_dict()
+    assert (tuned[table][0] - before[table][0]).abs().max() < 1e-3  # known by one of its two names
+    assert (tuned[table][1] - before[table][:10].mean(0)).abs().max() < 1e-3
+    assert (tuned[table][2] - before[table][10]).abs().max() < 1e-3
+    targets = {f"{name}.weight" for name in start.lora_targets()}
+    assert all(torch.equal(v, before[k]) for k, v in tuned.items() if k not in targets and k != table)
+    assert (run / "adapter" / "adapter.safetensors").stat().st_size < (
+        tmp_path / "nano/model.safetensors"
+    ).stat().st_size
+    drawn = pipeline(run, "cpu")(["robots"], seeds=[0], steps=6, guidance=1.4)
+    assert drawn.pixels.shape == (1, 16, 16, 3)
+
+
+def test_a_policy_for_classes_asks_for_weights(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = f"--data.init_args.path={pictures}"
+    assert main(["fit", "-c", "finetune/simple_uvit_xs_32", "--run", str(tmp_path / "run"), data]) == 2
+    assert "classes is copy, what becomes of the class table of trained weights: say which" in capsys.readouterr().err
