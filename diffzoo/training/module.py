@@ -157,7 +157,8 @@ class DiffusionModule(L.LightningModule):
             overrides = {k: v for k, v in overrides.items() if k not in ("classes", "class_names")}
         if weights and overrides.get("classes") == "copy" and not overrides.get("class_names"):
             overrides["classes"] = "mean"  # until the names are known, in `setup`
-        return create_model(network, pretrained=weights or False, **overrides)
+        # loaded weights come in eval mode, in which dropout and recomputation of activations would be off
+        return create_model(network, pretrained=weights or False, **overrides).train()
 
     # -- a step
 

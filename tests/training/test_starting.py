@@ -51,6 +51,19 @@ def test_weights_of_another_architecture_are_refused(released: str) -> None:
         DiffusionModule("bao_nano", weights=released)
 
 
+def test_dropout_and_recomputation_are_on_where_weights_were_loaded(released: str) -> None:
+    module = DiffusionModule("uvit_nano", weights=released, network_args={"dropout": 0.5}, grad_checkpointing=True)
+    assert all(m.training for m in module.network.modules())
+    calls = []
+    for unit in module.network.units():
+        unit.register_forward_pre_hook(lambda *_: calls.append(1))
+    x, t, label = torch.rand(2, 3, 16, 16), torch.tensor([0.3, 0.6]), {"label": torch.tensor([0, 1])}
+    losses = [module.losses(x, torch.zeros_like(x), t, module.condition(label, None)).mean() for _ in range(2)]
+    assert losses[0] == losses[1]  # the output starts at zero
+    losses[0].backward()
+    assert len(calls) == 3 * len(list(module.network.units()))
+
+
 def test_frozen_parameters_stay_and_rates_follow_depth(released: str) -> None:
     module = DiffusionModule("uvit_nano", weights=released, freeze="first_half", layer_decay=0.5)
     optimizer = module.configure_optimizers()
