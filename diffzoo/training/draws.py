@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffzoo.rng import key
 
-__all__ = ["normal", "times", "uniform"]
+__all__ = ["normal", "seed_layers", "times", "uniform"]
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -51,3 +51,12 @@ def times(seed: int, index: Sequence[int], device: torch.device) -> Tensor:
 def uniform(purpose: str, seed: int, index: Sequence[int], device: torch.device) -> Tensor:
     """Independent uniform numbers in [0, 1), `(b,)` float32."""
     return torch.tensor([_unit(purpose, seed, p) for p in index], dtype=torch.float32).to(device)
+
+
+def seed_layers(seed: int, index: Sequence[int]) -> None:
+    """Seed PyTorch's own generators, from which dropout draws, by the places of a micro-batch.
+
+    So a resumed run drops what the uninterrupted one did, and ranks drop differently. Unlike all else here, what is
+    dropped depends on how a global batch is cut into micro-batches.
+    """
+    torch.manual_seed(key("layers", seed, int(index[0])))

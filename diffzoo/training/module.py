@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffzoo import __version__
 from diffzoo.encoders.autoencoder import Autoencoder
@@ -123,6 +123,7 @@ class DiffusionModule(L.LightningModule):
         self._base_digest: str | None = None
         if lora is not None:
             inject(self.network, lora)
+        self._drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.network.modules())
         self.process, self.weighting, self.sampler = process, weighting, sampler
         self.loss_resolutions, self.loss_coefficients = loss_resolutions, loss_coefficients
         self.condition_dropout = condition_dropout if self.network.config.null_class else 0.0
@@ -169,6 +170,8 @@ class DiffusionModule(L.LightningModule):
         cond = self.condition(batch, index)
         t = draws.times(self.seed, index, self.device)
         eps = draws.normal("eps", self.seed, index, x.shape[1:], self.device)
+        if self._drops:
+            draws.seed_layers(self.seed, index)
         loss = self.losses(x, eps, t, cond)
         self.last_losses = (self.process.logsnr(t), loss.detach())
         self.last_ids = batch["id"].tolist() if "id" in batch else index

@@ -74,6 +74,27 @@ def test_loss_does_not_depend_on_how_the_global_batch_is_cut() -> None:
     assert torch.allclose(whole, sum(parts) / 6, rtol=1e-6)
 
 
+def test_dropout_is_a_function_of_the_place_in_the_stream() -> None:
+    class Dropping(Tiny):
+        def __init__(self, config: Config):
+            super().__init__(config)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, z, noise_level, cond=None):
+            return self.drop(super().forward(z, noise_level, cond))
+
+    m = DiffusionModule(Dropping(Config(image_size=8, num_classes=5)))
+    first = m.training_step(batch(4), 0)
+    torch.rand(7)  # whatever happened in between, as after a resume
+    assert m.training_step(batch(4), 0) == first
+    masks = []
+    for start in (100, 104, 100):
+        draws.seed_layers(m.seed, range(start, start + 4))
+        masks.append(m.network.drop(torch.ones(1000)))
+    assert torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], masks[1])
+
+
 def test_conditions_are_dropped_at_the_stated_rate_and_to_the_null_class() -> None:
     m = module(condition_dropout=0.25)
     b = batch(4000)
