@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -23,6 +23,7 @@ from diffzoo.training.metrics_callback import ImageMetrics
 
 __all__ = ["HeldOutDistance", "MemorisationReport"]
 
+_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
 LIMIT_BYTES = 4 * 2**30  # of training pictures that a report looks at
 
 
@@ -109,7 +110,7 @@ class HeldOutDistance(ImageMetrics):
         self.waited += 1
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
-            rank_zero_info(
+            _say(
                 f"stopped at step {step}: the held-out {self.metric} has been no better than {self.best:.4g}, that of "
                 f"step {self.best_step}, for {self.waited} measurements; the weights of that step are in "
                 f"{Path(trainer.default_root_dir) / 'best'}"
@@ -177,7 +178,7 @@ class MemorisationReport(ImageMetrics):
             _Tensors(drawn), training, self.network, folder,
             weights=self.network_weights, pairs=self.pairs, device=str(pl_module.device),
         )  # fmt: skip
-        rank_zero_info(found.summary())
+        _say(found.summary())
 
     def draw(self, trainer: L.Trainer, module: Any) -> Tensor:
         """The pictures, raw pixels `(n, 3, h, w)` on the CPU; every rank draws them all, as sharded networks need."""
@@ -210,6 +211,6 @@ def _training_pictures(data: Any) -> Tensor:
         parts.append(batch["image"].cpu())
         size += parts[-1].nbytes
         if size > LIMIT_BYTES:
-            rank_zero_info(f"the report on copies looks at the first {sum(map(len, parts))} training pictures alone")
+            _say(f"the report on copies looks at the first {sum(map(len, parts))} training pictures alone")
             break
     return torch.cat(parts)

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
 from diffzoo import __version__
@@ -44,6 +44,8 @@ __all__ = ["DiffusionModule"]
 
 OptimizerFactory = Callable[[Iterable], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
 
 
 class DiffusionModule(L.LightningModule):
@@ -311,12 +313,17 @@ class DiffusionModule(L.LightningModule):
             from diffzoo.factory import copy_classes
 
             same = copy_classes(self.network, str(self.weights), self.class_names)
-            rank_zero_info(f"classes that start from their own weights: {', '.join(same) or 'none'}")
+            _say(f"classes that start from their own weights: {', '.join(same) or 'none'}")
 
     def configure_model(self) -> None:
         """Shard the network block by block, where the strategy is `ModelParallelStrategy` (FSDP2)."""
-        if self.device_mesh is not None:
-            shard(self.network, self.device_mesh["data_parallel"])
+        if self.device_mesh is None:
+            return
+        if self.lora is not None:
+            raise UserError(
+                "low-rank adapters are not trained on sharded networks: they need little memory, so use DDP"
+            )
+        shard(self.network, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Bring the companions to the device; tell the network what "no text" is, where it has to be told."""
@@ -458,7 +465,7 @@ def _shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
     if isinstance(process.schedule, DiscreteBetas):
         raise UserError("a table of betas cannot be shifted to another resolution: state a continuous schedule")
     schedule = Shifted(process.schedule, from_resolution=size, to_resolution=network.config.image_size)
-    rank_zero_info(f"schedule shifted from {size} to {network.config.image_size} px: {schedule.shift:+.3f} log-SNR")
+    _say(f"schedule shifted from {size} to {network.config.image_size} px: {schedule.shift:+.3f} log-SNR")
     return replace(process, schedule=schedule)
 
 

@@ -57,12 +57,13 @@ HELD_OUT = """    - class_path: diffzoo.training.HeldOutDistance
       init_args: {metric: "frechet:random-conv", every_n_steps: 2, n: 8, patience: 2, min_delta: MIN_DELTA}"""
 
 
-def test_training_stops_and_the_best_weights_are_kept(pictures: Path) -> None:
+def test_training_stops_and_the_best_weights_are_kept(pictures: Path, capsys: pytest.CaptureFixture) -> None:
     # nothing is better by nine tenths than the first, so it stops after two more; `best` is that of the first
     assert fit(pictures, 40, HELD_OUT.replace("MIN_DELTA", "0.9")) == 0
     run = pictures.parent / "run"
     newest = torch.load(max((run / "checkpoints").glob("*.ckpt")), weights_only=True)
     assert newest["global_step"] == 6
+    assert "stopped at step 6: the held-out frechet:random-conv has been no better than" in capsys.readouterr().out
     best = load_any(run / "best")
     assert best.provenance["global_step"] == 2
     last = load_any(run).network.state_dict()

@@ -74,6 +74,13 @@ def test_frozen_parameters_stay_and_rates_follow_depth(released: str) -> None:
     assert rates[:3] == pytest.approx([1e-4, 5e-5, 2.5e-5])
 
 
+def test_adapters_are_not_sharded(released: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = DiffusionModule("uvit_nano", weights=released, lora=LoRA())
+    monkeypatch.setattr(DiffusionModule, "device_mesh", {"data_parallel": None})
+    with pytest.raises(UserError, match="not trained on sharded networks"):
+        module.configure_model()
+
+
 def test_adapters_leave_nothing_to_freeze(released: str) -> None:
     with pytest.raises(UserError, match="leave out freeze and layer_decay"):
         DiffusionModule("uvit_nano", weights=released, lora=LoRA(), freeze="blocks")
