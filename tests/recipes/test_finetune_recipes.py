@@ -100,6 +100,33 @@ def test_adapters_learn_two_classes(pictures: Path, tmp_path: Path, monkeypatch:
     assert drawn.pixels.shape == (1, 16, 16, 3)
 
 
+def test_another_resolution_keeps_the_network_and_shifts_the_schedule(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    process = GaussianProcess(schedule=Cosine())
+    start = released(create_model("simple_uvit_xs_32", num_classes=10), tmp_path / "emoji", process,
+                     "simple_uvit_xs_32", list("abcdefghij"))  # fmt: skip
+    options = {
+        "model.weights": str(tmp_path / "emoji"), "trainer.max_steps": "1", "trainer.accelerator": "cpu",
+        "data.init_args.batch_size": "2", "data.init_args.cache": "false", "trainer.limit_val_batches": "0",
+        "model.optimizer.init_args.lr": "1e-6", "model.lr_scheduler": "null", "trainer.callbacks": "[]",
+    }  # fmt: skip
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    assert main(["fit", "-c", "finetune/simple_uvit_xs_64", "--run", str(tmp_path / "run"), *arguments]) == 0
+    assert "schedule shifted from 32 to 64 px: -1.386 log-SNR" in capsys.readouterr().out
+    tuned = load_any(tmp_path / "run")
+    t = torch.tensor([0.1, 0.5, 0.8])
+    torch.testing.assert_close(tuned.process.logsnr(t), process.logsnr(t) - 2 * torch.log(torch.tensor(2.0)))
+    before, after = start.state_dict(), tuned.network.state_dict()
+    changed = [k for k in before if after[k].shape != before[k].shape]
+    assert changed == ["middle.position.table"]
+    assert all((after[k] - before[k]).abs().max() < 1e-5 for k in before if k not in changed)
+    # every second place of the new grid lies beside an old one
+    old, new = (v.unflatten(0, (n, n)) for v, n in ((before[changed[0]], 8), (after[changed[0]], 16)))
+    error = (new.reshape(8, 2, 8, 2, -1).mean((1, 3)) - old).norm() / old.norm()
+    assert error < 0.5
+
+
 def test_a_policy_for_classes_asks_for_weights(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = f"--data.init_args.path={pictures}"
     assert main(["fit", "-c", "finetune/simple_uvit_xs_32", "--run", str(tmp_path / "run"), data]) == 2
