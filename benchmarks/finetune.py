@@ -1,6 +1,6 @@
 """Fine-tuning to classes that a model has never seen, against training from scratch at the same budget, on real images.
 
-    python benchmarks/finetune.py --work finetune                        # about 15 minutes on 2 CPU cores
+    python benchmarks/finetune.py --work finetune                        # about 25 minutes on a CPU core (estimate)
     python benchmarks/finetune.py --work quick --base-steps 200 --steps 60 --every 30 --seeds 1 --repeats 4
 
 The pictures are the demo set's. Two of its ten classes are put aside, and a part of their pictures is held out:
