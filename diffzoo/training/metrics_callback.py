@@ -77,6 +77,10 @@ class ImageMetrics(L.Callback):
         if stage == "fit":
             self._opened = Reference.open(self.reference)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # while the first gradients are accumulated the step is still the one that training starts from
+        self._last = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

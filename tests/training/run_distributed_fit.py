@@ -30,6 +30,7 @@ from diffzoo.training.averaging import WeightAverages
 from diffzoo.training.callbacks import SampleGrid
 from diffzoo.training.checkpointing import Checkpoints, find_resume
 from diffzoo.training.guards import LossGuard
+from diffzoo.training.held_out import HeldOutDistance
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import FusedAdamW
 from diffzoo.training.throughput import Throughput
@@ -101,6 +102,7 @@ def train(folder: Path, kind: str, family: str, steps: int) -> None:
         image_size=16, batch_size=8, micro_batch_size=4 // parts if parts > 1 else None, num_workers=0, cache=False
     )
     averages, losses = WeightAverages([0.5]), Losses()
+    held_out = HeldOutDistance("frechet:random-conv", 2, None, n=8, steps=1, batch_size=2)
     place = folder / kind / family
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", devices=1 if kind == "single" else 2, strategy=strategy(kind),
@@ -108,14 +110,17 @@ def train(folder: Path, kind: str, family: str, steps: int) -> None:
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=1, num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
-            averages, LossGuard(), Throughput(), losses, Checkpoints(every_n_steps=2, every_minutes=0),
+            averages, LossGuard(), Throughput(), losses, held_out, Checkpoints(every_n_steps=2, every_minutes=0),
             *([SampleGrid(0, classes=[0], per_class=2, final_steps=1)] if kind == "fsdp" else []),
         ],
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=find_resume(place))
     state = averages.network_state(module)
     if trainer.is_global_zero:
-        torch.save({"losses": losses.found, "state": state}, place.with_suffix(f".{steps}.pt"))
+        torch.save(
+            {"losses": losses.found, "state": state, "best": (held_out.best_step, held_out.best)},
+            place.with_suffix(f".{steps}.pt"),
+        )
 
 
 def work(rank: int, folder: Path, kind: str, families: list[str], port: int, stops: tuple[int, ...]) -> None:

@@ -140,3 +140,15 @@ def test_a_copy_is_found(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert fit(pictures, 1, REPORT) == 0
     found = json.loads((pictures.parent / "run" / "memorisation.json").read_text())
     assert (found["sample"][0], found["training"][0], round(found["distance"][0], 3)) == (5, 5, 0)
+
+
+def test_nothing_is_measured_before_the_first_step(pictures: Path) -> None:
+    """While gradients are accumulated for the first step its number is 0, a multiple of everything."""
+    grid = "    - {class_path: SampleGrid, init_args: {every_n_steps: 2, per_class: 1}}\n"
+    more = ("--data.init_args.micro_batch_size=1", "--trainer.val_check_interval=1.0")
+    assert fit(pictures, 2, grid + HELD_OUT.replace("MIN_DELTA", "0"), *more) == 0
+    run = pictures.parent / "run"
+    assert sorted(p.name for p in (run / "samples").glob("*.png")) == ["final.png", "step_0000002.png"]
+    assert load_any(run / "best").provenance["global_step"] == 2
+    assert fit(pictures, 3, grid, *more, "--resume", "auto") == 0
+    assert sorted(p.name for p in (run / "samples").glob("*.png")) == ["final.png", "step_0000002.png"]
