@@ -4,17 +4,28 @@ Prints each step's loss in hexadecimal, so that two runs can be compared bit for
 """
 
 import argparse
+import errno
+import os
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
 from torch import nn
 
+from diffzoo.training import checkpointing
 from diffzoo.training.averaging import WeightAverages
-from diffzoo.training.checkpointing import Checkpoints, find_resume
+from diffzoo.training.checkpointing import (
+    Checkpoints,
+    RunLock,
+    StreamingCheckpointIO,
+    find_resume,
+    list_checkpoints,
+)
 
 
 class Module(L.LightningModule):
@@ -75,6 +86,117 @@ def train(
     module = Module(sleep, validate)
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(8000, 8), batch_size=8), held_out, ckpt_path=resume)
     return module
+
+
+def child(log: Path, target: Callable, arguments: dict) -> None:
+    """What a process of `Child` runs."""
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    target(**arguments)
+
+
+# -- runs that end badly
+
+
+def train_with(run: Path, callback: Checkpoints, steps: int = 10) -> None:
+    globals()["Checkpoints"] = lambda *_: callback
+    train(run, steps)
+
+
+def killed_while_writing(run: Path, steps: int, at_write: int) -> None:
+    """Dies by SIGKILL in the middle of the file, in checkpoint number 2."""
+    write, count, saves = checkpointing._HashingFile.write, [0], [0]
+    save = StreamingCheckpointIO.save_checkpoint
+
+    def counted_save(self, *args, **kwargs) -> None:
+        saves[0] += 1
+        count[0] = 0
+        save(self, *args, **kwargs)
+
+    def deadly_write(self, data) -> int:
+        count[0] += 1
+        if saves[0] == 2 and count[0] == at_write:
+            write(self, bytes(data)[: len(data) // 2])
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, data)
+
+    StreamingCheckpointIO.save_checkpoint = counted_save
+    checkpointing._HashingFile.write = deadly_write
+    train(run, steps)
+
+
+def killed_between_writes(run: Path, steps: int, stage: str) -> None:
+    """Dies by SIGKILL at a stage of the second checkpoint."""
+
+    def die(*_: object) -> None:
+        if list_checkpoints(run):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    place = {"before the checksum": "write_text", "before the rename": "os.replace"}.get(stage)
+    if place == "write_text":
+        checkpointing.write_text = _before(checkpointing.write_text, die)
+    elif place == "os.replace":
+        checkpointing.os = _Os(die)
+    else:
+        Checkpoints._rotate = _before(Checkpoints._rotate, lambda *_: len(list_checkpoints(run)) > 1 and die())
+    train(run, steps)
+
+
+def _before(function: Callable, act: Callable) -> Callable:
+    def both(*args: object):
+        act(*args)
+        return function(*args)
+
+    return both
+
+
+class _Os:
+    """The module `os` with a deadly `replace`."""
+
+    def __init__(self, die: Callable) -> None:
+        self._die = die
+
+    def __getattr__(self, name: str):
+        return _before(os.replace, self._die) if name == "replace" else getattr(os, name)
+
+
+def full_disk(run: Path, steps: int) -> None:
+    """The disk is full from the second checkpoint to the third."""
+    write, saves, save = checkpointing._HashingFile.write, [0], StreamingCheckpointIO.save_checkpoint
+
+    def counted_save(self, *args, **kwargs) -> None:
+        saves[0] += 1
+        save(self, *args, **kwargs)
+
+    def full_write(self, data) -> int:
+        if saves[0] in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    StreamingCheckpointIO.save_checkpoint = counted_save
+    checkpointing._HashingFile.write = full_write
+    checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
+    train(run, steps)
+
+
+def with_limited_files(run: Path, steps: int) -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
+    train(run, steps)
+
+
+def hold(run: Path) -> None:
+    with RunLock(run):
+        print("held", flush=True)
+        time.sleep(60)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Checkpoints: what a kill, a damaged file, a full disk, a signal and a second process leave behind."""
 
-import errno
 import multiprocessing
 import os
 import re
@@ -21,7 +20,6 @@ from diffzoo.training.averaging import CHECKPOINT_KEY
 from diffzoo.training.checkpointing import (
     Checkpoints,
     RunLock,
-    StreamingCheckpointIO,
     find_resume,
     is_sound,
     list_checkpoints,
@@ -32,26 +30,20 @@ import run_checkpointing
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
-FORK = multiprocessing.get_context("fork")
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "lightning.pytorch", "diffzoo.training.checkpointing"])
 
 
 class Child:
-    """A training run in its own process, whose lines can be waited for."""
+    """A training run in its own process, whose lines can be waited for.
+
+    It is forked from a server without threads: a fork of the test process hangs on locks that other threads hold.
+    """
 
     def __init__(self, log: Path, target: Callable = run_checkpointing.train, **arguments) -> None:
         self.log = log
-        self.process = FORK.Process(target=self._run, args=(log, target, arguments), daemon=True)
+        self.process = SERVER.Process(target=run_checkpointing.child, args=(log, target, arguments), daemon=True)
         self.process.start()
-
-    @staticmethod
-    def _run(log: Path, target: Callable, arguments: dict) -> None:
-        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        torch.set_num_threads(1)  # the threads of the parent's OpenMP pool do not exist here: waiting for them hangs
-        target(**arguments)
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
@@ -129,13 +121,8 @@ def test_checksums_are_those_of_sha256sum(whole: Path) -> None:
 
 def test_rotation_keeps_permanent_ones(tmp_path: Path) -> None:
     callback = Checkpoints(every_n_steps=2, keep=1, keep_every_n_steps=4)
-    assert Child(tmp_path / "log", _train_with, run=tmp_path, callback=callback).finish() == 0
+    assert Child(tmp_path / "log", run_checkpointing.train_with, run=tmp_path, callback=callback).finish() == 0
     assert [p.name for p in list_checkpoints(tmp_path)] == [f"step_{s:08d}.ckpt" for s in (10, 8, 4)]
-
-
-def _train_with(run: Path, callback: Checkpoints, steps: int = 10) -> None:
-    run_checkpointing.Checkpoints = lambda *_: callback
-    run_checkpointing.train(run, steps)
 
 
 @pytest.mark.parametrize("settings", [{"keep": 0}, {"every_n_steps": -1}, {"every_minutes": -1.0}])
@@ -168,34 +155,11 @@ def test_killed_three_times_is_as_never_killed(tmp_path: Path, whole: Path, accu
     assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
 
 
-def _killed_while_writing(run: Path, steps: int, at_write: int) -> None:
-    """Dies by SIGKILL in the middle of the file, in checkpoint number 2."""
-    write, count, saves = checkpointing._HashingFile.write, [0], [0]
-    save = StreamingCheckpointIO.save_checkpoint
-
-    def counted_save(self, *args, **kwargs) -> None:
-        saves[0] += 1
-        count[0] = 0
-        save(self, *args, **kwargs)
-
-    def deadly_write(self, data) -> int:
-        count[0] += 1
-        if saves[0] == 2 and count[0] == at_write:
-            write(self, bytes(data)[: len(data) // 2])
-            self._file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return write(self, data)
-
-    StreamingCheckpointIO.save_checkpoint = counted_save
-    checkpointing._HashingFile.write = deadly_write
-    run_checkpointing.train(run, steps)
-
-
 @pytest.mark.parametrize("at_write", [pytest.param(n, marks=[pytest.mark.slow] * (n != 20)) for n in (1, 20, 60)])
 def test_killed_while_a_checkpoint_is_written(tmp_path: Path, whole: Path, at_write: int) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    killed = Child(run / "first", _killed_while_writing, run=run, steps=20, at_write=at_write)
+    killed = Child(run / "first", run_checkpointing.killed_while_writing, run=run, steps=20, at_write=at_write)
     assert killed.finish() == -signal.SIGKILL
     assert list((run / "checkpoints").glob(".step_*.part"))  # it did die in the middle
     assert find_resume(run, pytest.fail).name == "step_00000003.ckpt"
@@ -214,47 +178,15 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path, whole: Path, at_wr
     ],
 )
 def test_killed_between_the_writes(tmp_path: Path, whole: Path, stage: str) -> None:
-    def deadly(run: Path, steps: int) -> None:
-        def die(*_: object) -> None:
-            if list_checkpoints(run):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        place = {"before the checksum": "write_text", "before the rename": "os.replace"}.get(stage)
-        if place == "write_text":
-            checkpointing.write_text = _before(checkpointing.write_text, die)
-        elif place == "os.replace":
-            checkpointing.os = _Os(die)
-        else:
-            Checkpoints._rotate = _before(Checkpoints._rotate, lambda *_: len(list_checkpoints(run)) > 1 and die())
-        run_checkpointing.train(run, steps)
-
     run = tmp_path / "run"
     run.mkdir()
-    killed = Child(run / "first", deadly, run=run, steps=20)
+    killed = Child(run / "first", run_checkpointing.killed_between_writes, run=run, steps=20, stage=stage)
     assert killed.finish() == -signal.SIGKILL
     sound = find_resume(run, pytest.fail)
     assert sound.name == ("step_00000006.ckpt" if stage == "before rotation" else "step_00000003.ckpt")
     resumed = Child(run / "second", run=run, steps=20)
     assert resumed.finish() == 0
     assert_same(list_checkpoints(run)[0], list_checkpoints(whole)[0])
-
-
-def _before(function: Callable, act: Callable) -> Callable:
-    def both(*args: object):
-        act(*args)
-        return function(*args)
-
-    return both
-
-
-class _Os:
-    """The module `os` with a deadly `replace`."""
-
-    def __init__(self, die: Callable) -> None:
-        self._die = die
-
-    def __getattr__(self, name: str):
-        return _before(os.replace, self._die) if name == "replace" else getattr(os, name)
 
 
 # -- damage
@@ -324,27 +256,8 @@ def test_checkpoints_of_another_course_are_set_aside(whole: Path, tmp_path: Path
 # -- disk
 
 
-def _full_disk(run: Path, steps: int) -> None:
-    """The disk is full from the second checkpoint to the third."""
-    write, saves, save = checkpointing._HashingFile.write, [0], StreamingCheckpointIO.save_checkpoint
-
-    def counted_save(self, *args, **kwargs) -> None:
-        saves[0] += 1
-        save(self, *args, **kwargs)
-
-    def full_write(self, data) -> int:
-        if saves[0] in (2, 3):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, data)
-
-    StreamingCheckpointIO.save_checkpoint = counted_save
-    checkpointing._HashingFile.write = full_write
-    checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
-    run_checkpointing.train(run, steps)
-
-
 def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path: Path, whole: Path) -> None:
-    child = Child(tmp_path / "log", _full_disk, run=tmp_path, steps=20)
+    child = Child(tmp_path / "log", run_checkpointing.full_disk, run=tmp_path, steps=20)
     assert child.finish() == 0
     warned = re.findall("^warned: (.*)", child.log.read_text(), re.MULTILINE)
     assert len(warned) == 2
@@ -359,15 +272,7 @@ def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path: Path, whole: P
 @pytest.mark.slow
 def test_a_really_full_disk(tmp_path: Path) -> None:
     """A file-size limit of the system, in place of a disk that cannot be made full without privileges."""
-    import resource
-
-    def limited(run: Path, steps: int) -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
-        run_checkpointing.train(run, steps)
-
-    child = Child(tmp_path / "log", limited, run=tmp_path, steps=4)
+    child = Child(tmp_path / "log", run_checkpointing.with_limited_files, run=tmp_path, steps=4)
     assert child.finish() == 0
     assert "File too large" in child.log.read_text()
     assert list_checkpoints(tmp_path) == []
@@ -447,15 +352,9 @@ def test_slurm_puts_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- several processes
 
 
-def _hold(run: Path) -> None:
-    with RunLock(run):
-        print("held", flush=True)
-        time.sleep(60)
-
-
 def test_run_directory_in_use(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    child = Child(tmp_path / "log", _hold, run=run)
+    child = Child(tmp_path / "log", run_checkpointing.hold, run=run)
     child.wait_for("held")
     with pytest.raises(UserError, match=f"in use by process {child.process.pid} on"), RunLock(run):
         pass

@@ -137,7 +137,7 @@ def test_two_processes_at_once_do_not_disturb_each_other(published: FakeHub, tin
     def load() -> None:
         outcome.put(same(create_model("dimr_tiny", pretrained=True), tiny))
 
-    processes = [context.Process(target=load) for _ in range(3)]
+    processes = [context.Process(target=load, daemon=True) for _ in range(3)]
     for process in processes:
         process.start()
     assert [outcome.get(timeout=60) for _ in processes] == [True, True, True]
@@ -161,9 +161,9 @@ def test_a_kill_while_converting_leaves_nothing_half_done(published: FakeHub, ti
         safetensors.torch.save_file = die
         create_model("dimr_tiny", pretrained=True)
 
-    process = context.Process(target=load)
+    process = context.Process(target=load, daemon=True)
     process.start()
-    process.join()
+    process.join(60)
     assert process.exitcode == 9
     assert same(create_model("dimr_tiny", pretrained=True), tiny)
 
