@@ -67,7 +67,7 @@ def _classes(folder: str) -> list[str]:
 def steps_within(recipe: Path, seconds: float, warm_up: int = 3, timed: int = 10) -> int:
     """How many training steps of the recipe fit into a time, measured on this machine.
 
-    Data, averages and logging are allowed a tenth on top of what the network and its optimizer take.
+    Data, averages, logging, validation and previews are allowed a fifth on top of what the network and its optimizer take.
     """
     import torch
     import yaml
@@ -96,5 +96,5 @@ def steps_within(recipe: Path, seconds: float, warm_up: int = 3, timed: int = 10
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-    each = (time.perf_counter() - start) / timed * 1.1
+    each = (time.perf_counter() - start) / timed * 1.2
     return int(min(max(seconds / each, STEPS[0]), STEPS[1]))
