@@ -67,7 +67,7 @@ def _classes(folder: str) -> list[str]:
 def steps_within(recipe: Path, seconds: float, warm_up: int = 3, timed: int = 10) -> int:
     """How many training steps of the recipe fit into a time, measured on this machine.
 
-    Data, averages, logging, validation and previews are allowed a fifth on top of what the network and its optimizer take.
+    Data, averages, logging, validation and previews are allowed a fifth on top of what network and optimizer take.
     """
     import torch
     import yaml

