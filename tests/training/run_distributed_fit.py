@@ -142,4 +142,4 @@ def run(folder: Path, kind: str, families: list[str], stops: tuple[int, ...] = (
     if kind == "single":
         work(0, folder, kind, families, port, stops)
     else:
-        mp.start_processes(work, (folder, kind, families, port, stops), nprocs=2, start_method="fork")
+        mp.start_processes(work, (folder, kind, families, port, stops), nprocs=2, start_method="forkserver")
