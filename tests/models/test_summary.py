@@ -104,7 +104,9 @@ def test_describe_prints_text_or_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert [w["name"] for w in shown.pop("weights")] == list_checkpoints(SMALL)
     assert shown == describe(SMALL, num_classes=10, depth_at={8: 2}).to_dict()
     assert main(["describe", SMALL]) == 0
-    assert capsys.readouterr().out == f"{describe(SMALL)}\n"
+    text, _, weights = capsys.readouterr().out.partition("\n\nweights ")
+    assert text + "\n" == f"{describe(SMALL)}\n"
+    assert weights.startswith(f"{SMALL}.emoji: ")
 
 
 @pytest.mark.parametrize(
