@@ -44,8 +44,14 @@ def run(args: argparse.Namespace) -> int:
         return 130
     print(f"trained {trainer.global_step} steps in {minutes:.1f} minutes; pictures: {directory}/samples/final.png")
     print(f"checkpoints: {directory}/checkpoints; curves: {directory}/metrics.csv, or tensorboard --logdir {directory}")
-    print(f"draw more:   diffzoo sample {directory} --classes 3 7 --seeds 0-15 --steps 50 --out grid.png")
+    print(f"draw more:   diffzoo sample {directory}{_two(trainer)} --seeds 0-15 --steps 50 --out grid.png")
     return 0
+
+
+def _two(trainer: Any) -> str:
+    """The option that names two classes, where there are any."""
+    count = trainer.lightning_module.network.config.num_classes
+    return f" --classes {' '.join(map(str, (3, 7) if count > 7 else range(min(2, count))))}" if count else ""
 
 
 def _free(directory: Path) -> Path:

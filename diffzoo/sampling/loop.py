@@ -225,7 +225,7 @@ def _attempt(
                 cond[part].to(device) if cond is not None else None,
                 trajectory,
                 rows,
-                lambda: bar.update(len(rows) / (len(times) - 1)),
+                lambda: bar.update(min(len(rows) / (len(times) - 1), rows.stop - bar.n)),  # rounding adds up
             )
         return images.float().cpu()
     except RuntimeError as error:
