@@ -53,7 +53,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
 
         return dry_run(recipes, rest, args.folder)
     directory = Path(args.run) if args.run else Path("runs") / recipes[0].stem
-    train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
+    trainer = train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
+    if verb == "fit" and trainer.is_global_zero:
+        print(f"trained to step {trainer.global_step}; everything of the run is in {directory}")
     return 0
 
 
