@@ -78,13 +78,13 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
     from diffzoo.data import DemoData, HubImages, ImageFolder
 
     path = Path(args.source)
-    by_column = not (args.source == "demo" or (path.is_dir() and not _has_shards(path)))
-    if not by_column:
+    pictures = path.is_dir() and not _has_shards(path)
+    if args.source == "demo" or pictures:
         _refuse_flags(args)
     common = {"image_size": args.size, "resize": args.resize, "flip": False, "num_workers": args.workers}
     if args.source == "demo":
         return DemoData(**common, balance=False)
-    if not by_column:
+    if pictures:
         return ImageFolder(str(path), **common)
     columns = {k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")}
     return HubImages(
