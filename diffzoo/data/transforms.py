@@ -28,6 +28,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 MIN_CROP_FRACTION = 0.8  # of the short side, for random crops; ADM's value
 _MAGIC = {b"\xff\xd8\xff": ("JPEG", "MPO"), b"\x89PNG\r\n\x1a\n": ("PNG",), b"GIF8": ("GIF",)}
+_METHODS = {"adm": Image.Resampling.BICUBIC, "area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than eight bits per channel
 
 
@@ -100,21 +101,10 @@ def _draft(image: Image.Image, short: int) -> None:
         image.draft("RGB", (image.width // factor, image.height // factor))
 
 
-def _scaled(image: Image.Image, short: int, resize: Resize) -> Image.Image:
-    """The picture with its short side at `short` pixels."""
-    if resize == "adm":
-        while min(image.size) >= 2 * short:
-            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    factor = short / min(image.size)
-    size = round(image.width * factor), round(image.height * factor)
-    method = {"adm": Image.Resampling.BICUBIC, "area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
-    return image.resize(size, method[resize])
-
-
 def resize_crop(
     image: Image.Image, size: int, resize: Resize = "adm", crop: Crop = "center", draws: tuple[float, ...] = ()
 ) -> Pixels:
-    """A square of `size` pixels, uint8 `(size, size, 3)`.
+    """A square of `size` pixels, uint8 `(size, size, 3)`, in memory channel after channel.
 
     Args:
         image: RGB.
@@ -128,13 +118,23 @@ def resize_crop(
     if crop == "random":
         longest = int(np.ceil(size / MIN_CROP_FRACTION))
         short = size + int(draws[0] * (longest + 1 - size))
-    scaled = _scaled(image, short, resize)
-    spare_y, spare_x = scaled.height - size, scaled.width - size
+    if resize == "adm":
+        while min(image.size) >= 2 * short:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    factor = short / min(image.size)
+    width, height = round(image.width * factor), round(image.height * factor)
     if crop == "random":
-        top, left = int(draws[1] * (spare_y + 1)), int(draws[2] * (spare_x + 1))
+        top, left = int(draws[1] * (height - size + 1)), int(draws[2] * (width - size + 1))
     else:
-        top, left = spare_y // 2, spare_x // 2
-    return np.asarray(scaled.crop((left, top, left + size, top + size)))
+        top, left = (height - size) // 2, (width - size) // 2
+    if width >= height and width > size:
+        # Pillow resizes along rows first, then along columns, but for tall pictures, where this depends on its version.
+        # So the columns that the crop takes away need no second step.
+        image = image.resize((width, image.height), _METHODS[resize]).crop((left, 0, left + size, image.height))
+        width, left = size, 0
+    image = image.resize((width, height), _METHODS[resize]).crop((left, top, left + size, top + size))
+    planes = bytearray().join([image.tobytes("raw", band) for band in "RGB"])  # as batches lie in memory: one copy less
+    return np.frombuffer(planes, np.uint8).reshape(3, size, size).transpose(1, 2, 0)
 
 
 def augment(seed: int, row: int, visit: int, crop: Crop, flip: bool) -> tuple[tuple[float, ...], bool]:

@@ -56,6 +56,19 @@ def test_sizes_and_brightness(resize: str, crop: str) -> None:
     assert abs(pixels.mean() - np.asarray(image).mean()) < 12
 
 
+@pytest.mark.parametrize("shape", [(400, 300), (300, 401), (65, 200), (40, 50)])
+@pytest.mark.parametrize(("resize", "method"), [("area", Image.BOX), ("lanczos", Image.LANCZOS)])
+@pytest.mark.parametrize("draws", [(0.0, 0.0, 0.0), (0.3, 0.99, 0.0), (0.9, 0.4, 0.999)])
+def test_random_crop_is_cut_from_the_whole_resized_picture(shape, resize: str, method, draws) -> None:
+    image, size = photo(*shape), 32
+    short = size + int(draws[0] * (40 + 1 - size))  # 40 = 32 / 0.8
+    factor = short / min(shape)
+    whole = np.asarray(image.resize((round(shape[0] * factor), round(shape[1] * factor)), resample=method))
+    top, left = (int(d * (n - size + 1)) for d, n in zip(draws[1:], whole.shape, strict=False))
+    cut = whole[top : top + size, left : left + size]
+    assert np.array_equal(resize_crop(image, size, resize, "random", draws), cut)
+
+
 def test_area_of_a_whole_factor_is_the_mean_of_blocks() -> None:
     image = photo(256, 256)
     blocks = np.asarray(image, dtype=float).reshape(64, 4, 64, 4, 3).mean((1, 3))
