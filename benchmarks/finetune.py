@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-CLASSES = ("Animals & Nature", "Food & Drink")
+CLASSES = ("automobile", "horse")
 ARMS = ("fine-tuned", "adapters", "scratch", "scratch*")
 GOLDEN = (5**0.5 - 1) / 2
 Record = dict[str, dict[int, dict[str, float]]]
@@ -44,32 +44,25 @@ Record = dict[str, dict[int, dict[str, float]]]
 # -- pictures
 
 
-def folder_name(class_name: str) -> str:
-    """A class as the name of a folder."""
-    return class_name.replace(" & ", "-").replace(" ", "-")
+def write_pictures(work: Path, per_class: int, held_out: int) -> None:
+    """CIFAR-10's pictures of the new classes as folders: `new` from its training part, `held_out` from its test part."""
+    from datasets import Dataset
 
+    from diffzoo.data.cifar10 import CLASSES as NAMES
+    from diffzoo.data.cifar10 import convert, fetch
 
-def write_pictures(work: Path, held_out: int) -> None:
-    """The demo pictures as folders: `base` (eight classes), `new` and `held_out` (two)."""
-    from diffzoo.data import DemoData
-
-    data = DemoData(image_size=32, num_workers=0)
-    names = data.class_names
-    counts = dict.fromkeys(CLASSES, 0)
-    for part in ("validation", "train"):  # what the demo holds out is held out here too
-        for batch in data.one_pass(part):
-            for i, label in enumerate(batch["label"].tolist()):
-                name = names[label]
-                if name in CLASSES:
-                    counts[name] += 1
-                    place = "held_out" if counts[name] <= held_out // len(CLASSES) else "new"
-                elif part == "validation":
-                    continue
-                else:
-                    place = "base"
-                path = work / "pictures" / place / folder_name(name) / f"{part}_{int(batch['id'][i]):05d}.png"
+    if not (work / "cifar10" / "test.parquet").exists():
+        work.mkdir(parents=True, exist_ok=True)
+        convert(fetch(work), work / "cifar10")
+    for part, place, count in (("test", "held_out", held_out // len(CLASSES)), ("train", "new", per_class)):
+        table = Dataset.from_parquet(str(work / "cifar10" / f"{part}.parquet"), cache_dir=str(work / "cache"))
+        labels = table["label"][:]
+        for name in CLASSES:
+            rows = [i for i, label in enumerate(labels) if NAMES[label] == name][:count]
+            for i in rows:
+                path = work / "pictures" / place / name / f"{i:05d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(batch["image"][i].permute(1, 2, 0).numpy()).save(path)
+                table[i]["image"].save(path)
 
 
 def read_pictures(folder: Path) -> tuple[Tensor, list[str]]:
@@ -124,9 +117,9 @@ def train_arm(arm: str, work: Path, args: argparse.Namespace, seed: int) -> Path
     shutil.rmtree(run, ignore_errors=True)
     recipe = "emoji/simple_uvit_xs_32" if arm == "scratch*" else "finetune/simple_uvit_xs_32"
     options = {
-        "fine-tuned": [f"--model.weights={work / 'base'}"],
+        "fine-tuned": [f"--model.weights={args.base}"],
         "adapters": [
-            f"--model.weights={work / 'base'}",
+            f"--model.weights={args.base}",
             "--model.lora={rank: 16}",
             f"--model.optimizer.init_args.lr={args.lora_lr}",
         ],
@@ -246,10 +239,11 @@ def main() -> int:
     """Train, judge, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, runs and results; is resumed")
-    parser.add_argument("--base-steps", type=int, default=1800)
+    parser.add_argument("--base", default="simple_uvit_xs_32.emoji", help="weights that fine-tuning starts from")
+    parser.add_argument("--per-class", type=int, default=1000, help="training pictures of each new class")
     parser.add_argument("--steps", type=int, default=400, help="budget of every arm")
     parser.add_argument("--every", type=int, default=100, help="steps between two judgements")
-    parser.add_argument("--held-out", type=int, default=100, help="pictures of the two classes that nobody trains on")
+    parser.add_argument("--held-out", type=int, default=256, help="pictures of the two classes that nobody trains on")
     parser.add_argument("--repeats", type=int, default=16, help="noises per held-out picture")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
@@ -259,9 +253,7 @@ def main() -> int:
         parser.error("fine-tuned, scratch and scratch* are what is compared")
     work: Path = args.work.resolve()
     if not (work / "pictures").exists():
-        write_pictures(work, args.held_out)
-    if not (work / "base" / "checkpoints").exists():
-        fit("emoji/simple_uvit_xs_32", work / "base", work / "pictures" / "base", args.base_steps, args.base_steps, 0)
+        write_pictures(work, args.per_class, args.held_out)
     records: list[Record] = []
     for seed in range(args.seeds):
         records.append({arm: judge(train_arm(arm, work, args, seed), work, args) for arm in args.arms})

@@ -1,0 +1,238 @@
+"""DiMR and U-ViT against their authors' own codes: the same weights, inputs and precision, in one process.
+
+    git clone https://github.com/qihao067/DiMR && git clone https://github.com/baofff/U-ViT
+    python benchmarks/official.py --dimr DiMR --uvit U-ViT                      # five blocks a stage, a few minutes
+    python benchmarks/official.py --dimr DiMR --uvit U-ViT --full               # the published depths
+    python benchmarks/official.py --dimr DiMR --full --dtype bf16 --modes train --compile
+    python benchmarks/official.py --uvit U-ViT --full --device cuda --dtype bf16 --batch 32 --compile
+
+Random weights, drawn by the official code, go through the converter that published checkpoints go through; before
+anything is timed the two outputs must agree. Both run on one image per turn (`--batch`), taking turns in an order that
+alternates; printed are medians over `--rounds` and the median of the ratios ours / official. One round more warms up.
+
+    forward         no gradients, evaluation mode
+    train           forward, sum of the mean squares of all outputs, backward; no optimizer
+    --dtype bf16    both under autocast; forward also with our weights stored in bfloat16
+    --compile       ours block by block (`compile_units`); the official code runs as it is published
+    --recompute     the official U-ViT with its recomputation (`use_checkpoint=True`), as its authors trained it
+
+DiMR's official blocks always recompute in training. On CUDA ratios are of wall time after a synchronisation; on a CPU
+of one thread (OMP_NUM_THREADS=1) of the process's own time, which other programs disturb little. Needs einops, timm
+and ml_collections, as the official codes do.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffzoo.models import Network
+from diffzoo.models.dimr import DiMR
+from diffzoo.models.uvit_bao import UViTBao
+from diffzoo.typing import Condition
+from diffzoo.zoo.converters import dimr as dimr_converter
+from diffzoo.zoo.converters import uvit_bao as uvit_converter
+
+Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+WIDTHS = {"uvit_bao_l_256": (1024, 20), "uvit_bao_h_256": (1152, 28)}
+
+
+class Side(NamedTuple):
+    """A network and how it is called on (latents, times in [0, 1], labels)."""
+
+    network: nn.Module
+    call: Call
+
+
+# -- the two sides
+
+
+@contextlib.contextmanager
+def imports_from(folder: Path) -> Any:
+    """Import from a clone; both codes have a package `libs`, so what was imported is forgotten afterwards."""
+    sys.path.insert(0, str(folder))
+    before = set(sys.modules)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if name.split(".")[0] in ("libs", "configs"):
+                del sys.modules[name]
+
+
+def dimr(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
+    """The official DiMR of a published configuration and ours with its weights."""
+    assert name == "dimr_xl_256"
+    with imports_from(clone):
+        arguments = importlib.import_module("configs.DiMR-XL-2R_imagenet256").model
+        for stage in arguments.stage_configs if depth else ():
+            stage.num_blocks = depth
+        official = importlib.import_module("libs.core.blocks").MRModel(arguments)
+    fields = {k: v for k, v in vars(arguments).items() if k != "stage_configs"}
+    fields["stage_configs"] = [vars(stage) for stage in arguments.stage_configs]
+    fields["stage_configs"] = [
+        {k: v for k, v in s.items() if k not in ("num_classes", "pe_type", "norm_type")}
+        for s in fields["stage_configs"]
+    ]
+    with torch.no_grad():  # the gates start at zero, where both ends of a parameter are equal: stir them
+        for parameter in official.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    ours = DiMR(dimr_converter.config_from_official(fields))
+    ours.load_state_dict(dimr_converter.from_official(official.state_dict(), ours.config))
+
+    def call_ours(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        condition = Condition(label=label)
+        if ours.training:
+            return ours.training_outputs(z, 8 * t - 4, condition)
+        return (ours(z, 8 * t - 4, condition),)
+
+    def call_official(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        outputs = official(z, log_snr=8 * t - 4, y=label)
+        return tuple(outputs) if ours.training else (outputs[-1],)
+
+    return Side(ours, call_ours), Side(official, call_official)
+
+
+def uvit(name: str, clone: Path, depth: int | None, recompute: bool) -> tuple[Side, Side]:
+    """The official U-ViT of a published configuration and ours with its weights."""
+    width, full = WIDTHS[name]
+    arguments = {"img_size": 32, "patch_size": 2, "in_chans": 4, "embed_dim": width, "depth": depth or full,
+                 "num_heads": 16, "mlp_ratio": 4, "qkv_bias": False, "mlp_time_embed": False, "num_classes": 1001,
+                 "use_checkpoint": recompute, "conv": False}  # fmt: skip
+    with imports_from(clone):
+        official = importlib.import_module("libs.uvit").UViT(**arguments)
+    config = uvit_converter.config_from_official(arguments)
+    ours = UViTBao(config)
+    ours.load_state_dict(uvit_converter.from_official(official.state_dict(), config))
+
+    def call_ours(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (ours(z, 1000 * t, Condition(label=label)),)
+
+    def call_official(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (official(z, 1000 * t, label),)
+
+    return Side(ours, call_ours), Side(official, call_official)
+
+
+# -- timing
+
+
+def inputs(batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, times, one per image, and labels."""
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(batch, 4, 32, 32, generator=generator).to(device)
+    return z, torch.linspace(0.15, 0.9, batch, device=device), torch.arange(batch, device=device) % 1000
+
+
+def seconds(side: Side, mode: str, autocast: bool, batch: int, device: str) -> float:
+    """One pass."""
+    data = inputs(batch, device)
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    with torch.autocast(kind, torch.bfloat16, enabled=autocast), torch.set_grad_enabled(mode == "train"):
+        outputs = side.call(*data)
+        loss = torch.stack([out.float().square().mean() for out in outputs]).sum()
+    if mode == "train":
+        loss.backward()
+    loss.item()  # waits for the accelerator
+    taken = clock() - start
+    side.network.zero_grad(set_to_none=True)
+    return taken
+
+
+def agreement(ours: Side, official: Side, device: str) -> float:
+    """The largest difference of the outputs over their largest value, in float32."""
+    with torch.no_grad():
+        pairs = list(zip(ours.call(*inputs(2, device)), official.call(*inputs(2, device)), strict=True))
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def compare(title: str, ours: Side, official: Side, mode: str, autocast: tuple[bool, bool], args: Any) -> None:
+    """Take turns, print medians."""
+    rounds = []
+    for i in range(args.rounds + 1):
+        sides = [(0, ours), (1, official)]
+        times = {}
+        for which, side in sides if i % 2 else sides[::-1]:
+            times[which] = seconds(side, mode, autocast[which], args.batch, args.device)
+        if i:
+            rounds.append((times[0], times[1]))
+    mine, theirs = (1e3 * statistics.median(column) / args.batch for column in zip(*rounds, strict=True))
+    ratios = sorted(a / b for a, b in rounds)
+    print(
+        f"{title:<44} {mine:9.1f} {theirs:9.1f} ms/image   ratio {statistics.median(ratios):.3f}"
+        f"   ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+        flush=True,
+    )
+
+
+def measure(name: str, ours: Side, official: Side, args: Any) -> None:
+    """All modes of one model."""
+    for side in (ours, official):
+        side.network.to(args.device).eval()
+    worst = agreement(ours, official, args.device)
+    millions = sum(p.numel() for p in ours.network.parameters()) / 1e6
+    print(f"{name}: {millions:.1f} M parameters, outputs agree to {worst:.1e}", flush=True)
+    if worst > 1e-3:
+        sys.exit("the two do not compute the same: nothing is timed")
+    assert isinstance(ours.network, Network)
+    if args.compile:
+        ours.network.compile_units()
+    low = args.dtype == "bf16"
+    for mode in args.modes:
+        for side in (ours, official):
+            side.network.train(mode == "train")
+        compare(f"  {mode}, {args.dtype}{' autocast' * low}", ours, official, mode, (low, low), args)
+    if low and "forward" in args.modes:
+        for side in (ours, official):
+            side.network.eval()
+        ours.network.to(torch.bfloat16)
+        compare("  forward, our weights in bf16", ours, official, "forward", (False, True), args)
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dimr", type=Path, help="a clone of github.com/qihao067/DiMR")
+    parser.add_argument("--uvit", type=Path, help="a clone of github.com/baofff/U-ViT")
+    parser.add_argument("--models", nargs="+", default=["dimr_xl_256", *WIDTHS], choices=["dimr_xl_256", *WIDTHS])
+    parser.add_argument("--full", action="store_true", help="the published depths, not five blocks a stage")
+    parser.add_argument("--modes", nargs="+", default=["forward", "train"], choices=["forward", "train"])
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recompute", action="store_true")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")  # the official code warns about every time-dependent parameter
+    where = torch.cuda.get_device_name() if args.device != "cpu" else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, {where}, batch {args.batch}{', ours compiled' * args.compile}")
+    depth = None if args.full else 5
+    for name in args.models:
+        torch.manual_seed(0)
+        clone = args.dimr if name.startswith("dimr") else args.uvit
+        if clone is None:
+            continue
+        pair = dimr(name, clone, depth) if name.startswith("dimr") else uvit(name, clone, depth, args.recompute)
+        measure(name, *pair, args)
+
+
+if __name__ == "__main__":
+    main()
