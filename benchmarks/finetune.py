@@ -45,7 +45,7 @@ Record = dict[str, dict[int, dict[str, float]]]
 
 
 def write_pictures(work: Path, per_class: int, held_out: int) -> None:
-    """CIFAR-10's pictures of the new classes as folders: `new` from its training part, `held_out` from its test part."""
+    """CIFAR-10's pictures of the new classes as folders: `new` of its training part, `held_out` of its test part."""
     from datasets import Dataset
 
     from diffzoo.data.cifar10 import CLASSES as NAMES

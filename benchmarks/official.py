@@ -82,11 +82,9 @@ def dimr(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
             stage.num_blocks = depth
         official = importlib.import_module("libs.core.blocks").MRModel(arguments)
     fields = {k: v for k, v in vars(arguments).items() if k != "stage_configs"}
-    fields["stage_configs"] = [vars(stage) for stage in arguments.stage_configs]
-    fields["stage_configs"] = [
-        {k: v for k, v in s.items() if k not in ("num_classes", "pe_type", "norm_type")}
-        for s in fields["stage_configs"]
-    ]
+    added = ("num_classes", "pe_type", "norm_type")  # what the official constructor writes into its stages
+    stages = [vars(stage) for stage in arguments.stage_configs]
+    fields["stage_configs"] = [{k: v for k, v in stage.items() if k not in added} for stage in stages]
     with torch.no_grad():  # the gates start at zero, where both ends of a parameter are equal: stir them
         for parameter in official.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -62,5 +62,5 @@ class DepthwiseConv2d(Conv2d):
         assert self.bias is not None
         padding = (self.kernel_size[0] // 2,) * 2
         with torch.autocast("cpu", enabled=False):
-            out: Tensor = _WideWeightGradient.apply(x.to(working), self.weight, self.bias, padding)  # type: ignore[no-untyped-call]
+            out: Tensor = _WideWeightGradient.apply(x.to(working), self.weight, self.bias, padding)
         return out
