@@ -17,8 +17,9 @@ alternates; printed are medians over `--rounds` and the median of the ratios our
     --recompute     the official U-ViT with its recomputation (`use_checkpoint=True`), as its authors trained it
 
 DiMR's official blocks always recompute in training. On CUDA ratios are of wall time after a synchronisation; on a CPU
-of one thread (OMP_NUM_THREADS=1) of the process's own time, which other programs disturb little. Needs einops, timm
-and ml_collections, as the official codes do.
+of one thread (OMP_NUM_THREADS=1) of the process's own time, which other programs disturb little. On a CPU the process
+keeps the memory that it frees, as in `diffzoo fit`, for both sides; `--default-malloc` leaves that to the C library,
+and then what ran before decides how fast a pass is. Needs einops, timm and ml_collections, as the official codes do.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from diffzoo.models import Network
 from diffzoo.models.dimr import DiMR
 from diffzoo.models.uvit_bao import UViTBao
+from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters import dimr as dimr_converter
 from diffzoo.zoo.converters import uvit_bao as uvit_converter
@@ -218,8 +220,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--default-malloc", action="store_true")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the official code warns about every time-dependent parameter
+    if not args.default_malloc:
+        keep_freed_memory()
     where = torch.cuda.get_device_name() if args.device != "cpu" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {where}, batch {args.batch}{', ours compiled' * args.compile}")
     depth = None if args.full else 5

@@ -33,6 +33,7 @@ from diffzoo.process import (
 )
 from diffzoo.sampling import DDIM, Sampler
 from diffzoo.training import draws, freezing
+from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.averaging import WeightAverages, averaged, whole_state
 from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
@@ -327,6 +328,8 @@ class DiffusionModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Bring the companions to the device; tell the network what "no text" is, where it has to be told."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         for companion in (self.autoencoder, self.text_encoder):
             if companion is not None:
                 companion.to(self.device)
