@@ -1,4 +1,4 @@
-"""A depthwise convolution whose weight gradient is quick on CPUs in low precision."""
+"""A depthwise convolution whose weight gradient is quick on CPUs, in low precision and compiled too."""
 
 from typing import Any
 
@@ -11,11 +11,32 @@ from diffzoo.nn.vit_layers import Conv2d
 __all__ = ["DepthwiseConv2d"]
 
 
-class _WideWeightGradient(torch.autograd.Function):
-    """Convolution in the precision of `x`, which has 16 bits, with a weight gradient computed in float32."""
+# An operator of its own, so that a compiler leaves its inputs in the layout that is quick.
+@torch.library.custom_op("diffzoo::depthwise_weight_gradient", mutates_args=())
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """The gradients of a depthwise convolution's weight and bias, computed in float32 on channels that lie last."""
+    grad, x = (tensor.float().contiguous(memory_format=torch.channels_last) for tensor in (grad, x))
+    rest = _geometry(weight, padding)
+    _, gw, gb = torch.ops.aten.convolution_backward(grad, x, weight.float(), *rest, [False, True, True])
+    # contiguous: the strides of size-one dimensions are anyone's choice, and a compiler wants them as promised
+    return gw.to(weight.dtype).reshape(-1).clone().view(weight.shape), gb.to(weight.dtype)
+
+
+@_weight_gradient.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(weight.shape), weight.new_empty(len(weight))
+
+
+def _geometry(weight: Tensor, padding: int) -> tuple[Any, ...]:
+    """What `convolution_backward` wants to know: bias, stride, padding, dilation, transposed, groups."""
+    return [len(weight)], [1, 1], [padding, padding], [1, 1], False, [0, 0], len(weight)
+
+
+class _Depthwise(torch.autograd.Function):
+    """Convolution in the precision of `x`, with the weight gradient above."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
         narrow = weight.to(x.dtype)
         ctx.save_for_backward(x, weight, narrow)
         ctx.padding = padding
@@ -25,24 +46,22 @@ class _WideWeightGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight, narrow = ctx.saved_tensors
-        groups = len(weight)
-        rest = [groups], [1, 1], ctx.padding, [1, 1], False, [0, 0], groups
-        gradient = torch.ops.aten.convolution_backward
         gx = gw = gb = None
         if ctx.needs_input_grad[0]:
-            gx = gradient(grad, x, narrow, *rest, [True, False, False])[0]
+            rest = _geometry(weight, ctx.padding)
+            gx = torch.ops.aten.convolution_backward(grad, x, narrow, *rest, [True, False, False])[0]
         if any(ctx.needs_input_grad[1:3]):
-            _, gw, gb = gradient(grad.float(), x.float(), weight.float(), *rest, [False, True, True])
-            gw, gb = gw.to(weight.dtype), gb.to(weight.dtype)
+            gw, gb = _weight_gradient(grad, x, weight, ctx.padding)
         return gx, gw, gb, None
 
 
 class DepthwiseConv2d(Conv2d):
     """A convolution of each channel with its own kernel, `(b, c, h, w)` to the same shape.
 
-    oneDNN's weight gradient of such a convolution takes 2.6 times as long in bfloat16 as in float32 (7x7, 480
-    channels), longer than all else in its block. So on CPUs it is computed in float32 where the convolution has 16
-    bits, which is more exact too; derivatives of the gradient are not available there.
+    The weight gradient of such a convolution is slow on CPUs: in bfloat16 2.6 times as slow as in float32 (7x7, 480
+    channels), longer than all else in its block, and again twice as slow where a compiler puts channels first. So on
+    CPUs it is computed in float32 with channels last wherever the convolution has 16 bits or is compiled; derivatives
+    of the gradient are not available there.
 
     Args:
         channels: in and out.
@@ -57,10 +76,8 @@ class DepthwiseConv2d(Conv2d):
         if x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
         working = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if working not in (torch.bfloat16, torch.float16):
+        if working not in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
             return super().forward(x)
-        assert self.bias is not None
-        padding = (self.kernel_size[0] // 2,) * 2
         with torch.autocast("cpu", enabled=False):
-            out: Tensor = _WideWeightGradient.apply(x.to(working), self.weight, self.bias, padding)
+            out: Tensor = _Depthwise.apply(x.to(working), self.weight, self.bias, self.kernel_size[0] // 2)
         return out
