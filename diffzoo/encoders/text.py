@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.files import atomic_path
+from diffzoo.hub import cached_revision
 
 __all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder"]
 
@@ -59,7 +60,8 @@ def _transformers() -> Any:
 
 def _load(loader: Any, what: str, source: str, revision: str | None) -> Any:
     try:
-        return loader.from_pretrained(source, revision=revision)
+        # without a pinned revision: the one that was downloaded first, so that it never changes under a trained model
+        return loader.from_pretrained(source, revision=revision or cached_revision(source))
     except ImportError as error:
         raise MissingExtraError(str(error).split()[0], "text", f"the {what} of {source!r}") from error
     except (OSError, ValueError) as error:
