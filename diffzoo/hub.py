@@ -37,8 +37,10 @@ def _hf_home() -> Path:
 
 
 def cache_dir() -> Path:
-    """The folder of converted weights and pins: `$HF_HOME/diffzoo`."""
-    return _hf_home() / "diffzoo"
+    """The folder of converted weights and pins: `$HF_HOME/diffzoo`, or in `$HF_HUB_CACHE` where that alone is set."""
+    # a user who moved only the client's cache moved it to the disk that has the room
+    home = hub_cache_dir() if os.environ.get("HF_HUB_CACHE") and not os.environ.get("HF_HOME") else _hf_home()
+    return home / "diffzoo"
 
 
 def hub_cache_dir() -> Path:
@@ -50,8 +52,9 @@ def hub_cache_dir() -> Path:
 def cached_revision(repo: str, file: str = "config.json") -> str | None:
     """The commit of a repository's main branch that is in the cache already, with `file` in it.
 
-    Companions without a pinned revision keep this one, so that they never change under a trained model. None if there
-    is none yet, or offline, where the client takes what it has.
+    It follows every download by any program, so it can change from one call to the next; what must not change is
+    recorded elsewhere (`diffzoo.encoders.pins`). None if there is none yet, or offline, where the client takes what it
+    has.
     """
     if is_offline():
         return None
