@@ -84,7 +84,7 @@ def entry(name: str) -> ModelEntry:
     """The entry of a name; an unknown one raises and names the nearest."""
     _load_plugins()
     if name not in _REGISTRY:
-        raise UserError(f"unknown model {name!r}{did_you_mean(name, _REGISTRY)} `diffzoo list` shows all names")
+        raise UserError(f"unknown model {name!r}{did_you_mean(name, _REGISTRY) or '; `diffzoo list` shows all names'}")
     return _REGISTRY[name]
 
 

@@ -463,6 +463,5 @@ def checkpoint(name: str) -> Checkpoint:
     if tags:
         raise UserError(f"{model} has no weights tagged {name.split('.', 1)[1]!r}; there are {', '.join(tags)}")
     models = {entry.model for entry in entries.values()}
-    raise UserError(
-        f"no published weights for {name!r}{did_you_mean(name, models)} `diffzoo.list_checkpoints()` names them all"
-    )
+    hint = did_you_mean(name, models) or "; `diffzoo.list_checkpoints()` names them all"
+    raise UserError(f"no published weights for {name!r}{hint}")
