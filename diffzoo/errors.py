@@ -18,11 +18,12 @@ class MissingExtraError(UserError, ImportError):
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
-    """A hint to append to a message: the nearest of `choices`, or all of them when they are few."""
+    """A hint to append to a message: the nearest of `choices`, or all of them when they are few; case is no matter."""
     known = sorted(str(c) for c in choices)
-    near = difflib.get_close_matches(str(name), known, n=limit, cutoff=0.55)
+    folded = {c.casefold(): c for c in known}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=limit, cutoff=0.55)
     if near:
-        return f"; did you mean {' or '.join(repr(n) for n in near)}?"
+        return f"; did you mean {' or '.join(repr(folded[n]) for n in near)}?"
     if len(known) <= 12:
         return f"; known: {', '.join(known)}" if known else ""
     return ""

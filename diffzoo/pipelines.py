@@ -20,9 +20,9 @@ from torch import Tensor
 from diffzoo import __version__, sampling
 from diffzoo.encoders import text
 from diffzoo.encoders.autoencoder import Autoencoder, Identity, KLAutoencoder
+from diffzoo.encoders.pins import recorded_revision
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.hub import cached_revision
 from diffzoo.images import make_grid, save_png, to_uint8
 from diffzoo.process import to_config
 from diffzoo.sampling import (
@@ -220,7 +220,7 @@ class Pipeline:
             found["autoencoder"] = self.autoencoder.id
         if self._text_encoder is not None:
             known = dict(self.facts.text_encoder or {"class": type(self._text_encoder).__name__})
-            revision = known.get("revision") or cached_revision(str(known.get("source", "")))
+            revision = known.get("revision") or recorded_revision(str(known.get("source", "")))
             found["text_encoder"] = {**known, "revision": revision}
         return found
 
@@ -246,7 +246,8 @@ class Pipeline:
         """The index of a class, by index or name; an ImageNet class may be called by any of its names.
 
         Raises:
-            UserError: for an index out of range, or an unknown name, naming the nearest.
+            UserError: for an index out of range, an unknown name, naming the nearest, or a name of several classes,
+                naming their numbers.
         """
         count = self.class_count
         if not isinstance(wanted, str) or wanted.lstrip("-").isdigit():
@@ -257,13 +258,14 @@ class Pipeline:
             raise UserError(
                 f"the classes of this model have no names: use a number from 0 to {count - 1}, not {wanted!r}"
             )
-        known: dict[str, int] = {}
-        for i, name in enumerate(self.class_names):
-            for part in (name, *name.split(", ")):
-                known.setdefault(part.casefold(), i)  # some words name several classes: the first wins
-        if wanted.casefold() not in known:
-            raise UserError(f"no class is called {wanted!r}{did_you_mean(wanted.casefold(), known)}")
-        return known[wanted.casefold()]
+        called = {i: {name, *name.split(", ")} for i, name in enumerate(self.class_names)}
+        found = [i for i, names in called.items() if wanted.casefold() in {name.casefold() for name in names}]
+        if not found:
+            raise UserError(f"no class is called {wanted!r}{did_you_mean(wanted, set().union(*called.values()))}")
+        if len(found) > 1:  # two ImageNet classes are a crane
+            numbers = " and ".join(f"{i} ({self.class_names[i]})" for i in found)
+            raise UserError(f"{wanted!r} is the name of several classes, {numbers}: give the number of the one you mean")
+        return found[0]
 
     def _label(self, index: int) -> str:
         return self.class_names[index].split(", ")[0] if self.class_names else f"class {index}"

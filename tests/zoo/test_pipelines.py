@@ -23,7 +23,7 @@ from diffzoo.pipelines import Pipeline
 from diffzoo.process import Eps, V
 from diffzoo.sampling import DDIM, ClassifierFree, Denoiser, sample
 
-NAMES = ("cat", "dog, hound", *(f"thing {i}" for i in range(8)))
+NAMES = ("cat", "dog, hound", *(f"thing {i}" for i in range(7)), "Smileys & Emotion")
 COND, UNCOND = "cond + s * (cond - uncond)", "uncond + s * (cond - uncond)"
 
 
@@ -141,6 +141,7 @@ def test_classes_have_names_and_numbers(pixels: Path, wanted: Any, index: int) -
     ("wanted", "sentence"),
     [
         ("hounds", "did you mean 'hound'"),
+        ("smileys", "did you mean 'Smileys & Emotion'"),
         (10, "class 10 is out of range: .* 0 to 9"),
         ("-1", "-1 is"),
     ],
@@ -161,6 +162,10 @@ def test_imagenet_classes_have_their_names(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="did you mean 'golden retriever'"):
         pipe.class_id("golden retreiver")
     assert pipe._label(207) == "golden retriever"
+    for word, numbers in {"crane": r"134 \(crane\) and 517 \(crane\)", "Maillot": "638 .* and 639 "}.items():
+        with pytest.raises(UserError, match=f"'{word}' is the name of several classes, {numbers}"):
+            pipe.class_id(word)
+    assert pipe.class_id("maillot, tank suit") == 639
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""Messages that name what was meant."""
+
+import pytest
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.models.registry import build
+from diffzoo.zoo.manifest import checkpoint
+
+
+def test_the_nearest_names_are_given_as_they_are_written() -> None:
+    labels = ["Smileys & Emotion", "Animals & Nature", "Objects"]
+    assert did_you_mean("Smileys", labels) == "; did you mean 'Smileys & Emotion'?"
+    assert did_you_mean("ddim", ["DDIM", "EulerMaruyama"]) == "; did you mean 'DDIM'?"
+    assert did_you_mean("emma", ["Ema", "EMA", "raw"], limit=1) in ("; did you mean 'EMA'?", "; did you mean 'Ema'?")
+
+
+def test_few_names_are_listed_and_many_are_not() -> None:
+    assert did_you_mean("zzz", ["b", "a"]) == "; known: a, b"
+    assert did_you_mean("zzz", [f"name{i}" for i in range(13)]) == ""
+    assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [
+        (lambda: build("nowhere"), "unknown model 'nowhere'; `diffzoo list` shows all names"),
+        (
+            lambda: checkpoint("nowhere"),
+            "no published weights for 'nowhere'; `diffzoo.list_checkpoints()` names them all",
+        ),
+        (lambda: checkpoint("dimr_xl_265"), "no published weights for 'dimr_xl_265'; did you mean 'dimr_xl_256'"),
+    ],
+)
+def test_an_unknown_name_says_where_the_names_are(look, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        look()
+    assert str(caught.value).startswith(message)
