@@ -264,7 +264,9 @@ class Pipeline:
             raise UserError(f"no class is called {wanted!r}{did_you_mean(wanted, set().union(*called.values()))}")
         if len(found) > 1:  # two ImageNet classes are a crane
             numbers = " and ".join(f"{i} ({self.class_names[i]})" for i in found)
-            raise UserError(f"{wanted!r} is the name of several classes, {numbers}: give the number of the one you mean")
+            raise UserError(
+                f"{wanted!r} is the name of several classes, {numbers}: give the number of the one you mean"
+            )
         return found[0]
 
     def _label(self, index: int) -> str:

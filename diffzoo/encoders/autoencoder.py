@@ -15,8 +15,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 
+from diffzoo.encoders.pins import check_weights, first_revision
 from diffzoo.errors import MissingExtraError, UserError
-from diffzoo.hub import cached_revision, hub_file
+from diffzoo.hub import hub_file
 from diffzoo.typing import Images, Latents
 
 __all__ = ["Autoencoder", "Identity", "KLAutoencoder"]
@@ -84,7 +85,7 @@ class KLAutoencoder:
         repo: Hub repository in diffusers' layout, or a local folder.
         scaling_factor: what latents are multiplied by to have unit variance.
         revision: commit, tag or branch; None = what the Hub's main branch was when it was first downloaded here,
-            which the cache keeps, and which `id` names.
+            which is recorded (`diffzoo.encoders.pins`), and which `id` names.
         subfolder: folder inside the repository, such as "vae".
         dtype: of weights and arithmetic, "float32", "float16" or "bfloat16"; results are float32.
         batch_size: images at a time; a decoder needs about 1 GB per image of 512 px in float32.
@@ -143,9 +144,13 @@ class KLAutoencoder:
         if self.repo.count("/") != 1:
             raise UserError(f"there is no folder {self.repo}; a Hub repository is written owner/name")
         what = f"the autoencoder {self.repo}"
-        revision = self.revision or cached_revision(self.repo, f"{inside}config.json")
-        _, self.revision = hub_file(self.repo, f"{inside}config.json", revision, what)
-        path, _ = hub_file(self.repo, f"{inside}diffusion_pytorch_model.safetensors", self.revision, what)
+        config, weights = f"{inside}config.json", f"{inside}diffusion_pytorch_model.safetensors"
+        revision = self.revision or first_revision(self.repo, config, what)
+        hub_file(self.repo, config, revision, what)
+        path, commit = hub_file(self.repo, weights, revision, what)
+        if self.revision is None:
+            check_weights(self.repo, {weights: path})
+        self.revision = commit
         return path.parent
 
     # -- facts

@@ -11,6 +11,7 @@ business. `CachedText` keeps what it has seen, in memory or on disk, under a has
 
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,9 +21,10 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from diffzoo.encoders.pins import check_weights, first_revision
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.files import atomic_path
-from diffzoo.hub import cached_revision
+from diffzoo.hub import hub_cache_dir
 
 __all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder"]
 
@@ -60,8 +62,14 @@ def _transformers() -> Any:
 
 def _load(loader: Any, what: str, source: str, revision: str | None) -> Any:
     try:
-        # without a pinned revision: the one that was downloaded first, so that it never changes under a trained model
-        return loader.from_pretrained(source, revision=revision or cached_revision(source))
+        # without a stated revision: the one that was downloaded first, so that it never changes under a trained model
+        first = None if revision or not _on_hub(source) else first_revision(source, what=f"the {what} {source}")
+        loaded = loader.from_pretrained(source, revision=revision or first, cache_dir=hub_cache_dir())
+        if first and isinstance(loaded, nn.Module):
+            check_weights(source, _weights(source, first))
+        return loaded
+    except UserError:
+        raise
     except ImportError as error:
         raise MissingExtraError(str(error).split()[0], "text", f"the {what} of {source!r}") from error
     except (OSError, ValueError) as error:
@@ -69,6 +77,17 @@ def _load(loader: Any, what: str, source: str, revision: str | None) -> Any:
         raise UserError(
             f"cannot load the {what} of {source!r}: {reason}; give a folder, or a name on the Hub that you can reach"
         ) from error
+
+
+def _on_hub(source: str) -> bool:
+    return not Path(source).is_dir() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+
+
+def _weights(repo: str, commit: str) -> dict[str, Path]:
+    """The files of weights that the library has fetched, which prefers safetensors."""
+    folder = hub_cache_dir() / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
+    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return {path.name: path for path in found}
 
 
 def _tensor_hash(tensors: dict[str, Tensor]) -> str:
@@ -176,7 +195,8 @@ class CLIPEncoder(_Transformer):
 
     Args:
         source: folder or Hub name with the text tower and its tokenizer.
-        revision: branch, tag or commit on the Hub; pin a commit in a recipe.
+        revision: branch, tag or commit on the Hub; None = the first one used here, which is recorded
+            (`diffzoo.encoders.pins`).
         max_tokens: tokens per caption, with start and end; default: all positions the model has, 77.
         keep_padding: treat padding as real tokens, with states and a mask of True.
     """
@@ -207,7 +227,8 @@ class T5Encoder(_Transformer):
 
     Args:
         source: folder or Hub name with the encoder and its tokenizer.
-        revision: branch, tag or commit on the Hub; pin a commit in a recipe.
+        revision: branch, tag or commit on the Hub; None = the first one used here, which is recorded
+            (`diffzoo.encoders.pins`).
         max_tokens: tokens per caption, with the end token.
         keep_padding: treat padding as real tokens, with states and a mask of True.
     """

@@ -1,6 +1,9 @@
 """The autoencoder of latent models: diffusers' own, with unit-variance latents, a pinned revision and a hash."""
 
+import hashlib
+import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +130,14 @@ def test_pixel_space_changes_nothing(images: torch.Tensor) -> None:
 
 
 @pytest.fixture
+def unpinned() -> Iterator[None]:
+    """The loud warning on first use, expected and silenced."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a/vae is unpinned")
+        yield
+
+
+@pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     import huggingface_hub.constants
 
@@ -141,13 +152,46 @@ def files(folder: Path, prefix: str = "") -> dict[str, bytes]:
     return {prefix + p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_the_first_revision_is_kept_and_named(folder: Path, hub: FakeHub, images: torch.Tensor) -> None:
+def other_tool_fetches(hub: FakeHub, repo: str, home: Path) -> str:
+    """What any program that uses the same cache does: the client's note of the branch moves."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, cache_dir=home / "hub", endpoint=hub.url)).name
+
+
+def test_the_first_revision_is_kept_and_named(folder: Path, hub: FakeHub, images: torch.Tensor, tmp_path: Path) -> None:
     first = hub.add_repo("a/vae", files(folder))
-    expected = KLAutoencoder("a/vae").encode(images)[0]
-    hub.add_repo("a/vae", {"config.json": b"{}"})  # the repository moves on
-    later = KLAutoencoder("a/vae")
+    with pytest.warns(UserWarning, match=f"a/vae is unpinned .* recorded on first download as revision {first}"):
+        expected = KLAutoencoder("a/vae").encode(images)[0]
+    second = hub.add_repo("a/vae", {"config.json": b"{}"})  # the repository moves on
+    assert other_tool_fetches(hub, "a/vae", tmp_path / "home") == second
+    later = KLAutoencoder("a/vae")  # a second warning would be an error here
     assert torch.equal(later.encode(images)[0], expected)
     assert later.id == f"a/vae@{first} x0.18215"
+    record = json.loads((tmp_path / "home" / "diffzoo" / "companions" / "a--vae.json").read_text())
+    weights = "diffusion_pytorch_model.safetensors"
+    sha = hashlib.sha256((folder / weights).read_bytes()).hexdigest()
+    assert record == {"revision": first, "files": {weights: sha}}
+
+
+def test_weights_that_changed_under_their_revision_are_refused(
+    folder: Path, hub: FakeHub, unpinned: None, tmp_path: Path
+) -> None:
+    hub.add_repo("a/vae", files(folder))
+    _ = KLAutoencoder("a/vae").model
+    file = next((tmp_path / "home" / "hub").rglob("diffusion_pytorch_model.safetensors")).resolve()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="not the file that was recorded on first download: expected sha256"):
+        _ = KLAutoencoder("a/vae").model
+
+
+def test_a_damaged_record_is_named(folder: Path, hub: FakeHub, unpinned: None, tmp_path: Path) -> None:
+    hub.add_repo("a/vae", files(folder))
+    _ = KLAutoencoder("a/vae").model
+    record = tmp_path / "home" / "diffzoo" / "companions" / "a--vae.json"
+    record.write_text('{"revision": 3}')
+    with pytest.raises(UserError, match=r"a--vae\.json is damaged: delete it to record the revision"):
+        _ = KLAutoencoder("a/vae").model
 
 
 def test_a_pinned_revision_is_fetched(folder: Path, hub: FakeHub) -> None:
@@ -158,7 +202,7 @@ def test_a_pinned_revision_is_fetched(folder: Path, hub: FakeHub) -> None:
 
 
 def test_warm_and_offline_works_and_cold_says_what_is_missing(
-    folder: Path, hub: FakeHub, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    folder: Path, hub: FakeHub, images: torch.Tensor, unpinned: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_repo("a/vae", files(folder))
     expected = KLAutoencoder("a/vae").encode(images)[0]

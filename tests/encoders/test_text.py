@@ -1,11 +1,14 @@
 """Text encoders: small random models of the real architectures, with real tokenizers, against the library itself."""
 
 import builtins
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import FakeHub
 
 from diffzoo.encoders.text import CachedText, CLIPEncoder, T5Encoder, TextEncoder
 from diffzoo.errors import MissingExtraError, UserError
@@ -208,6 +211,46 @@ def test_null_of_a_cache(encoder: TextEncoder) -> None:
     expected, visible = encoder.null(2)
     assert torch.equal(text, expected)
     assert torch.equal(mask, visible)
+
+
+# -- the Hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with FakeHub() as server:
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)  # read at import, and all that transformers knows
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        yield server
+
+
+def test_the_first_revision_is_kept(clip_folder: Path, hub: FakeHub, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    files = {path.name: path.read_bytes() for path in clip_folder.iterdir()}
+    first = hub.add_repo("a/clip", files)
+    with pytest.warns(UserWarning, match=f"a/clip is unpinned .* recorded on first download as revision {first}"):
+        expected = CLIPEncoder("a/clip").encode(CAPTIONS)[0]
+    assert torch.equal(expected, CLIPEncoder(str(clip_folder)).encode(CAPTIONS)[0])
+    model = transformers.CLIPTextModel.from_pretrained(clip_folder)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path / "newer")
+    newer = (tmp_path / "newer" / "model.safetensors").read_bytes()
+    hub.add_repo("a/clip", {"model.safetensors": newer})  # the repository moves on, and another program follows
+    snapshot = Path(snapshot_download("a/clip", cache_dir=tmp_path / "home" / "hub", endpoint=hub.url))
+    assert (snapshot / "model.safetensors").read_bytes() == newer
+    assert torch.equal(CLIPEncoder("a/clip").encode(CAPTIONS)[0], expected)
+    record = json.loads((tmp_path / "home" / "diffzoo" / "companions" / "a--clip.json").read_text())
+    sha = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    assert record == {"revision": first, "files": {"model.safetensors": sha}}
 
 
 # -- faults
