@@ -7,6 +7,7 @@ may set them later.
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,15 +81,35 @@ def explain_disk(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into a sentence that names it."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = _os_error(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             free = f"{gigabytes(shutil.disk_usage(_existing(path)).free)} free"
             raise UserError(
-                f"the disk is full while writing {path} ({free}): make room, or point HF_HOME to another disk"
+                f"the disk is full while writing {path} ({free}): make room, or {_move(path, 'another disk')}"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS):
-            raise UserError(f"cannot write {path}: point HF_HOME to a folder you may write to") from error
+        if number == errno.EFBIG:
+            raise UserError(f"cannot write {path}: a file this large is not allowed here: {_move(path)}") from error
+        if number in (errno.EACCES, errno.EROFS):
+            raise UserError(f"cannot write {path}: {_move(path)}") from error
         raise
+
+
+def _os_error(error: Exception) -> int | None:
+    """The number of the system's error; safetensors has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found.group(1)) if found else None
+
+
+def _move(path: Path, where: str = "a folder you may write to") -> str:
+    """What to do about a place that cannot take a file: only the cache is moved by a variable."""
+    ours = [folder.absolute() for folder in (cache_dir(), hub_cache_dir())]
+    if not any(folder in (path.absolute(), *path.absolute().parents) for folder in ours):
+        return f"choose {where}"
+    alone = os.environ.get("HF_HUB_CACHE") and not os.environ.get("HF_HOME")
+    return f"point {'HF_HUB_CACHE' if alone else 'HF_HOME'} to {where}"
 
 
 def _existing(path: Path) -> Path:
@@ -101,7 +122,7 @@ def free_space_for(size: int | None, path: Path) -> None:
     if size is not None and size > free:
         raise UserError(
             f"the disk is too full for {path.name}: it needs {gigabytes(size)} and {gigabytes(free)} are free at "
-            f"{path.parent}: make room, or point HF_HOME to another disk"
+            f"{path.parent}: make room, or {_move(path, 'another disk')}"
         )
 
 

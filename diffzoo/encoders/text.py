@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from diffzoo.encoders.pins import check_weights, first_revision
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.files import atomic_path
-from diffzoo.hub import hub_cache_dir
+from diffzoo.hub import explain_disk, hub_cache_dir
 
 __all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder"]
 
@@ -338,7 +338,7 @@ class CachedText:
         if path is not None:
             from safetensors.torch import save_file
 
-            with atomic_path(path) as temporary:
+            with explain_disk(path), atomic_path(path) as temporary:
                 save_file({"text": tokens.contiguous()}, temporary)
         return tokens
 

@@ -77,8 +77,13 @@ def save_pretrained(
     merged = replace(known, config=mine.config, process=mine.process or known.process) if known else mine
     merged = replace(merged, **{**more, "version": mine.version})
     write_weights(network.state_dict(), merged, folder / "model.safetensors")
-    write_text(folder / "config.json", to_json(merged.to_dict()))
+    _write_text(folder / "config.json", to_json(merged.to_dict()))
     return folder
+
+
+def _write_text(path: Path, text: str) -> None:
+    with explain_disk(path):
+        write_text(path, text)
 
 
 # -- staging
@@ -126,10 +131,11 @@ def _from_run(run: Path, folder: Path) -> None:
     """Copy the recipe and the newest pictures of a run."""
     recipe = next((run / n for n in ("config.yaml", "recipe.yaml") if (run / n).is_file()), None)
     if recipe:
-        write_text(folder / "recipe.yaml", recipe.read_text(encoding="utf-8"))
+        _write_text(folder / "recipe.yaml", recipe.read_text(encoding="utf-8"))
     pictures = sorted((run / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime)
     if pictures:
-        shutil.copyfile(pictures[-1], folder / "samples.png")
+        with explain_disk(folder / "samples.png"):
+            shutil.copyfile(pictures[-1], folder / "samples.png")
 
 
 def _evaluations(run: Path | None, given: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -214,9 +220,9 @@ def _fill(
         _from_run(run, folder)
     facts = replace(known, licence=licence, provenance=origin, version=__version__)
     write_weights(state, facts, folder / ("model.safetensors" if adapter is None else "adapter.safetensors"))
-    write_text(folder / "config.json", to_json(facts.to_dict()))
+    _write_text(folder / "config.json", to_json(facts.to_dict()))
     card = model_card(facts, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
-    write_text(folder / "README.md", card)
+    _write_text(folder / "README.md", card)
 
 
 # -- the Hub

@@ -136,14 +136,19 @@ def test_a_full_disk_is_said_before_the_download(hub: FakeHub, target: Path, mon
     assert not target.exists()
 
 
-def test_a_disk_that_fills_up_meanwhile_is_said(hub: FakeHub, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.files["w"] = BLOB
+@pytest.mark.parametrize(
+    ("place", "advice"), [("home/diffzoo/w.bin", "point HF_HOME to another disk"), ("w.bin", "choose another disk")]
+)
+def test_a_disk_that_fills_up_meanwhile_is_said(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, advice: str
+) -> None:
+    hub.files["w"], target = BLOB, tmp_path / place
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("diffzoo.zoo.fetch._copy", full)
-    with pytest.raises(UserError, match=r"the disk is full while writing .*w\.bin .* point HF_HOME to another disk"):
+    with pytest.raises(UserError, match=rf"the disk is full while writing .*w\.bin .* {advice}$"):
         download(f"{hub.url}/files/w", target)
     assert not target.exists()
 

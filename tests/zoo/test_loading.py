@@ -328,6 +328,52 @@ def test_save_and_load_are_exact_and_the_bytes_repeat(tiny: Network, tmp_path: P
         assert loaded.facts.licence == "mit"
 
 
+@pytest.mark.parametrize(
+    ("number", "place", "sentence"),
+    [
+        (
+            28,
+            "w",
+            r"the disk is full while writing .*/w/model\.safetensors \(.* free\): make room, or choose another disk",
+        ),
+        (122, "home/diffzoo", "the disk is full while writing .*: make room, or point HF_HOME to another disk"),
+        (13, "w", r"cannot write .*/w/model\.safetensors: choose a folder you may write to"),
+        (30, "home/diffzoo", "cannot write .*: point HF_HOME to a folder you may write to"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_said(
+    tiny: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, place: str, sentence: str
+) -> None:
+    from safetensors import SafetensorError
+
+    def fail(*args: Any) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: no (os error {number})")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        tiny.save_pretrained(tmp_path / place)
+    assert not list((tmp_path / place).iterdir())
+
+
+def test_what_safetensors_says_of_the_system_is_understood(tmp_path: Path) -> None:
+    """A real refusal, by a limit on the size of files; nothing is left behind."""
+    script = f"""
+import resource, torch
+from diffzoo.errors import UserError
+from diffzoo.zoo.facts import Facts
+from diffzoo.zoo.publish import write_weights
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_weights({{"a": torch.zeros(3000)}}, Facts("DiMR", {{}}), Path({str(tmp_path)!r}) / "w.safetensors")
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"cannot write {tmp_path}/w.safetensors: a file this large is not allowed here" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_header_alone_is_enough(tiny: Network, tmp_path: Path) -> None:
     from diffzoo import GaussianProcess
 
