@@ -5,8 +5,11 @@ pictures = pipe(["golden retriever", 207], seeds=range(8), guidance=0.4, steps=5
 pictures.save_png("pictures")
 """
 
+import hashlib
+import itertools
 import json
-import re
+import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -37,6 +40,7 @@ from diffzoo.sampling import (
 )
 from diffzoo.sampling.loop import Precision
 from diffzoo.typing import Condition
+from diffzoo.zoo.export import DTYPES
 from diffzoo.zoo.facts import class_list, guidance_from, sampler_from
 from diffzoo.zoo.loading import Loaded, load_any
 from diffzoo.zoo.settings import published_scale, setting_of
@@ -87,10 +91,17 @@ class Pictures:
         return [Image.fromarray(p) for p in self.pixels]
 
     def save_png(self, folder: str | Path) -> list[Path]:
-        """One PNG per picture, its record in the metadata field "diffzoo" as JSON; returns the paths."""
-        paths = []
+        """One PNG per picture, its record in the metadata field "diffzoo" as JSON; returns the paths.
+
+        Files are called by label and seed, and numbered where these are alike.
+        """
+        paths: list[Path] = []
+        taken: set[str] = set()
         for image, label, record in zip(self._planar(), self.labels, self.records, strict=True):
-            name = "_".join(part for part in (_file_part(label), f"seed{record['seed']}") if part)
+            stem = "_".join(part for part in (_file_part(label), f"seed{record['seed']}") if part)
+            numbered = (f"{stem}_{i}" for i in itertools.count(2))
+            name = next(n for n in itertools.chain([stem], numbered) if n not in taken)
+            taken.add(name)
             paths.append(save_png(image, Path(folder) / f"{name}.png", {"diffzoo": json.dumps(record, sort_keys=True)}))
         return paths
 
@@ -112,8 +123,24 @@ def _samplers() -> list[str]:
     return [n for n, v in found if isinstance(v, type) and issubclass(v, Sampler) and v is not Sampler]
 
 
+def _dtype(precision: Precision | None) -> str:
+    """What the network computed in, for records."""
+    return str(DTYPES[precision or "fp32"]).removeprefix("torch.")
+
+
 def _file_part(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:60]
+    """The letters and digits of a label, of any script; a long one is cut and ends in a hash of the whole."""
+    text = unicodedata.normalize("NFC", label.casefold())
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
+    part = "_".join(word for word in words if any(map(str.isalnum, word)))
+    try:
+        os.fsencode(part)
+    except UnicodeEncodeError:  # a locale without these letters
+        part = part.encode("ascii", "ignore").decode().strip("_")
+    if len(part) <= 60 and len(part.encode()) <= 180:  # a file system takes 255 bytes
+        return part
+    digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{part[:51].encode()[:171].decode(errors='ignore').rstrip('_')}_{digest}"
 
 
 class Pipeline:
@@ -385,6 +412,7 @@ class Pipeline:
         denoise, guided = self._denoise(guidance)
         solver = self._sampler(sampler, steps)
         config = self.network.config
+        _ = self.autoencoder.ratio  # loads it: a missing package or a failed download is said before the steps
         if trajectory is not None and trajectory.decode is None and self.facts.autoencoder is not None:
             trajectory.decode = self.autoencoder.decode
         latents = sample(
@@ -401,8 +429,9 @@ class Pipeline:
             trajectory=trajectory,
         )
         every = [label for label in labels for _ in seeds]
-        made = {"guidance": guided, "sampler": to_config(solver)}
-        return self._pictures(latents, every, seeds * len(labels), made, len(seeds))
+        ids = rows.label.repeat_interleave(len(seeds)).tolist() if rows is not None and rows.label is not None else []
+        made = {"guidance": guided, "sampler": to_config(solver), "dtype": _dtype(precision)}
+        return self._pictures(latents, every, ids, seeds * len(labels), made, len(seeds))
 
     def upsample(
         self,
@@ -450,28 +479,37 @@ class Pipeline:
         )
         labels = [self._label(i) for i in ids] or [""] * len(pixels)
         columns = pictures.columns if isinstance(pictures, Pictures) else len(pixels)
-        made: dict[str, Any] = {"guidance": guided, "sampler": to_config(solver)}
-        drawn = self._pictures(images, labels, seeds, made, columns)
+        made: dict[str, Any] = {"guidance": guided, "sampler": to_config(solver), "dtype": _dtype(precision)}
+        drawn = self._pictures(images, labels, ids, seeds, made, columns)
         if isinstance(pictures, Pictures):
             drawn.records = [{**r, "enlarged": small} for r, small in zip(drawn.records, pictures.records, strict=True)]
         return drawn
 
     def _pictures(
-        self, latents: Tensor, labels: list[str], seeds: Sequence[int], made: dict[str, Any], columns: int
+        self,
+        latents: Tensor,
+        labels: list[str],
+        ids: list[int],
+        seeds: Sequence[int],
+        made: dict[str, Any],
+        columns: int,
     ) -> Pictures:
-        """Decoded pictures with a record each."""
+        """Decoded pictures with a record each; `ids` are their classes, empty if they were drawn from none."""
         pixels = to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         made = {
             **made,
             **self._companions(),
             "weights": self.facts.provenance,
             "model": self.facts.name,
+            "device": str(self.device),
             "diffzoo": __version__,
         }
         records = [
             {**made, "seed": int(seed), **({"drawn": label} if label else {})}
             for label, seed in zip(labels, seeds, strict=True)
         ]
+        for record, class_id in zip(records, ids, strict=bool(ids)):
+            record["class_id"] = class_id  # several classes may have one label
         return Pictures(pixels, labels, records, columns)
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.images import to_uint8
 from diffzoo.models import adm, dimr, registry, uvit_bao
 from diffzoo.models.base import Level, Network
-from diffzoo.pipelines import Pipeline
+from diffzoo.pipelines import Pictures, Pipeline
 from diffzoo.process import Eps, V
 from diffzoo.sampling import DDIM, ClassifierFree, Denoiser, sample
 
@@ -220,7 +220,22 @@ def test_latents_go_through_the_autoencoder_of_the_weights(vae: Path, tmp_path: 
 def test_a_missing_extra_is_named(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = pipeline(latent_model(tmp_path, vae), "cpu")
     monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr(pipe.network, "forward", lambda *args: pytest.fail("drawn before the extra was missed"))
     with pytest.raises(MissingExtraError, match=r"a latent model needs .*pip install diffzoo\[latent\]"):
+        pipe([2], seeds=[0], steps=1)
+
+
+def test_an_autoencoder_that_cannot_be_had_stops_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    facts = {"repo": "nobody/vae", "scaling_factor": 0.18215}
+    network = random_weights(dimr.DiMR(dimr.TINY))
+    network.save_pretrained(tmp_path, process=GaussianProcess(prediction=V()), autoencoder=facts)
+    pipe = pipeline(tmp_path, "cpu")
+    monkeypatch.setattr(pipe.network, "forward", lambda *args: pytest.fail("drawn before the autoencoder was there"))
+    with pytest.raises(UserError, match="the autoencoder nobody/vae is not in the cache"):
         pipe([2], seeds=[0], steps=1)
 
 
@@ -277,11 +292,67 @@ def test_every_png_says_how_it_was_made(pixels: Path, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(image), pictures[1])
         record = json.loads(image.text["diffzoo"])  # type: ignore[attr-defined]
     assert record["seed"] == 4
-    assert record["drawn"] == "dog"
+    assert (record["drawn"], record["class_id"]) == ("dog", 1)
+    assert (record["dtype"], record["device"]) == ("float32", "cpu")
     assert record["guidance"] == {"formula": COND, "scale": 1.5}
     assert record["sampler"]["class"] == "DDIM"
     assert record["sampler"]["steps"] == 5
     assert record["diffzoo"] == diffzoo.__version__
+
+
+def test_records_say_the_precision_and_which_of_two_classes_of_one_name(pixels: Path, unconditional: Path) -> None:
+    pipe = pipeline(pixels, "cpu")
+    pipe._names = ("crane", "heron", "crane", *NAMES[3:])
+    pictures = pipe([0, 2], seeds=[5, 6], steps=1, precision="bf16")
+    assert pictures.labels == ["crane"] * 4
+    assert [(r["class_id"], r["seed"]) for r in pictures.records] == [(0, 5), (0, 6), (2, 5), (2, 6)]
+    assert {r["dtype"] for r in pictures.records} == {"bfloat16"}
+    assert "class_id" not in pipeline(unconditional, "cpu")(seeds=[0], steps=1).records[0]
+
+
+LONG = "a photograph of a harbour in the early morning with many small boats"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["crane", "Crane"], ["crane_seed0", "crane_seed0_2"]),
+        (["a cat?", "a cat!", "a cat"], ["a_cat_seed0", "a_cat_seed0_2", "a_cat_seed0_3"]),
+        (["猫", "犬", "Кошка, 2"], ["猫_seed0", "犬_seed0", "кошка_2_seed0"]),
+        (["\N{HEAVY BLACK HEART}\ufe0f", "", "../.."], ["seed0", "seed0_2", "seed0_3"]),
+        (["e\u0301tang", "\xe9tang"], ["\xe9tang_seed0", "\xe9tang_seed0_2"]),
+    ],
+)
+def test_every_picture_has_a_file_of_its_own(labels: list[str], names: list[str], tmp_path: Path) -> None:
+    pixels = np.arange(len(labels), dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    records = [{"seed": 0, "drawn": label} for label in labels]
+    paths = Pictures(pixels, labels, records, 1).save_png(tmp_path)
+    assert [p.stem for p in paths] == names
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    for path, value, record in zip(paths, range(len(labels)), records, strict=True):
+        with Image.open(path) as image:
+            assert image.getpixel((0, 0)) == (value,) * 3
+            assert json.loads(image.text["diffzoo"]) == record  # type: ignore[attr-defined]
+
+
+def test_long_captions_have_files_of_their_own_in_every_call(tmp_path: Path) -> None:
+    labels = [LONG + " and a red one", LONG + " and a blue one", "語" * 300, "語" * 301, "\U00020000" * 50]
+    paths = [
+        path
+        for label in labels
+        for path in Pictures(np.zeros((1, 1, 1, 3), np.uint8), [label], [{"seed": 2**62}], 1).save_png(tmp_path)
+    ]
+    assert len(set(paths)) == len(labels)
+    assert all(path.is_file() for path in paths)
+    assert paths[0].name.startswith("a_photograph_of_a_harbour_in_the_early_morning_with")
+
+
+def test_letters_that_the_file_system_cannot_write_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsencode", lambda name: str(name).encode("ascii"))
+    pictures = Pictures(np.zeros((2, 1, 1, 3), np.uint8), ["猫 2", "犬 2"], [{"seed": 0}] * 2, 1)
+    assert [path.name for path in pictures.save_png(tmp_path)] == ["2_seed0.png", "2_seed0_2.png"]
 
 
 @pytest.mark.parametrize(
