@@ -2,8 +2,11 @@
 
 import itertools
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,16 +241,31 @@ def _identity(batch: Any) -> Any:
 
 
 def worker_failure(error: BaseException) -> UserError | None:
-    """The sentence for the death of a worker process, or None for other errors.
-
-    PyTorch raises this error from a signal handler, so it may surface anywhere in the main process.
-    """
+    """The sentence for the death of a worker process, or None for other errors."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
     return UserError(
         "a data worker was killed, most likely because memory ran out: set fewer num_workers, a smaller "
         f"shuffle_window, or free memory, and resume from the last checkpoint ({str(error).splitlines()[0]})"
     )
+
+
+@contextmanager
+def _worker_deaths_wait() -> Iterator[None]:
+    """Start workers without PyTorch's signal handler, which raises their death in the middle of whatever runs.
+
+    In an optimizer's step this would leave half of the weights moved. Without it the death is noticed where the next
+    batch is asked for, within seconds.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        ours = handler if getattr(handler, "__module__", "") != "torch.utils.data._utils.signal_handling" else None
+        signal.signal(signal.SIGCHLD, ours or signal.SIG_DFL)
 
 
 class WorkerLoader:
@@ -268,7 +286,8 @@ class WorkerLoader:
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if num_workers else None,
         )
-        self._iterator: Any = iter(loader)
+        with _worker_deaths_wait():
+            self._iterator: Any = iter(loader)
 
     def __iter__(self) -> Iterator[RawBatch]:
         return self

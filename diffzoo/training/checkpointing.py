@@ -29,7 +29,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
@@ -244,8 +244,19 @@ def _is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
 # -- the callback
 
 
+def _forget_unfinished_step(trainer: Trainer) -> None:
+    """Take back the micro-batches whose gradients have not moved the weights yet: a resume sees them again."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    unfinished = progress.current.ready % trainer.accumulate_grad_batches
+    for count in (progress.current, progress.total):
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(count, name, getattr(count, name) - unfinished)
+
+
 class Checkpoints(Checkpoint):
     """Saves at intervals, at the end and when asked to leave; keeps the newest few.
+
+    A run of one process that ends because its data failed saves before it leaves.
 
     SIGTERM, SIGUSR1 and Ctrl-C finish the step, save, and exit with status 128 + signal; a second Ctrl-C exits at
     once. Under SLURM with Lightning's auto-requeue its signal also puts the job back into the queue. Any process may
@@ -274,6 +285,7 @@ class Checkpoints(Checkpoint):
         self._step = self._saved_step = -1
         self._saved_time = time.monotonic()
         self._signal = 0
+        self._between_batches = False
         self._replaced: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -298,6 +310,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._between_batches = True
         if trainer.global_step == self._step or _is_trial(trainer):  # gradients are still being accumulated
             return
         self._step = trainer.global_step
@@ -306,6 +319,12 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
         if received:
             self._leave(trainer, received)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._between_batches = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._between_batches = False
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.sanity_checking or not self._replaced:
@@ -321,6 +340,13 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_listening()
+        # The data failed. With several processes the others are waiting in a step by now: nothing can be saved.
+        failed = self._between_batches and isinstance(exception, UserError) and trainer.world_size == 1
+        if failed and not _is_trial(trainer) and trainer.global_step not in (0, self._saved_step):
+            _forget_unfinished_step(trainer)
+            path = self.save(trainer)
+            if path is not None:
+                rank_zero_info(f"saved {path} before leaving: --resume auto goes on from there")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop_listening()

@@ -2,7 +2,12 @@
 
 import csv
 import io
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import torch
 from PIL import Image
 
 from diffzoo.cli.main import main
+from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
 
 pytestmark = [
@@ -195,3 +201,63 @@ trainer:
     distance = torch.stack([torch.stack([(d - o).square().mean().sqrt() for o in originals]) for d in drawn])
     assert distance.argmin(1).tolist() == list(range(8))
     assert float(distance.diag().max()) < 0.35 * float(distance[~torch.eye(8, dtype=torch.bool)].min())
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Small pictures, each of its own colour."""
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (32, 32), (5 * i, 255 - 5 * i, 90)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("micro", [8, 4])
+def test_data_that_fails_leaves_a_checkpoint(recipe: str, tmp_path: Path, capsys, micro: int) -> None:
+    """A picture that cannot be read ends the run between two steps; once it is whole, the run goes on as if it had
+    never failed."""
+    data = pictures(tmp_path / "pictures", 48)
+    command = ["fit", "-c", recipe, "--data", "ImageFolder", f"--data.init_args.path={data}", "--trainer.max_steps=6",
+               "--data.init_args.image_size=32", "--data.init_args.batch_size=8", "--data.init_args.num_workers=0",
+               f"--data.init_args.micro_batch_size={micro}", "--model.network_args.num_classes=0",
+               "--data.init_args.on_bad_image=error", "--trainer.limit_val_batches=0",
+               "--trainer.callbacks={class_path: Checkpoints, init_args: {every_minutes: 60}}"]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*command, "--run", str(whole)]) == 0
+    order = ImageFolder(str(data), image_size=32, batch_size=8, num_workers=0).order
+    victim = data / f"{order.place(3 * 8 + 5).row:03d}.png"  # in the fourth step
+    content = victim.read_bytes()
+    victim.write_bytes(content[:40] + bytes(len(content) - 40))  # of the same size: the data set is still the same
+    capsys.readouterr()
+    assert main([*command, "--run", str(parts)]) != 0
+    assert "cannot decode" in capsys.readouterr().err
+    assert [p.name for p in (parts / "checkpoints").glob("*.ckpt")] == ["step_00000003.ckpt"]
+    victim.write_bytes(content)
+    assert main([*command, "--run", str(parts), "--resume", "auto"]) == 0
+    for name, value in newest(whole)["state_dict"].items():
+        assert torch.equal(newest(parts)["state_dict"][name], value), name
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_with_a_sentence_and_a_checkpoint(recipe: str, tmp_path: Path) -> None:
+    """As when memory runs out: the system kills a worker while the main process is anywhere in a step."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "diffzoo", "fit", "-c", recipe, "--run", str(run), "--trainer.max_steps=5000",
+               "--data.init_args.num_workers=2", "--trainer.limit_val_batches=0",
+               "--trainer.callbacks={class_path: Checkpoints, init_args: {every_minutes: 60}}"]  # fmt: skip
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        metrics_file, deadline = run / "metrics.csv", time.monotonic() + 90
+        while not metrics_file.exists() or len(metrics_file.read_text().splitlines()) < 5:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        _, error = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 2
+    assert "diffzoo: a data worker was killed, most likely because memory ran out" in error
+    assert "Traceback" not in error
+    assert len(list((run / "checkpoints").glob("step_*.ckpt"))) == 1
+    assert main([*command[3:], "--resume", "auto", f"--trainer.max_steps={newest(run)['global_step'] + 2}"]) == 0
