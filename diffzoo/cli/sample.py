@@ -8,6 +8,7 @@ from diffzoo.errors import UserError
 
 __all__ = ["configure", "parse_seeds", "run"]
 
+SHIPPED = "simple_uvit_xs_32.emoji"
 DEFAULT_CLASSES = 8
 FRAMES, SHEET = 50, 8  # steps that an animation and a sheet show, about
 
@@ -30,7 +31,13 @@ def parse_seeds(text: str) -> list[int]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("source", help="published name, run directory, .ckpt, .safetensors, or hf-hub:owner/name")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default=SHIPPED,
+        help="published name, run directory, .ckpt, .safetensors, or hf-hub:owner/name; default: the small model that "
+        f"ships with the package, {SHIPPED}, which needs no download",
+    )
     parser.add_argument(
         "--classes", nargs="+", metavar="CLASS", help="names, numbers or captions; default: some of the classes"
     )
@@ -112,6 +119,9 @@ def run(args: argparse.Namespace) -> int:
     if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
+    larger = pipeline(args.upsample, args.device) if args.upsample else None
+    if larger is not None and larger.reads != "picture":
+        raise UserError(f"{args.upsample} does not enlarge pictures: --upsample takes a model such as adm_64_to_256")
     trajectory = _trajectory(args, (pipe.base or pipe)._sampler(None if pipe.base else args.sampler, args.steps).steps)
     pictures = pipe(
         classes,
@@ -127,9 +137,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if trajectory is not None:
         _save_trajectory(trajectory, args.trajectory, pictures.columns)
-    if args.upsample:
+    if larger is not None:
         each = [c for c in classes or () for _ in seeds]
-        pictures = pipeline(args.upsample, args.device).upsample(
+        pictures = larger.upsample(
             pictures,
             each,
             [record["seed"] for record in pictures.records],

@@ -1,0 +1,81 @@
+"""The weights that ship with the package: the file that was published, drawn from alike, without a connection."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffzoo
+from diffzoo import pipeline
+from diffzoo.cli.main import main
+from diffzoo.zoo.manifest import checkpoint
+from diffzoo.zoo.verify import verify
+
+NAME = "simple_uvit_xs_32.emoji"
+FILE = Path(diffzoo.__file__).parent / "weights" / f"{NAME}.safetensors"
+# of red, green and blue over the pictures of `test_samples_are_reproducible`, recorded once
+MEANS = np.array([[228.6, 210.5, 191.5], [197.5, 200.8, 189.7], [144.6, 92.6, 126.9], [88.6, 107.7, 151.0]])
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("weights that ship need no connection"))
+
+
+def test_the_file_is_small_and_the_one_that_was_published() -> None:
+    data = FILE.read_bytes()
+    assert len(data) < 10_000_000
+    assert checkpoint(NAME).sha256 == hashlib.sha256(data).hexdigest()
+    assert checkpoint(NAME).size == len(data)
+
+
+def test_the_fingerprint_verifies(capsys: pytest.CaptureFixture[str]) -> None:
+    report = verify(NAME)
+    assert report.ok
+    assert report.pinned
+    assert report.largest_error is not None
+    assert report.largest_error < 1e-4
+    assert report.parameters == 1_649_132
+    assert main(["verify", NAME]) == 0
+    assert "verdict      OK: this is the original, and its output is as recorded" in capsys.readouterr().out
+
+
+def test_samples_are_reproducible() -> None:
+    drawn = pipeline(NAME, "cpu")(["Food & Drink", "Flags"], seeds=[3, 4])
+    torch.manual_seed(7)
+    again = pipeline(NAME, "cpu")(["Flags", "Food & Drink"], seeds=[4, 3], batch_size=1)
+    for i, j in enumerate([3, 2, 1, 0]):
+        assert np.abs(drawn[i].astype(int) - again[j].astype(int)).max() <= 1  # batches of other sizes round otherwise
+    assert drawn.pixels.reshape(4, -1, 3).mean(1) == pytest.approx(MEANS, abs=1)
+
+
+def test_without_a_source_the_command_draws_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--seeds", "0", "--steps", "1", "--device", "cpu", "--quiet", "--out", str(tmp_path / "g.png")]
+    assert main(["sample", *options]) == 0
+    assert "8 pictures, rows: Activities, Animals & Nature" in capsys.readouterr().out
+    with Image.open(tmp_path / "g.png") as grid:
+        records = json.loads(grid.text["diffzoo"])  # type: ignore[attr-defined]
+    assert {r["weights"]["checkpoint"] for r in records} == {NAME}
+    assert main(["sample", *options, "--classes", "Smileys"]) == 2
+    assert "did you mean 'Smileys & Emotion'?" in capsys.readouterr().err
+    assert main(["sample", *options, str(tmp_path / "none.ckpt")]) == 2  # a source may still come last
+    assert "none.ckpt" in capsys.readouterr().err
+
+
+def test_the_help_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    assert NAME in capsys.readouterr().out
+
+
+def test_a_model_that_enlarges_nothing_is_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffzoo.pipelines.sample", lambda *args, **options: pytest.fail("drawn before the refusal"))
+    options = ["--out", str(tmp_path / "g.png"), "--device", "cpu", "--quiet"]
+    assert main(["sample", "--upsample", NAME, *options]) == 2
+    assert f"{NAME} does not enlarge pictures" in capsys.readouterr().err
