@@ -20,12 +20,24 @@ Tensors = dict[str, Tensor]
 Handler = tuple[Callable[[Json], bool], Callable[[Json, Tensors, Path], None]]
 
 BUNDLED = Path(__file__).parents[1] / "golden"
+INDEX = "INDEX.json"
 
 
 def roots() -> list[Path]:
-    """The bundled cases, and the directory that DIFFZOO_GOLDEN names."""
+    """The bundled cases, and the directory that DIFFZOO_GOLDEN names.
+
+    Raises:
+        ValueError: if it names no directory, or one without a case: a typing error must not pass for a success.
+    """
     extra = os.environ.get("DIFFZOO_GOLDEN")
-    return [BUNDLED] + ([Path(extra)] if extra else [])
+    if not extra:
+        return [BUNDLED]
+    folder = Path(extra).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"DIFFZOO_GOLDEN names no directory: {extra}")
+    if all(p.name == INDEX for p in folder.rglob("*.json")):
+        raise ValueError(f"there are no cases (*.json) below the directory that DIFFZOO_GOLDEN names: {extra}")
+    return [BUNDLED, folder]
 
 
 def _listing(path: Path) -> bool:
@@ -35,7 +47,7 @@ def _listing(path: Path) -> bool:
 def find_cases() -> list[Path]:
     """Every case's JSON file, below every root; documentation and state listings are no cases."""
     found = [p for root in roots() for p in sorted(root.rglob("*.json"))]
-    return [p for p in found if not _listing(p) and p.name != "INDEX.json"]
+    return [p for p in found if not _listing(p) and p.name != INDEX]
 
 
 def find_listings() -> list[Path]:
