@@ -17,6 +17,7 @@ from diffzoo.errors import UserError
 __all__ = [
     "cache_dir",
     "cached_revision",
+    "check_repo",
     "explain_disk",
     "explain_hub",
     "free_space_for",
@@ -126,6 +127,12 @@ def free_space_for(size: int | None, path: Path) -> None:
         )
 
 
+def check_repo(repo: str) -> None:
+    """Raise a `UserError` unless `repo` can be the name of a repository."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"expected a repository 'owner/name', got {repo!r}")
+
+
 def hub_endpoint() -> str:
     """The Hub's address: `HF_ENDPOINT`, or the public one."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
@@ -159,6 +166,8 @@ def explain_hub(repo: str, what: str = "") -> Iterator[None]:
         raise UserError(offline_sentence(what)) from error
     except hub.HfHubHTTPError as error:
         raise UserError(status_sentence(error.response.status_code, f"the Hub, asked for {what},")) from error
+    except hub.HFValidationError as error:
+        raise UserError(f"expected a repository 'owner/name', got {repo!r}: {error}") from error
     except UserError:
         raise
     except RuntimeError as error:  # the client wraps what stops an upload of a large file

@@ -18,7 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="low-rank adapters: publish the whole weights, not the adapters alone"
     )
-    parser.add_argument("--private", action="store_true", help="make the repository private, if this makes it")
+    parser.add_argument(
+        "--private", action="store_true", help="in a private repository, made if needed; a public one is refused"
+    )
     parser.add_argument("--revision", help="branch to commit to, made if needed")
     parser.add_argument("--message", help="of the commit")
     parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, with sizes and hashes")

@@ -22,7 +22,7 @@ from diffzoo.models.registry import config_to_dict, entry
 from diffzoo.zoo.cache import sha256
 from diffzoo.zoo.facts import Facts, guidance_from
 from diffzoo.zoo.loading import assign, build_meta, locate
-from diffzoo.zoo.publish import write_weights
+from diffzoo.zoo.publish import agreed_licence, write_weights
 from diffzoo.zoo.verify import fingerprint
 
 __all__ = ["DTYPES", "Exported", "export"]
@@ -79,7 +79,7 @@ def export(
         source: anything `load_any` reads.
         path: of the file, ending in `.safetensors`.
         dtype: of floating-point tensors in the file.
-        licence: of the weights; required unless the source states one.
+        licence: of the weights; required unless the source states one, which cannot be changed here.
         prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
         tag: what follows the dot in the name of the manifest's entry.
         guidance: {formula, scale, ...} that becomes the default when these weights draw.
@@ -94,7 +94,7 @@ def export(
     if path.suffix != ".safetensors":
         raise UserError(f"expected a file that ends in .safetensors, got {path}")
     found = locate(source, prefer)
-    licence = licence or found.facts.licence
+    licence = agreed_licence(licence, found.facts.licence, found.where)
     if not licence:
         raise UserError("weights need a licence before they are given away: say which, for example mit or cc-by-4.0")
     if found.facts.kind != "denoiser" or found.facts.name is None:

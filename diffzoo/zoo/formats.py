@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["Tensors", "averages_in", "find_weights", "read_header", "read_pickle", "read_tensors"]
+__all__ = ["Tensors", "averages_in", "find_weights", "read_header", "read_pickle", "read_tensors", "weight_map"]
 
 Tensors = dict[str, Tensor]
 INDEX = ".safetensors.index.json"
@@ -61,15 +61,10 @@ def read_tensors(path: Path) -> Tensors:
             return load_file(path)
         except SafetensorError as error:
             raise _damaged(path, error) from error
-    try:
-        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise _damaged(path, error) from error
+    shards = weight_map(path)
     tensors: Tensors = {}
     for name in sorted(set(shards.values())):
         shard = path.parent / name
-        if shard.resolve().parent != path.parent.resolve() and ".." in Path(name).parts:
-            raise UserError(f"{path} names a shard outside its folder, {name}: refused")
         if not shard.is_file():
             raise UserError(f"{path} needs the shard {name}, which is missing: fetch it again")
         tensors |= read_tensors(shard)
@@ -77,6 +72,29 @@ def read_tensors(path: Path) -> Tensors:
     if missing:
         raise UserError(f"the shards of {path} lack {len(missing)} tensors, for example {missing[0]}: fetch them again")
     return tensors
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor, by the index of a sharded checkpoint; all files lie beside it.
+
+    Raises:
+        UserError: if it is no such index, or names anything but safetensors files in its own folder.
+    """
+    try:
+        data = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(index, error) from error
+    shards = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{index} is not the index of a sharded checkpoint: expected a mapping under 'weight_map'")
+    for name in shards.values():
+        # a path, or another index, would lead out of the folder or round in a circle
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+\.safetensors", name):
+            raise UserError(
+                f"{index} names the shard {name!r}: expected the plain name of a .safetensors file beside it; nothing "
+                "was loaded"
+            )
+    return shards
 
 
 def read_pickle(path: Path) -> Any:

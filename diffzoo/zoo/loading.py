@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
-from diffzoo.hub import cache_dir, explain_disk, free_space_for, hub_file
+from diffzoo.hub import cache_dir, check_repo, explain_disk, free_space_for, hub_file
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import Kind, config_from_dict, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, to_config
@@ -44,6 +44,7 @@ __all__ = [
     "entry_config",
     "file_facts",
     "folder_file",
+    "json_facts",
     "load_any",
     "locate",
 ]
@@ -246,11 +247,18 @@ def _header_facts(path: Path) -> Facts | None:
     return Facts.from_dict(json.loads(held), f"the header of {path}") if held else None
 
 
-def _json_facts(path: Path) -> Facts:
+def json_facts(path: Path, where: str = "") -> Facts:
+    """The facts in a `config.json`; `where` is its name in messages.
+
+    Raises:
+        UserError: if it is damaged, or does not say which network it is about.
+    """
+    where = where or str(path)
     try:
-        return Facts.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): fetch it again") from error
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding, too
+        raise UserError(f"{where} is not valid JSON ({error}): fetch it again") from error
+    return Facts.from_dict(data, where)
 
 
 def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
@@ -268,7 +276,7 @@ def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
 def _sidecar_facts(path: Path) -> Facts | None:
     """Facts from beside a bare file: `config.json` in its folder, or the newest checkpoint of its run."""
     if (path.parent / "config.json").is_file():
-        return _json_facts(path.parent / "config.json")
+        return json_facts(path.parent / "config.json")
     for run in list(path.parents)[1:4]:  # averages/x, averages/reconstructed/x
         newest = _run_file(run)
         if newest is not None:
@@ -395,15 +403,19 @@ def folder_file(folder: Path) -> Path:
 
 
 def _hub_weights(repo: str, revision: str | None, prefer: str) -> Weights:
+    check_repo(repo)
     config, commit = hub_file(repo, "config.json", revision)
-    facts = _json_facts(config)
+    facts = json_facts(config, f"{repo}/config.json")
     try:
         path, _ = hub_file(repo, "adapter.safetensors" if facts.adapter else "model.safetensors", commit)
     except UserError as error:
         if "no such file" not in str(error):
             raise
-        path, _ = hub_file(repo, f"model{formats.INDEX}", commit)
-        for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+        try:
+            path, _ = hub_file(repo, f"model{formats.INDEX}", commit)
+        except UserError:
+            raise error from None  # most have one file, so that is the one to ask for
+        for shard in sorted(set(formats.weight_map(path).values())):
             hub_file(repo, shard, commit)
     found = _file_weights(path, prefer, facts)
     provenance = {**(found.facts if facts.adapter else facts).provenance, "repo": repo, "revision": commit}

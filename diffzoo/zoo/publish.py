@@ -2,17 +2,17 @@
 
     model.safetensors   weights in float32; the facts of `config.json` also in its header, under "diffzoo"
     adapter.safetensors in place of these: low-rank adapters, whose facts name the weights that they belong to
+    model.safetensors.index.json and the shards it names, in place of these: read and passed on, never written
     config.json         family, config, process, class names, guidance, sampler, companions, licence, provenance
     recipe.yaml         the recipe of the training run, if there was one
     samples.png         a grid of pictures, if the run made one
     README.md           the model card
 
-A folder in this form is uploaded as it is, so pull, push and pull again give the same bytes.
+A folder in this form is uploaded as it is, so pull, push and pull again give the same bytes. Other files in it stay
+where they are.
 """
 
-import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +25,31 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, write_text
-from diffzoo.hub import explain_disk, explain_hub, gigabytes, hub_cache_dir, hub_endpoint, is_offline, offline_sentence
+from diffzoo.hub import (
+    check_repo,
+    explain_disk,
+    explain_hub,
+    gigabytes,
+    hub_cache_dir,
+    hub_endpoint,
+    hub_file,
+    is_offline,
+    offline_sentence,
+)
 from diffzoo.models.base import Network
 from diffzoo.process import GaussianProcess
 from diffzoo.zoo.adapters import find_adapter, portable_base, read_adapter
 from diffzoo.zoo.cache import sha256, to_json
 from diffzoo.zoo.card import model_card
 from diffzoo.zoo.facts import Facts, facts_of
-from diffzoo.zoo.loading import locate
+from diffzoo.zoo.formats import INDEX, weight_map
+from diffzoo.zoo.loading import json_facts, locate
+from diffzoo.zoo.manifest import checkpoint, has_checkpoint
 
 __all__ = ["Plan", "pull", "push_network", "push_to_hub", "save_pretrained", "stage"]
 
+WEIGHTS = ("model.safetensors", f"model{INDEX}", "adapter.safetensors")
 FORM = ("model.safetensors", "config.json", "recipe.yaml", "samples.png", "README.md")
-FILES = ("adapter.safetensors", *FORM)
 
 
 # -- writing
@@ -87,6 +99,34 @@ def _write_text(path: Path, text: str) -> None:
 
 
 # -- staging
+
+
+def published_files(folder: Path) -> tuple[str, ...]:
+    """The names of a folder's files that belong to the published form, weights first; empty if it is not in this form.
+
+    Raises:
+        UserError: if a shard that an index names is missing.
+    """
+    weights = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None or not (folder / "config.json").is_file():
+        return ()
+    shards = sorted(set(weight_map(folder / weights).values())) if weights.endswith(INDEX) else []
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder / weights} needs the shard {missing[0]}, which is missing: fetch it again")
+    return (*shards, weights, *(name for name in FORM if name != "model.safetensors" and (folder / name).is_file()))
+
+
+def agreed_licence(given: str | None, stated: str | None, what: str, remedy: str = "") -> str | None:
+    """The licence that weights state, or the one given where they state none.
+
+    Raises:
+        UserError: if both are there and differ: nobody changes the licence of another's weights in passing.
+    """
+    if given and stated and given.lower() != stated.lower():
+        remedy = remedy or "leave the licence out to pass them on under their own"
+        raise UserError(f"{what} states the licence {stated}, not {given}: {remedy}")
+    return stated or given
 
 
 @dataclass(frozen=True)
@@ -171,38 +211,60 @@ def stage(
         UserError: without a licence, or when it contradicts the one that a published folder states.
     """
     path = Path(str(source).removeprefix("local-dir:"))
-    forms = ["model.safetensors"] if merge else ["model.safetensors", "adapter.safetensors"]
-    if any((path / name).is_file() for name in forms) and (path / "config.json").is_file():
-        stated = json.loads((path / "config.json").read_text(encoding="utf-8")).get("licence")
-        if licence and stated and licence != stated:
-            raise UserError(
-                f"{path} states the licence {stated}, not {licence}: edit config.json and README.md to change it"
-            )
-        if stated and (path / "README.md").is_file():
+    files = published_files(path)
+    if files and not (merge and "adapter.safetensors" in files):
+        stated = json_facts(path / "config.json").licence
+        licence = agreed_licence(licence, stated, str(path), "edit config.json and README.md to change it")
+        if stated and "README.md" in files:
+            options = {"dataset": dataset, "evaluation": evaluations, "weights": prefer != "average"}
+            _refuse_options(path, options)
             yield path, stated
             return
-        licence = licence or stated
+        if f"model{INDEX}" in files:
+            raise UserError(
+                f"{path} holds weights in shards, which are published as they are: it needs a README.md, and a field "
+                "licence in config.json"
+            )
+    elif has_checkpoint(str(source)):  # before anything is fetched
+        item = checkpoint(str(source))
+        licence = agreed_licence(licence, item.weights_licence, item.name)
+    if not str(source).startswith("hf-hub:"):
+        _require_licence(licence)
+    with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
+        folder = Path(name)
+        yield folder, _fill(folder, source, repo, licence, prefer, dataset, evaluations, merge)
+
+
+def _refuse_options(path: Path, options: Mapping[str, Any]) -> None:
+    """A folder that has its card is published as it is, so nothing can be said about it in passing."""
+    given = [f"--{name}" for name, value in options.items() if value]
+    if given:
+        raise UserError(
+            f"{path} is published as it is, with its README.md, so {' and '.join(given)} would change nothing: leave "
+            "it out and edit README.md, or delete README.md to have it written anew"
+        )
+
+
+def _require_licence(licence: str | None) -> str:
     if not licence:
         raise UserError(
             "a model needs a licence before it is published, and there is no default: give --licence, for example "
             "apache-2.0, cc-by-4.0, cc-by-nc-4.0, or a name of your own"
         )
-    with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
-        folder = Path(name)
-        _fill(folder, source, repo, licence, prefer, dataset, evaluations, merge)
-        yield folder, licence
+    return licence
 
 
 def _fill(
     folder: Path,
     source: str | Path,
     repo: str,
-    licence: str,
+    licence: str | None,
     prefer: str,
     dataset: str | None,
     evaluations: Sequence[str | Path],
     merge: bool,
-) -> None:
+) -> str:
+    """Write the published form of a source; returns its licence."""
     from diffzoo import __version__
 
     adapter = None if merge else find_adapter(source)
@@ -212,6 +274,7 @@ def _fill(
     else:
         weights = locate(source, prefer)
         state, known = dict(weights.state), weights.facts
+    licence = _require_licence(agreed_licence(licence, known.licence, str(source)))
     origin = {k: v for k, v in known.provenance.items() if k != "file"}  # a path means nothing elsewhere
     if Path(str(origin.get("base", ""))).exists():
         origin["base"] = "weights that were not published"
@@ -223,14 +286,10 @@ def _fill(
     _write_text(folder / "config.json", to_json(facts.to_dict()))
     card = model_card(facts, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
     _write_text(folder / "README.md", card)
+    return licence
 
 
 # -- the Hub
-
-
-def _check_repo(repo: str) -> None:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"expected a repository 'owner/name', got {repo!r}")
 
 
 def push_to_hub(
@@ -252,8 +311,8 @@ def push_to_hub(
     Args:
         source: anything `load_any` reads.
         repo: `owner/name`, made if needed.
-        licence: of the weights; required unless `source` is a folder that states one.
-        private: make the repository private, if this makes it.
+        licence: of the weights; required unless the source states one, which cannot be changed here.
+        private: publish in a private repository, made if needed; one that is public is refused.
         revision: branch to commit to, made if needed; default main.
         message: of the commit.
         dry_run: upload nothing and return what would be, with sizes and hashes.
@@ -263,13 +322,14 @@ def push_to_hub(
         merge: publish whole weights where the source holds low-rank adapters, which otherwise go alone.
 
     Raises:
-        UserError: without a licence, and one sentence for whatever the Hub refuses.
+        UserError: without a licence or under another than the source's, for options that a folder in published form
+            leaves no room for, and one sentence for whatever the Hub refuses.
     """
-    _check_repo(repo)
+    check_repo(repo)
     options: dict[str, Any] = {"prefer": prefer, "dataset": dataset, "evaluations": evaluations, "merge": merge}
     with stage(source, repo, licence, **options) as (folder, stated):
-        files = tuple(n for n in FILES if (folder / n).is_file())
-        plan = Plan(repo, folder, files, stated, private, revision, message or f"Upload {repo.split('/')[1]}")
+        message = message or f"Upload {repo.split('/')[1]}"
+        plan = Plan(repo, folder, published_files(folder), stated, private, revision, message)
         return str(plan) if dry_run else _upload(plan)
 
 
@@ -279,9 +339,15 @@ def push_network(network: Network, repo: str, *, licence: str | None = None, **o
     Args:
         network: any network of the zoo.
         repo: `owner/name`.
-        licence: of the weights, required.
-        options: those of `push_to_hub`; others go to `save_pretrained`.
+        licence: of the weights; required unless the network's facts state one.
+        options: those of `push_to_hub` except `prefer`, for it holds one set of weights; others go to
+            `save_pretrained`.
     """
+    if "prefer" in options:
+        raise UserError(
+            "prefer chooses among the weights of a checkpoint, and a network in memory holds one set: leave it out, "
+            "or publish the checkpoint with push_to_hub(SOURCE, REPO, prefer=...)"
+        )
     upload = {
         k: options.pop(k)
         for k in ("private", "revision", "message", "dry_run", "dataset", "evaluations", "merge")
@@ -300,6 +366,11 @@ def _upload(plan: Plan) -> str:
     api = HfApi(endpoint=hub_endpoint(), library_name="diffzoo")
     with explain_hub(plan.repo):
         api.create_repo(plan.repo, private=plan.private, exist_ok=True)
+        if plan.private and not api.repo_info(plan.repo).private:
+            raise UserError(
+                f"{plan.repo} exists and is public, so nothing was uploaded: make it private at "
+                f"{hub_endpoint()}/{plan.repo}/settings, choose another name, or leave --private out"
+            )
         if plan.revision and plan.revision != "main":
             api.create_branch(plan.repo, branch=plan.revision, exist_ok=True)
         done = api.upload_folder(
@@ -329,7 +400,7 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
     from huggingface_hub import snapshot_download
 
     repo, _, given = repo.removeprefix("hf-hub:").partition("@")
-    _check_repo(repo)
+    check_repo(repo)
     with explain_hub(repo):
         snapshot = Path(
             snapshot_download(
@@ -339,25 +410,27 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
                 endpoint=hub_endpoint(),
                 local_files_only=is_offline(),
                 library_name="diffzoo",
-                allow_patterns=[*FILES, "model-*.safetensors", "model.safetensors.index.json"],
+                allow_patterns=[*FORM, *WEIGHTS],
             )
         )
     if not (snapshot / "config.json").is_file():
         raise UserError(f"{repo} is not a model of diffzoo: it has no config.json")
-    Facts.from_dict(json.loads((snapshot / "config.json").read_text(encoding="utf-8")), f"{repo}/config.json")
-    return snapshot if folder is None else _copy_out(snapshot, Path(folder))
+    json_facts(snapshot / "config.json", f"{repo}/config.json")
+    index = snapshot / f"model{INDEX}"
+    if index.is_file() and not (snapshot / "model.safetensors").is_file():
+        for shard in sorted(set(weight_map(index).values())):
+            hub_file(repo, shard, snapshot.name)
+    files = published_files(snapshot)
+    if not files:
+        raise UserError(f"{repo} is not a model of diffzoo: it has none of {', '.join(WEIGHTS)}")
+    return snapshot if folder is None else _copy_out(snapshot, files, Path(folder))
 
 
-def _copy_out(snapshot: Path, folder: Path) -> Path:
-    for source in sorted(p for p in snapshot.iterdir() if p.is_file()):
+def _copy_out(snapshot: Path, files: Sequence[str], folder: Path) -> Path:
+    for source in (snapshot / name for name in files):
         target = folder / source.name
-        if target.exists() and _digest(target) != _digest(source):
+        if target.exists() and sha256(target) != sha256(source):
             raise UserError(f"{target} exists and differs: choose an empty folder")
         with explain_disk(target), atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
     return folder
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -118,6 +118,12 @@ def test_bad_requests(source: Path, tmp_path: Path, options: dict[str, Any], sen
     assert not (tmp_path / "w.safetensors").exists()
 
 
+def test_a_stated_licence_stays(source: Path, tmp_path: Path) -> None:
+    export(source, tmp_path / "w.safetensors", licence="mit")
+    with pytest.raises(UserError, match=r"w\.safetensors states the licence mit, not cc0-1\.0: leave the licence out"):
+        export(tmp_path / "w.safetensors", tmp_path / "v.safetensors", licence="cc0-1.0")
+
+
 def test_what_does_not_fit_into_half_precision_is_refused(source: Path, tmp_path: Path) -> None:
     network = load_any(source).network
     with torch.no_grad():

@@ -205,12 +205,29 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
         load_any(sharded)
 
 
-def test_an_index_cannot_name_files_elsewhere(sharded: Path) -> None:
+@pytest.mark.parametrize("name", ["../x.safetensors", "ABSOLUTE", "model.safetensors.index.json", "w.bin", 3, None])
+def test_an_index_names_plain_files_only(sharded: Path, tmp_path: Path, name: Any) -> None:
+    """Copies of the shards lie where the bad names point, so that they could be loaded."""
     index = sharded / "model.safetensors.index.json"
     data = json.loads(index.read_text())
-    data["weight_map"] = dict.fromkeys(data["weight_map"], "../../etc/passwd")
+    first = min(sharded.glob("model-*.safetensors"))
+    for copied in (tmp_path / "x.safetensors", sharded / "w.bin"):
+        copied.write_bytes(first.read_bytes())
+    name = str(tmp_path / "x.safetensors") if name == "ABSOLUTE" else name
+    data["weight_map"] = {k: name if v == first.name else v for k, v in data["weight_map"].items()}
     index.write_text(json.dumps(data))
-    with pytest.raises(UserError, match="names a shard outside its folder"):
+    with pytest.raises(
+        UserError, match=r"index\.json names the shard .*: expected the plain name of a \.safetensors file"
+    ):
+        load_any(sharded)
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": ["a.safetensors"]}', "[]", "3", "{}", '{"weight_map": {}}'])
+def test_what_is_no_index_is_said(sharded: Path, content: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"is not the index of a sharded checkpoint: expected a mapping under 'weight_map'"
+    ):
         load_any(sharded)
 
 

@@ -195,7 +195,7 @@ def test_a_dry_run_shows_exactly_what_would_go_up(hub: FakeHub, run: Path) -> No
 def test_a_revision_is_a_branch_and_main_stays(hub: FakeHub, run: Path, tiny: Network) -> None:
     push_to_hub(run, "tester/cats", licence="mit")
     before = hub.content("tester/cats")
-    push_to_hub(run, "tester/cats", licence="mit", revision="raw", prefer="raw", private=True)
+    push_to_hub(run, "tester/cats", licence="mit", revision="raw", prefer="raw")
     assert hub.content("tester/cats") == before
     raw = load_any("hf-hub:tester/cats@raw").network.state_dict()
     assert all(torch.equal(raw[k], v) for k, v in tiny.state_dict().items())
@@ -235,7 +235,115 @@ def test_the_command_line_pushes_and_pulls(
     assert bytes_of(tmp_path / "cats") == hub.content("tester/cats")
 
 
+def sharded(tiny: Network, folder: Path, **facts: Any) -> Path:
+    tiny.save_pretrained(folder, process=PROCESS, **facts)
+    (folder / "model.safetensors").unlink()
+    huggingface_hub.save_torch_state_dict(tiny.state_dict(), folder, max_shard_size="60KB")
+    return folder
+
+
+def test_shards_are_pulled_and_pushed_as_they_are(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
+    folder = sharded(tiny, tmp_path / "sharded", licence="mit")
+    (folder / "README.md").write_text("# ours")
+    files = bytes_of(folder)
+    assert len(files) > 4
+    hub.add_repo("a/sharded", {**files, "optimizer.bin": b"x", "model-9-of-9.safetensors": b"stray"})
+    first = pull("a/sharded", tmp_path / "first")
+    assert bytes_of(first) == files
+    (first / "notes.txt").write_text("stray")
+    push_to_hub(first, "tester/copy")
+    assert hub.content("tester/copy") == files
+    assert bytes_of(pull("tester/copy", tmp_path / "second")) == files
+
+
+def test_what_else_lies_in_the_cache_stays_there(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path / "one", process=PROCESS, licence="mit")
+    (tmp_path / "one" / "README.md").write_text("# ours")
+    files = bytes_of(tmp_path / "one")
+    hub.add_repo("a/one", {**files, "other.safetensors": b"x", "notes.txt": b"y"})
+    hub_file("a/one", "other.safetensors", None)  # the snapshot's folder in the cache holds it, too
+    assert bytes_of(pull("a/one", tmp_path / "out")) == files
+    push_to_hub(pull("a/one"), "tester/copy")
+    assert hub.content("tester/copy") == files
+
+
+def test_shards_without_a_card_are_not_published(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
+    folder = sharded(tiny, tmp_path / "sharded")
+    with pytest.raises(UserError, match=r"in shards, which are published as they are: it needs a README\.md"):
+        push_to_hub(folder, "tester/copy", licence="mit")
+    next(folder.glob("model-*.safetensors")).unlink()
+    with pytest.raises(UserError, match=r"needs the shard model-.*, which is missing"):
+        push_to_hub(folder, "tester/copy", licence="mit")
+    assert not hub.log
+
+
 # -- refusals
+
+
+def test_private_is_never_public(hub: FakeHub, run: Path) -> None:
+    push_to_hub(run, "tester/cats", licence="mit", private=True)
+    push_to_hub(run, "tester/cats", licence="mit", private=True)  # again, into what is private
+    assert hub.repos["model", "tester/cats"].private
+    hub.add_repo("tester/open", {"README.md": b"x"})
+    with pytest.raises(UserError, match="tester/open exists and is public, so nothing was uploaded"):
+        push_to_hub(run, "tester/open", licence="mit", private=True, revision="v2")
+    assert hub.content("tester/open") == {"README.md": b"x"}
+    assert list(hub.repos["model", "tester/open"].branches) == ["main"]
+
+
+def test_published_weights_keep_their_licence(
+    hub: FakeHub, tiny: Network, publish: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffzoo.zoo.fetch.PACKAGE", tmp_path)
+    tiny.save_pretrained(tmp_path)
+    source, sha = {"package": "model.safetensors"}, digests(tmp_path)["model.safetensors"]
+    publish(source=source, converter="diffzoo", sha256=sha, weights_licence="MIT")
+    for name in ("dimr_tiny", "dimr_tiny.test"):
+        with pytest.raises(
+            UserError, match=r"dimr_tiny\.test states the licence MIT, not cc0-1\.0: leave the licence out"
+        ):
+            push_to_hub(name, "tester/x", licence="cc0-1.0")
+    network = create_model("dimr_tiny.test")
+    with pytest.raises(UserError, match=r"states the licence MIT, not cc0-1\.0"):
+        network.push_to_hub("tester/x", licence="cc0-1.0")
+    assert not hub.log
+    push_to_hub("dimr_tiny", "tester/x", licence="mit")
+    push_to_hub("dimr_tiny", "tester/y")
+    for repo in ("tester/x", "tester/y"):
+        assert json.loads(hub.content(repo)["config.json"])["licence"] == "MIT"
+    with pytest.raises(UserError, match=r"hf-hub:tester/x states the licence MIT, not apache-2\.0"):
+        push_to_hub("hf-hub:tester/x", "tester/z", licence="apache-2.0")
+    assert ("model", "tester/z") not in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"dataset": "cats"}, "--dataset"),
+        ({"evaluations": ["x.json"]}, "--evaluation"),
+        ({"prefer": "raw", "dataset": "cats"}, "--dataset and --weights"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    hub: FakeHub, tiny: Network, tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    tiny.save_pretrained(tmp_path / "a", licence="mit")
+    (tmp_path / "a" / "README.md").write_text("# ours")
+    with pytest.raises(UserError, match=f"published as it is, with its README.md, so {named} would change nothing"):
+        push_to_hub(tmp_path / "a", "tester/x", **options)
+
+
+def test_a_network_in_memory_has_nothing_to_prefer(tiny: Network) -> None:
+    with pytest.raises(UserError, match="a network in memory holds one set"):
+        tiny.push_to_hub("tester/x", licence="mit", prefer="raw")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "", "a b/c", "cats", "a/b--c"])
+@pytest.mark.parametrize("read", [load_any, create_model, pull])
+def test_sources_that_are_no_repository_are_named(hub: FakeHub, read: Callable[[str], Any], name: str) -> None:
+    with pytest.raises(UserError, match=f"expected a repository 'owner/name', got '{name}'"):
+        read(f"hf-hub:{name}")
+    assert not hub.log
 
 
 def ready(hub: FakeHub, **options: Any) -> None:
@@ -358,6 +466,19 @@ def test_a_refused_push_has_its_sentence(
     prepare(hub, monkeypatch)
     with pytest.raises(UserError, match=sentence):
         push_to_hub(run, "tester/cats", licence="mit")
+
+
+def test_what_is_missing_or_damaged_in_a_repository_is_named(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
+    hub.add_repo("a/broken", {"config.json": b"{", "model.safetensors": b"x"})
+    for read in (pull, lambda name: load_any(f"hf-hub:{name}")):
+        with pytest.raises(UserError, match=r"a/broken/config\.json is not valid JSON"):
+            read("a/broken")
+    tiny.save_pretrained(tmp_path)
+    hub.add_repo("a/bare", {"config.json": (tmp_path / "config.json").read_bytes()})
+    with pytest.raises(UserError, match=r"a/bare has no such file: model\.safetensors of"):
+        load_any("hf-hub:a/bare")
+    with pytest.raises(UserError, match=r"a/bare is not a model of diffzoo: it has none of model\.safetensors"):
+        pull("a/bare")
 
 
 def test_a_repository_that_is_not_ours_is_refused(hub: FakeHub) -> None:
