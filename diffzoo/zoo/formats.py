@@ -8,10 +8,14 @@ DataParallel (`module.`) or compile (`_orig_mod.`), below the attribute of a Lig
 `find_weights` looks for the one set whose names are the network's behind a common prefix.
 """
 
+import codecs
 import json
 import pickle
 import re
+import sys
 import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,18 @@ __all__ = ["Tensors", "averages_in", "find_weights", "read_header", "read_pickle
 
 Tensors = dict[str, Tensor]
 INDEX = ".safetensors.index.json"
+ZIP = b"PK\x03\x04"
+# what pickles call to make plain objects, by which a reader knows them; anything else in the standard library may act
+NUMPY = {
+    "scalar": "numpy scalar",
+    "_reconstruct": "numpy.ndarray",
+    "_frombuffer": "numpy.ndarray",
+    "dtype": "numpy.dtype",
+}
+DATA = frozenset(
+    {"argparse.Namespace", "collections.defaultdict", "collections.deque", "datetime.date", "datetime.datetime"}
+    | {"datetime.timedelta", "decimal.Decimal", "fractions.Fraction", "types.SimpleNamespace", "uuid.UUID"}
+)
 WRAPPERS = ("module", "_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 # names that other frameworks give to averaged weights; those of the raw weights follow
 AVERAGED = ("ema_state_dict", "state_dict_ema", "ema", "model_ema", "ema_model", "ema_network", "averages", "average")
@@ -43,8 +59,9 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return UserError(f"{path} is damaged or incomplete ({reason}): fetch or write it again")
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    said = f" ({reason})" if len(reason) <= 120 else ""  # no sentence is cut in the middle
+    return UserError(f"{path} is damaged or incomplete{said}: fetch or write it again")
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -103,24 +120,91 @@ def read_pickle(path: Path) -> Any:
     A folder is a checkpoint in shards, of which the weights are read, not the optimizer.
 
     Raises:
-        UserError: if it holds anything else (nothing is run), or is damaged.
+        UserError: if it holds anything else (nothing is run), is something else, or is damaged.
     """
     if path.is_dir():
         return _read_shards(path)
+    with path.open("rb") as file:
+        head = file.read(200)
     try:
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise UserError(
-                f"{path} wants to run {found.group(1)} while it is opened: a file of weights holds tensors only; it "
-                "was refused and nothing was run"
-            ) from None
-        raise _damaged(path, error) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise _damaged(path, error) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols and archives, of which we speak ourselves
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(ZIP))
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are no pickle end in whatever the reader runs into
+        raise _refusal(path, head, error) from error
+
+
+def _refusal(path: Path, head: bytes, error: Exception) -> UserError:
+    """One sentence for a file that is no PyTorch file of plain weights."""
+    found = re.search(r"GLOBAL ([A-Za-z_][\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if found:
+        kind = _type_name(found.group(1))
+        does = f"holds an object of type {kind}" if kind else f"wants to run {found.group(1)} while it is opened"
+        return UserError(
+            f"{path} {does}: a file of weights holds tensors, numbers and containers only; it was refused and nothing "
+            "was run: where it comes from, save the state dict alone"
+        )
+    if "TorchScript" in str(error):
+        return UserError(
+            f"{path} is a TorchScript archive, which holds a program: save the weights alone, with "
+            "torch.save(module.state_dict(), ...)"
+        )
+    protocol = _protocol(path, head)
+    if protocol > 3:
+        return UserError(
+            f"{path} is a pickle of protocol {protocol}, and only 2 and 3 can be read without running what is in it: "
+            "write it again with torch.save and its default protocol"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        return UserError(f"{path} is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`")
+    if re.match(rb".{8}\{", head, re.DOTALL):
+        return UserError(f"{path} is a safetensors file: give it a name that ends in .safetensors")
+    text = _text(head)
+    if text:
+        first = text.splitlines()[0][:40]
+        return UserError(f"{path} is a text file that begins {first!r}, not a file of weights: fetch it again")
+    if isinstance(error, RuntimeError) and "magic number" in str(error):
+        return UserError(
+            f"{path} is a pickle that torch.save did not write: load it and write it again with torch.save"
+        )
+    if head.startswith(ZIP) and "not in a subdirectory" in str(error):
+        return UserError(f"{path} is a ZIP archive that torch.save did not write: expected a file of weights")
+    return _damaged(path, error)
+
+
+def _text(head: bytes) -> str:
+    """The beginning of a file if it is text, else nothing."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # which may end inside a letter
+    except UnicodeDecodeError:
+        return ""
+    return text.strip() if all(c.isprintable() or c in "\r\n\t" for c in text) else ""
+
+
+def _type_name(name: str) -> str | None:
+    """The type of object that a pickle's global stands for, if objects are all that it makes."""
+    module, _, last = name.rpartition(".")
+    top = IMPORT_MAPPING.get(module, module or "builtins").partition(".")[0]  # which may be Python 2's
+    if top == "numpy" and last in NUMPY:
+        return NUMPY[last]
+    if name in DATA or top == "pathlib" or (top not in sys.stdlib_module_names and last[:1].isupper()):
+        return name
+    return None
+
+
+def _protocol(path: Path, head: bytes) -> int:
+    """The protocol of a pickle, alone or in an archive; 0 if it does not say so."""
+    if head.startswith(ZIP):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+                with archive.open(name) as file:
+                    head = file.read(2)
+        except (zipfile.BadZipFile, StopIteration):
+            return 0
+    return head[1] if len(head) > 1 and head[0] == 0x80 else 0
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """The files that people hold: whatever the wrapping, the same tensors come out, and no file runs code."""
 
+import argparse
 import copy
 import json
 import os
 import pickle
+import subprocess
+import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hub_server import FakeHub
@@ -273,6 +278,75 @@ def test_a_truncated_file_is_said_to_be_damaged(tiny: Network, tmp_path: Path, s
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(UserError, match="damaged or incomplete"):
         create_model("dimr_tiny", pretrained=path)
+
+
+def saved(data: Any, path: Path, **options: Any) -> None:
+    torch.save(data, path, **options)
+
+
+def scripted(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "x")
+
+
+FOREIGN_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "numpy scalar": (
+        lambda p: saved({"a": np.float64(3)}, p),
+        "holds an object of type numpy scalar: a file of weights",
+    ),
+    "numpy array": (lambda p: saved({"a": np.zeros(3)}, p), "holds an object of type numpy.ndarray: "),
+    "arguments": (lambda p: saved({"a": argparse.Namespace(x=1)}, p), "holds an object of type argparse.Namespace: "),
+    "path": (lambda p: saved({"a": p}, p), r"holds an object of type pathlib.*Path: "),
+    "module": (lambda p: saved(nn.Linear(2, 2), p), "holds an object of type torch.nn.modules.linear.Linear: "),
+    "process": (lambda p: saved({"a": subprocess.Popen}, p), r"wants to run \w+.Popen while it is opened: "),
+    "eval": (lambda p: saved({"a": eval}, p), "wants to run eval while it is opened: "),
+    "script": (scripted, "is a TorchScript archive, which holds a program: save the weights alone"),
+    "protocol 4": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "is a pickle of protocol 4, and only"),
+    "protocol 4, zipped": (
+        lambda p: saved({"a": "x" * 9}, p, pickle_protocol=4),
+        "is a pickle of protocol 4, and only",
+    ),
+    "pickle": (
+        lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=2)),
+        "is a pickle that torch.save did not write",
+    ),
+    "text": (lambda p: p.write_text("hello\nworld"), "is a text file that begins 'hello', not a file of weights"),
+    "page": (lambda p: p.write_text("<!DOCTYPE html>é" * 99), "is a text file that begins '<!DOCTYPE"),
+    "LFS": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a pointer of Git LFS"),
+    "safetensors": (lambda p: save_file({"a": torch.zeros(1)}, p), "is a safetensors file: give it a name that ends"),
+    "ZIP": (zipped, "is a ZIP archive that torch.save did not write"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN_FILES)
+def test_foreign_files_have_a_sentence_each(kind: str, tmp_path: Path) -> None:
+    """Torch's own warnings would be errors here."""
+    write, sentence = FOREIGN_FILES[kind]
+    write(tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"w\.pt {sentence}") as error:
+        read_pickle(tmp_path / "w.pt")
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
+def test_an_old_pickle_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"w": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match="damaged|wants to run|an object"):  # half a name is another
+            read_pickle(path)
+    for at in range(0, len(data), 3):  # and with a byte that is another
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
+        with suppress(UserError):
+            read_pickle(path)
 
 
 def test_old_pickles_that_cannot_be_mapped_are_read(tiny: Network, tmp_path: Path) -> None:
