@@ -5,6 +5,7 @@ consumed. It is counted by what the trainer has *finished*, never by what loader
 it with every checkpoint; resuming continues with the next sample, on any number of ranks and workers.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -25,6 +26,8 @@ from diffzoo.data.stream import (
     Transform,
     WorkerLoader,
     auto_workers,
+    check_bad,
+    note_bad,
 )
 from diffzoo.data.transforms import Crop, Resize, check_choice
 from diffzoo.errors import UserError
@@ -49,8 +52,10 @@ class ImageDataModule(LightningDataModule):
         crop: "center" or "random" (training only).
         resize: "adm", "area" or "lanczos"; see `diffzoo.data.transforms`.
         fast_jpeg: decode large JPEGs at reduced scale; faster, pixels differ slightly.
-        on_bad_image: "skip": replace what cannot be decoded by a neighbour; "error": stop at it.
-        max_bad: with "skip", how many different bad pictures are tolerated.
+        on_bad_image: "skip": replace what cannot be decoded by a neighbour, and leave it out of the held-out pictures;
+            "error": stop at it.
+        max_bad: with "skip", how many different bad pictures are tolerated in training, over all its resumes, and how
+            many among those held out.
         balance: show every class equally often. For sources with random access.
         cache: keep decoded pictures in memory; None: if centre crops of the training set take less than 512 MiB.
         shuffle_window: how many rows of a source without random access are mixed at a time.
@@ -89,10 +94,11 @@ class ImageDataModule(LightningDataModule):
         self.micro_batch_size = micro_batch_size
         self.on_bad_image, self.max_bad, self.balance = on_bad_image, max_bad, balance
         self.transform = Transform(image_size, resize, crop, flip, fast_jpeg, seed)
-        self.bad_images: dict[int, str] = {}
+        self.bad_images: dict[int, str] = {}  # of the training rows: reasons by row
+        self.bad_held_out: dict[int, str] = {}
         self._num_workers, self._cache = num_workers, cache
         self._window, self._lanes = shuffle_window, lanes
-        self._allow_changed = allow_changed_source
+        self.allow_changed_source = allow_changed_source
         self._layout: Layout | None = None
         self._anchor, self._taken, self._finished_at_anchor = 0, 0, 0
         self._loader: TrainBatches | None = None
@@ -110,7 +116,8 @@ class ImageDataModule(LightningDataModule):
         """The training rows."""
         source = self.open_source("train")
         if source is None or not len(source):
-            raise UserError(f"no pictures are left to train on in {source.name if source else type(self).__name__}")
+            name = type(self).__name__ if source is None else source.name
+            raise UserError(f"no pictures are left to train on in {name}")
         return source
 
     @cached_property
@@ -214,29 +221,57 @@ class ImageDataModule(LightningDataModule):
         """Move the anchor here; called when a trainer asks for the first batch of an epoch."""
         self._anchor, self._taken = self.images_seen, 0
         self._finished_at_anchor = self._progress() or 0
+        self._share_bad_images()
+
+    def _share_bad_images(self) -> None:
+        """Every rank learns of the bad pictures that the others met, so that the limit and checkpoints count all."""
+        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.trainer is None or not self.trainer.training or not ready or self._ranks()[1] == 1:
+            return
+        shares: list[Any] = [None] * self._ranks()[1]
+        torch.distributed.all_gather_object(shares, self.bad_images)
+        for share in shares:
+            self.bad_images.update(share)
+        check_bad(self.bad_images, self.max_bad, self.train_source.name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position and what gives it meaning."""
-        return {"images_seen": self.images_seen, "order": self.order.state(), "source": self.train_source.fingerprint}
+        """The position, what gives it meaning, and the pictures that were found bad on the way."""
+        return {
+            "images_seen": self.images_seen,
+            "order": self.order.state(),
+            "source": self.train_source.fingerprint,
+            "bad_images": dict(self.bad_images),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, in the order that it was made with.
+        """Continue from a checkpoint, in the order and with the crops, flips and captions of its seed.
 
         Raises:
-            UserError: the rows are not those of the checkpoint.
+            UserError: the rows are not those of the checkpoint, or `balance` is not.
         """
-        if state_dict["source"] != self.train_source.fingerprint and not self._allow_changed:
+        changed = state_dict["source"] != self.train_source.fingerprint
+        if changed and not self.allow_changed_source:
             raise UserError(
                 f"{self.train_source.name} is no longer what the checkpoint was trained on (other rows or another "
                 "revision), so its position has no meaning here: restore the data, pin its revision, or set "
                 "allow_changed_source to go on regardless"
             )
         order = dict(state_dict["order"])
-        if order.pop("kind") == "lanes" and not self.balance:
-            self._layout = Layout(**order)
-            self.__dict__.pop("order", None)
-            if self._layout.seed != self.seed:
-                warnings.warn(f"the order of the data keeps the seed {self._layout.seed} of the checkpoint")
+        balanced = order.pop("kind") == "balanced"
+        if balanced != self.balance:
+            raise UserError(
+                f"the checkpoint was trained with balance set to {str(balanced).lower()}, so its position has no "
+                f"meaning in an order with balance set to {str(self.balance).lower()}: set it back, or begin a new run "
+                "from the weights alone"
+            )
+        if order["seed"] != self.seed:
+            warnings.warn(f"the order, crops and flips of the data keep the seed {order['seed']} of the checkpoint")
+            self.seed = order["seed"]
+            self.transform = dataclasses.replace(self.transform, seed=self.seed)
+        self._layout = None if balanced or changed else Layout(**order)
+        self.__dict__.pop("order", None)
+        bad = {} if changed else state_dict.get("bad_images", {})
+        self.bad_images = {int(row): reason for row, reason in bad.items()}
         self.set_position(int(state_dict["images_seen"]))
 
     @cached_property
@@ -255,8 +290,10 @@ class ImageDataModule(LightningDataModule):
                 if small
                 else lanes_for(self.seed, self.batch_size, self._lanes, self._window)
             )
-        # where blocks do not matter, the order does not depend on them: pixels and their latents come alike
-        return LaneOrder(np.array([len(source)]) if source.random_access else source.block_sizes, self._layout)
+        # A full shuffle does not depend on blocks: pixels and their latents come alike. What else there is follows from
+        # the layout alone, so that a checkpoint goes on the same where rows are no longer streamed.
+        whole = self._layout.lanes == 1 and self._layout.window >= len(source)
+        return LaneOrder(np.array([len(source)]) if whole else source.block_sizes, self._layout)
 
     # ---- loaders
 
@@ -281,21 +318,50 @@ class ImageDataModule(LightningDataModule):
                 f"trainer accumulates {trainer.accumulate_grad_batches}: leave accumulate_grad_batches out for "
                 f"`diffzoo fit`, or pass {accumulate} to your own Trainer"
             )
+        self._warn_of_copies()
         self._loader = TrainBatches(self)
         return self._loader
+
+    def _warn_of_copies(self) -> None:
+        """Say that a small streamed set is fetched by every process.
+
+        It could be cut into lanes as large ones are, but then every epoch would fetch it anew, which costs more after a
+        few epochs; and lanes for several processes alone would make the order depend on their number.
+        """
+        source, (rank, world) = self.train_source, self._ranks()
+        processes = world * max(1, self.num_workers)
+        if rank or processes == 1 or self.balance or source.random_access or not source.remote:
+            return
+        if len(source) <= self._window:
+            warnings.warn(
+                f"each of {processes} processes fetches and holds all {len(source)} rows of {source.name} before its "
+                "first batch, because shuffle_window mixes them all: set streaming to false to fetch them once"
+            )
 
     def val_dataloader(self) -> "EvalBatches | list[Any]":
         """The held-out rows, each once over all ranks; an empty list if there are none."""
         if self.val_source is None:
-            # Lightning has no other way to say so, and warns of it
-            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
-            return []
+            return self._no_batches()
         spans = EvalSpans(len(self.val_source), self.batch_size, *self._ranks())
-        make = self.batch_maker(self.val_source, Sequential(self.val_source), self.transform.held_out(), False)
-        return EvalBatches(make, spans, min(self.num_workers, 4))
+        if not len(spans):
+            warnings.warn(
+                f"nothing is validated: {self.val_source.name} holds {len(self.val_source)} pictures out, fewer than "
+                f"the {spans.world} ranks"
+            )
+            return self._no_batches()
+        return self._each_once(self.val_source, spans, self.bad_held_out)
+
+    def _no_batches(self) -> list[Any]:
+        # Lightning has no other way to say so, and warns of it
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
+
+    def _each_once(self, source: Source, spans: EvalSpans, bad: dict[int, str]) -> EvalBatches:
+        make = self.batch_maker(source, Sequential(source), self.transform.held_out(), False)
+        return EvalBatches(make, spans, min(self.num_workers, 4), bad, self.max_bad)
 
     def one_pass(self, part: Literal["train", "validation"], batch_size: int = 64) -> EvalBatches:
-        """Every row of a part once, in order and unaugmented, all of them for this process.
+        """Every row of a part once, in order and unaugmented, all of them for this process. Bad pictures are left out.
 
         Raises:
             UserError: if the data holds no rows out.
@@ -303,9 +369,8 @@ class ImageDataModule(LightningDataModule):
         source = self.train_source if part == "train" else self.val_source
         if source is None:
             raise UserError(f"{self.train_source.name} holds no pictures out: set val_path or val_fraction of the data")
-        spans = EvalSpans(len(source), batch_size, 0, 1)
-        make = self.batch_maker(source, Sequential(source), self.transform.held_out(), False)
-        return EvalBatches(make, spans, min(self.num_workers, 4))
+        bad = self.bad_images if part == "train" else self.bad_held_out
+        return self._each_once(source, EvalSpans(len(source), batch_size, 0, 1), bad)
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers."""
@@ -320,15 +385,7 @@ class ImageDataModule(LightningDataModule):
 
     def take(self, batch: BatchDict) -> BatchDict:
         """Count a batch that is handed to the trainer, and report the pictures that were skipped in it."""
-        for row, reason in batch.pop("bad").items():
-            if row not in self.bad_images:
-                self.bad_images[row] = reason
-                warnings.warn(f"skipped a bad picture ({len(self.bad_images)} so far): {reason}")
-        if len(self.bad_images) > self.max_bad:
-            raise UserError(
-                f"{len(self.bad_images)} pictures of {self.train_source.name} cannot be decoded, more than max_bad = "
-                f"{self.max_bad} allows; the last is {list(self.bad_images.values())[-1]}"
-            )
+        note_bad(self.bad_images, batch.pop("bad"), self.max_bad, self.train_source.name, "skipped")
         self._taken += 1
         return batch
 

@@ -1,6 +1,7 @@
 """Published data sets, and local files in the same formats, by a column mapping."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,17 +12,29 @@ import numpy as np
 
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.parquet import Columns, ParquetSource
-from diffzoo.data.remote import file_system, retried, revision_of
-from diffzoo.data.sources import SUFFIXES, FolderSource, Indices, Record, Source, _Lazy, fingerprint
+from diffzoo.data.remote import LOG_IN, file_system, hub_file_of, retried, revision_of
+from diffzoo.data.sources import (
+    AUTO,
+    CAPTION_COLUMNS,
+    LABEL_COLUMNS,
+    METADATA,
+    SUFFIXES,
+    FolderSource,
+    Indices,
+    Notes,
+    Record,
+    Source,
+    _Lazy,
+    below_common_folder,
+    fingerprint,
+    pick,
+)
 from diffzoo.data.tar import TarSource
 from diffzoo.errors import UserError, did_you_mean
 
 __all__ = ["Cifar10", "Coco", "HubImages", "ImageNet"]
 
-AUTO = "auto"
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
-CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences")
 VALIDATION_SPLITS = ("validation", "val", "valid", "test")
 
 
@@ -74,10 +87,7 @@ def _explain(error: Exception, source: str, config: str | None, revision: str | 
     """What to do about a data set that cannot be opened."""
     text = " ".join(str(error).split())
     if "gated" in text.lower():
-        return UserError(
-            f"the data set {source} is gated: accept its conditions on its page on the Hub, then log in with "
-            "`hf auth login` or set HF_TOKEN"
-        )
+        return UserError(f"the data set {source} is gated: {LOG_IN}")
     if known:
         return UserError(f"{source} needs one of its configurations, got {config!r}: {', '.join(known)}")
     if "revision" in text.lower() and revision:
@@ -110,11 +120,11 @@ def download(files: Sequence[str]) -> list[str]:
 
     paths = []
     for file in files:
-        match = re.match(r"hf://datasets/([^/]+/[^/@]+)@([^/]+)/(.+)", file)
-        if not match:
+        published = hub_file_of(file)
+        if published is None:
             paths.append(file)
             continue
-        repo, revision, name = match.groups()
+        repo, revision, name = published
         paths.append(
             retried(file, lambda r=repo, v=revision, n=name: hf_hub_download(r, n, repo_type="dataset", revision=v))  # type: ignore[misc]
         )
@@ -122,12 +132,14 @@ def download(files: Sequence[str]) -> list[str]:
 
 
 class PictureFiles(Source):
-    """Single pictures on a file system; the folder of each is its class.
+    """Single pictures on a file system; the folder of each is its class, unless metadata files say more.
 
     Args:
-        files: paths or URLs.
+        files: paths or URLs of the pictures and of their metadata files, if any; see `Notes`.
         name: for messages.
-        class_names: names of the classes; None: the folders, if there are several.
+        label, caption: see `Notes`.
+        class_names: names of the classes, or of those of the training rows; None: the folders, if there are several.
+        paths: what the files are called where they are published; None: their paths below their common folder.
         revision, licence: as published.
     """
 
@@ -137,34 +149,48 @@ class PictureFiles(Source):
         self,
         files: Sequence[str],
         name: str,
+        label: str | None = AUTO,
+        caption: str | None = AUTO,
         class_names: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
         revision: str = "",
         licence: str = "",
     ):
-        self.files = sorted(f for f in files if Path(f).suffix.lower() in SUFFIXES)
-        if not self.files:
+        at = dict(sorted(zip(paths or below_common_folder(files), files, strict=True)))
+        pictures = [path for path in at if Path(path).suffix.lower() in SUFFIXES]
+        if not pictures:
             raise UserError(f"{name} has no Parquet, tar or picture files")
         self.name, self.revision, self.licence = name, revision, licence
-        self._fs, self.remote = file_system(self.files[0])
-        folders = sorted({Path(f).parent.name for f in self.files})
-        self.class_names = list(class_names) if class_names is not None else folders if len(folders) > 1 else []
+        self._fs, self.remote = file_system(files[0])
+        metadata = {path: self._bytes(file) for path, file in at.items() if Path(path).name in METADATA}
+        several = len({Path(path).parent for path in pictures}) > 1 or class_names
+        class_of = _parent_folder if several and (not metadata or label == "label") else None
+        self._notes = Notes(pictures, metadata, class_of, False, name, label, caption, class_names)
+        self.files = [at[path] for path in self._notes.files]
+        self.class_names, self.has_captions = self._notes.class_names, self._notes.has_captions
         self.block_sizes = np.array([len(self.files)])
-        self.fingerprint = fingerprint([revision, *self.files])
+        # of a revision the names say it all; other files may change under their names
+        sizes = [] if revision else [self._fs.size(file) for file in self.files]
+        self.fingerprint = fingerprint([revision, *self._notes.files, *sizes, *metadata.items()])
 
-    def _label(self, file: str) -> int | None:
-        return self.class_names.index(Path(file).parent.name) if self.class_names else None
+    def _bytes(self, file: str) -> bytes:
+        return retried(file, lambda: bytes(self._fs.cat_file(file)), remote=self.remote)
 
     def read_row(self, row: int) -> Record:
-        file = self.files[row]
-        return Record(retried(file, lambda: bytes(self._fs.cat_file(file))), self._label(file), (), file)
+        notes = self._notes
+        label = None if notes.labels is None else notes.labels[row]
+        captions = () if notes.captions is None else notes.captions[row]
+        return Record(self._bytes(self.files[row]), label, captions, self.files[row])
 
     def read_block(self, block: int) -> Sequence[Record]:
         return _Lazy(len(self), self.read_row)
 
     def labels(self) -> Indices | None:
-        if not self.class_names:
-            return None
-        return np.array([self._label(f) for f in self.files], dtype=np.int64)
+        return self._notes.label_array(self.name)
+
+
+def _parent_folder(file: str) -> str:
+    return Path(file).parent.name
 
 
 class HubImages(ImageDataModule):
@@ -176,8 +202,10 @@ class HubImages(ImageDataModule):
         split: which split to train on.
         val_split: which split is held out; "auto": validation, val or test, if there is one; None: none.
         revision: commit, tag or branch. It is resolved to a commit, which checkpoints record and resume on.
-        image, label, caption: columns (suffixes, for WebDataset). "auto" finds the usual names; None: leave out.
-        class_names: names of the classes, where the source does not say.
+        image, label, caption: columns (suffixes, for WebDataset; columns of metadata files, for pictures). "auto" finds
+            the usual names; None: leave out.
+        class_names: names of the classes, where the source does not say. Held-out rows are numbered as the training
+            rows are.
         where: keep only rows with these values, such as {"split": "train"} (Parquet).
         val_where: the same for held-out rows, which then may come from the same split.
         streaming: read over the network as needed; False: download into the Hub cache first.
@@ -213,71 +241,102 @@ class HubImages(ImageDataModule):
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
         if part == "train":
-            return self._open(self.split, self.where)
+            return self._open(self.split, self.where, self.columns["label"], None)
         split = self.val_split
         if self.val_where and split == AUTO:
             split = self.split
         if split == AUTO:
             split = next((s for s in VALIDATION_SPLITS if s in self.resolved.splits and s != self.split), None)
-        return None if split is None else self._open(split, self.val_where)
+        if split is None:
+            return None
+        like = self.class_names  # of the training rows: the same class has the same number
+        return self._open(split, self.val_where, self.columns["label"] if like else None, like)
 
-    def _open(self, split: str, where: Mapping[str, Any]) -> Source:
+    def _open(self, split: str, where: Mapping[str, Any], label: str | None, like: Sequence[str] | None) -> Source:
         files = self.resolved.files(split, self.source)
+        published = [hub_file_of(file) for file in files]
         revision = revision_of(files[0]) if files else ""
-        shared: dict[str, Any] = {"revision": revision, "licence": self.resolved.licence, "name": self.source}
-        suffix = Path(files[0]).suffix.lower() if files else ""
+        shared: dict[str, Any] = {
+            "revision": revision,
+            "licence": self.resolved.licence,
+            "name": self.source,
+            "paths": [p[2] for p in published if p] if all(published) else None,
+        }
+        suffixes = [Path(file).suffix.lower() for file in files if Path(file).name not in METADATA]
         if not self.streaming:
             files = download(files)
-        if suffix == ".parquet":
-            return self._parquet(files, where, shared)
+        if suffixes and suffixes[0] == ".parquet":
+            return self._parquet(files, where, label, like, shared)
         if where:
             raise UserError(f"where needs Parquet files, which {self.source} does not have")
-        if suffix == ".tar":
-            return self._tar(files, shared)
+        names = self._class_names or like
+        if suffixes and suffixes[0] == ".tar":
+            return self._tar(files, label, names, shared)
+        if self.columns["image"] != AUTO:
+            raise UserError(
+                f"image={self.columns['image']!r} names a column, but {self.source} holds single pictures: leave it out"
+            )
+        notes: dict[str, Any] = {"label": label, "caption": self.columns["caption"], "class_names": names}
         if revision or not Path(self.source).is_dir():
-            return PictureFiles(files, class_names=self._class_names, **shared)
-        return FolderSource(_split_folder(self.source, files))
+            return PictureFiles(files, **notes, **shared)
+        return FolderSource(_split_folder(self.source, files), **notes)
 
-    def _parquet(self, files: list[str], where: Mapping[str, Any], shared: dict[str, Any]) -> ParquetSource:
+    def _parquet(
+        self,
+        files: list[str],
+        where: Mapping[str, Any],
+        label: str | None,
+        like: Sequence[str] | None,
+        shared: dict[str, Any],
+    ) -> ParquetSource:
         known = ParquetSource.columns_of(files[0])
         columns = Columns(
-            _pick(self.columns["image"], IMAGE_COLUMNS, known) or "image",
-            _pick(self.columns["label"], LABEL_COLUMNS, known),
-            _pick(self.columns["caption"], CAPTION_COLUMNS, known),
+            pick(self.columns["image"], IMAGE_COLUMNS, known) or "image",
+            pick(label, LABEL_COLUMNS, known),
+            pick(self.columns["caption"], CAPTION_COLUMNS, known),
             where,
         )
         names = self._class_names or self.resolved.class_names.get(columns.label or "")
-        return ParquetSource(files, columns, class_names=names, **shared)
+        return ParquetSource(files, columns, class_names=names, like=like, **shared)
 
-    def _tar(self, files: list[str], shared: dict[str, Any]) -> TarSource:
+    def _tar(
+        self, files: list[str], label: str | None, class_names: Sequence[str] | None, shared: dict[str, Any]
+    ) -> TarSource:
         known = TarSource(files[:1], self.source, revision=shared["revision"]).columns()
-        image = self.columns["image"]
         return TarSource(
             files,
-            image=None if image == AUTO else image,
-            label=_pick(self.columns["label"], LABEL_COLUMNS, known),
-            caption=_pick(self.columns["caption"], CAPTION_COLUMNS, known),
-            class_names=self._class_names,
+            image=pick(self.columns["image"], (), known),
+            label=pick(label, LABEL_COLUMNS, known),
+            caption=pick(self.columns["caption"], CAPTION_COLUMNS, known),
+            class_names=class_names,
             **shared,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and the commit of the data set."""
-        return {**super().state_dict(), "revision": self.train_source.revision}
+        """The position, the commit of the data set, and whether rows were read singly."""
+        source = self.train_source
+        return {**super().state_dict(), "revision": source.revision, "random_access": source.random_access}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue on the commit of the checkpoint, also when the data set has moved on since."""
+        """Continue on the commit of the checkpoint, also when the data set has moved on since.
+
+        A run that read over the network may go on with downloaded files and the other way round, in the same order.
+        """
         recorded = state_dict.get("revision", "")
-        if recorded and self.revision is None and recorded != self.train_source.revision and not self._allow_changed:
+        if (
+            recorded
+            and self.revision is None
+            and recorded != self.train_source.revision
+            and not self.allow_changed_source
+        ):
             self.revision = recorded
             for name in ("resolved", "train_source", "val_source", "order"):
                 self.__dict__.pop(name, None)
         super().load_state_dict(state_dict)
-
-
-def _pick(wanted: str | None, usual: Sequence[str], known: Sequence[str]) -> str | None:
-    """The column itself, or for "auto" the first usual name that is there."""
-    return next((c for c in usual if c in known), None) if wanted == AUTO else wanted
+        source = self.train_source
+        if state_dict.get("random_access") and not source.random_access:
+            source.random_access = True  # its order jumps over all rows, which must not all be held
+            warnings.warn(f"{self.source} is read row by row, as its checkpoint was: streaming: false is faster")
 
 
 def _split_folder(source: str, files: Sequence[str]) -> str:

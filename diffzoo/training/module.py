@@ -37,6 +37,7 @@ from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.averaging import WeightAverages, averaged, whole_state
 from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
+from diffzoo.training.recipe_settings import Settings, apply_changes, settings_of
 from diffzoo.training.sharding import shard
 from diffzoo.training.weights_file import write_weights
 from diffzoo.typing import Condition
@@ -124,6 +125,8 @@ class DiffusionModule(L.LightningModule):
         if freeze is not None:
             freezing.freeze(self.network, freeze)
         self._base_digest: str | None = None
+        self._recipe_settings: Settings | None = None
+        self._restored_settings: Settings | None = None
         if lora is not None:
             inject(self.network, lora)
         self._drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.network.modules())
@@ -272,9 +275,22 @@ class DiffusionModule(L.LightningModule):
         decay = self.layer_decay
         shares = None if decay is None else freezing.learning_rate_shares(self.network, decay)
         optimizer = scale_learning_rates(self.optimizer(parameter_groups(self.network, shares)))
-        if self.lr_scheduler is None:
+        scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
+        self._recipe_settings = settings_of(optimizer, scheduler)
+        if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """After a resume: what the recipe has changed since wins over what the checkpoint stored."""
+        theirs, self._restored_settings = self._restored_settings, None
+        ours = self._recipe_settings
+        if theirs is None or ours is None or theirs == ours:
+            return
+        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        changed = apply_changes(optimizer, scheduler, theirs, ours, self.trainer.global_step)  # type: ignore[arg-type]
+        if changed:
+            _say(f"set as the recipe says, not as the checkpoint: {', '.join(changed)}")
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit, and say what disagrees."""
@@ -354,6 +370,8 @@ class DiffusionModule(L.LightningModule):
             # other autoencoders than diffusers' have to be passed to the pipeline by hand
             "autoencoder": getattr(self.autoencoder, "facts", None),
             "text_encoder": _text_encoder_facts(self.text_encoder),
+            "recipe_settings": self._recipe_settings,
+            "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
         }
         if self.lora is not None:
             checkpoint["diffzoo"]["adapter"] = self._adapter_facts(self.lora)
@@ -362,6 +380,8 @@ class DiffusionModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the weights belong here; beside adapters, the network keeps the weights it was started from."""
+        self._restored_settings = (checkpoint.get("diffzoo") or {}).get("recipe_settings")
+        self._check_data(checkpoint)
         if self.lora is None:
             if (checkpoint.get("diffzoo") or {}).get("adapter"):
                 raise UserError("the checkpoint holds low-rank adapters alone: set model.lora as its recipe did")
@@ -377,6 +397,19 @@ class DiffusionModule(L.LightningModule):
                 )
         self._check_architecture(checkpoint)
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+    def _check_data(self, checkpoint: dict[str, Any]) -> None:
+        """Data of the same kind compare their rows themselves; of another kind, they never see the checkpoint's."""
+        trainer = self._trainer
+        data = getattr(trainer, "datamodule", None)
+        theirs, ours = (checkpoint.get("diffzoo") or {}).get("data"), type(data).__qualname__
+        if trainer is None or not trainer.training or data is None or theirs in (None, "NoneType", ours):
+            return
+        if not getattr(data, "allow_changed_source", False):
+            raise UserError(
+                f"this run was trained on {theirs}, and its position in it means nothing in {ours}: go on with the same "
+                "data, set allow_changed_source to start with the first of the new, or begin another run with model.weights"
+            )
 
     def _check_architecture(self, checkpoint: dict[str, Any]) -> None:
         held = (checkpoint.get("diffzoo") or {}).get("model") or {}

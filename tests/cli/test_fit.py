@@ -261,3 +261,58 @@ def test_a_killed_worker_ends_the_run_with_a_sentence_and_a_checkpoint(recipe: s
     assert "Traceback" not in error
     assert len(list((run / "checkpoints").glob("step_*.ckpt"))) == 1
     assert main([*command[3:], "--resume", "auto", f"--trainer.max_steps={newest(run)['global_step'] + 2}"]) == 0
+
+
+SCHEDULED = (
+    "--model.lr_scheduler={class_path: diffzoo.training.WarmupLinear, init_args: {warmup_steps: 2, total_steps: %d}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        # linear from 1e-3 at step 2 to 0 at step 12: the rates after 5 and 6 steps are those of steps 6 and 7
+        ([], [6e-4, 5e-4]),
+        (["--model.optimizer.init_args.lr=5e-3"], [3e-3, 2.5e-3]),
+        ([SCHEDULED % 22], [8e-4, 7.5e-4]),
+        (["--model.lr_scheduler=null", "--model.optimizer.init_args.lr=7e-3"], [7e-3, 7e-3]),
+        (
+            ["--model.lr_scheduler={class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"],
+            [1e-3 * 0.5**5, 1e-3 * 0.5**6],
+        ),
+    ],
+)
+def test_the_recipe_wins_over_the_checkpoint(recipe: str, tmp_path: Path, change: list[str], expected) -> None:
+    """Learning rates after a resume: those of the recipe at hand; without a change, as if never stopped."""
+    command = ["fit", "-c", recipe, "--run", str(tmp_path / "run"), SCHEDULED % 12, "--trainer.limit_val_batches=0"]
+    assert main([*command, "--trainer.max_steps=4"]) == 0
+    assert main([*command, "--resume", "auto", *change]) == 0
+    rates = {
+        int(r["step"]): float(r["train/learning_rate"]) for r in metrics(tmp_path / "run") if r["train/learning_rate"]
+    }
+    assert [rates[5], rates[6]] == pytest.approx(expected)
+
+
+def test_other_settings_of_the_optimizer_win_too(recipe: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["fit", "-c", recipe, "--run", str(run), "--trainer.limit_val_batches=0"]
+    assert main([*command, "--trainer.max_steps=4"]) == 0
+    changes = ["--model.optimizer.init_args.weight_decay=0.25", "--model.optimizer.init_args.betas=[0.5,0.75]"]
+    assert main([*command, "--resume", "auto", *changes]) == 0
+    after = newest(run)["optimizer_states"][0]["param_groups"]
+    assert [(g["weight_decay"], tuple(g["betas"])) for g in after] == [(0.25, (0.5, 0.75))]
+
+
+def test_another_kind_of_data_is_refused(recipe: str, tmp_path: Path, capsys) -> None:
+    command = ["fit", "-c", recipe, "--run", str(tmp_path / "run"), "--trainer.limit_val_batches=0"]
+    assert main([*command, "--trainer.max_steps=2"]) == 0
+    folder = pictures(tmp_path / "other", 16)
+    capsys.readouterr()
+    other = [*command, "--data.folder", str(folder), "--resume", "auto"]
+    assert main(other) == 2
+    assert (
+        "this run was trained on DemoData, and its position in it means nothing in ImageFolder"
+        in capsys.readouterr().err
+    )
+    assert newest(tmp_path / "run")["global_step"] == 2
+    assert main([*other, "--data.init_args.allow_changed_source=true"]) == 0
