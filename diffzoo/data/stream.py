@@ -1,10 +1,12 @@
 """From an order and a source to batches: reading, decoding and the loaders that overlap them with training."""
 
+import hashlib
 import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +15,72 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from diffzoo.data.order import Order, Place
 from diffzoo.data.sources import Record, Source
 from diffzoo.data.transforms import Crop, Pixels, Resize, augment, decode, resize_crop, uniform
 from diffzoo.errors import UserError
 
-__all__ = ["BatchMaker", "EvalBatches", "Transform", "WorkerLoader", "worker_failure"]
+__all__ = [
+    "BatchMaker",
+    "EvalBatches",
+    "Transform",
+    "WorkerLoader",
+    "check_bad",
+    "hash_of_ids",
+    "note_bad",
+    "worker_failure",
+]
 
 RawBatch = dict[str, Any]
 
 
 class BadImage(Exception):
     """A picture that cannot be decoded."""
+
+
+def check_bad(bad: Mapping[int, str], max_bad: int, name: str) -> None:
+    """Stop when more pictures are bad than the settings allow.
+
+    Args:
+        bad: reasons by row.
+        max_bad: how many there may be.
+        name: of the source.
+
+    Raises:
+        UserError: there are more.
+    """
+    if len(bad) > max_bad:
+        raise UserError(
+            f"{len(bad)} pictures of {name} cannot be decoded, more than max_bad = {max_bad} allows; "
+            f"the last is {list(bad.values())[-1]}"
+        )
+
+
+def note_bad(known: dict[int, str], new: Mapping[int, str], max_bad: int, name: str, verb: str) -> None:
+    """Add bad pictures to those that are known, warn of each once, and stop when there are too many.
+
+    Args:
+        known: reasons by row, changed in place.
+        new: those of a batch.
+        max_bad: how many there may be in all.
+        name: of the source.
+        verb: what was done with them, for the warning.
+
+    Raises:
+        UserError: there are too many.
+    """
+    for row, reason in new.items():
+        if row not in known:
+            known[row] = reason
+            warnings.warn(f"{verb} a bad picture ({len(known)} so far): {reason}")
+    check_bad(known, max_bad, name)
+
+
+def hash_of_ids(ids: Iterable[int]) -> str:
+    """SHA-256 of rows in their order, each as eight bytes, little-endian."""
+    return hashlib.sha256(np.fromiter(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,11 +119,11 @@ class Reader:
 
     A lane's places walk through windows. Of a source without random access the blocks of the current window are
     held, one set per lane; those that the next window shares are kept, the others let go. Blocks of a remote source are
-    fetched in the background while the window before is used up.
+    fetched in the background while the window before is used up, unless `ahead` is False.
     """
 
-    def __init__(self, source: Source, order: Order):
-        self.source, self.order = source, order
+    def __init__(self, source: Source, order: Order, ahead: bool = True):
+        self.source, self.order, self.ahead = source, order, ahead and source.remote
         self._held: dict[int, tuple[tuple[int, int, int], dict[int, Sequence[Record]]]] = {}
         self._coming: dict[tuple[int, int, int], Future[dict[int, Sequence[Record]]]] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -98,7 +152,7 @@ class Reader:
     def _fetch_ahead(self, window: tuple[int, int, int], have: dict[int, Sequence[Record]]) -> None:
         epoch, lane, number = window
         after = (epoch, lane, number + 1)
-        if not self.source.remote or not len(self.order.window_rows(after)):
+        if not self.ahead or not len(self.order.window_rows(after)):
             return
         self._pool = self._pool or ThreadPoolExecutor(1)  # one at a time: files are shared between reads
         self._coming[after] = self._pool.submit(self._read, after, have)
@@ -112,11 +166,12 @@ class BatchMaker:
         order: which row at which position.
         transform: how pictures are treated.
         on_bad_image: "skip": a picture that cannot be decoded is replaced by the next good one of its window, so
-            positions stay what they are; "error": stop.
+            positions stay what they are; "leave out": the batch is that much smaller, or empty; "error": stop.
         cache: keep decoded pictures in memory. For centre crops of small sets.
     """
 
     key = "image"  # of the batch
+    ahead = True  # whether to fetch the next window in the background
 
     def __init__(self, source: Source, order: Order, transform: Transform, on_bad_image: str, cache: bool):
         self.source, self.order, self.transform = source, order, transform
@@ -128,12 +183,20 @@ class BatchMaker:
     def __call__(self, start: int, count: int) -> RawBatch:
         """Samples at positions start … start + count - 1, and under "bad" what could not be decoded."""
         known = len(self._bad)
-        samples = [self._sample(place) for place in self.order.places(start, count)]
-        batch = collate(self.key, samples, range(start, start + count), self.source)
+        found = [(p, self._sample(place)) for p, place in enumerate(self.order.places(start, count), start)]
+        good = [(p, sample) for p, sample in found if sample is not None]
+        batch: RawBatch = {"id": torch.empty(0, dtype=torch.int64)}
+        if good:
+            batch = self.collate([sample for _, sample in good], [p for p, _ in good])
         batch["bad"] = dict(itertools.islice(self._bad.items(), known, None))
         return batch
 
-    def _sample(self, place: Place) -> tuple[Pixels, Record, int]:
+    def collate(self, samples: Sequence[tuple[Any, Record, int]], index: Sequence[int]) -> RawBatch:
+        """The samples at the positions `index` as one batch."""
+        return collate(self.key, samples, index, self.source)
+
+    def _sample(self, place: Place) -> tuple[Pixels, Record, int] | None:
+        """(pixels, record, row), or None for a picture that is left out."""
         for row in self._candidates(place):
             if row in self._bad:
                 continue
@@ -149,11 +212,15 @@ class BatchMaker:
                 continue
             record = self._one_caption(record, row, place.visit)
             return pixels[:, :, ::-1] if mirrored else pixels, record, row
+        if self.on_bad_image == "leave out":
+            return None
         raise UserError(f"no picture near row {place.row} of {self.source.name} can be decoded")
 
     def _candidates(self, place: Place) -> Iterator[int]:
-        """The row of a place, then the rows shown after it in its window, then those before it."""
+        """The row of a place; to replace it, the rows shown after it in its window, then those before it."""
         yield place.row
+        if self.on_bad_image == "leave out":
+            return
         rows = self.order.window_rows(place.window)
         at = int(np.flatnonzero(rows == place.row)[0])
         yield from (int(r) for r in np.roll(rows, -at - 1)[:-1])
@@ -161,7 +228,7 @@ class BatchMaker:
     def _decoded(self, place: Place, draws: tuple[float, ...]) -> tuple[Pixels, Record]:
         if self._cache is not None and place.row in self._cache:
             return self._cache[place.row]
-        self._reader = self._reader or Reader(self.source, self.order)
+        self._reader = self._reader or Reader(self.source, self.order, self.ahead)
         record = self._reader(place)
         result = self.transform.pixels(record, draws), Record(None, record.label, record.captions)
         if self._cache is not None:
@@ -216,24 +283,21 @@ def _label(record: Record, source: Source) -> int:
     return record.label
 
 
-class _Batches(IterableDataset):
-    """Batches start, start + stride, …, dealt to the workers in turn; a UserError travels as a batch.
+class _Batches(Dataset[Any]):
+    """The batch of a span; a UserError travels as a batch.
 
-    The loader takes batches from its workers in the same turn, so their order does not depend on how many there are.
+    The loader deals spans to its workers in turn and takes the batches back in the same turn, so their order does not
+    depend on how many workers there are.
     """
 
-    def __init__(self, make: Any, spans: Any):
-        self.make, self.spans = make, spans
+    def __init__(self, make: Any):
+        self.make = make
 
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for start, count in itertools.islice(self.spans(), worker, None, workers):
-            try:
-                batch = self.make(start, count)
-            except UserError as error:
-                batch = error
-            yield batch
+    def __getitem__(self, span: tuple[int, int]) -> Any:
+        try:
+            return self.make(*span)
+        except UserError as error:
+            return error
 
 
 def _identity(batch: Any) -> Any:
@@ -273,18 +337,20 @@ class WorkerLoader:
 
     Args:
         make: (start, count) → batch.
-        spans: () → iterator of (start, count).
+        spans: (start, count) of each batch; taken in this process, as far ahead as there are batches under way.
         num_workers: processes; 0 makes batches in this one.
+        prefetch: batches under way per worker.
     """
 
-    def __init__(self, make: Any, spans: Any, num_workers: int):
+    def __init__(self, make: Any, spans: Iterable[tuple[int, int]], num_workers: int, prefetch: int = 4):
         loader: DataLoader[Any] = DataLoader(
-            _Batches(make, spans),
+            _Batches(make),
             batch_size=None,
+            sampler=spans,
             num_workers=num_workers,
             collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if num_workers else None,
+            prefetch_factor=prefetch if num_workers else None,
         )
         with _worker_deaths_wait():
             self._iterator: Any = iter(loader)
@@ -319,7 +385,7 @@ class Spans:
     world: int
     parts: int = 1
 
-    def __call__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         mine = self.batch // self.world
         micro = mine // self.parts
         for start in itertools.count(self.position + self.rank * mine, self.batch):
@@ -329,7 +395,10 @@ class Spans:
 
 @dataclass(frozen=True)
 class EvalSpans:
-    """(start, count) of one rank's share of `rows`: contiguous, disjoint, and equally many batches on every rank."""
+    """(start, count) of one rank's share of `rows`: contiguous, disjoint, and equally many batches on every rank.
+
+    There are none where some rank would have no row.
+    """
 
     rows: int
     batch: int
@@ -338,29 +407,60 @@ class EvalSpans:
 
     def __len__(self) -> int:
         largest = -(-self.rows // self.world)
-        return -(-largest // max(1, self.batch // self.world))
+        return min(-(-largest // max(1, self.batch // self.world)), self.rows // self.world)
 
-    def __call__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         first, last = (self.rows * r // self.world for r in (self.rank, self.rank + 1))
-        edges = [first + (last - first) * k // len(self) for k in range(len(self) + 1)]
-        return ((a, b - a) for a, b in itertools.pairwise(edges) if b > a)
+        edges = [first + (last - first) * k // max(1, len(self)) for k in range(len(self) + 1)]
+        return ((a, b - a) for a, b in itertools.pairwise(edges))
 
 
 class EvalBatches:
-    """The held-out rows in their order, each once; deterministic transforms, first captions."""
+    """The held-out rows in their order, each once; deterministic transforms, first captions.
 
-    def __init__(self, make: "BatchMaker", spans: EvalSpans, num_workers: int):
+    Pictures that cannot be decoded are left out, unless `make` stops at them. As every rank has to give equally many
+    batches, one that would be empty is made up for by a picture of another batch.
+
+    Args:
+        make: of the source, in sequential order.
+        spans: of this rank.
+        num_workers: decoding processes.
+        bad: where to note bad pictures, by row; None: in a dictionary of its own.
+        max_bad: how many there may be.
+    """
+
+    def __init__(
+        self,
+        make: "BatchMaker",
+        spans: EvalSpans,
+        num_workers: int,
+        bad: dict[int, str] | None = None,
+        max_bad: int = 100,
+    ):
+        if make.on_bad_image == "skip":
+            make.on_bad_image = "leave out"
         self._make, self._spans, self._workers = make, spans, num_workers
+        self.bad, self._max_bad = {} if bad is None else bad, max_bad
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __iter__(self) -> Iterator[RawBatch]:
         loader = WorkerLoader(self._make, self._spans, self._workers)
+        name, owed, first = self._make.source.name, 0, {}
         try:
             for batch in loader:
-                batch.pop("bad")
-                yield batch
+                note_bad(self.bad, batch.pop("bad"), self._max_bad, name, "left out")
+                if len(batch["id"]):
+                    first = {key: values[:1] for key, values in batch.items()}
+                    yield batch
+                else:
+                    owed += 1
+                while first and owed:
+                    owed -= 1
+                    yield first
+            if owed:
+                raise UserError(f"none of the pictures of {name} that were tried can be decoded")
         finally:
             loader.close()
 

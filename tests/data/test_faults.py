@@ -12,6 +12,7 @@ from data.pictures import Shards, picture, rows, signature, write_parquet
 from PIL import Image
 
 from diffzoo.data import DemoData, ImageFolder
+from diffzoo.data.stream import EvalSpans
 from diffzoo.errors import UserError
 
 COMMON = {"image_size": 8, "batch_size": 8, "num_workers": 0}
@@ -65,6 +66,121 @@ def test_bad_pictures_up_to_a_limit(tmp_path: Path) -> None:
         assert len(epoch(ImageFolder(str(tmp_path), max_bad=6, **COMMON))) == 24
         with pytest.raises(UserError, match=r"pictures of .* cannot be decoded, more than max_bad = 5 allows"):
             epoch(ImageFolder(str(tmp_path), max_bad=5, **COMMON))
+
+
+def test_bad_pictures_count_over_resumes(tmp_path: Path) -> None:
+    """The limit is one for the whole run, however often it is resumed."""
+    folder(tmp_path)
+    for i in range(0, 24, 4):
+        (tmp_path / "cat" / f"{i:03d}.png").write_bytes(b"not a picture")
+    first = ImageFolder(str(tmp_path), max_bad=6, **COMMON)
+    with pytest.warns(UserWarning, match="skipped a bad picture") as record:
+        epoch(first)
+    assert "(6 so far)" in str(record[-1].message)
+    state = json.loads(json.dumps(first.state_dict()))
+    again = ImageFolder(str(tmp_path), max_bad=6, **COMMON)
+    again.load_state_dict(state)
+    assert again.bad_images == first.bad_images
+    epoch(again)  # meets the same six, of which nobody is told again
+    strict = ImageFolder(str(tmp_path), max_bad=5, **COMMON)
+    strict.load_state_dict(state)
+    with pytest.raises(UserError, match=r"6 pictures of .* more than max_bad = 5 allows"):
+        epoch(strict)
+
+
+def held_out_with_bad(path: Path, bad: tuple[int, ...], **settings) -> ImageFolder:
+    folder(path / "train", 8)
+    folder(path / "val")
+    data = ImageFolder(str(path / "train"), val_path=str(path / "val"), **{**COMMON, **settings})
+    for row in bad:
+        (path / "val" / data.val_source.files[row]).write_bytes(b"not a picture")
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_held_out_pictures_are_left_out(tmp_path: Path, workers: int) -> None:
+    data = held_out_with_bad(tmp_path, (1, 9, 10), num_workers=workers)
+    with pytest.warns(UserWarning, match=r"left out a bad picture \(. so far\): .*\.png") as record:
+        batches = list(data.val_dataloader())
+    assert len([w for w in record if "left out" in str(w.message)]) == 3
+    assert [r for b in batches for r in b["id"].tolist()] == [r for r in range(24) if r not in (1, 9, 10)]
+    assert all(len(b["id"]) == len(b["image"]) == len(b["label"]) for b in batches)
+    assert set(data.bad_held_out) == {1, 9, 10}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert sum(len(b["id"]) for b in data.one_pass("validation", 5)) == 21  # nobody is told again
+    assert not data.bad_images
+
+
+@pytest.mark.filterwarnings("ignore:left out a bad picture")
+def test_bad_held_out_pictures_have_the_same_limit(tmp_path: Path) -> None:
+    held_out_with_bad(tmp_path, (1, 9))
+    where = {"path": str(tmp_path / "train"), "val_path": str(tmp_path / "val")}
+    with pytest.raises(UserError, match=r"1 pictures of .*val.* more than max_bad = 0"):
+        list(ImageFolder(**where, max_bad=0, **COMMON).val_dataloader())
+    with pytest.raises(UserError, match="set on_bad_image to 'skip'"):
+        list(ImageFolder(**where, on_bad_image="error", **COMMON).val_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore:left out a bad picture")
+def test_ranks_validate_equally_often_despite_bad_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of nothing but bad pictures is made up for; all else is shown once."""
+    bad = (8, 9, 10, 11, 12)
+    data = held_out_with_bad(tmp_path, bad, batch_size=4)
+    shown = []
+    for rank in range(2):
+        monkeypatch.setattr(data, "_ranks", lambda rank=rank: (rank, 2))
+        shown.append([b["id"].tolist() for b in data.val_dataloader()])
+    assert [len(s) for s in shown] == [6, 6]
+    rows = [r for s in shown for b in s for r in b]
+    assert set(rows) == set(range(24)) - set(bad)
+    assert len(rows) == len(set(rows)) + 2  # the batches (8, 9) and (10, 11)
+    monkeypatch.setattr(data, "_ranks", lambda: (0, 1))
+    for row in range(24):
+        (tmp_path / "val" / data.val_source.files[row]).write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the pictures of .* can be decoded"):
+        list(data.val_dataloader())
+
+
+def by_blocks(path: Path, bad: tuple[int, ...], by_block: bool, workers: int = 0) -> Shards:
+    path.mkdir(exist_ok=True)
+    some = rows(0, 60)
+    for row in bad:
+        some[row]["image"] = {"bytes": some[row]["image"]["bytes"][:90], "path": None}
+    write_parquet(path / "x.parquet", some, 8)
+    layout = {"shuffle_window": 24, "lanes": 4, "crop": "random"}
+    return Shards([str(path / "x.parquet")], by_block, batch_size=8, num_workers=workers, **layout)
+
+
+def walk(data: Shards, steps: int) -> list[tuple]:
+    seen: list[tuple] = []
+    while len(seen) < 8 * steps:
+        for _, batch in zip(range(steps - len(seen) // 8), data.train_dataloader(), strict=False):
+            seen += signature(batch)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:skipped a bad picture")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("by_block", [True, False])
+def test_bad_pictures_break_no_resume(tmp_path: Path, by_block: bool) -> None:
+    """Rows, captions and pixels, on 0, 1 and 2 workers and after resumes; neighbours stand in for bad ones alone."""
+    bad = (3, 4, 5, 17, 30, 59)
+    whole = walk(by_blocks(tmp_path / "bad", bad, by_block), 24)
+    good = walk(by_blocks(tmp_path / "good", (), by_block), 24)
+    assert [s == g for s, g in zip(whole, good, strict=True)] == [g[1] not in bad for g in good]
+    assert not {s[1] for s in whole} & set(bad)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        seen, state = [], None
+        for steps, workers in zip((5, 9, 10), order, strict=True):
+            data = by_blocks(tmp_path / "bad", bad, by_block, workers)
+            if state is not None:
+                data.load_state_dict(json.loads(state))
+            seen += walk(data, steps)
+            state = json.dumps(data.state_dict())
+            data.teardown()
+        assert seen == whole
+        assert set(data.bad_images) == set(bad)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -209,6 +325,44 @@ def test_validation_is_complete_disjoint_and_of_equal_length(world: int, monkeyp
         parts += [r for b in batches for r in b["id"].tolist()]
     assert sorted(parts) == list(range(374))
     assert len(lengths) == 1
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+def test_ranks_validate_equally_often(world: int) -> None:
+    """Rows that do not divide, a share of one picture, fewer rows than ranks."""
+    for rows_, batch in [(r, b * world) for r in range(1, 40) for b in (1, 2, 3, 8)]:
+        parts = [EvalSpans(rows_, batch, rank, world) for rank in range(world)]
+        spans = [list(p) for p in parts]
+        assert {len(s) for s in spans} == {len(parts[0])}, (rows_, batch)
+        assert all(count > 0 for s in spans for _, count in s)
+        shown = [row for s in spans for start, count in s for row in range(start, start + count)]
+        assert shown == (list(range(rows_)) if rows_ >= world else [])
+
+
+def test_fewer_held_out_pictures_than_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rank validates: if some did, the others would wait for them, or they for the others."""
+    folder(tmp_path / "train", 8)
+    folder(tmp_path / "val", 2)
+    data = ImageFolder(str(tmp_path / "train"), val_path=str(tmp_path / "val"), **COMMON)
+    for rank in range(4):
+        monkeypatch.setattr(data, "_ranks", lambda rank=rank: (rank, 4))
+        with pytest.warns(UserWarning, match="nothing is validated: .* holds 2 pictures out, fewer than the 4 ranks"):
+            assert data.val_dataloader() == []
+
+
+@pytest.mark.parametrize(("workers", "window", "warned"), [(1, 64, False), (2, 64, True), (2, 32, False)])
+def test_a_small_streamed_set_is_fetched_by_every_worker(
+    tmp_path: Path, workers: int, window: int, warned: bool
+) -> None:
+    write_parquet(tmp_path / "x.parquet", rows(0, 60), 8)
+    data = Shards([str(tmp_path / "x.parquet")], batch_size=8, num_workers=workers, shuffle_window=window)
+    data.train_source.remote = True
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        data.train_dataloader()
+    told = [str(w.message) for w in record if "fetches and holds all 60 rows of shards" in str(w.message)]
+    assert len(told) == warned
+    assert all("set streaming to false" in t for t in told)
 
 
 def test_validation_is_the_same_every_time() -> None:

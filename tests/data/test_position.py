@@ -210,6 +210,41 @@ def test_balanced_demo_resumes() -> None:
     second.teardown()
 
 
+@pytest.mark.filterwarnings("ignore:.*keep the seed 0 of the checkpoint")
+@pytest.mark.parametrize("balance", [False, True])
+def test_the_seed_of_the_checkpoint_is_kept(files: list[str], balance: bool) -> None:
+    """Order, crops, flips and captions."""
+    settings = {"by_block": False, "balance": balance}
+    whole = walk(module(files, **settings), 24)
+    first = module(files, **settings)
+    seen = walk(first, 10)
+    second = module(files, seed=5, **settings)
+    with pytest.warns(UserWarning, match="the order, crops and flips of the data keep the seed 0 of the checkpoint"):
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert seen + walk(second, 7) == whole[: 17 * BATCH]
+    third = module(files, seed=6, **settings)
+    third.load_state_dict(second.state_dict())  # whose seed is that of the first
+    assert walk(third, 7) == whole[17 * BATCH :]
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_another_kind_of_order_is_refused(files: list[str], balance: bool) -> None:
+    state = module(files, by_block=False, balance=balance).state_dict()
+    was, now = (str(b).lower() for b in (balance, not balance))
+    with pytest.raises(
+        UserError, match=f"trained with balance set to {was}, .* with balance set to {now}: set it back"
+    ):
+        module(files, by_block=False, balance=not balance).load_state_dict(state)
+
+
+def test_a_streamed_run_goes_on_where_the_rows_have_been_fetched(files: list[str], unbroken: list[tuple]) -> None:
+    first = module(files)
+    seen = walk(first, 11)
+    second = module(files, by_block=False)
+    second.load_state_dict(first.state_dict())
+    assert seen + walk(second, STEPS - 11) == unbroken
+
+
 SCRIPT = """
 import json, sys
 sys.path.insert(0, {here!r})
