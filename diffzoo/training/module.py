@@ -39,6 +39,7 @@ from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
 from diffzoo.training.recipe_settings import Settings, apply_changes, settings_of
 from diffzoo.training.sharding import shard
+from diffzoo.training.side_files import write_or_warn
 from diffzoo.training.weights_file import write_weights
 from diffzoo.typing import Condition
 
@@ -407,8 +408,9 @@ class DiffusionModule(L.LightningModule):
             return
         if not getattr(data, "allow_changed_source", False):
             raise UserError(
-                f"this run was trained on {theirs}, and its position in it means nothing in {ours}: go on with the same "
-                "data, set allow_changed_source to start with the first of the new, or begin another run with model.weights"
+                f"this run was trained on {theirs}, and its position in it means nothing in {ours}: go on with the "
+                "same data, set allow_changed_source to start with the first of the new, or begin another run with "
+                "model.weights"
             )
 
     def _check_architecture(self, checkpoint: dict[str, Any]) -> None:
@@ -443,7 +445,8 @@ class DiffusionModule(L.LightningModule):
         """Leave the adapters in the run's folder `adapter`."""
         trial = getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted
         if self.lora is not None and not trial:
-            self.write_weights(Path(self.trainer.default_root_dir) / "adapter")
+            folder = Path(self.trainer.default_root_dir) / "adapter"
+            write_or_warn(folder, lambda: self.write_weights(folder))
 
     def write_weights(self, folder: Path) -> Path:
         """Write the network's weights, averaged where averages are kept, in the form that `load_any` reads.

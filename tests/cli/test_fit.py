@@ -205,7 +205,7 @@ trainer:
 
 def pictures(folder: Path, count: int) -> Path:
     """Small pictures, each of its own colour."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i in range(count):
         Image.new("RGB", (32, 32), (5 * i, 255 - 5 * i, 90)).save(folder / f"{i:03d}.png")
     return folder
@@ -306,7 +306,9 @@ def test_other_settings_of_the_optimizer_win_too(recipe: str, tmp_path: Path) ->
 def test_another_kind_of_data_is_refused(recipe: str, tmp_path: Path, capsys) -> None:
     command = ["fit", "-c", recipe, "--run", str(tmp_path / "run"), "--trainer.limit_val_batches=0"]
     assert main([*command, "--trainer.max_steps=2"]) == 0
-    folder = pictures(tmp_path / "other", 16)
+    folder = tmp_path / "other"
+    for name in ("cats", "dogs"):
+        pictures(folder / name, 8)
     capsys.readouterr()
     other = [*command, "--data.folder", str(folder), "--resume", "auto"]
     assert main(other) == 2
