@@ -344,6 +344,7 @@ def test_long_captions_have_files_of_their_own_in_every_call(tmp_path: Path) -> 
     ]
     assert len(set(paths)) == len(labels)
     assert all(path.is_file() for path in paths)
+    assert max(len(path.name.encode()) for path in paths) < 220  # leaves room for a number and the temporary name
     assert paths[0].name.startswith("a_photograph_of_a_harbour_in_the_early_morning_with")
 
 
