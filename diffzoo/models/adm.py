@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from diffzoo.errors import UserError
 from diffzoo.models.base import Level, LevelConfig, Network
 from diffzoo.models.registry import register_variants
+from diffzoo.nn.norms import STANDARD, check_norm, map_norm
+from diffzoo.nn.time_dependent import scaled_level
 from diffzoo.typing import Condition
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
 
 AttentionOrder = Literal["legacy", "new"]
 GROUPS = 32
+INDICES = (0, 999)  # of the noise steps, first and last
 
 
 # -- configs
@@ -65,6 +68,9 @@ class ADMEncoderConfig(LevelConfig):
         head_channels: channels of an attention head; None: `Level.heads` says how many heads.
         attention_order: layout of the qkv channels, "legacy" (head, qkv, channel) or "new" (qkv, head, channel).
             Both load without complaint from either file; the wrong one gives nonsense.
+        norm: of the blocks and attentions: "standard" (group norm), "td_ln", "td_rmsn" or "rmsn", over the channels of
+            each position. Time-dependent norms read the noise level with index 0 at -1 and 999 at 1. The norm before
+            the output stays as it is.
     """
 
     null_class: bool = False
@@ -74,8 +80,10 @@ class ADMEncoderConfig(LevelConfig):
     conv_resampling: bool = True
     head_channels: int | None = 64
     attention_order: AttentionOrder = "legacy"
+    norm: str = STANDARD
 
     def __post_init__(self) -> None:
+        check_norm(self.norm, first_token=False)
         if self.attention_order not in ("legacy", "new"):
             raise UserError(f"expected attention_order 'legacy' or 'new', got {self.attention_order!r}")
         expected = [self.image_size >> i for i in range(len(self.levels))]
@@ -136,12 +144,12 @@ class ADMClassifierConfig(ADMEncoderConfig):
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups, computed in float32 whatever the input's type."""
+    """32 groups, computed in float32 whatever the input's type; `tau` is ignored."""
 
     def __init__(self, width: int):
         super().__init__(GROUPS, width, eps=1e-5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
         return F.group_norm(x.float(), GROUPS, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
 
 
@@ -185,25 +193,26 @@ class ResidualBlock(nn.Module):
         dropout: float,
         scale_shift: bool,
         resample: Literal["down", "up"] | None = None,
+        norm: str = STANDARD,
     ):
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
-        self.norm1 = GroupNorm(width_in)
+        self.norm1 = map_norm(norm, width_in, GroupNorm)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
         self.embedding = nn.Linear(embedding, 2 * width if scale_shift else width)
-        self.norm2 = GroupNorm(width)
+        self.norm2 = map_norm(norm, width, GroupNorm)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _zero(nn.Conv2d(width, width, 3, padding=1))
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(_resize(F.silu(self.norm1(x)), self.resample))
+    def forward(self, x: Tensor, embedding: Tensor, tau: Tensor | None = None) -> Tensor:
+        h = self.conv1(_resize(F.silu(self.norm1(x, tau)), self.resample))
         e = self.embedding(F.silu(embedding))[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = self.norm2(h, tau) * (1 + scale) + shift
         else:
-            h = self.norm2(h + e)
+            h = self.norm2(h + e, tau)
         h = self.conv2(self.dropout(F.silu(h)))
         return self.skip(_resize(x, self.resample)) + h
 
@@ -218,15 +227,15 @@ def _split_heads(qkv: Tensor, heads: int, order: AttentionOrder) -> tuple[Tensor
 class Attention(nn.Module):
     """Self-attention over all positions, with a residual."""
 
-    def __init__(self, width: int, heads: int, order: AttentionOrder):
+    def __init__(self, width: int, heads: int, order: AttentionOrder, norm: str = STANDARD):
         super().__init__()
         self.heads, self.order = heads, order
-        self.norm = GroupNorm(width)
+        self.norm = map_norm(norm, width, GroupNorm)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = _zero(nn.Linear(width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+        tokens = rearrange(self.norm(x, tau), "b c h w -> b (h w) c")
         h = F.scaled_dot_product_attention(*_split_heads(self.qkv(tokens), self.heads, self.order))
         h = self.out(rearrange(h, "b h n d -> b n (h d)"))
         return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
@@ -315,10 +324,11 @@ class _Encoder(Network):
 
     def _block(self, width_in: int, level: Level, resample: Literal["down", "up"] | None = None) -> ResidualBlock:
         c = self.config
-        return ResidualBlock(width_in, level.width, 4 * c.base_width, level.dropout, c.scale_shift_norm, resample)
+        embedding = 4 * c.base_width
+        return ResidualBlock(width_in, level.width, embedding, level.dropout, c.scale_shift_norm, resample, c.norm)
 
     def _attention(self, level: Level) -> Attention:
-        return Attention(level.width, self.config.heads(level), self.config.attention_order)
+        return Attention(level.width, self.config.heads(level), self.config.attention_order, self.config.norm)
 
     def _resample(self, width: int, towards: Level, direction: Literal["down", "up"]) -> nn.Module:
         # a resampling block works, and drops out, at the resolution it arrives at
@@ -326,29 +336,29 @@ class _Encoder(Network):
             return self._block(width, replace(towards, width=width), direction)
         return Resample(width, direction, self.config.conv_resampling)
 
-    def _apply_block(self, stage: Stage, index: int, h: Tensor, embedding: Tensor) -> Tensor:
-        h = self.run(stage.blocks[index], h, embedding)
-        return self.run(stage.attentions[index], h) if len(stage.attentions) else h
+    def _apply_block(self, stage: Stage, index: int, h: Tensor, embedding: Tensor, tau: Tensor) -> Tensor:
+        h = self.run(stage.blocks[index], h, embedding, tau)
+        return self.run(stage.attentions[index], h, tau) if len(stage.attentions) else h
 
-    def _apply_resample(self, stage: Stage, h: Tensor, embedding: Tensor) -> Tensor:
+    def _apply_resample(self, stage: Stage, h: Tensor, embedding: Tensor, tau: Tensor) -> Tensor:
         if isinstance(stage.resample, ResidualBlock):
-            return self.run(stage.resample, h, embedding)
+            return self.run(stage.resample, h, embedding, tau)
         return stage.resample(h) if stage.resample is not None else h
 
-    def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, x: Tensor, embedding: Tensor, tau: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The middle's output and everything that goes across the U, in order."""
         h = self.conv_in(x)
         skips = [h]
         for stage in _stages(self.down):
             for i in range(len(stage.blocks)):
-                h = self._apply_block(stage, i, h, embedding)
+                h = self._apply_block(stage, i, h, embedding, tau)
                 skips.append(h)
             if stage.resample is not None:
-                h = self._apply_resample(stage, h, embedding)
+                h = self._apply_resample(stage, h, embedding, tau)
                 skips.append(h)
-        h = self.run(self.middle.block1, h, embedding)
-        h = self.run(self.middle.attention, h)
-        return self.run(self.middle.block2, h, embedding), skips
+        h = self.run(self.middle.block1, h, embedding, tau)
+        h = self.run(self.middle.attention, h, tau)
+        return self.run(self.middle.block2, h, embedding, tau), skips
 
 
 class ADMUNet(_Encoder):
@@ -396,14 +406,14 @@ class ADMUNet(_Encoder):
         """
         self.check_input(z)
         label = self.labels(z, cond)
-        embedding = self.time(noise_level)
+        embedding, tau = self.time(noise_level), scaled_level(noise_level, *INDICES)
         if label is not None:
             embedding = embedding + self.classes(label)
-        h, skips = self._encode(self._with_low_res(z, cond), embedding)
+        h, skips = self._encode(self._with_low_res(z, cond), embedding, tau)
         for stage in reversed(_stages(self.up)):
             for i in range(len(stage.blocks)):
-                h = self._apply_block(stage, i, torch.cat([h, skips.pop()], dim=1), embedding)
-            h = self._apply_resample(stage, h, embedding)
+                h = self._apply_block(stage, i, torch.cat([h, skips.pop()], dim=1), embedding, tau)
+            h = self._apply_resample(stage, h, embedding, tau)
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _with_low_res(self, z: Tensor, cond: Condition | None) -> Tensor:
@@ -443,7 +453,7 @@ class ADMClassifier(_Encoder):
             cond: unused; here so that all networks are called alike.
         """
         self.check_input(z)
-        h, _ = self._encode(z, self.time(noise_level))
+        h, _ = self._encode(z, self.time(noise_level), scaled_level(noise_level, *INDICES))
         return self.pool(F.silu(self.norm_out(h)))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.nn.time_dependent import gate_parameters
 from diffzoo.typing import Condition
 
 __all__ = ["Config", "Level", "LevelConfig", "Network"]
@@ -271,8 +272,8 @@ class Network(nn.Module):
         return {}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that the family's authors exempt from weight decay."""
-        return set()
+        """Names of the parameters that are exempt from weight decay: the gates of time-dependent norms."""
+        return gate_parameters(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, about a quarter more time."""

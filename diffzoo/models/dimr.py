@@ -32,7 +32,7 @@ from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
 from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
 from diffzoo.nn.depthwise import DepthwiseConv2d
-from diffzoo.nn.time_dependent import NORMS, TimeDependentLayerNorm, build_norm, gate_parameters
+from diffzoo.nn.time_dependent import NORMS, TimeDependentLayerNorm, build_norm
 from diffzoo.nn.vit_layers import Conv2d, Embedding, Linear
 from diffzoo.typing import Condition
 
@@ -451,9 +451,6 @@ class DiMR(Network):
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
         learned = self.config.positions == "learned"
         return {f"stages.{i}.positions": (0, *s.grid) for i, s in enumerate(self.config.stages) if learned}
-
-    def no_weight_decay(self) -> set[str]:
-        return gate_parameters(self)
 
 
 # -- sizes

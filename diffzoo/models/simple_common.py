@@ -13,8 +13,9 @@ from diffzoo.errors import UserError
 from diffzoo.models.base import Level, LevelConfig, Network
 from diffzoo.nn.attention import TransformerBlock, to_image, to_tokens
 from diffzoo.nn.embeddings import CaptionTokens, NoiseLevelEmbedding, PositionTable
-from diffzoo.nn.norms import group_norm, zeroed
+from diffzoo.nn.norms import STANDARD, check_norm, group_norm, zeroed
 from diffzoo.nn.patches import InputTransform, transform_factor
+from diffzoo.nn.time_dependent import scaled_level
 from diffzoo.typing import Condition
 
 __all__ = ["Conditioning", "ConvStage", "SimpleConfig", "SimpleNetwork", "Stage", "TransformerStage"]
@@ -29,12 +30,16 @@ class SimpleConfig(LevelConfig):
         noise_range: noise levels that are read as 0 and 1000 of the sinusoid; log-SNR by default.
         input_transform: "none", "patch-p" or "dwt-levels"; another one scales the levels (`LevelConfig.override`).
         text_width: width of the caption embeddings for cross-attention in the transformers; 0 = no text.
+        norm: of the blocks: "standard" (group norm on feature maps, layer norm on tokens), "td_ln", "td_rmsn" or
+            "rmsn", over the channels of each position. Time-dependent norms read the noise level with `noise_range` at
+            -1 and 1. The norms of queries and keys, of captions and before the output stay as they are.
     """
 
     emb_channels: int = 1024
     noise_range: tuple[float, float] = (-10.0, 10.0)
     input_transform: str = "none"
     text_width: int = 0
+    norm: str = STANDARD
 
     @property
     def input_factor(self) -> int:
@@ -42,6 +47,7 @@ class SimpleConfig(LevelConfig):
 
     def check(self) -> None:
         """Raise a sentence if the levels do not fit together."""
+        check_norm(self.norm, first_token=False)
         if not self.levels:
             raise UserError(f"{type(self).__name__} needs at least one level")
         if self.levels[0].resolution != self.trunk_size:
@@ -56,11 +62,12 @@ class SimpleConfig(LevelConfig):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What every block may read: the embedding `(b, e)`, caption tokens and which of them are visible."""
+    """What every block may read: the embedding `(b, e)`, caption tokens and which of them are visible, `tau` `(b,)`."""
 
     emb: Tensor
     context: Tensor | None = None
     visible: Tensor | None = None
+    tau: Tensor | None = None
 
 
 Runner = Callable[..., Tensor]
@@ -84,7 +91,7 @@ class Stage(nn.Module):
 
 
 class ConvStage(Stage):
-    """Blocks that work on feature maps: called with x, the embedding and, where they take one, a skip."""
+    """Blocks that work on feature maps: called with x, the embedding, a skip where they take one, and tau."""
 
     def __init__(self, blocks: Iterable[nn.Module], skip: bool = False):
         super().__init__()
@@ -93,7 +100,7 @@ class ConvStage(Stage):
 
     def forward(self, x: Tensor, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Tensor:
         for block in self.blocks:
-            x = run(block, x, given.emb, skips.pop() if self.skip else None)
+            x = run(block, x, given.emb, skips.pop() if self.skip else None, given.tau)
             if record:
                 skips.append(x)
         return x
@@ -103,13 +110,20 @@ class TransformerStage(Stage):
     """Transformer blocks of one level; a learned position is added once, where the level is entered."""
 
     def __init__(
-        self, level: Level, depth: int, emb_channels: int, context: int, skip: bool = False, position: bool = True
+        self,
+        level: Level,
+        depth: int,
+        emb_channels: int,
+        context: int,
+        skip: bool = False,
+        position: bool = True,
+        norm: str = STANDARD,
     ):
         super().__init__()
         self.skip = skip
         self.position = PositionTable(level.resolution**2, level.width) if position else nn.Identity()
         self.blocks = nn.ModuleList(
-            TransformerBlock(level.width, emb_channels, level.heads, level.dropout, skip=skip, context=context)
+            TransformerBlock(level.width, emb_channels, level.heads, level.dropout, skip, context, norm)
             for _ in range(depth)
         )
 
@@ -118,7 +132,7 @@ class TransformerStage(Stage):
         x = self.position(to_tokens(x))
         for block in self.blocks:
             skip = to_tokens(skips.pop()) if self.skip else None
-            x = run(block, x, given.emb, skip, given.context, given.visible)
+            x = run(block, x, given.emb, skip, given.context, given.visible, given.tau)
             if record:
                 skips.append(to_image(x, height))
         return to_image(x, height)
@@ -156,7 +170,7 @@ class SimpleNetwork(Network):
     def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
         self.check_input(z)
         emb = self.conditioning(noise_level, self.labels(z, cond))
-        given = Conditioning(emb, *self.read_caption(z, cond))
+        given = Conditioning(emb, *self.read_caption(z, cond), scaled_level(noise_level, *self.config.noise_range))
         x = self.transform(z.to(self.conv_in.weight.dtype)).contiguous(memory_format=torch.channels_last)
         h = self.trunk(self.conv_in(x), given)
         return self.transform.inverse(self.conv_out(F.silu(self.norm_out(h))))

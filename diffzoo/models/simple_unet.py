@@ -26,13 +26,17 @@ from diffzoo.models.registry import register_variants
 from diffzoo.models.simple_common import Conditioning, ConvStage, SimpleConfig, SimpleNetwork, Stage
 from diffzoo.nn.attention import ImageAttention
 from diffzoo.nn.convs import Downsample, ResBlock, Upsample
+from diffzoo.nn.norms import STANDARD
 
 __all__ = ["TINY", "VARIANTS", "SimpleUNet", "SimpleUNetConfig"]
 
 
 @dataclass(frozen=True)
 class SimpleUNetConfig(SimpleConfig):
-    """Config of `SimpleUNet`. A level has `depth` blocks on the way down and `depth + 1` on the way up."""
+    """Config of `SimpleUNet`. A level has `depth` blocks on the way down and `depth + 1` on the way up.
+
+    `norm` is that of the residual blocks, their skips and the attention after them.
+    """
 
     def check(self) -> None:
         super().check()
@@ -46,16 +50,23 @@ class SimpleUNetConfig(SimpleConfig):
 class UNetBlock(nn.Module):
     """A residual block and, at attention levels, self-attention after it."""
 
-    def __init__(self, level: Level, emb_channels: int, skip: bool = False, attention: bool | None = None):
+    def __init__(
+        self,
+        level: Level,
+        emb_channels: int,
+        skip: bool = False,
+        attention: bool | None = None,
+        norm: str = STANDARD,
+    ):
         super().__init__()
         attention = level.attention if attention is None else attention
-        self.res = ResBlock(level.width, emb_channels, level.dropout, skip=skip)
-        self.attention = ImageAttention(level.width, level.heads) if attention else nn.Identity()
+        self.res = ResBlock(level.width, emb_channels, level.dropout, skip, norm)
+        self.attention = ImageAttention(level.width, level.heads, norm) if attention else None
 
-    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Features `(b, c, h, w)`, conditioning `(b, e)`, and a skip of x's shape on the way up."""
-        y: Tensor = self.attention(self.res(x, emb, skip))
-        return y
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None, tau: Tensor | None = None) -> Tensor:
+        """Features `(b, c, h, w)`, conditioning `(b, e)`, a skip of x's shape on the way up, and `tau` `(b,)`."""
+        y: Tensor = self.res(x, emb, skip, tau)
+        return y if self.attention is None else self.attention(y, tau)
 
 
 # -- network
@@ -69,15 +80,18 @@ class SimpleUNet(SimpleNetwork):
 
     def __init__(self, config: SimpleUNetConfig):
         super().__init__(config)
-        levels, emb, last = config.levels, config.emb_channels, config.levels[-1]
+        levels, last = config.levels, config.levels[-1]
         self.down = nn.ModuleList(self._stage(v, v.depth) for v in levels)
         self.shrink = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in self.halving)
-        self.middle = ConvStage([UNetBlock(last, emb), UNetBlock(last, emb, attention=False)])
+        self.middle = ConvStage([self._block(last), self._block(last, attention=False)])
         self.grow = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in self.halving)
         self.up = nn.ModuleList(self._stage(v, v.depth + 1, skip=True) for v in levels)
 
+    def _block(self, level: Level, skip: bool = False, attention: bool | None = None) -> UNetBlock:
+        return UNetBlock(level, self.config.emb_channels, skip, attention, self.config.norm)
+
     def _stage(self, level: Level, depth: int, skip: bool = False) -> Stage:
-        return ConvStage((UNetBlock(level, self.config.emb_channels, skip) for _ in range(depth)), skip)
+        return ConvStage((self._block(level, skip) for _ in range(depth)), skip)
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         skips: list[Tensor] = []

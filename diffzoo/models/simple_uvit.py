@@ -38,7 +38,8 @@ class SimpleUViTConfig(SimpleConfig):
     """Config of `SimpleUViT`.
 
     The coarsest level is the transformer, of `depth` blocks. The others have `depth` blocks on the way down and
-    `depth + 1` on the way up: transformer blocks where `attention` is set, residual blocks elsewhere.
+    `depth + 1` on the way up: transformer blocks where `attention` is set, residual blocks elsewhere. `norm` is that
+    of all blocks and their skips, before self- and cross-attention and the MLP.
     """
 
 
@@ -54,16 +55,16 @@ class SimpleUViT(SimpleNetwork):
         context = config.emb_channels if config.text_width else 0
         self.down = nn.ModuleList(self._stage(v, v.depth) for v in outer)
         self.shrink = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in self.halving)
-        self.middle = TransformerStage(last, last.depth, config.emb_channels, context)
+        self.middle = TransformerStage(last, last.depth, config.emb_channels, context, norm=config.norm)
         self.grow = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in self.halving)
         self.up = nn.ModuleList(self._stage(v, v.depth + 1, skip=True) for v in outer)
 
     def _stage(self, level: Level, depth: int, skip: bool = False) -> Stage:
-        emb = self.config.emb_channels
+        emb, norm = self.config.emb_channels, self.config.norm
         if not level.attention:
-            return ConvStage((ResBlock(level.width, emb, level.dropout, skip) for _ in range(depth)), skip)
+            return ConvStage((ResBlock(level.width, emb, level.dropout, skip, norm) for _ in range(depth)), skip)
         context = emb if self.config.text_width else 0
-        return TransformerStage(level, depth, emb, context, skip, position=not skip)
+        return TransformerStage(level, depth, emb, context, skip, position=not skip, norm=norm)
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         skips: list[Tensor] = []

@@ -35,7 +35,7 @@ class SimplerUViTConfig(SimpleConfig):
     """Config of `SimplerUViT`.
 
     The coarsest level is the middle, of `depth` transformer blocks. The others have `depth` blocks on either way:
-    transformer blocks where `attention` is set, residual blocks elsewhere.
+    transformer blocks where `attention` is set, residual blocks elsewhere. `norm` is that of all blocks.
     """
 
 
@@ -55,10 +55,11 @@ class SimplerUViT(SimpleNetwork):
         self.up = nn.ModuleList(self._stage(v, position=False) for v in outer)
 
     def _stage(self, level: Level, position: bool = True) -> Stage:
-        emb = self.config.emb_channels
+        emb, norm = self.config.emb_channels, self.config.norm
         if not level.attention and level != self.config.levels[-1]:
-            return ConvStage(ResBlock(level.width, emb, level.dropout) for _ in range(level.depth))
-        return TransformerStage(level, level.depth, emb, emb if self.config.text_width else 0, position=position)
+            return ConvStage(ResBlock(level.width, emb, level.dropout, norm=norm) for _ in range(level.depth))
+        context = emb if self.config.text_width else 0
+        return TransformerStage(level, level.depth, emb, context, position=position, norm=norm)
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         entered = []

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
+from diffzoo.nn.norms import STANDARD, check_norm, token_norm
+from diffzoo.nn.time_dependent import scaled_level
 from diffzoo.nn.vit_layers import Conv2d, Linear, UnitEmbedding
 from diffzoo.typing import Condition
 
@@ -52,6 +54,9 @@ class UViTBaoConfig(Config):
         skip: long skips.
         conv: a 3x3 convolution on the output image.
         text_width, text_tokens: channels and number of the text embeddings; 0 = no text.
+        norm: of the blocks: "standard" (layer norm), "td_ln", "td_rmsn", "rmsn" or "ada_rmsn". Time-dependent norms
+            read the noise level with 0 at -1 and 1000 at 1; "ada_rmsn" reads the first token, the class or, without
+            classes, the time. The norm before the output stays as it is.
     """
 
     patch: int = 2
@@ -65,8 +70,10 @@ class UViTBaoConfig(Config):
     conv: bool = True
     text_width: int = 0
     text_tokens: int = 77
+    norm: str = STANDARD
 
     def __post_init__(self) -> None:
+        check_norm(self.norm)
         if self.image_size % self.patch:
             raise UserError(f"patches of {self.patch} pixels do not divide an image of {self.image_size}")
         if self.width % self.heads:
@@ -126,14 +133,14 @@ class Block(nn.Module):
 
     def __init__(self, config: UViTBaoConfig):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = token_norm(config.norm, config.width)
         self.attention = Attention(config)
-        self.mlp_norm = nn.LayerNorm(config.width)
+        self.mlp_norm = token_norm(config.norm, config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x, tau))
+        return x + self.mlp(self.mlp_norm(x, tau))
 
 
 # -- network
@@ -174,13 +181,13 @@ class UViTBao(Network):
 
     def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
         self.check_input(z)
-        x = self._tokens(z.to(self.positions.dtype), noise_level, cond)
+        x, tau = self._tokens(z.to(self.positions.dtype), noise_level, cond), scaled_level(noise_level, 0, 1000)
         stack: list[Tensor] = []
         half = len(self.blocks) // 2
         for i, block in enumerate(self.blocks):
             if i > half and self.config.skip:
                 x = self.skips[i - half - 1](torch.cat([x, stack.pop()], dim=-1))
-            x = self.run(block, x)
+            x = self.run(block, x, tau)
             if i < half and self.config.skip:
                 stack.append(x)
         image = self._image(self.head(self.norm(x[:, self.config.extras :])))

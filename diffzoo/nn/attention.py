@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from diffzoo.errors import UserError
 from diffzoo.nn.convs import HALF_ROOT
 from diffzoo.nn.embeddings import Film
-from diffzoo.nn.norms import RMSNorm, group_norm, zeroed
+from diffzoo.nn.norms import STANDARD, RMSNorm, map_norm, token_norm, zeroed
 
 __all__ = ["CrossAttention", "FilmMLP", "ImageAttention", "SelfAttention", "TransformerBlock", "to_image", "to_tokens"]
 
@@ -85,15 +85,21 @@ class CrossAttention(nn.Module):
 
 
 class ImageAttention(nn.Module):
-    """Residual self-attention on feature maps `(b, c, h, w)`: the attention of the U-Net."""
+    """Residual self-attention on feature maps `(b, c, h, w)`: the attention of the U-Net.
 
-    def __init__(self, channels: int, heads: int):
+    Args:
+        channels: width; must divide by `heads`.
+        heads: attention heads.
+        norm: of the maps, as `map_norm` has it; queries and keys have their own.
+    """
+
+    def __init__(self, channels: int, heads: int, norm: str = STANDARD):
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = map_norm(norm, channels)
         self.attention = SelfAttention(channels, heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + to_image(self.attention(to_tokens(self.norm(x))), x.shape[2])
+    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+        return x + to_image(self.attention(to_tokens(self.norm(x, tau))), x.shape[2])
 
 
 class FilmMLP(nn.Module):
@@ -126,19 +132,27 @@ class TransformerBlock(nn.Module):
         dropout: probability in the MLP's hidden layer and on the output of self-attention; 0 = no dropout layers.
         skip: whether a skip of x's shape is fused into the first normalisation, as in `ResBlock`.
         context: width of the caption tokens; 0 = no cross-attention.
+        norm: of the tokens and the skip, as `token_norm` has it; queries and keys have their own.
     """
 
     def __init__(
-        self, channels: int, embedding: int, heads: int, dropout: float = 0.0, skip: bool = False, context: int = 0
+        self,
+        channels: int,
+        embedding: int,
+        heads: int,
+        dropout: float = 0.0,
+        skip: bool = False,
+        context: int = 0,
+        norm: str = STANDARD,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm_skip = nn.LayerNorm(channels) if skip else None
+        self.norm1 = token_norm(norm, channels)
+        self.norm_skip = token_norm(norm, channels) if skip else None
         self.mlp = FilmMLP(channels, embedding, dropout=dropout)
-        self.norm2 = nn.LayerNorm(channels)
+        self.norm2 = token_norm(norm, channels)
         self.attention = SelfAttention(channels, heads)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.norm3 = nn.LayerNorm(channels) if context else None
+        self.norm3 = token_norm(norm, channels) if context else None
         self.cross = CrossAttention(channels, context, heads) if context else None
 
     def forward(
@@ -148,13 +162,17 @@ class TransformerBlock(nn.Module):
         skip: Tensor | None = None,
         context: Tensor | None = None,
         visible: Tensor | None = None,
+        tau: Tensor | None = None,
     ) -> Tensor:
-        """Tokens `(b, n, c)`, conditioning `(b, e)`, a skip of x's shape, caption tokens and which are visible."""
-        h = self.norm1(x)
+        """Tokens `(b, n, c)`, conditioning `(b, e)`, a skip of x's shape, caption tokens and which are visible.
+
+        `tau` `(b,)`, the noise level in about [-1, 1], is for time-dependent norms.
+        """
+        h = self.norm1(x, tau)
         if self.norm_skip is not None:
-            h = (h + self.norm_skip(skip)) * HALF_ROOT
+            h = (h + self.norm_skip(skip, tau)) * HALF_ROOT
         x = x + self.mlp(h, emb)
-        x = x + self.dropout(self.attention(self.norm2(x)))
+        x = x + self.dropout(self.attention(self.norm2(x, tau)))
         if self.cross is not None and self.norm3 is not None:
-            x = x + self.cross(self.norm3(x), context, visible)
+            x = x + self.cross(self.norm3(x, tau), context, visible)
         return x

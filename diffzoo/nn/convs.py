@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.nn.embeddings import Film
-from diffzoo.nn.norms import group_norm, zeroed
+from diffzoo.nn.norms import STANDARD, map_norm, zeroed
 
 __all__ = ["Downsample", "ResBlock", "Upsample"]
 
@@ -25,24 +25,28 @@ class ResBlock(nn.Module):
         embedding: width of the conditioning vector.
         dropout: probability before the second convolution; 0 = no dropout layer.
         skip: whether `forward` is given a skip of the same shape as x.
+        norm: of x, the skip and between the convolutions, as `map_norm` has it; group norm by default.
     """
 
-    def __init__(self, channels: int, embedding: int, dropout: float = 0.0, skip: bool = False):
+    def __init__(self, channels: int, embedding: int, dropout: float = 0.0, skip: bool = False, norm: str = STANDARD):
         super().__init__()
-        self.norm1 = group_norm(channels)
-        self.norm_skip = group_norm(channels) if skip else None
+        self.norm1 = map_norm(norm, channels)
+        self.norm_skip = map_norm(norm, channels) if skip else None
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = group_norm(channels)
+        self.norm2 = map_norm(norm, channels)
         self.film = Film(embedding, channels)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Features `(b, c, h, w)`, conditioning `(b, e)`, and a skip of x's shape where the block has one."""
-        h = self.norm1(x)
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None, tau: Tensor | None = None) -> Tensor:
+        """Features `(b, c, h, w)`, conditioning `(b, e)`, a skip of x's shape where the block has one.
+
+        `tau` `(b,)`, the noise level in about [-1, 1], is for time-dependent norms.
+        """
+        h = self.norm1(x, tau)
         if self.norm_skip is not None:
-            h = (h + self.norm_skip(skip)) * HALF_ROOT
-        h = self.norm2(self.conv1(F.silu(h)))
+            h = (h + self.norm_skip(skip, tau)) * HALF_ROOT
+        h = self.norm2(self.conv1(F.silu(h)), tau)
         scale, shift = self.film(emb)
         h = h * scale[:, :, None, None] + shift[:, :, None, None]
         return x + self.conv2(self.dropout(F.silu(h)))

@@ -27,6 +27,7 @@ __all__ = [
     "TimeDependentRMSNorm",
     "build_norm",
     "gate_parameters",
+    "scaled_level",
 ]
 
 
@@ -52,6 +53,14 @@ def _over_rms(x: Tensor, eps: float = 1e-8) -> Tensor:
     # eps is added to the root, not inside it: the two differ for activations near 1e-8
     x = _wide(x)
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5 + eps)
+
+
+def scaled_level(noise_level: Tensor, low: float, high: float) -> Tensor:
+    """`tau`: noise levels `(b,)` with `low` at -1 and `high` at 1, linearly and also beyond; at least float32.
+
+    Whether `tau` grows or falls with noise does not matter: in (1) the two ends may change places.
+    """
+    return (2 * _wide(noise_level) - (low + high)) / (high - low)
 
 
 class TimeDependentParameter(nn.Module):

@@ -106,7 +106,7 @@ def test_group_norm_is_float32_inside() -> None:
 def test_classifier_against_its_formulas() -> None:
     network = randomised(ADMClassifier(TINY_CLASSIFIER))
     z, level, _ = inputs(TINY)
-    h, _ = network._encode(z, network.time(level))
+    h, _ = network._encode(z, network.time(level), level)
     h = F.silu(network.norm_out(h)).flatten(2)  # (b, c, n)
     state = to_official(network.state_dict(), TINY_CLASSIFIER)
     tokens = torch.cat([h.mean(2, keepdim=True), h], dim=2) + state["out.2.positional_embedding"]

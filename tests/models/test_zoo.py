@@ -39,6 +39,13 @@ def tiny_networks() -> dict[str, tuple[type[Network], Config]]:
     found["SimpleUNet-dwt"] = (SimpleUNet, found["SimpleUNet"][1].override(input_transform="dwt-1"))
     found["SimplerUViT-patch"] = (SimplerUViT, found["SimplerUViT"][1].override(input_transform="patch-2"))
     found["SimpleUNet-unconditional"] = (SimpleUNet, replace(found["SimpleUNet"][1], num_classes=0))
+    for family, norm in (
+        ("SimpleUNet", "td_ln"),
+        ("SimpleUViT", "td_rmsn"),
+        ("UViTBao", "ada_rmsn"),
+        ("ADMUNet", "td_ln"),
+    ):
+        found[f"{family}-{norm}"] = (found[family][0], found[family][1].override(norm=norm))
     return found
 
 

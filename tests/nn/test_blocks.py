@@ -10,7 +10,8 @@ from diffzoo.errors import UserError
 from diffzoo.nn.attention import CrossAttention, ImageAttention, SelfAttention, TransformerBlock, to_image, to_tokens
 from diffzoo.nn.convs import Downsample, ResBlock, Upsample
 from diffzoo.nn.embeddings import CaptionTokens, Film, NoiseLevelEmbedding, sinusoid
-from diffzoo.nn.norms import group_norm
+from diffzoo.nn.norms import MapNorm, group_norm, map_norm, token_norm
+from diffzoo.nn.time_dependent import TimeDependentLayerNorm, scaled_level
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -156,6 +157,56 @@ def test_heads_must_divide_the_width() -> None:
 @pytest.mark.parametrize(("channels", "groups"), [(128, 32), (512, 32), (96, 16), (48, 8), (8, 2), (3, 1), (6, 1)])
 def test_groups(channels: int, groups: int) -> None:
     assert group_norm(channels).num_groups == groups
+
+
+def time_dependent(x: Tensor, norm: TimeDependentLayerNorm, tau: float) -> Tensor:
+    """Channels last, `(n, c)`."""
+    values = []
+    for p in (norm.weight, norm.bias):
+        gate = 1 / (1 + torch.exp(-((1 + p.slope) * tau + p.shift)))
+        values.append(p.low + gate * (p.high - p.low))
+    mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
+    return (x - mean) / torch.sqrt(var + 1e-5) * values[0] + values[1]
+
+
+def test_norm_of_maps_is_over_the_channels_of_a_position() -> None:
+    norm = randomised(map_norm("td_ln", 6))
+    assert isinstance(norm, MapNorm)
+    x, tau = torch.randn(2, 6, 3, 5, dtype=torch.float64), torch.tensor([-0.7, 0.9], dtype=torch.float64)
+    got = norm(x, tau)
+    torch.testing.assert_close(got, norm.norm(x.permute(0, 2, 3, 1).contiguous(), tau).permute(0, 3, 1, 2))
+    for image, maps, level in zip(x, got, (-0.7, 0.9), strict=True):
+        torch.testing.assert_close(maps.flatten(1).T, time_dependent(image.flatten(1).T, norm.norm, level))
+    last = torch.randn(2, 6, 3, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    assert norm(last, tau).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_res_block_with_a_time_dependent_norm() -> None:
+    block = randomised(ResBlock(8, 6, skip=True, norm="td_ln"))
+    x, s, emb = (torch.randn(shape, dtype=torch.float64) for shape in ((8, 4, 4), (8, 4, 4), (6,)))
+
+    def norm(maps: Tensor, layer: MapNorm) -> Tensor:
+        return time_dependent(maps.flatten(1).T, layer.norm, 0.4).T.unflatten(1, (4, 4))
+
+    h = (norm(x, block.norm1) + norm(s, block.norm_skip)) / math.sqrt(2)
+    h = norm(convolve(silu(h), block.conv1), block.norm2)
+    scale, shift = linear(silu(emb), block.film.linear).chunk(2)
+    h = silu(h * (1 + scale[:, None, None]) + shift[:, None, None])
+    got = block(x[None], emb[None], s[None], torch.tensor([0.4], dtype=torch.float64))
+    torch.testing.assert_close(got[0], x + convolve(h, block.conv2))
+
+
+def test_standard_norms_ignore_the_noise_level() -> None:
+    x = torch.randn(2, 8, 3, 3)
+    for norm in (map_norm("standard", 8), token_norm("standard", 3)):
+        assert torch.equal(norm(x, torch.tensor([0.1, 0.2])), norm(x))
+
+
+def test_scaled_level() -> None:
+    level = torch.tensor([-10, 5, 10, 20])
+    torch.testing.assert_close(scaled_level(level, -10, 10), torch.tensor([-1.0, 0.5, 1.0, 2.0]))
+    assert scaled_level(level.bfloat16(), -10, 10).dtype == torch.float32
+    assert scaled_level(level.double(), -10, 10).dtype == torch.float64
 
 
 def test_sinusoid() -> None:
