@@ -83,7 +83,7 @@ def train(
     from diffzoo.cli.lightning_cli import Command
     from diffzoo.cli.out_of_memory import memory_explained
     from diffzoo.cli.recipe_version import newer_explained
-    from diffzoo.training.checkpointing import RunLock, find_resume
+    from diffzoo.training.checkpointing import RunLock, _is_first_process, find_resume
 
     replaced = _folder_in_place_of_data(recipes, folder) if folder else []
     arguments = [verb, *(f"--config={r}" for r in recipes), *replaced, *rest]
@@ -95,7 +95,8 @@ def train(
             if checkpoint is not None and not checkpoint.exists():
                 raise UserError(f"no checkpoint at {checkpoint}: give a file, or --resume auto")
             if checkpoint is not None:
-                print(f"resuming from {checkpoint}")
+                if _is_first_process():
+                    print(f"resuming from {checkpoint}")
                 arguments.append(f"--ckpt_path={checkpoint}")
         elif verb == "fit" and (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir()):
             raise UserError(

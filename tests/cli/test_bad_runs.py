@@ -1,6 +1,10 @@
 """What goes wrong around a run, each in one sentence; and the trial run that finds it before."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +16,12 @@ from diffzoo.cli.main import main
 from diffzoo.cli.out_of_memory import advice
 from diffzoo.cli.plan import plan_recipe
 from diffzoo.cli.recipe_version import stated_version
+from diffzoo.process import GaussianProcess
+from diffzoo.sampling import DDIM, DPMSolver
 from diffzoo.training.checkpointing import RunLock
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.planning import GIB, GPU, NetworkCost, Plan
+from diffzoo.training.trial import FewSamplerSteps
 
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -161,7 +168,7 @@ def test_a_dry_run_does_all_that_a_run_does_and_keeps_nothing(
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "-c", str(recipe), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "dry run: 64 images drawn in 4 sampler steps and measured: frechet:random-conv " in said
+    assert "dry run: 64 images drawn in 2 sampler steps and measured: frechet:random-conv " in said
     assert "dry run: two steps done, previews: final.png" in said
     assert "resumed and trained to step 3; the recipe is ready" in said
     assert list(tmp_path.iterdir()) == [recipe]
@@ -182,3 +189,43 @@ def test_a_dry_run_uses_the_recipes_own_metrics_and_the_folder_given(
     folder, held = ("--data.folder", str(tmp_path / "pictures")), "--data.init_args.val_fraction=0.5"
     assert main(["fit", "-c", str(recipe), "--dry-run", *folder, held]) == 0
     assert "measured: frechet-spatial:random-conv " in capsys.readouterr().out
+
+
+def test_a_dry_run_draws_in_few_steps(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grids, metrics and reports of the recipe too, in both parts of the trial; a table of steps stays as it is."""
+    drawn: list[int] = []
+    times = DDIM.times
+    monkeypatch.setattr(DDIM, "times", lambda self, process: drawn.append(self.steps) or times(self, process))
+    recipe.write_text(
+        RECIPE.replace("steps: 2, clip", "steps: 1000, clip").replace("every_n_steps: 0", "every_n_steps: 1")
+        + "    - {class_path: SampleGrid, init_args: {every_n_steps: 0, classes: [0], final_steps: 500}}\n"
+        + "    - {class_path: diffzoo.training.MemorisationReport, init_args: {network: random-conv, steps: 700}}\n"
+    )
+    assert main(["fit", "-c", str(recipe), "--dry-run"]) == 0
+    assert len(drawn) > 6
+    assert max(drawn) == 4
+
+
+def test_a_sampler_that_cannot_do_with_few_steps_keeps_its_own() -> None:
+    module = SimpleNamespace(sampler=DPMSolver(steps=7, order=3, method="singlestep"), process=GaussianProcess())
+    FewSamplerSteps(steps=2).on_train_start(SimpleNamespace(callbacks=[]), module)
+    assert module.sampler.steps == 7
+    FewSamplerSteps(steps=4).on_train_start(SimpleNamespace(callbacks=[]), module)
+    assert module.sampler.steps == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_a_dry_run_of_two_processes(recipe: Path, tmp_path: Path, launcher: str) -> None:
+    front = [] if launcher == "lightning" else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *front, "-m", "diffzoo", "fit", "-c", str(recipe), "--dry-run", "--trainer.devices=2",
+               "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.init_args.batch_size=4"]  # fmt: skip
+    place = tmp_path / "here"
+    place.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(place)}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for once in ("dry run: 64 images drawn", "measured: frechet:random-conv", "two steps done, previews: final.png",
+                 "resuming from", "resumed and trained to step 3"):  # fmt: skip
+        assert done.stdout.count(once) == 1, done.stdout  # by the first process alone
+    assert not [p for p in place.iterdir() if "diffzoo" in p.name]
