@@ -194,7 +194,8 @@ def _skips_on_device(optimizer: Optimizer, trainer: Trainer) -> bool:
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         return False
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    return fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    # ours say so by a name of their own, because torch's makes Lightning refuse to clip
+    return fused and any(getattr(optimizer, name, False) for name in ("takes_found_inf", "_step_supports_amp_scaling"))
 
 
 def _list(ids: list[Any], limit: int = 64) -> str:

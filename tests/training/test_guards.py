@@ -1,5 +1,6 @@
 """Bad steps: not taken, counted, explained; the same with and without the device's own skipping."""
 
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -10,6 +11,7 @@ from torch import nn
 from diffzoo.errors import UserError
 from diffzoo.training.checkpointing import Checkpoints, list_checkpoints
 from diffzoo.training.guards import LossGuard, gradient_norm
+from diffzoo.training.optimizers import FusedAdam, FusedAdamW
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|val_dataloader).*")]
 
@@ -103,22 +105,43 @@ def test_accumulated_batches_are_all_named(tmp_path: Path) -> None:
         fit(tmp_path, LossGuard(), {5: float("nan")}, steps=4, accumulate_grad_batches=2)
 
 
-def test_device_skips_before_the_host_looks(tmp_path: Path) -> None:
-    """The host looks every 5 steps only, as on a GPU, yet the bad step is not taken."""
+@pytest.mark.parametrize("optimizer", [FusedAdamW, FusedAdam, partial(torch.optim.AdamW, fused=True)])
+def test_device_skips_before_the_host_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer) -> None:
+    """The host looks every 5 steps only, as on a GPU, and reads nothing between; yet the bad step is not taken."""
 
     class Late(LossGuard):
         looks: list[int] = []  # noqa: RUF012
+
+        def on_before_optimizer_step(self, *args) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("__bool__", "__float__", "item", "tolist", "cpu"):
+                    patch.setattr(torch.Tensor, name, lambda *_, n=name: pytest.fail(f"the host waits for {n}"))
+                super().on_before_optimizer_step(*args)
 
         def look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             if trainer.global_step % 5 == 0:
                 self.looks.append(trainer.global_step)
                 super().look(trainer, pl_module)
 
+    monkeypatch.setattr(Module, "configure_optimizers", lambda self: optimizer(self.network.parameters(), lr=1e-2))
     with pytest.warns(UserWarning, match="step 7 was skipped"):
         module = fit(tmp_path, Late(), {6: float("nan")}, steps=10)
     assert Late.looks[:2] == [5, 10]
     assert torch.equal(module.weights[6], module.weights[5])
     assert not torch.equal(module.weights[7], module.weights[6])
+
+
+@pytest.mark.parametrize("optimizer", [FusedAdamW, FusedAdam])
+def test_ours_keep_moments_and_step_counter_too(optimizer) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    ours = optimizer([parameter], lr=0.1)
+    parameter.grad = torch.ones(3)
+    ours.step()
+    before = {k: v.clone() for k, v in ours.state[parameter].items()}
+    parameter.grad, ours.found_inf = torch.full((3,), float("nan")), torch.tensor(1.0)
+    ours.step()
+    assert before.keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert all(torch.equal(v, ours.state[parameter][k]) for k, v in before.items())
 
 
 def test_state_survives(tmp_path: Path) -> None:
