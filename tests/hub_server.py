@@ -17,7 +17,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -184,13 +183,19 @@ class Handler(BaseHTTPRequestHandler):
             self.write(body)
 
     def write(self, body: bytes) -> None:
+        try:
+            self.send(body)
+        except BrokenPipeError:  # the client has given up
+            self.close_connection = True
+
+    def send(self, body: bytes) -> None:
         trouble = self.trouble
         if trouble is None:
             self.wfile.write(body)
             return
         end = trouble.after if trouble.after >= 0 else len(body)
         for start in range(0, min(end, len(body)), CUT_BLOCK):
-            time.sleep(trouble.seconds)
+            threading.Event().wait(trouble.seconds)  # tests shorten `time.sleep`
             self.wfile.write(body[start : min(start + CUT_BLOCK, end)])
         if end < len(body):
             self.wfile.flush()

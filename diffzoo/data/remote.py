@@ -3,19 +3,23 @@
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffzoo.errors import UserError
 from diffzoo.hub import cache_dir
 
-__all__ = ["file_system", "index_folder", "retried", "revision_of"]
+__all__ = ["LOG_IN", "file_system", "hub_file_of", "index_folder", "retried", "revision_of"]
 
 Value = TypeVar("Value")
 
 RETRIES = 5
 BACK_OFF = 1.0  # seconds before the first retry; doubled each time
+LONGEST_WAIT = 300.0  # seconds; the Hub counts requests over five minutes
 LOST = ("Timeout", "ConnectError", "ReadError", "RemoteProtocolError", "ConnectionError", "NetworkError")
+LOG_IN = "accept its conditions on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"
 
 
 def index_folder() -> Path:
@@ -23,22 +27,29 @@ def index_folder() -> Path:
     return cache_dir() / "index"
 
 
-def retried(what: str, action: Callable[[], Value], again: Callable[[], None] | None = None) -> Value:
+def retried(
+    what: str, action: Callable[[], Value], again: Callable[[], None] | None = None, remote: bool = True
+) -> Value:
     """`action()`, repeated with back-off while the server or the network fails.
 
     Args:
         what: what is read, for the message.
         action: reads it.
         again: called before each repetition, such as to close a broken connection.
+        remote: False for what lies on this disk, where waiting helps nothing: one attempt, and its error as it is.
 
     Raises:
-        UserError: it still fails after the last retry.
+        UserError: it still fails after the last retry, or the server refuses the user.
         Exception: the failure is not of a kind that passes.
     """
+    if not remote:
+        return action()
     for attempt in range(RETRIES + 1):
         try:
             return action()
         except Exception as error:
+            if _status(error) in (401, 403):
+                raise _refused(what, error) from error
             if not _passes(error):
                 raise
             if attempt == RETRIES:
@@ -46,7 +57,8 @@ def retried(what: str, action: Callable[[], Value], again: Callable[[], None] | 
                     f"could not read {what} in {RETRIES + 1} attempts ({_short(error)}): run again when the server "
                     "answers; a training run goes on exactly from its last checkpoint"
                 ) from error
-        time.sleep(BACK_OFF * 2**attempt)
+            wait = max(BACK_OFF * 2**attempt, min(_retry_after(error), LONGEST_WAIT))
+        time.sleep(wait)
         if again is not None:
             again()
     raise AssertionError("unreachable")
@@ -56,9 +68,39 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error; the Hub's file system calls a refusal a file that is not there."""
+    if type(error) is FileNotFoundError and error.__cause__ is not None:
+        error = error.__cause__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return None if status is None else int(status)
+
+
+def _refused(what: str, error: BaseException) -> UserError:
+    repo = re.match(r"(?:hf://)?datasets/([^/@]+(?:/[^/@]+)?)", what)
+    name = f"the data set {repo[1]}" if repo else what
+    return UserError(
+        f"the server refused to give {name} ({_status(error)}), which is gated or private, or the token has expired: "
+        f"{LOG_IN}; a training run goes on exactly from its last checkpoint"
+    )
+
+
+def _retry_after(error: BaseException) -> float:
+    """The seconds that the server asks to wait; 0 if it does not say."""
+    value = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return 0.0
+
+
 def _passes(error: BaseException) -> bool:
     """Whether a failure may be over a moment later: 408, 429, 5xx, time-outs, lost connections."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status is not None:
         return status in (408, 425, 429) or status >= 500
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | UserError):
@@ -77,7 +119,13 @@ def file_system(path: str) -> tuple[Any, bool]:
     return system, protocol not in ("file", "local", "memory")
 
 
+def hub_file_of(path: str) -> tuple[str, str, str] | None:
+    """(repository, revision, path inside it) of `hf://datasets/owner/name@revision/path`; None for anything else."""
+    match = re.match(r"hf://datasets/([^/@]+(?:/[^/@]+)?)@([^/]+)/(.+)", path)
+    return (match[1], match[2], match[3]) if match else None
+
+
 def revision_of(path: str) -> str:
     """The commit in `hf://datasets/owner/name@<commit>/file`, or ""."""
-    match = re.match(r"hf://datasets/[^/]+/[^/@]+@([0-9a-f]{40})/", path)
-    return match[1] if match else ""
+    found = hub_file_of(path)
+    return found[1] if found and re.fullmatch("[0-9a-f]{40}", found[1]) else ""

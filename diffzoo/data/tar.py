@@ -2,22 +2,35 @@
 
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from diffzoo.data.remote import file_system, index_folder, retried
-from diffzoo.data.sources import SUFFIXES, Indices, Record, Source, fingerprint, missing_column
+from diffzoo.data.sources import (
+    SUFFIXES,
+    Indices,
+    Record,
+    Source,
+    below_common_folder,
+    fingerprint,
+    missing_column,
+    unlabelled,
+)
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 
 __all__ = ["TarSource"]
 
+Value = TypeVar("Value")
+
 BLOCK_ROWS = 64  # of a remote shard, fetched in one request
 
-Sample = tuple[str, dict[str, tuple[int, int]]]  # name, {suffix: (offset, size)}
+SHORT = 32  # bytes; parts up to this size, such as class indices, are kept in the index
+INDEX_FORMAT = 2
+Sample = tuple[str, dict[str, tuple[int, int]], dict[str, str]]  # name, {suffix: (offset, size)}, {suffix: short text}
 
 
 class TarSource(Source):
@@ -32,6 +45,8 @@ class TarSource(Source):
         label: suffix of a text file with the class index, such as "cls".
         caption: suffix of a text file with captions, one per line, such as "txt".
         class_names: names of the classes; None: their numbers.
+        paths: what the files are called where they are published, so that a copy counts as the same; None: their
+            paths below their common folder.
         revision: of the published data set, if it is one.
         licence: as the source states it.
     """
@@ -44,6 +59,7 @@ class TarSource(Source):
         label: str | None = None,
         caption: str | None = None,
         class_names: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
         revision: str = "",
         licence: str = "",
     ):
@@ -54,10 +70,10 @@ class TarSource(Source):
         self.random_access = not self.remote
         with ThreadPoolExecutor(4) as pool:
             shards = list(pool.map(self._index, self.files))
-        self._samples: list[tuple[int, Sample]] = [(f, s) for f, shard in enumerate(shards) for s in shard]
+        self._samples: list[tuple[int, Sample]] = [(f, s) for f, (_, shard) in enumerate(shards) for s in shard]
         if not self._samples:
             raise UserError(f"{name} has no samples in its {len(self.files)} tar files")
-        self._suffixes = sorted({suffix for _, (_, parts) in self._samples for suffix in parts})
+        self._suffixes = sorted({suffix for _, (_, parts, _) in self._samples for suffix in parts})
         self._image = image or next((s for s in self._suffixes if f".{s.lower()}" in SUFFIXES), "jpg")
         self._label, self._caption = label, caption
         for kind, suffix in (("image", self._image), ("label", label), ("caption", caption)):
@@ -66,30 +82,49 @@ class TarSource(Source):
         self._set_blocks()
         self.has_captions = caption is not None
         self.class_names = self._classes(class_names)
-        self.fingerprint = fingerprint([revision, *(f"{f} {name} {parts}" for f, (name, parts) in self._samples)])
+        prints = [printed for printed, _ in shards]
+        self.fingerprint = fingerprint([revision, *zip(paths or below_common_folder(self.files), prints, strict=True)])
 
-    def _index(self, file: str) -> list[Sample]:
-        stat = retried(file, lambda: self._fs.info(file))
-        identity = fingerprint([file, stat["size"], stat.get("mtime", ""), self.revision])
+    def _retried(self, file: str, action: Callable[[], Value]) -> Value:
+        return retried(file, action, remote=self.remote)
+
+    def _index(self, file: str) -> tuple[str, list[Sample]]:
+        """(fingerprint, samples) of a file; kept on disk."""
+        stat = self._retried(file, lambda: self._fs.info(file))
+        identity = fingerprint([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self.revision])
         path = index_folder() / f"{identity}.json"
         if path.is_file():
-            return [(name, {s: (o, n) for s, (o, n) in parts.items()}) for name, parts in json.loads(path.read_text())]
-        samples = retried(file, lambda: self._scan(file))
-        write_text(path, json.dumps(samples))
-        return samples
+            printed, kept = json.loads(path.read_text(encoding="utf-8"))
+            return printed, [(name, {s: (o, n) for s, (o, n) in parts.items()}, short) for name, parts, short in kept]
+        parts, samples = self._retried(file, lambda: self._scan(file))
+        index = fingerprint([stat["size"], *parts]), samples
+        write_text(path, json.dumps(index))
+        return index
 
-    def _scan(self, file: str) -> list[Sample]:
-        samples: dict[str, dict[str, tuple[int, int]]] = {}
+    def _scan(self, file: str) -> tuple[list[str], list[Sample]]:
+        """(what identifies each part, samples). Short parts are read on the way: they lie where the walk passes."""
+        samples: dict[str, Sample] = {}
+        prints: list[str] = []
         try:
             with self._fs.open(file, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
                 for entry in tar:
                     folder, _, base = entry.name.rpartition("/")
                     stem, _, suffix = base.partition(".")
-                    if entry.isfile() and stem and suffix:
-                        samples.setdefault(f"{folder}/{stem}", {})[suffix] = (entry.offset_data, entry.size)
+                    if not (entry.isfile() and stem and suffix):
+                        continue
+                    name = f"{folder}/{stem}"
+                    _, parts, short = samples.setdefault(name, (name, {}, {}))
+                    parts[suffix] = (entry.offset_data, entry.size)
+                    count = min(entry.size, SHORT)
+                    handle.seek(entry.offset_data + entry.size - count)
+                    end = handle.read(count)
+                    if entry.size <= SHORT:
+                        short[suffix] = end.decode("utf-8", "replace")
+                    # pictures of the same size still differ in their last bytes
+                    prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end.hex()}")
         except tarfile.ReadError as error:
             raise UserError(f"{file} is no uncompressed tar file, or it is truncated: {error}") from error
-        return list(samples.items())
+        return prints, list(samples.values())
 
     def _set_blocks(self) -> None:
         """Runs of at most BLOCK_ROWS samples of one shard."""
@@ -115,17 +150,32 @@ class TarSource(Source):
     def labels(self) -> Indices | None:
         if self._label is None:
             return None
-        return np.array([self._class_index(row, self._part(row, self._label)) for row in range(len(self))])
+        found = [self._class_index(row) for row in range(len(self))]
+        for row, label in enumerate(found):
+            if label is None:
+                raise unlabelled(self._row_name(row), self.name)
+        return np.array(found, dtype=np.int64)
 
-    def _class_index(self, row: int, data: bytes | None) -> int:
+    def _class_index(self, row: int) -> int | None:
+        """From the index: a class index is short."""
+        name, parts, short = self._samples[row][1]
+        if self._label not in parts:
+            return None
         try:
-            return int((data or b"").decode().strip())
+            index = int(short.get(self._label, "").strip())
         except ValueError:
-            name = self._samples[row][1][0]
             raise UserError(f"{self.name}: {name}.{self._label} is not a class index") from None
+        known = getattr(self, "class_names", None)
+        if index < 0 or (known and index >= len(known)):
+            raise UserError(f"{self.name} has a label {index} ({name}.{self._label}), but {len(known or ())} classes")
+        return index
+
+    def _row_name(self, row: int) -> str:
+        file, (name, _, _) = self._samples[row]
+        return f"{self.files[file]}: {name}"
 
     def _part(self, row: int, suffix: str) -> bytes | None:
-        file, (_, parts) = self._samples[row]
+        file, (_, parts, _) = self._samples[row]
         if suffix not in parts:
             return None
         offset, size = parts[suffix]
@@ -133,7 +183,7 @@ class TarSource(Source):
 
     def _range(self, file: int, first: int, last: int) -> bytes:
         path = self.files[file]
-        return bytes(retried(path, lambda: self._fs.cat_file(path, start=first, end=last)))
+        return bytes(self._retried(path, lambda: self._fs.cat_file(path, start=first, end=last)))
 
     def read_row(self, row: int) -> Record:
         return self._record(row, lambda suffix: self._part(row, suffix))
@@ -151,10 +201,9 @@ class TarSource(Source):
         return [self._record(row, lambda suffix, row=row: part(row, suffix)) for row in rows]
 
     def _record(self, row: int, part: Any) -> Record:
-        file, (name, _) = self._samples[row]
-        label = None if self._label is None else self._class_index(row, part(self._label))
+        label = None if self._label is None else self._class_index(row)
         captions: tuple[str, ...] = ()
         if self._caption is not None:
             lines = (part(self._caption) or b"").decode("utf-8", "replace").splitlines()
             captions = tuple(line.strip() for line in lines if line.strip()) or ("",)
-        return Record(part(self._image), label, captions, f"{self.files[file]}: {name}")
+        return Record(part(self._image), label, captions, self._row_name(row))

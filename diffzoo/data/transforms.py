@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
@@ -81,7 +81,10 @@ def decode(data: bytes, draft: int | None = None) -> Image.Image:
     Raises:
         OSError, SyntaxError, ValueError: the data is truncated or no picture.
     """
-    image = Image.open(io.BytesIO(data), formats=_format(data))
+    try:
+        image = Image.open(io.BytesIO(data), formats=_format(data))
+    except UnidentifiedImageError:  # names the buffer's place in memory
+        raise UnidentifiedImageError("no picture in a format that Pillow reads") from None
     if draft is not None and image.format == "JPEG":
         _draft(image, draft)
     image.load()
