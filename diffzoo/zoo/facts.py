@@ -26,6 +26,7 @@ __all__ = ["FORMULAS", "Facts", "class_list", "facts_of", "guidance_from", "regi
 
 # how guidance is written, and the short name of `diffzoo.sampling.guidance`
 FORMULAS: dict[str, Formula] = {"cond + s * (cond - uncond)": "cond", "uncond + s * (cond - uncond)": "uncond"}
+CLASS_LISTS = ("imagenet-1k",)  # public lists of class names, known by their own
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def sampler_from(data: Any) -> Any:
     for key in values:
         if key not in known:
             raise UserError(f"{name} has no field {key!r}{did_you_mean(key, known)}")
-    return cls(**{key: sampler_from(value) if isinstance(value, dict) else value for key, value in values.items()})
+    return cls(**{key: sampler_from(value) for key, value in values.items()})
 
 
 FADES = {"interval": "Interval", "decay": "PowerCosine"}  # fields of guidance that are objects, and their usual class
@@ -200,8 +201,8 @@ def class_list(names: tuple[str, ...] | str) -> tuple[str, ...]:
     """
     if isinstance(names, tuple):
         return names
-    if names != "imagenet-1k":
-        raise UserError(f"unknown list of class names {names!r}; known: imagenet-1k")
+    if names not in CLASS_LISTS:
+        raise UserError(f"unknown list of class names {names!r}; known: {', '.join(CLASS_LISTS)}")
     from timm.data import ImageNetInfo
 
-    return tuple(ImageNetInfo("imagenet-1k").label_descriptions())
+    return tuple(ImageNetInfo(names).label_descriptions())

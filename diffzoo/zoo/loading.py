@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,12 @@ from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 from diffzoo.hub import cache_dir, check_repo, explain_disk, free_space_for, hub_file
 from diffzoo.models.base import Config, Network
-from diffzoo.models.registry import Kind, config_from_dict, config_to_dict, entry, list_models
+from diffzoo.models.registry import Kind, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.zoo import cache, formats
 from diffzoo.zoo.facts import Facts, class_list
 from diffzoo.zoo.fetch import fetch
-from diffzoo.zoo.manifest import Checkpoint, checkpoint, has_checkpoint, load_manifest
+from diffzoo.zoo.manifest import Checkpoint, checkpoint, entry_config, has_checkpoint, load_manifest
 
 __all__ = [
     "Loaded",
@@ -155,14 +155,6 @@ class Loaded:
 
 
 # -- manifest entries
-
-
-def entry_config(item: Checkpoint) -> Config:
-    """The config of an entry's network."""
-    base = entry(item.model).config
-    types = get_type_hints(type(base))
-    given = {k: config_from_dict(types[k], v) if k in types else v for k, v in item.config.items()}
-    return base.override(**given)
 
 
 def entry_facts(item: Checkpoint, original: Mapping[str, Any]) -> Facts:

@@ -5,16 +5,28 @@ nobody could establish yet is written as null and explained in `unpinned`: such 
 first download and compared ever after (`cache.py`), never skipped in silence.
 """
 
+import math
+import pkgutil
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
+
+from diffzoo import process as processes
+from diffzoo import sampling
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.models.base import Config
+from diffzoo.models.registry import config_from_dict, entry
 from diffzoo.process import GaussianProcess, from_config
-from diffzoo.zoo.facts import FADES, FORMULAS, guidance_from, sampler_from
+from diffzoo.process.schedules import Schedule
+from diffzoo.sampling import Sampler
+from diffzoo.zoo.facts import CLASS_LISTS, FADES, FORMULAS, guidance_from, sampler_from
 from diffzoo.zoo.settings import Setting
 
 __all__ = [
@@ -23,6 +35,7 @@ __all__ = [
     "Fingerprint",
     "Source",
     "checkpoint",
+    "entry_config",
     "has_checkpoint",
     "list_checkpoints",
     "load_manifest",
@@ -174,6 +187,14 @@ class Checkpoint:
         return process
 
 
+def entry_config(item: Checkpoint) -> Config:
+    """The config of an entry's network."""
+    base = entry(item.model).config
+    types = get_type_hints(type(base))
+    given = {k: config_from_dict(types[k], v) if k in types else v for k, v in item.config.items()}
+    return base.override(**given)
+
+
 # -- reading and checking
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -234,13 +255,99 @@ class _Place:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
             raise self.error(f"expected {wanted}, got {value!r}")
+        if isinstance(value, str) and not value.strip():
+            raise self.error(f"expected text, got {value!r}")
         return value
+
+    def positive(self, value: Any, *kinds: type) -> Any:
+        """`value` if it is a positive number of one of `kinds`, or None where that is one of them."""
+        if self.value(value, *kinds) is not None and value <= 0:
+            raise self.error(f"expected a positive number, got {value!r}")
+        return value
+
+    def finite(self, data: Any) -> None:
+        """Raise for any number in `data` that is infinite or none."""
+        if isinstance(data, float) and not math.isfinite(data):
+            raise self.error(f"expected a finite number, got {data!r}")
+        inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+        for key, value in inside:
+            self.at(str(key)).finite(value)
+
+    def types(self, data: Mapping[str, Any], cls: type) -> None:
+        """Raise for a field of `data` that is not of the type that the class declares; unknown fields pass."""
+        hints = get_type_hints(cls)
+        for key, value in data.items():
+            if key in hints and not _fits(value, hints[key]):
+                raise self.at(key).error(f"expected {_words(hints[key])}, got {value!r}")
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Whatever goes wrong when an object is built from the data here is a mistake in these."""
+        try:
+            yield
+        except Exception as error:
+            raise self.error(str(error) or type(error).__name__) from error
 
     def digits(self, value: str | None, count: int) -> str | None:
         """`value` if it is `count` hexadecimal digits, or None."""
         if value is not None and not re.fullmatch(rf"[0-9a-f]{{{count}}}", str(value)):
             raise self.error(f"expected {count} lower-case hexadecimal digits or null, got {value!r}")
         return value
+
+
+_SCALARS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), NoneType: (NoneType,)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether plain data can be what a field of this type holds."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, list)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in _SCALARS:
+        return isinstance(value, _SCALARS[hint]) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, str | Mapping)  # a part, by name or fields
+
+
+def _words(hint: Any) -> str:
+    """A type for people."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_words(kind) for kind in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if hint in _SCALARS or hint is bool:
+        return "null" if hint is NoneType else str(hint.__name__)
+    plain = get_origin(hint) or hint
+    if plain is tuple:
+        return "a list"
+    return "a mapping" if isinstance(plain, type) and issubclass(plain, Mapping) else f"a {plain.__name__}"
+
+
+def _part(data: Any, place: _Place, module: Any, build: Callable[[Any], Any], default: str = "") -> None:
+    """Check an object of a process or sampler as plain data, its own parts first, so that the innermost is named."""
+    cls = getattr(module, str(data.get("class", default)), None) if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(cls, type):
+        place.types(data, cls)
+        for key, value in data.items():
+            if isinstance(value, dict):
+                _part(value, place.at(str(key)), module, build)
+    with place.building():
+        made = build({"class": default, **data} if default and isinstance(data, dict) else data)
+        if isinstance(made, Schedule):  # which computes on use
+            start, end = made.logsnr(torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+            if not end < start:  # as nan is not
+                raise UserError(f"the log SNR must fall from data to noise, got {start:.3g} to {end:.3g}")
+    hints = get_type_hints(type(made))
+    for key, hint in hints.items():
+        if isinstance(hint, type) and hint not in (*_SCALARS, bool) and not isinstance(getattr(made, key), hint):
+            raise place.at(key).error(f"expected a {hint.__name__}, got {data[key]!r}")
 
 
 def _source(data: Any, place: _Place) -> Source:
@@ -265,7 +372,9 @@ def _autoencoder(data: Any, place: _Place) -> AutoencoderFacts | None:
     known = ("repo", "revision", "subfolder", "scaling_factor")
     table = place.table(data, known, ("repo", "revision", "scaling_factor"))
     place.at("revision").digits(table["revision"], 40)
-    factor = place.at("scaling_factor").value(table["scaling_factor"], int, float)
+    place.at("repo").value(table["repo"], str)
+    place.at("subfolder").value(table.get("subfolder"), str, NoneType)
+    factor = place.at("scaling_factor").positive(table["scaling_factor"], int, float)
     return AutoencoderFacts(table["repo"], float(factor), table["revision"], table.get("subfolder"))
 
 
@@ -280,6 +389,7 @@ def _text_encoder(data: Any, place: _Place) -> Mapping[str, Any] | None:
     if table["class"] not in TEXT_ENCODERS:
         raise place.at("class").error(f"expected one of {list(TEXT_ENCODERS)}, got {table['class']!r}")
     place.at("revision").digits(table["revision"], 40)
+    place.at("max_tokens").positive(table.get("max_tokens", 1), int)
     return table
 
 
@@ -288,53 +398,89 @@ def _fingerprint(data: Any, place: _Place) -> tuple[Fingerprint | None, str | No
         return None, place.at("pending").value(data["pending"], str)
     table = place.table(data, ("mean", "std", "first", "tolerance"), ("mean", "std", "first"))
     numbers = {k: place.at(k).value(table[k], int, float) for k in ("mean", "std", "tolerance") if k in table}
+    place.at("tolerance").positive(numbers.get("tolerance", 1), int, float)
     first = place.at("first").value(table["first"], list)
+    if not first:
+        raise place.at("first").error("expected the first values of the output, got none")
     return Fingerprint(first=tuple(float(place.at("first").value(v, int, float)) for v in first), **numbers), None
 
 
 def _process(data: dict[str, Any], place: _Place) -> None:
-    try:
-        process = from_config(dict(data), default="GaussianProcess")
-    except (UserError, TypeError) as error:
-        raise place.error(str(error)) from None
-    if not isinstance(process, GaussianProcess):
+    _part(data, place, processes, from_config, "GaussianProcess")
+    if not isinstance(from_config(dict(data), default="GaussianProcess"), GaussianProcess):
         raise place.error(f"expected the fields of a GaussianProcess, got {data!r}")
+    if "prediction" not in data:
+        raise place.at("prediction").error("missing: it is what the network was trained to predict")
 
 
 def _guidance(data: dict[str, Any], place: _Place) -> None:
     table = place.table(data, ("formula", "scale", *FADES), ("formula", "scale"))
     place.at("scale").value(table["scale"], int, float)
-    if table["formula"] not in FORMULAS:
+    if place.at("formula").value(table["formula"], str) not in FORMULAS:
         raise place.at("formula").error(f"expected one of {list(FORMULAS)}, got {table['formula']!r}")
     for key in FADES.keys() & table.keys():
-        try:
-            guidance_from({key: place.at(key).value(table[key], dict)})
-        except (UserError, TypeError) as error:
-            raise place.at(key).error(str(error)) from None
+        fade = place.at(key).value(table[key], dict)
+        _part(fade, place.at(key), sampling, sampler_from, FADES[key])
+        with place.at(key).building():
+            guidance_from({key: fade})
 
 
 def _sampler(data: dict[str, Any], place: _Place) -> None:
-    try:
-        sampler_from(data)
-    except (UserError, TypeError) as error:
-        raise place.error(str(error)) from None
+    _part(data, place, sampling, sampler_from)
+    if not isinstance(sampler_from(data), Sampler):
+        raise place.error(f"expected a sampler, got {data!r}")
 
 
 def _settings(data: dict[str, Any], place: _Place) -> dict[str, Any]:
     for name, setting in data.items():
-        try:
+        here = place.at(str(name))
+        if isinstance(setting, dict):
+            here.types(setting, Setting)
+            if setting.get("sampler") is not None:
+                _sampler(setting["sampler"], here.at("sampler"))
+        with here.building():
             Setting.from_dict(setting)
-        except (UserError, TypeError) as error:
-            raise place.at(str(name)).error(str(error)) from None
     return data
+
+
+def _config(data: dict[str, Any], model: str, place: _Place) -> None:
+    try:
+        base = entry(model).config
+    except UserError:  # a name that is registered later, by a program of the user's
+        return
+    known = get_type_hints(type(base))
+    place.table(data, known, ())
+    place.types(data, type(base))
+    with place.building():
+        base.override(**{k: config_from_dict(known[k], v) for k, v in data.items()})
+
+
+def _class_names(data: Any, place: _Place) -> str | tuple[str, ...] | None:
+    if isinstance(data, list):
+        return tuple(str(place.at(str(i)).value(name, str, int)) for i, name in enumerate(data))
+    if data is not None and data not in CLASS_LISTS:
+        raise place.error(f"expected a list of names, or one of {list(CLASS_LISTS)}, got {data!r}")
+    return None if data is None else str(data)
+
+
+@cache
+def _converters() -> tuple[str, ...]:
+    """The converters there are, by name."""
+    return ("diffzoo", *(found.name for found in pkgutil.iter_modules([str(Path(__file__).parent / "converters")])))
 
 
 def _published(rows: list[Any], settings: Mapping[str, Any], place: _Place) -> tuple[Mapping[str, Any], ...]:
     for i, row in enumerate(rows):
         known = ("metric", "value", "protocol", "setting", "source")
-        place.at(str(i)).table(row, known, ("metric", "value", "protocol"))
+        here = place.at(str(i))
+        here.table(row, known, ("metric", "value", "protocol"))
+        here.at("value").value(row["value"], int, float)
+        for name in ("metric", "protocol"):
+            here.at(name).value(row[name], str)
+        for name in ("setting", "source"):
+            here.at(name).value(row.get(name), str, NoneType)
         if row.get("setting") not in (None, *settings):
-            raise place.at(str(i)).at("setting").error(f"no setting {row['setting']!r}; there are {list(settings)}")
+            raise here.at("setting").error(f"no setting {row['setting']!r}; there are {list(settings)}")
     return tuple(rows)
 
 
@@ -359,9 +505,15 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
         raise place.error("a name is 'model.tag' in lower case, digits and underscores")
     table = place.table(data, _KINDS, _REQUIRED)
     values = {key: place.at(key).value(value, *_KINDS[key]) for key, value in table.items()}
+    place.finite(values)
     if values["model"] != name.split(".", 1)[0]:
         raise place.at("model").error(f"expected the part of the name before the dot, got {values['model']!r}")
     place.at("sha256").digits(values["sha256"], 64)
+    place.at("size").positive(values.get("size"), int, NoneType)
+    if values["converter"] not in _converters():
+        known = did_you_mean(values["converter"], _converters())
+        raise place.at("converter").error(f"no converter is called {values['converter']!r}{known}")
+    _config(values.get("config", {}), values["model"], place.at("config"))
     source = _source(values.pop("source"), place.at("source"))
     _process(values["process"], place.at("process"))
     companions = values.pop("companions", {})
@@ -378,7 +530,7 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
     if open_facts and not values.get("unpinned"):
         raise place.at("unpinned").error(f"missing: it must say why {' and '.join(open_facts)} is null")
     fingerprint, pending = _fingerprint(values.pop("fingerprint"), place.at("fingerprint"))
-    classes = values.pop("class_names", None)
+    classes = _class_names(values.pop("class_names", None), place.at("class_names"))
     if values.get("guidance") is not None:
         _guidance(values["guidance"], place.at("guidance"))
     if values.get("sampler") is not None:
@@ -389,13 +541,27 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
         source=source,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
-        classes=tuple(str(c) for c in classes) if isinstance(classes, list) else classes,
+        classes=classes,
         settings=settings,
         published=_published(values.pop("published", []), settings, place.at("published")),
         fingerprint=fingerprint,
         fingerprint_pending=pending,
         **values,
     )
+
+
+def _refuse_twice(node: Any, file: str, path: tuple[str, ...]) -> None:
+    """Raise for a key that stands twice in one mapping, of which YAML would take the last in silence."""
+    if isinstance(node.value if node is not None else None, list):
+        keys: set[str] = set()
+        for i, item in enumerate(node.value):
+            key, value = item if isinstance(item, tuple) else (None, item)
+            name = str(i) if key is None else str(key.value)
+            if name in keys:
+                place = _Place(file, path[0] if path else name, ".".join([*path[1:], name] if path else []))
+                raise place.error(f"stands twice, for the second time in line {key.start_mark.line + 1}")
+            keys.add(name)
+            _refuse_twice(value, file, (*path, name))
 
 
 def read_manifest(text: str, file: str = "checkpoints.yaml") -> dict[str, Checkpoint]:
@@ -406,11 +572,16 @@ def read_manifest(text: str, file: str = "checkpoints.yaml") -> dict[str, Checkp
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster where it exists
+    # the C parser is ten times faster where it exists
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        data = yaml.load(text, Loader=loader)
+        node = loader.get_single_node()
+        _refuse_twice(node, file, ())
+        data = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
     if not isinstance(data, dict | None):
         raise UserError(f"{file}: expected a mapping from names to entries, got {type(data).__name__}")
     entries = {str(name): _entry(str(name), entry, file) for name, entry in (data or {}).items()}

@@ -341,7 +341,7 @@ def test_an_old_pickle_cut_anywhere_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        with pytest.raises(UserError, match="damaged|wants to run|an object"):  # half a name is another
+        with pytest.raises(UserError, match=r"damaged|wants to run|an object"):  # half a name is another
             read_pickle(path)
     for at in range(0, len(data), 3):  # and with a byte that is another
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])

@@ -154,7 +154,7 @@ def test_manifest_is_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkey
          "missing"),
         ({"settings": {"a": {"scal": 1}}}, "settings.a", "did you mean 'scale'"),
         ({"settings": {"a": {"scale": 1.0}}}, "settings.a", "belong together"),
-        ({"settings": {"a": {"sampler": {"class": "DDMI"}}}}, "settings.a", "did you mean 'DDIM'"),
+        ({"settings": {"a": {"sampler": {"class": "DDMI"}}}}, "settings.a.sampler", "did you mean 'DDIM'"),
         ({"settings": {"a": {"base_setting": "b"}}}, "settings.a", "name the base too"),
         ({"settings": {"a": {"labels": "all"}}}, "settings.a", "'uniform' or 'balanced'"),
         ({"settings": {"a": {"classifier": "adm_c", "scale": 1.0}}}, "settings.a.classifier", "no entry is called"),
@@ -175,6 +175,98 @@ def test_a_mistake_is_named_by_file_entry_and_field(changes: dict[str, Any], fie
     message = str(error.value)
     assert message.startswith(f"m.yaml: entry 'dimr_tiny.test', field '{field}': ")
     assert problem in message
+
+
+VAE = {"repo": "a/b", "revision": None, "scaling_factor": 1.0}
+ROW = {"metric": "FID", "value": 1.0, "protocol": "p"}
+MARK = {"mean": 0.0, "std": 1.0, "first": [0.0]}
+NAN = float("nan")
+BETAS = {"class": "DiscreteBetas", "kind": "scaled_linear"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "problem"),
+    [
+        ({"guidance": {**GUIDANCE, "formula": []}}, "guidance.formula", "expected str, got []"),
+        ({"guidance": {**GUIDANCE, "formula": {}}}, "guidance.formula", "expected str, got {}"),
+        ({"guidance": {**GUIDANCE, "scale": NAN}}, "guidance.scale", "expected a finite number, got nan"),
+        ({"guidance": {**GUIDANCE, "decay": {"power": "x"}}}, "guidance.decay.power", "expected float, got 'x'"),
+        ({"converter": "dmir"}, "converter", "no converter is called 'dmir'; did you mean 'dimr'?"),
+        ({"size": -1}, "size", "expected a positive number, got -1"),
+        ({"size": 0}, "size", "expected a positive number, got 0"),
+        ({"class_names": "x"}, "class_names", "expected a list of names, or one of ['imagenet-1k'], got 'x'"),
+        ({"class_names": ["a", True]}, "class_names.1", "expected str or int, got True"),
+        ({"config": {"a": 1}}, "config.a", "unknown field"),
+        ({"config": {"num_class": 1}}, "config.num_class", "did you mean 'num_classes'"),
+        ({"config": {"num_classes": "x"}}, "config.num_classes", "expected int, got 'x'"),
+        ({"config": {"num_classes": True}}, "config.num_classes", "expected int, got True"),
+        ({"process": {}}, "process.prediction", "missing"),
+        ({"process": {"prediction": "Eps", "schedule": {**BETAS, "beta_start": -1}}}, "process.schedule", ""),
+        ({"process": {"prediction": "Eps", "schedule": {**BETAS, "kind": "linear", "beta_start": -1}}},
+         "process.schedule", "the log SNR must fall from data to noise"),
+        ({"process": {"prediction": "Eps", "schedule": {"class": "DiscreteBetas", "kind": "line"}}},
+         "process.schedule.kind", "expected one of 'linear', 'scaled_linear', 'cosine', got 'line'"),
+        ({"process": {"prediction": "Eps", "reads": {"class": "ReadsTime", "scale": "x"}}}, "process.reads.scale",
+         "expected float, got 'x'"),
+        ({"process": {"prediction": "Eps", "learned_variance": 1}}, "process.learned_variance", "expected bool, got 1"),
+        ({"process": {"prediction": "Eps", "schedule": 3}}, "process.schedule", "expected a Schedule, got 3"),
+        ({"sampler": {"class": "DDIM", "steps": 3.5}}, "sampler.steps", "expected int, got 3.5"),
+        ({"sampler": {"class": "DDIM", "grid": "Nope"}}, "sampler.grid", "expected a Grid, got 'Nope'"),
+        ({"sampler": {"class": "DDIM", "grid": {"class": "UniformTim"}}}, "sampler.grid", "did you mean 'UniformTime'"),
+        ({"sampler": {"class": "DDIM", "grid": {"class": "DDIM"}}}, "sampler.grid", "expected a Grid"),
+        ({"sampler": {"class": "Karras"}}, "sampler", "expected a sampler"),
+        ({"settings": {"a": {"sampler": {"class": "DDIM", "steps": "x"}}}}, "settings.a.sampler.steps", "expected int"),
+        ({"settings": {"a": {"classifier": 3, "scale": 1.0}}}, "settings.a.classifier", "expected str or null, got 3"),
+        ({"settings": {"a": {"classifier": "b", "scale": "x"}}}, "settings.a.scale", "expected float or null"),
+        ({"companions": {"autoencoder": {**VAE, "scaling_factor": -1}}}, "companions.autoencoder.scaling_factor",
+         "expected a positive number, got -1"),
+        ({"companions": {"autoencoder": {**VAE, "scaling_factor": NAN}}}, "companions.autoencoder.scaling_factor",
+         "expected a finite number, got nan"),
+        ({"companions": {"autoencoder": {**VAE, "repo": 3}}}, "companions.autoencoder.repo", "expected str, got 3"),
+        ({"companions": {"autoencoder": {**VAE, "subfolder": 3}}}, "companions.autoencoder.subfolder", "expected str"),
+        ({"companions": {"text_encoder": {**TEXT, "max_tokens": 0}}}, "companions.text_encoder.max_tokens", "positive"),
+        ({"published": [{**ROW, "value": "x"}]}, "published.0.value", "expected int or float, got 'x'"),
+        ({"published": [{**ROW, "value": NAN}]}, "published.0.value", "expected a finite number"),
+        ({"published": [{**ROW, "metric": 3}]}, "published.0.metric", "expected str, got 3"),
+        ({"published": [3]}, "published.0", "expected a mapping, got 3"),
+        ({"fingerprint": {**MARK, "first": []}}, "fingerprint.first", "expected the first values"),
+        ({"fingerprint": {**MARK, "tolerance": 0.0}}, "fingerprint.tolerance", "positive"),
+        ({"source": {"url": ""}}, "source.url", "expected text, got ''"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_too(tiny: Any, changes: dict[str, Any], field: str, problem: str) -> None:
+    good = {
+        "companions": {"autoencoder": VAE, "text_encoder": TEXT},
+        "published": [ROW],
+        "fingerprint": MARK,
+        "size": 3,
+    }
+    read(**good, settings={"a": {}}, config={"num_classes": 7}, sampler={"class": "DDIM", "grid": "Karras"})
+    with pytest.raises(UserError) as error:
+        read(**changes)
+    message = str(error.value)
+    assert message.startswith(f"m.yaml: entry 'dimr_tiny.test', field '{field}': ")
+    assert problem in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("extra", "where"),
+    [
+        ("  size: 3\n  size: 4\n", "entry 'dimr_tiny.test', field 'size'"),
+        ("  sampler: {class: DDIM, steps: 3, steps: 4}\n", "entry 'dimr_tiny.test', field 'sampler.steps'"),
+        ("  published:\n  - {metric: FID, metric: IS}\n", "entry 'dimr_tiny.test', field 'published.0.metric'"),
+        ("dimr_tiny.test: {}\n", "entry 'dimr_tiny.test'"),
+    ],
+)
+def test_what_stands_twice_is_named(extra: str, where: str) -> None:
+    data = {k: v for k, v in GOOD.items() if k != "sampler"}
+    text = yaml.safe_dump({"dimr_tiny.test": data})
+    read_manifest(text, "m.yaml")
+    line = (text + extra).rstrip().count("\n") + 1
+    with pytest.raises(UserError) as error:
+        read_manifest(text + extra, "m.yaml")
+    assert str(error.value) == f"m.yaml: {where}: stands twice, for the second time in line {line}"
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b"])
