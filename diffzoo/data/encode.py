@@ -2,14 +2,17 @@
 
 The work is cut into shards. A process claims a shard by locking a file, which the system unlocks when the process
 dies, and renames the shard into place when it is whole; so several processes share the work, and a killed one loses
-at most one shard.
+at most one shard of encoding. Workers decode the next pictures, and so the next shards are claimed, while the encoder
+is at work. The process that finds every shard there completes the passport.
 """
 
 import contextlib
 import fcntl
+import itertools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffzoo.data.latents import PASSPORT, Passport, shard_name
+from diffzoo.data.latents import HEADER, PASSPORT, Passport, header, open_shard, shard_name
 from diffzoo.data.sources import Record, Source
-from diffzoo.data.stream import BadImage, Transform
+from diffzoo.data.stream import BatchMaker, RawBatch, Sequential, Transform, WorkerLoader, check_bad, hash_of_ids
 from diffzoo.data.transforms import to_images
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, write_text
@@ -37,7 +40,7 @@ class Progress:
         encoded: shards that this process wrote.
         present: shards that were there.
         elsewhere: shards that other processes are writing.
-        bad: pictures that could not be decoded, by row.
+        bad: pictures of the whole cache that could not be decoded, by row, as far as its shards are there.
     """
 
     encoded: int
@@ -54,6 +57,7 @@ def make_passport(source: Source, transform: Transform, flips: int, autoencoder:
         source.fingerprint,
         transform.image_size,
         transform.resize,
+        transform.fast_jpeg,
         flips,
         autoencoder.id,
         autoencoder.hash,
@@ -74,6 +78,7 @@ def encode(
     batch_size: int = 16,
     max_bad: int = 100,
     report: Callable[[int, int], None] = lambda done, total: None,
+    num_workers: int = 0,
 ) -> Progress:
     """Write the shards that are missing, as far as no other process is writing them.
 
@@ -84,46 +89,75 @@ def encode(
         encoder: images `(b, 3, h, w)` in [-1, 1] to (mean, standard deviation), each `(b, c, h', w')`.
         passport: from `make_passport`.
         batch_size: images at a time.
-        max_bad: how many pictures may be left out because they cannot be decoded.
+        max_bad: how many pictures of the whole cache may be left out because they cannot be decoded.
         report: called with (shards done, shards) after each shard.
+        num_workers: decoding processes; they change nothing of what is written.
 
     Raises:
-        UserError: the folder holds latents of something else, or too many pictures are bad.
+        UserError: the folder holds latents of something else, or too many pictures are bad, or all are.
     """
     _check_folder(folder, passport)
     progress = Progress(0, 0, 0, {})
     for shard in range(passport.shards):
-        path = folder / shard_name(shard)
-        with _claim(folder, shard) as mine:
-            if path.is_file():
-                progress.present += 1
-            elif not mine:
-                progress.elsewhere += 1
-            else:
-                rows = range(shard * passport.shard_rows, min(len(source), (shard + 1) * passport.shard_rows))
-                _write_shard(source, rows, path, transform, encoder, passport.flips, batch_size, progress.bad)
+        if (folder / shard_name(shard)).is_file():
+            progress.bad |= _bad_of(open_shard(folder, shard))
+    check_bad(progress.bad, max_bad, source.name)
+    work = _Work(source, folder, passport, batch_size, progress)
+    make = _RowMaker(source, Sequential(source), transform.held_out(), "leave out", cache=False)
+    loader, done = None, 0
+    try:
+        # blocks come whole: enough of them are under way with one per worker
+        loader = WorkerLoader(make, work, num_workers, prefetch=4 if source.random_access else 1)
+        for batch in loader:
+            shard_work = work.claimed[0]
+            shard_work.add(batch)
+            if shard_work.take_up(encoder, batch_size):
+                _write_shard(shard_work, folder, transform.image_size, encoder)
+                work.claimed.popleft().claim.close()
                 progress.encoded += 1
-                _check_bad(progress.bad, max_bad)
-        report(shard + 1, passport.shards)
+                progress.bad |= shard_work.bad
+                check_bad(progress.bad, max_bad, source.name)
+                done = progress.encoded + progress.present + progress.elsewhere
+                report(done, passport.shards)
+    finally:
+        if loader is not None:
+            loader.close()
+        for shard_work in work.claimed:
+            shard_work.claim.close()
+    if done < passport.shards:
+        report(passport.shards, passport.shards)
+    if all((folder / shard_name(k)).is_file() for k in range(passport.shards)):
+        progress.present, progress.elsewhere = progress.present + progress.elsewhere, 0
+        _complete(folder, passport, source, progress, max_bad)
     return progress
 
 
 def _check_folder(folder: Path, passport: Passport) -> None:
     if not (folder / PASSPORT).is_file():
         write_text(folder / PASSPORT, passport.to_json())
-    differences = Passport.read(folder).differences(passport)
+    differences = Passport.read(folder).begun.differences(passport)
     if differences:
         raise UserError(
             f"{str(folder)!r} holds latents of something else ({'; '.join(differences)}): give another folder"
         )
 
 
-def _check_bad(bad: dict[int, str], max_bad: int) -> None:
-    if len(bad) > max_bad:
-        raise UserError(
-            f"{len(bad)} pictures cannot be decoded, more than max_bad = {max_bad} allows; "
-            f"the last is {list(bad.values())[-1]}"
-        )
+def _bad_of(shard: Any) -> dict[int, str]:
+    return {int(row): reason for row, reason in header(shard)["bad"].items()}
+
+
+def _complete(folder: Path, passport: Passport, source: Source, progress: Progress, max_bad: int) -> None:
+    """Write into the passport what the cache holds, now that every shard is there."""
+    shards = [open_shard(folder, k) for k in range(passport.shards)]
+    for shard in shards:
+        progress.bad |= _bad_of(shard)
+    check_bad(progress.bad, max_bad, source.name)
+    rows = np.concatenate([shard.get_tensor("row") for shard in shards])
+    if not len(rows):
+        raise UserError(f"none of the {len(source)} pictures of {source.name} can be decoded")
+    complete = replace(passport, pictures=len(rows), ids=hash_of_ids(rows))
+    if Passport.read(folder) != complete:
+        write_text(folder / PASSPORT, complete.to_json())
 
 
 @contextlib.contextmanager
@@ -141,53 +175,112 @@ def _claim(folder: Path, shard: int) -> Iterator[bool]:
             path.unlink()
 
 
-def _good_rows(
-    source: Source, rows: range, transform: Transform, bad: dict[int, str]
-) -> Iterator[tuple[int, Record, Any]]:
-    """(row, record, pixels) of the rows that can be decoded; blocks are read once."""
-    block, records = -1, None
-    for row in rows:
-        try:
-            if source.random_access:
-                record = source.read_row(row)
-            else:
-                wanted, within = source.locate(row)
-                if wanted != block:
-                    block, records = wanted, source.read_block(wanted)
-                assert records is not None
-                record = records[within]
-            yield row, record, transform.pixels(record, ())
-        except BadImage as error:
-            bad[row] = str(error)
+class _RowMaker(BatchMaker):
+    """Batches with all captions of each row."""
+
+    ahead = False  # workers take blocks in turn: the one after is another's
+
+    def collate(self, samples: Sequence[tuple[Any, Record, int]], index: Sequence[int]) -> RawBatch:
+        return {**super().collate(samples, index), "captions": [list(record.captions) for _, record, _ in samples]}
+
+    def _one_caption(self, record: Record, row: int, visit: int) -> Record:
+        return record
+
+
+@dataclass
+class _Shard:
+    """A shard under way.
+
+    Args:
+        index: its number.
+        rows: of the source.
+        flips: 1, or 2 with mirror images.
+        mark: of the passport.
+        claim: to be closed when the shard is written or given up.
+    """
+
+    index: int
+    rows: range
+    flips: int
+    mark: str
+    claim: contextlib.ExitStack
+    seen: int = 0
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+    moments: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    waiting: list[Tensor] = field(default_factory=list)
+
+    def add(self, batch: RawBatch) -> None:
+        """Take decoded rows."""
+        count = len(batch["id"])
+        self.bad |= batch["bad"]
+        self.seen += count + len(batch["bad"])
+        self.ids += batch["id"].tolist()
+        self.labels += batch["label"].tolist() if "label" in batch else [-1] * count
+        self.captions += batch.get("captions", [])
+        self.waiting += batch["image"] if count else []
+
+    def take_up(self, encoder: Encode, batch_size: int) -> bool:
+        """Encode full batches, at the end of the shard the rest; whether this was the end.
+
+        So a batch holds the same pictures whatever they were read together with.
+        """
+        whole = self.seen == len(self.rows)
+        while len(self.waiting) >= (1 if whole else batch_size):
+            self.moments.append(_encoded(torch.stack(self.waiting[:batch_size]), encoder, self.flips))
+            del self.waiting[:batch_size]
+        return whole
+
+
+class _Work:
+    """(start, count) of what is to be decoded, claimed shard by shard as it is asked for.
+
+    Rows of a source without random access come by blocks, each to one worker.
+    """
+
+    def __init__(self, source: Source, folder: Path, passport: Passport, batch_size: int, progress: Progress):
+        self.source, self.folder, self.passport, self.batch_size = source, folder, passport, batch_size
+        self.progress, self.claimed = progress, deque[_Shard]()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        step = self.passport.shard_rows
+        for index in range(self.passport.shards):
+            claim = contextlib.ExitStack()
+            mine = claim.enter_context(_claim(self.folder, index))
+            present = (self.folder / shard_name(index)).is_file()
+            if present or not mine:
+                claim.close()
+                self.progress.present += present
+                self.progress.elsewhere += not present
+                continue
+            rows = range(index * step, min(len(self.source), (index + 1) * step))
+            self.claimed.append(_Shard(index, rows, self.passport.flips, self.passport.mark, claim))
+            cuts = range(rows.start, rows.stop, self.batch_size) if self.source.random_access else self.source.starts
+            edges = [rows.start, *(int(c) for c in cuts if rows.start < c < rows.stop), rows.stop]
+            yield from ((a, b - a) for a, b in itertools.pairwise(sorted(set(edges))))
 
 
 @torch.no_grad()
-def _write_shard(
-    source: Source,
-    rows: range,
-    path: Path,
-    transform: Transform,
-    encoder: Encode,
-    flips: int,
-    batch_size: int,
-    bad: dict[int, str],
-) -> None:
+def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> np.ndarray[Any, Any]:
+    """Moments `(b, flips, 2 c, h, w)` of raw pixels `(b, 3, h, w)`."""
+    views = [pixels, pixels.flip(-1)][:flips]
+    moments = [torch.cat(encoder(to_images(view)), dim=1) for view in views]
+    return torch.stack(moments, dim=1).to("cpu", torch.float16).numpy()
+
+
+def _write_shard(shard: _Shard, folder: Path, image_size: int, encoder: Encode) -> None:
     from safetensors.numpy import save_file
 
-    good = list(_good_rows(source, rows, transform.held_out(), bad))
-    parts: list[np.ndarray[Any, Any]] = []
-    for first in range(0, len(good), batch_size):
-        pixels = torch.from_numpy(np.stack([p for _, _, p in good[first : first + batch_size]]))
-        views = [pixels, pixels.flip(-1)][:flips]
-        moments = [torch.cat(encoder(to_images(view)), dim=1) for view in views]
-        parts.append(torch.stack(moments, dim=1).to("cpu", torch.float16).numpy())
-    if not parts:
-        raise UserError(f"none of the rows {rows.start} to {rows.stop - 1} of {source.name} can be decoded")
+    # a shard of bad pictures alone has the shape of the others
+    blank = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+    parts = shard.moments or [_encoded(blank, encoder, shard.flips)[:0]]
     tensors = {
         "moments": np.ascontiguousarray(np.concatenate(parts)),  # safetensors writes memory as it lies
-        "row": np.array([row for row, _, _ in good], dtype=np.int64),
-        "label": np.array([-1 if r.label is None else r.label for _, r, _ in good], dtype=np.int64),
+        "row": np.array(shard.ids, dtype=np.int64),
+        "label": np.array(shard.labels, dtype=np.int64),
     }
-    captions = json.dumps([list(r.captions) for _, r, _ in good])
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"captions": captions})
+    about = {"captions": shard.captions, "bad": shard.bad, "passport": shard.mark}
+    with atomic_path(folder / shard_name(shard.index)) as temporary:
+        save_file(tensors, temporary, metadata={HEADER: json.dumps(about)})

@@ -2,13 +2,14 @@
 
 A cache is a folder with `train/` and perhaps `validation/`; each holds `passport.json` and shards
 `latents-00000.safetensors` of `moments (n, flips, 2 c, h, w)` float16 (mean, then standard deviation), `label (n,)` and
-the source's `row (n,)`; captions are in the header. `diffzoo data encode` writes it.
+the source's `row (n,)`. The header holds, as JSON under "diffzoo", the captions, why rows were left out, and the mark
+of the passport that the shard belongs to. `diffzoo data encode` writes all this; when every shard is there, the
+passport gets the count of pictures and a hash of their rows. A cache whose shards disagree with it is refused.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,15 @@ import numpy as np
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.order import Order, Place
 from diffzoo.data.sources import Indices, Record, Source, fingerprint
-from diffzoo.data.stream import BatchMaker, Transform
+from diffzoo.data.stream import BatchMaker, Transform, hash_of_ids
 from diffzoo.data.transforms import augment
 from diffzoo.errors import UserError
 
-__all__ = ["LatentSource", "Latents", "Passport", "shard_name"]
+__all__ = ["LatentSource", "Latents", "Passport", "header", "open_shard", "shard_name"]
 
 PASSPORT = "passport.json"
+HEADER = "diffzoo"  # one entry: safetensors writes several in any order
+VERSION = 2
 
 
 def shard_name(index: int) -> str:
@@ -32,17 +35,39 @@ def shard_name(index: int) -> str:
     return f"latents-{index:05d}.safetensors"
 
 
+def open_shard(folder: Path, index: int) -> Any:
+    """An open shard.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    from safetensors import safe_open
+
+    path = folder / shard_name(index)
+    try:
+        return safe_open(path, framework="np")
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and encode again") from error
+
+
+def header(shard: Any) -> dict[str, Any]:
+    """What an open shard says: "captions", lists by row; "bad", reasons by row left out; "passport", its mark."""
+    found: dict[str, Any] = json.loads((shard.metadata() or {}).get(HEADER, "{}"))
+    return {"captions": [], "bad": {}, "passport": "", **found}
+
+
 @dataclass(frozen=True)
 class Passport:
     """What a cache was made from.
 
     source, revision, source_fingerprint: the rows.
-    image_size, resize:  how pictures were cropped, in pixels.
+    image_size, resize, fast_jpeg: how pictures were decoded and cropped, in pixels.
     flips:               1, or 2 with mirror images.
     autoencoder, autoencoder_hash: what encoded them.
     rows, shard_rows:    rows of the source, and how many of them a shard takes.
     class_names, has_captions: as the source has them.
     licence:             of the source.
+    pictures, ids:       how many were encoded, and `hash_of_ids` of their rows; None and "" until all are.
     """
 
     source: str
@@ -50,6 +75,7 @@ class Passport:
     source_fingerprint: str
     image_size: int
     resize: str
+    fast_jpeg: bool
     flips: int
     autoencoder: str
     autoencoder_hash: str
@@ -58,12 +84,24 @@ class Passport:
     class_names: tuple[str, ...]
     has_captions: bool
     licence: str
-    version: int = 1
+    version: int = VERSION
+    pictures: int | None = None
+    ids: str = ""
 
     @property
     def shards(self) -> int:
         """How many shards the cache has when it is complete."""
         return -(-self.rows // self.shard_rows)
+
+    @property
+    def begun(self) -> "Passport":
+        """As it was before anything was encoded."""
+        return replace(self, pictures=None, ids="")
+
+    @property
+    def mark(self) -> str:
+        """What shards carry to say that they belong to it."""
+        return fingerprint([self.begun.to_json()])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -78,11 +116,19 @@ class Passport:
         path = folder / PASSPORT
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            version = values["version"]
+            if version != VERSION:
+                raise UserError(
+                    f"the latents in {str(folder)!r} have format {version}, and this diffzoo reads format {VERSION}: "
+                    "encode again into another folder"
+                )
             return cls(**{**values, "class_names": tuple(values["class_names"])})
         except FileNotFoundError:
             raise UserError(
                 f"no latents in {str(folder)!r}: make them with `diffzoo data encode SOURCE --out {folder.parent}`"
             ) from None
+        except UserError:
+            raise
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"the passport {str(path)!r} is damaged ({error}): encode again") from error
 
@@ -96,7 +142,7 @@ class LatentSource(Source):
     """The rows of a complete cache.
 
     Raises:
-        UserError: the cache is missing, incomplete or damaged.
+        UserError: the cache is missing, incomplete or damaged, or its shards disagree with its passport.
     """
 
     random_access = True
@@ -107,57 +153,50 @@ class LatentSource(Source):
         self.class_names, self.has_captions = list(self.passport.class_names), self.passport.has_captions
         self.licence, self.revision = self.passport.licence, self.passport.revision
         missing = [k for k in range(self.passport.shards) if not (folder / shard_name(k)).is_file()]
-        if missing:
+        if missing or self.passport.pictures is None:
             raise UserError(
                 f"the latents in {str(folder)!r} are incomplete, {len(missing)} of {self.passport.shards} shards are "
                 "missing: run the same `diffzoo data encode` command again, it goes on where it stopped"
             )
-        self._rows = [self._tensor(k, "row") for k in range(self.passport.shards)]
-        self.block_sizes = np.array([len(r) for r in self._rows], dtype=np.int64)
+        shards = [open_shard(folder, k) for k in range(self.passport.shards)]
+        rows = [shard.get_tensor("row") for shard in shards]
+        self.block_sizes = np.array([len(r) for r in rows], dtype=np.int64)
+        self.shape: tuple[int, ...] = tuple(shards[0].get_slice("moments").get_shape()[2:])  # of a picture: 2 c, h, w
+        for k, shard in enumerate(shards):
+            wanted = [len(rows[k]), self.passport.flips, *self.shape]
+            if header(shard)["passport"] != self.passport.mark or shard.get_slice("moments").get_shape() != wanted:
+                raise UserError(
+                    f"{folder / shard_name(k)} does not belong to the cache that its passport describes: delete it and "
+                    "encode again"
+                )
+        pictures, ids = len(self), hash_of_ids(row for part in rows for row in part)
+        if (pictures, ids) != (self.passport.pictures, self.passport.ids):
+            raise UserError(
+                f"the shards in {str(folder)!r} hold {pictures} pictures (rows {ids[:12]}), but their passport says "
+                f"{self.passport.pictures} (rows {self.passport.ids[:12]}): delete the folder and encode again"
+            )
         self._slices: dict[int, Any] = {}
-
-    def _file(self, shard: int) -> Any:
-        from safetensors import safe_open
-
-        path = self.folder / shard_name(shard)
-        try:
-            return safe_open(path, framework="np")
-        except Exception as error:
-            raise UserError(f"{path} is damaged ({error}): delete it and encode again") from error
-
-    def _tensor(self, shard: int, name: str) -> Any:
-        return self._file(shard).get_tensor(name)
-
-    @cached_property
-    def ids(self) -> str:
-        """Hash of the source's rows that are in the cache."""
-        return hashlib.sha256(np.concatenate(self._rows).astype("<i8").tobytes()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        return fingerprint([self.passport.to_json(), self.ids])
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Of the moments of one picture, `(2 c, h, w)`."""
-        return tuple(self._file(0).get_slice("moments").get_shape()[2:])
+        return fingerprint([self.passport.to_json()])
 
     @cached_property
     def _labels(self) -> Indices:
-        return np.concatenate([self._tensor(k, "label") for k in range(self.passport.shards)])
+        return np.concatenate([open_shard(self.folder, k).get_tensor("label") for k in range(self.passport.shards)])
 
     def labels(self) -> Indices | None:
         return self._labels if self.class_names else None
 
     @cached_property
     def _captions(self) -> list[list[list[str]]]:
-        return [json.loads(self._file(k).metadata()["captions"]) for k in range(self.passport.shards)]
+        return [header(open_shard(self.folder, k))["captions"] for k in range(self.passport.shards)]
 
     def moments(self, row: int, mirrored: bool) -> np.ndarray[Any, Any]:
         """Mean and standard deviation `(2 c, h, w)`, float16."""
         shard, within = self.locate(row)
         if shard not in self._slices:
-            self._slices[shard] = self._file(shard).get_slice("moments")
+            self._slices[shard] = open_shard(self.folder, shard).get_slice("moments")
         return np.asarray(self._slices[shard][within, int(mirrored)])
 
     def read_row(self, row: int) -> Record:

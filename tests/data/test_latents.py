@@ -1,19 +1,25 @@
 """Latent caches: what is written, resuming, several processes, refusals, and the position on them."""
 
 import fcntl
+import hashlib
 import json
+import os
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from data.pictures import Recorder, picture, quiet_trainer
+from data.pictures import Recorder, Shards, picture, quiet_trainer, rows, write_parquet
+from safetensors.numpy import load_file, save_file
 
 from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder, Latents
 from diffzoo.data.encode import encode, make_passport
-from diffzoo.data.latents import LatentSource, Passport, shard_name
+from diffzoo.data.latents import HEADER, LatentSource, Passport, open_shard, shard_name
 from diffzoo.data.transforms import to_images
 from diffzoo.errors import UserError
 
@@ -45,10 +51,10 @@ def pixels(folder: Path, **settings) -> ImageFolder:
     return ImageFolder(str(folder), **{"image_size": 8, "batch_size": 8, "num_workers": 0, **settings})
 
 
-def make(folder: Path, out: Path, autoencoder=None, **settings):
+def make(folder: Path, out: Path, autoencoder=None, flips: int = 2, **settings):
     data = pixels(folder)
     autoencoder = autoencoder or Halves()
-    passport = make_passport(data.train_source, data.transform, 2, autoencoder, SHARD)
+    passport = make_passport(data.train_source, data.transform, flips, autoencoder, SHARD)
     return encode(data.train_source, out / "train", data.transform, autoencoder.encode, passport, 5, **settings)
 
 
@@ -129,6 +135,154 @@ def test_bad_pictures_are_left_out(folder: Path, tmp_path: Path) -> None:
         make(folder, tmp_path / "strict", max_bad=0)
 
 
+def test_the_last_shard_may_be_all_bad(folder: Path, tmp_path: Path) -> None:
+    """40 pictures in shards of 12: the fourth has the last four."""
+    files = sorted(folder.rglob("*.png"))
+    for file in files[36:]:
+        file.write_bytes(b"broken")
+    for _ in range(2):
+        assert set(make(folder, tmp_path / "cache").bad) == {36, 37, 38, 39}
+    source = LatentSource(tmp_path / "cache" / "train")
+    assert source.block_sizes.tolist() == [12, 12, 12, 0]
+    assert len(next(iter(latents(tmp_path / "cache").one_pass("train")))["id"]) == 36
+    for file in files:
+        file.write_bytes(b"broken")
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"none of the {ROWS} pictures of .* can be decoded"):
+            make(folder, tmp_path / "nothing")
+
+
+def test_bad_pictures_count_over_the_whole_cache(folder: Path, tmp_path: Path) -> None:
+    """Not anew for every process: three in the first shard, and in the second one more than the limit."""
+    files = sorted(folder.rglob("*.png"))
+    for i in (0, 1, 2, 14):
+        files[i].write_bytes(b"broken")
+    for there in (0, 2, 2):
+        assert len(list((tmp_path / "cache").rglob("latents-*"))) == there
+        with pytest.raises(UserError, match=r"4 pictures of .* cannot be decoded, more than max_bad = 3 .*028\.png"):
+            make(folder, tmp_path / "cache", max_bad=3)
+    done = make(folder, tmp_path / "cache", max_bad=4)
+    assert (done.encoded, done.present, set(done.bad)) == (2, 2, {0, 1, 2, 14})
+
+
+def test_the_passport_counts_and_hashes(folder: Path, tmp_path: Path) -> None:
+    sorted(folder.rglob("*.png"))[4].write_bytes(b"broken")
+    cache = tmp_path / "cache"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make(folder, cache, report=stop)
+    assert (Passport.read(cache / "train").pictures, Passport.read(cache / "train").ids) == (None, "")
+    make(folder, cache)
+    passport = json.loads((cache / "train" / "passport.json").read_text())
+    kept = [row for row in range(ROWS) if row != 4]
+    assert passport["pictures"] == len(kept)
+    assert passport["ids"] == hashlib.sha256(struct.pack(f"<{len(kept)}q", *kept)).hexdigest()
+    assert passport["fast_jpeg"] is False
+
+
+def test_shards_that_disagree_with_the_passport_are_refused(folder: Path, tmp_path: Path) -> None:
+    cache, other = tmp_path / "cache", tmp_path / "other"
+    make(folder, cache)
+    make(folder, other, flips=1)
+    first, second = (cache / "train" / shard_name(k) for k in range(2))
+    sound = first.read_bytes()
+
+    first.write_bytes((other / "train" / shard_name(0)).read_bytes())
+    with pytest.raises(UserError, match=r"latents-00000.safetensors does not belong to the cache"):
+        _ = latents(cache).train_source
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(UserError, match=r"hold 40 pictures .* but their passport says 40 \(rows .*: delete the folder"):
+        _ = latents(cache).train_source
+    first.write_bytes(sound)
+    about = open_shard(cache / "train", 0).metadata()
+    save_file({k: v[:-1].copy() for k, v in load_file(first).items()}, first, metadata=about)
+    with pytest.raises(UserError, match=r"hold 39 pictures .* but their passport says 40"):
+        _ = latents(cache).train_source
+    first.write_bytes(sound)
+    tensors = load_file(first)
+    save_file({**tensors, "moments": tensors["moments"][:, :1].copy()}, first, metadata={HEADER: about[HEADER]})
+    with pytest.raises(UserError, match="does not belong"):
+        _ = latents(cache).train_source
+    first.write_bytes(sound)
+    assert len(latents(cache).train_source) == ROWS
+    values = json.loads((cache / "train" / "passport.json").read_text())
+    (cache / "train" / "passport.json").write_text(json.dumps({**values, "version": 1}))
+    with pytest.raises(UserError, match=r"have format 1, and this diffzoo reads format 2: encode again"):
+        _ = latents(cache).train_source
+
+
+@pytest.mark.parametrize("by_block", [False, True])
+def test_workers_write_the_same_bytes(tmp_path: Path, by_block: bool) -> None:
+    some = rows(0, 45)
+    for row in (3, 17, 44):
+        some[row]["image"] = None
+    write_parquet(tmp_path / "x.parquet", some, 10)  # row groups that do not end where shards do
+    read = tmp_path / "read"
+    for workers in (0, 2):
+        read.write_text("")
+        data = Shards([str(tmp_path / "x.parquet")], by_block, batch_size=8)
+        source, plain = data.train_source, data.train_source.read_block
+
+        def noted(block: int, plain=plain):
+            with read.open("a") as file:
+                file.write(f"{block} {os.getpid()}\n")
+            return plain(block)
+
+        source.read_block = noted
+        passport = make_passport(source, data.transform, 2, Halves(), 22)
+        out = tmp_path / str(workers)
+        done = encode(source, out, data.transform, Halves().encode, passport, 4, num_workers=workers)
+        assert (done.encoded, set(done.bad)) == (3, {3, 17, 44})
+        blocks = [line.split() for line in read.read_text().splitlines()]
+        assert (str(os.getpid()) in {process for _, process in blocks}) == (workers == 0)
+        if by_block:
+            assert {int(b) for b, _ in blocks} == set(range(5))
+            assert len(blocks) <= 7  # shards cut two of them
+    names = sorted(p.name for p in (tmp_path / "0").iterdir())
+    assert names == [
+        "latents-00000.safetensors",
+        "latents-00001.safetensors",
+        "latents-00002.safetensors",
+        "passport.json",
+    ]
+    for name in names:
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    captions = LatentSource(tmp_path / "0")._captions
+    assert captions[0][5] == ["6 a"]  # row 3 is left out
+    assert np.array_equal(LatentSource(tmp_path / "0").labels(), [i % 3 for i in range(45) if i not in (3, 17, 44)])
+
+
+def test_decoding_goes_on_while_the_encoder_works(folder: Path, tmp_path: Path) -> None:
+    data = pixels(folder)
+    source, plain, read = data.train_source, data.train_source.read_row, tmp_path / "read"
+
+    def noted(row: int):
+        with read.open("a") as file:
+            file.write(f"{row}\n")
+        return plain(row)
+
+    source.read_row = noted
+    ahead: list[int] = []
+
+    def slow(images):
+        end = time.monotonic() + 20
+        while not ahead and len(read.read_text().splitlines()) < 15 and time.monotonic() < end:
+            time.sleep(0.01)
+        ahead.append(len(read.read_text().splitlines()))
+        return Halves().encode(images)
+
+    passport = make_passport(source, data.transform, 1, Halves(), SHARD)
+    encode(source, tmp_path / "cache", data.transform, slow, passport, 5, num_workers=1)
+    assert ahead[0] >= 15  # of the second shard, too, while the first five are encoded
+
+
 def test_another_cache_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
     make(folder, tmp_path / "cache")
 
@@ -155,10 +309,9 @@ def test_training_refuses_what_disagrees(folder: Path, tmp_path: Path) -> None:
     module.autoencoder = type("Other", (), {"id": "other", "hash": "1" * 64})()
     with pytest.raises(UserError, match=r"made by halves \(000000000000\), but the recipe's autoencoder is other"):
         quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=latents(cache))
-    passport = Passport.read(cache / "train")
-    (cache / "train" / "passport.json").write_text(json.dumps({**json.loads(passport.to_json()), "flips": 1}))
+    make(folder, tmp_path / "unmirrored", flips=1)
     with pytest.raises(UserError, match="hold no mirror images: set flip to false"):
-        _ = latents(cache).train_source
+        _ = latents(tmp_path / "unmirrored").train_source
     (cache / "train" / "passport.json").write_text("{")
     with pytest.raises(UserError, match=r"passport .* is damaged"):
         _ = latents(cache).train_source
