@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from diffzoo.training.checkpointing import Checkpoints
 from diffzoo.training.guards import LossGuard
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.progress import RunProgress
+from diffzoo.training.side_files import write_or_warn
 from diffzoo.training.throughput import CsvLog, Throughput
 
 __all__ = ["Command", "ParsedRecipe", "world_size"]
@@ -111,7 +113,7 @@ class Command(LightningCLI):
         if config.get("logger") in (None, True):
             kwargs["logger"] = [
                 CsvLog(directory),
-                TensorBoardLogger(directory, name="", version="tensorboard"),
+                TensorBoard(directory, name="", version="tensorboard"),
             ]
         config["callbacks"] = self._with_defaults(config.get("callbacks"))
         self._derive_accumulation(config)
@@ -158,6 +160,19 @@ def world_size(config: Any) -> int:
     return count * int(config.get("num_nodes", 1) or 1)
 
 
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger, without which a run goes on where the disk is full."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        write_or_warn(Path(self.log_dir), lambda: super(TensorBoard, self).log_metrics(metrics, step))
+
+    def save(self) -> None:
+        write_or_warn(Path(self.log_dir), super().save)
+
+    def finalize(self, status: str) -> None:
+        write_or_warn(Path(self.log_dir), lambda: super(TensorBoard, self).finalize(status))
+
+
 class SaveRecipe(SaveConfigCallback):
     """Saves the whole configuration as `config.yaml` of the run directory."""
 
@@ -167,5 +182,6 @@ class SaveRecipe(SaveConfigCallback):
         from diffzoo.files import write_text
 
         path = Path(trainer.default_root_dir) / "config.yaml"
-        write_text(path, version_line() + self.parser.dump(self.config, skip_none=False))
+        text = version_line() + self.parser.dump(self.config, skip_none=False)
+        write_or_warn(path, lambda: write_text(path, text))
         self.already_saved = True

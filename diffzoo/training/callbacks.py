@@ -12,6 +12,7 @@ from diffzoo.errors import UserError
 from diffzoo.images import save_grid
 from diffzoo.sampling import ClassifierFree, Denoiser, sample
 from diffzoo.training.averaging import averaged
+from diffzoo.training.side_files import write_or_warn
 from diffzoo.typing import Condition
 
 __all__ = ["SampleGrid"]
@@ -67,7 +68,7 @@ class SampleGrid(L.Callback):
             self.draw(trainer, pl_module, "final", self.final_steps)
 
     def draw(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path | None:
-        """Draw one grid and write it; returns the path, or None on the ranks that have nothing to do."""
+        """Draw one grid and write it; returns the path, or None on ranks with nothing to do and on a full disk."""
         from dataclasses import replace
 
         sharded = any(hasattr(p, "device_mesh") for p in module.network.parameters())
@@ -91,8 +92,9 @@ class SampleGrid(L.Callback):
         if not trainer.is_global_zero:
             return None
         path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
-        grid = save_grid(self._decode(module, z), path, columns=self.per_class)
-        self._log(trainer, grid)
+        images = self._decode(module, z)
+        if not write_or_warn(path.parent, lambda: self._log(trainer, save_grid(images, path, columns=self.per_class))):
+            return None
         return path
 
     def _conditions(self, trainer: L.Trainer, module: Any) -> tuple[Condition | None, int]:

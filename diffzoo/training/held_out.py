@@ -18,8 +18,10 @@ from diffzoo.evaluation.memorisation import report
 from diffzoo.evaluation.pictures import to_pixels
 from diffzoo.evaluation.reference import make_reference
 from diffzoo.evaluation.run import load_networks
+from diffzoo.hub import explain_disk
 from diffzoo.training.averaging import averaged
 from diffzoo.training.metrics_callback import ImageMetrics
+from diffzoo.training.side_files import write_or_warn
 
 __all__ = ["HeldOutDistance", "MemorisationReport"]
 
@@ -70,6 +72,7 @@ class HeldOutDistance(ImageMetrics):
         self.metric, self.patience, self.min_delta = metric, patience, min_delta
         self._counts_n = n is None
         self.best, self.best_step, self.waited = float("inf"), -1, 0
+        self.best_kept = True  # whether its weights could be written
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The reference is made when training starts."""
@@ -81,7 +84,8 @@ class HeldOutDistance(ImageMetrics):
         if trainer.is_global_zero:
             data = _data(trainer)
             networks = load_networks(self.metrics, self.weights, str(pl_module.device))
-            make_reference(data.one_pass("validation"), list(networks.values()), path, keep=0)
+            with explain_disk(path):
+                make_reference(data.one_pass("validation"), list(networks.values()), path, keep=0)
         trainer.strategy.barrier("diffzoo.held_out")
         self.reference = str(path)
         super().setup(trainer, pl_module, "fit")
@@ -102,25 +106,31 @@ class HeldOutDistance(ImageMetrics):
 
     def judge(self, trainer: Any, module: Any, value: float) -> None:
         """Keep the weights if they are the best so far; stop if they have not been for too long."""
-        step = trainer.global_step
+        step, folder = trainer.global_step, Path(trainer.default_root_dir) / "best"
         if value < self.best * (1 - self.min_delta):
             self.best, self.best_step, self.waited = value, step, 0
-            module.write_weights(Path(trainer.default_root_dir) / "best")
+            self.best_kept = write_or_warn(folder, lambda: module.write_weights(folder))
             return
         self.waited += 1
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
+            where = f"are in {folder}" if self.best_kept else "could not be written"
             _say(
                 f"stopped at step {step}: the held-out {self.metric} has been no better than {self.best:.4g}, that of "
-                f"step {self.best_step}, for {self.waited} measurements; the weights of that step are in "
-                f"{Path(trainer.default_root_dir) / 'best'}"
+                f"step {self.best_step}, for {self.waited} measurements; the weights of that step {where}"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "waited": self.waited,
+            "best_kept": self.best_kept,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step, self.waited = (state_dict[k] for k in ("best", "best_step", "waited"))
+        self.best_kept = state_dict.get("best_kept", True)
 
 
 class _Tensors:
@@ -174,11 +184,15 @@ class MemorisationReport(ImageMetrics):
             return
         training = _Tensors(_training_pictures(_data(trainer)))
         folder = Path(trainer.default_root_dir)
-        found = report(
-            _Tensors(drawn), training, self.network, folder,
-            weights=self.network_weights, pairs=self.pairs, device=str(pl_module.device),
-        )  # fmt: skip
-        _say(found.summary())
+
+        def write() -> None:
+            found = report(
+                _Tensors(drawn), training, self.network, folder,
+                weights=self.network_weights, pairs=self.pairs, device=str(pl_module.device),
+            )  # fmt: skip
+            _say(found.summary())
+
+        write_or_warn(folder / "memorisation.json", write)
 
     def draw(self, trainer: L.Trainer, module: Any) -> Tensor:
         """The pictures, raw pixels `(n, 3, h, w)` on the CPU; every rank draws them all, as sharded networks need."""

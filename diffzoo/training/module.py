@@ -7,6 +7,7 @@ predict, weigh. Mathematics lives in `diffzoo.process`, networks in `diffzoo.mod
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ class DiffusionModule(L.LightningModule):
         loss_coefficients: weight of each output of a multi-resolution network; None = 1 / ratio^2.
         condition_dropout: probability that a sample is trained without its condition, for classifier-free guidance.
         sampler: draws the previews.
+        guidance: {formula, scale}, perhaps {interval, decay}: how the finished weights are to be guided. `diffzoo eval`,
+            `sample` and the model card take it from the run.
         optimizer: called with the parameter groups.
         lr_scheduler: called with the optimizer, stepped every step; None = constant.
         autoencoder: frozen codec of a latent model; None = pixel space.
@@ -100,6 +103,7 @@ class DiffusionModule(L.LightningModule):
         loss_coefficients: list[float] | None = None,
         condition_dropout: float = 0.1,
         sampler: Sampler = DDIM(),  # noqa: B008  frozen
+        guidance: dict[str, Any] | None = None,
         optimizer: OptimizerFactory = functools.partial(torch.optim.AdamW, lr=1e-4),  # noqa: B008
         lr_scheduler: SchedulerFactory | None = None,
         autoencoder: Autoencoder | None = None,
@@ -125,6 +129,9 @@ class DiffusionModule(L.LightningModule):
             process = _shifted(process, self.network)
         if freeze is not None:
             freezing.freeze(self.network, freeze)
+        if guidance is not None:
+            import_module("diffzoo.zoo.facts").guidance_from(guidance)  # refuses what it cannot be
+        self.guidance = guidance
         self._base_digest: str | None = None
         self._recipe_settings: Settings | None = None
         self._restored_settings: Settings | None = None
@@ -367,6 +374,7 @@ class DiffusionModule(L.LightningModule):
             },
             "process": to_config(self.process),
             "sampler": to_config(self.sampler),
+            "guidance": self.guidance,
             "class_names": self.class_names,
             # other autoencoders than diffusers' have to be passed to the pipeline by hand
             "autoencoder": getattr(self.autoencoder, "facts", None),

@@ -21,6 +21,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.training.guards import LossGuard
 from diffzoo.training.planning import GIB, GPU, flops_per_image, present_gpu
+from diffzoo.training.side_files import write_or_warn
 
 __all__ = ["CsvLog", "Throughput"]
 
@@ -29,6 +30,7 @@ class CsvLog(Logger):
     """`metrics.csv` of a run directory: one row per call, one column per quantity, `step` first.
 
     It survives: a resumed run goes on in the same file, without the rows of steps that it takes again (`rewind`).
+    Rows that a full disk does not take are missing; later ones are there.
 
     Args:
         directory: where the file goes.
@@ -38,6 +40,7 @@ class CsvLog(Logger):
         super().__init__()
         self.path = Path(directory) / "metrics.csv"
         self._columns: list[str] = []
+        self._whole = False  # whether the file ends with a row and has the columns `_columns`
 
     @property
     def name(self) -> str:
@@ -59,23 +62,26 @@ class CsvLog(Logger):
         row = {"step": step, **{k: _short(float(v)) for k, v in metrics.items() if k not in ("step", "epoch")}}
         if len(row) == 1:
             return
-        if not self._columns:
-            self._columns = list(self._rows()[0]) if self.path.exists() and self._rows() else []
-        new = [k for k in row if k not in self._columns]
-        if new:
+        write_or_warn(self.path, lambda: self._append(row))
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        whole, self._whole = self._whole, False
+        if not whole or not row.keys() <= set(self._columns):
             rows = self._rows()
-            self._columns += new
+            known = self._columns if whole else list(rows[0]) if rows else []
+            self._columns = known + [k for k in row if k not in known]
             self._write(rows)
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+        self._whole = True
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`, and a last line that a kill cut short."""
         rows = [r for r in self._rows() if (r.get("step") or "").isdigit() and int(r["step"]) <= step]
-        self._columns = list(rows[0]) if rows else []
+        self._columns, self._whole = list(rows[0]) if rows else [], False
         if rows:
-            self._write(rows)
+            write_or_warn(self.path, lambda: self._write(rows))
         else:
             self.path.unlink(missing_ok=True)
 

@@ -1,0 +1,49 @@
+"""Files that a run can do without: when one cannot be written, the run says so once and goes on.
+
+Training is worth more than its logs and previews. Checkpoints, which it cannot do without, are in `checkpointing.py`.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from diffzoo.hub import _os_error
+
+__all__ = ["write_or_warn"]
+
+_told: set[Path] = set()
+
+
+def write_or_warn(path: Path, write: Callable[[], object]) -> bool:
+    """Call `write`; a disk that is full or fails is a warning, said once for each path.
+
+    Args:
+        path: of the file or folder that is written, for the message.
+        write: writes it.
+
+    Returns:
+        whether it was written.
+    """
+    try:
+        write()
+    except Exception as error:
+        number = _system_error(error)
+        if number is None:
+            raise
+        if path not in _told:
+            _told.add(path)
+            rank_zero_warn(f"{path} could not be written ({os.strerror(number)}): training goes on without it")
+        return False
+    return True
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of the system's error, which others may be wrapped around; None if there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, Exception) and (number := _os_error(seen)) is not None:
+            return number
+        seen = seen.__cause__ or seen.__context__
+    return None
