@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,10 @@ __all__ = ["configure", "run"]
 
 SAMPLED_BLOCKS = 8
 SHEET_SIZE, SHEET_COLUMNS = 64, 12  # pixels, pictures
+MEASURED_SECONDS = 3.0
+PASSPORT = "passport.json"  # of latents, whose module takes long to import
+USUAL: dict[str, Any] = {"config": None, "revision": None, "split": "train", "download": False}
+USUAL |= {"image": "auto", "label": "auto", "caption": "auto"}  # what these flags are if nobody sets them
 SOURCE_HELP = "`demo`, a folder of pictures, a Parquet or tar file, a folder of these, or a Hub name owner/name"
 
 
@@ -30,8 +36,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
     for kind in ("image", "label", "caption"):
         parser.add_argument(f"--{kind}", default="auto", help=f"{kind} column; `none`: leave out")
     parser.add_argument("--download", action="store_true", help="fetch the files first instead of streaming them")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (default: 64)")
-    parser.add_argument("--resize", choices=("adm", "area", "lanczos"), default="adm")
+    parser.add_argument("--size", type=int, help="side of the pictures in pixels (default: 64)")
+    parser.add_argument("--resize", choices=("adm", "area", "lanczos"), help="default: adm")
     parser.add_argument("--workers", type=int, help="decoding processes (default: by cores)")
 
 
@@ -40,8 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     inspect = actions.add_parser("inspect", help="count, sizes, columns, classes, licence, speed, contact sheet")
     _common(inspect)
-    inspect.add_argument("--sheet", type=Path, help="write a contact sheet as PNG")
-    inspect.add_argument("--sample", type=int, default=256, help="how many pictures to measure (default: 256)")
+    sheet = inspect.add_mutually_exclusive_group()
+    sheet.add_argument("--sheet", type=Path, help="PNG file of the contact sheet (default: SOURCE's name-sheet.png)")
+    sheet.add_argument("--no-sheet", action="store_true", help="leave the contact sheet out")
+    inspect.add_argument("--sample", type=int, help="how many pictures to measure (default: 256)")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
     encode = actions.add_parser("encode", help="cache latents; run it again to go on, or several times at once")
@@ -68,6 +76,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do one of them."""
+    if args.action == "inspect" and (Path(args.source) / "train" / PASSPORT).is_file():
+        return _inspect_latents(args)
+    args.size = 64 if args.size is None else args.size
+    args.resize = args.resize or "adm"
     if args.size < 1:
         raise UserError(f"--size is a positive number of pixels, got {args.size}")
     return {"inspect": _inspect, "encode": _encode, "stats": _stats}[args.action](args)
@@ -78,13 +90,18 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
     from diffzoo.data import DemoData, HubImages, ImageFolder
 
     path = Path(args.source)
-    pictures = path.is_dir() and not _has_shards(path)
-    if args.source == "demo" or pictures:
-        _refuse_flags(args)
     common = {"image_size": args.size, "resize": args.resize, "flip": False, "num_workers": args.workers}
+    # nothing is shown twice, and bad pictures are counted
+    common |= {"cache": False, "max_bad": sys.maxsize}
     if args.source == "demo":
+        _refuse_flags(args)
         return DemoData(**common, balance=False)
-    if pictures:
+    if path.is_dir() and not _has_shards(path):
+        splits = _splits(path)
+        _refuse_flags(args, but={"split"} if splits else set())
+        if splits:
+            train, held_out = _choose(args, splits)
+            return ImageFolder(str(path / train), val_path=held_out and str(path / held_out), **common)
         return ImageFolder(str(path), **common)
     columns = {k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")}
     return HubImages(
@@ -103,11 +120,38 @@ def _has_shards(folder: Path) -> bool:
     return any(any(folder.rglob(pattern)) for pattern in ("*.parquet", "*.tar"))
 
 
-def _refuse_flags(args: argparse.Namespace) -> None:
+def _splits(folder: Path) -> list[str]:
+    """The sub-folders with pictures, if all are named after splits, so that they are no classes."""
+    from diffzoo.data.hub import VALIDATION_SPLITS
+    from diffzoo.data.sources import SUFFIXES
+
+    known = {"train", "training", *VALIDATION_SPLITS}
+    entries = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+    if not known & {f.name for f in entries} or any(f.suffix.lower() in SUFFIXES for f in entries):
+        return []
+    inner = [f.name for f in entries if f.is_dir() and any(p.suffix.lower() in SUFFIXES for p in f.rglob("*"))]
+    return inner if set(inner) <= known else []
+
+
+def _choose(args: argparse.Namespace, splits: list[str]) -> tuple[str, str | None]:
+    """(folder to take, folder that is held out) among those of the splits, and say so."""
+    from diffzoo.data.hub import VALIDATION_SPLITS
+
+    wanted = "training" if args.split == "train" and "train" not in splits else args.split
+    if wanted not in splits:
+        raise UserError(
+            f"{args.source} has the splits {', '.join(splits)} and no {args.split}: choose one with --split"
+        )
+    held_out = next((name for name in VALIDATION_SPLITS if name in splits and name != wanted), None)
+    rest = f", with {held_out} held out" if held_out else ""
+    print(f"{args.source} has the splits {', '.join(splits)}: taking {wanted}{rest}", file=sys.stderr)
+    return wanted, held_out
+
+
+def _refuse_flags(args: argparse.Namespace, but: Collection[str] = ()) -> None:
     """Flags about columns mean nothing to a folder of pictures or to the demo set."""
-    usual = {"config": None, "revision": None, "split": "train", "image": "auto", "label": "auto", "caption": "auto"}
-    for name, value in usual.items():
-        if getattr(args, name) != value:
+    for name, value in USUAL.items():
+        if name not in but and getattr(args, name) != value:
             raise UserError(
                 f"--{name} is for Parquet, tar and Hub data sets, and {args.source} is none: leave it out; the "
                 "sub-folders of a folder are its classes, text files beside its pictures their captions"
@@ -118,14 +162,30 @@ def _refuse_flags(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    if (Path(args.source) / "train" / "passport.json").is_file():
-        report = _latent_report(Path(args.source))
-    else:
-        data = open_data(args)
-        report = _report(data, args.sample)
-        if args.sheet:
-            report["contact sheet"] = str(_contact_sheet(data, args.sheet))
-    if args.json:
+    data = open_data(args)
+    report = _report(data, 256 if args.sample is None else args.sample)
+    if not args.no_sheet:
+        path = args.sheet or Path(f"{_short_name(args.source)}-sheet.png")
+        report["contact sheet"] = str(_contact_sheet(data, path))
+    return _show(report, args.json)
+
+
+def _inspect_latents(args: argparse.Namespace) -> int:
+    given = [name for name, value in USUAL.items() if getattr(args, name) != value]
+    given += [name for name in ("size", "resize", "sample", "sheet") if getattr(args, name) is not None]
+    if given:
+        raise UserError(f"--{given[0]} means nothing to {args.source}, which is a cache of latents: leave it out")
+    return _show(_latent_report(Path(args.source), args.workers), args.json)
+
+
+def _short_name(source: str) -> str:
+    """What to call a file about a source."""
+    path = Path(source).resolve()
+    return path.stem if path.is_file() else path.name
+
+
+def _show(report: dict[str, Any], as_json: bool) -> int:
+    if as_json:
         print(json.dumps(report, indent=1))
         return 0
     for name, value in report.items():
@@ -152,28 +212,34 @@ def _report(data: "ImageDataModule", sample: int) -> dict[str, Any]:
         "captions": "yes" if source.has_captions else "no",
         "fingerprint": source.fingerprint,
     }
-    labels = source.labels()
-    if labels is not None:
-        counts = {name: int((labels == i).sum()) for i, name in enumerate(source.class_names)}
-        report["classes"] = len(counts)
-        report["class histogram"] = counts
-    report.update(_measure(source, sample))
+    report |= _classes(source)
+    report |= _measure(source, sample)
     report["throughput"] = _throughput(data)
     return report
 
 
-def _latent_report(folder: Path) -> dict[str, Any]:
+def _classes(source: "Source") -> dict[str, Any]:
+    """How many rows each class has, where there are classes."""
+    labels = source.labels()
+    if labels is None:
+        return {}
+    counts = {name: int((labels == i).sum()) for i, name in enumerate(source.class_names)}
+    return {"classes": len(counts), "class histogram": counts}
+
+
+def _latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
     """What the passports of a cache of latents say, and what of it is there."""
-    from diffzoo.data.latents import Passport, shard_name
+    from diffzoo.data.latents import Latents, LatentSource, Passport, shard_name
 
     report: dict[str, Any] = {"source": f"latents in {folder}"}
+    whole: dict[str, LatentSource] = {}
     for part in ("train", "validation"):
-        if not (folder / part / "passport.json").is_file():
+        if not (folder / part / PASSPORT).is_file():
             continue
         passport = Passport.read(folder / part)
         there = sum((folder / part / shard_name(k)).is_file() for k in range(passport.shards))
         report[part] = {
-            "pictures": f"{passport.rows} of {passport.source}",
+            "pictures": f"{passport.pictures} of the {passport.rows} of {passport.source}",
             "shards": f"{there} of {passport.shards}" + ("" if there == passport.shards else ", incomplete"),
             "picture size": f"{passport.image_size} px, resize {passport.resize}",
             "mirror images": "yes" if passport.flips > 1 else "no",
@@ -183,7 +249,19 @@ def _latent_report(folder: Path) -> dict[str, Any]:
             "revision": passport.revision or "none",
             "licence": passport.licence or "not stated",
             "fingerprint of the rows": passport.source_fingerprint,
+            "hash of their ids": passport.ids or "none yet",
         }
+        if passport.pictures is None:
+            report[part]["pictures"] = f"none counted yet of the {passport.rows} of {passport.source}"
+            continue
+        whole[part] = LatentSource(folder / part)
+        report[part]["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
+    if "train" in whole:
+        source = whole["train"]
+        report |= {k: v for k, v in _classes(source).items() if k == "class histogram"}
+        mirrored = source.passport.flips > 1
+        data = Latents(str(folder), source.shape[1], flip=mirrored, num_workers=workers)
+        report["throughput"] = _throughput(data)
     return report
 
 
@@ -239,20 +317,27 @@ def _measure(source: "Source", sample: int) -> dict[str, Any]:
     return result
 
 
-def _throughput(data: "ImageDataModule", seconds: float = 3.0) -> str:
-    """Decoded pictures per second, without cached ones."""
-    data._cache = False
-    loader = iter(data.train_dataloader())
-    next(loader)
-    images, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        batch = next(loader, None)
-        if batch is None:
-            break
-        images += len(batch["id"])
-    rate = images / max(1e-9, time.perf_counter() - start)
+def _throughput(data: "ImageDataModule") -> str:
+    """Pictures per second that training would get, without cached ones. Small sets are passed over and over."""
+    passes = data.train_dataloader()
+    batches = itertools.chain.from_iterable(itertools.repeat(passes))
+    with _quiet():
+        next(batches)  # the workers start
+        images, start = 0, time.perf_counter()
+        while not images or time.perf_counter() - start < MEASURED_SECONDS:
+            images += len(next(batches)["id"])
+        rate = images / (time.perf_counter() - start)
     data.teardown()
-    return f"{rate:.0f} pictures/s at {data.image_size} px with {data.num_workers} workers"
+    number = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{number} pictures/s at {data.image_size} px with {data.num_workers} workers"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning for each bad picture: reports count them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(skipped|left out) a bad picture")
+        yield
 
 
 def _contact_sheet(data: "ImageDataModule", path: Path) -> Path:
@@ -308,6 +393,7 @@ def _encode(args: argparse.Namespace) -> int:
             args.batch_size,
             args.max_bad,
             _shard_line(part),
+            data.num_workers,
         )
         for reason in done.bad.values():
             print(f"left out: {reason}", file=sys.stderr)
@@ -333,7 +419,7 @@ def _shard_line(part: str) -> Any:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from diffzoo.data.stream import EvalBatches, EvalSpans, Sequential
+    from diffzoo.data.stream import hash_of_ids
     from diffzoo.evaluation.reference import make_reference
     from diffzoo.files import write_text
     from diffzoo.metrics.features import load_features
@@ -343,10 +429,10 @@ def _stats(args: argparse.Namespace) -> int:
     if source is None:
         raise UserError(f"{args.source} has no held-out pictures: use --part train")
     networks = [load_features(name, device=_device(args.device)) for name in args.networks]
-    make = data.batch_maker(source, Sequential(source), data.transform.held_out(), False)
-    bad: list[int] = []
-    batches = _only_good(EvalBatches(make, EvalSpans(len(source), 64, 0, 1), data.num_workers), bad, args.limit)
-    reference = make_reference(batches, networks, args.out, keep=args.keep)
+    ids: list[int] = []
+    with _quiet():
+        batches = data.one_pass(args.part)
+        reference = make_reference(_first(batches, args.limit, ids), networks, args.out, keep=args.keep)
 
     record: dict[str, Any] = {
         "source": source.name,
@@ -357,24 +443,18 @@ def _stats(args: argparse.Namespace) -> int:
         "licence": source.licence,
     }
     record |= {"part": args.part, "networks": args.networks, "sha256": reference.sha256}
-    record["pictures"] = min(len(source) - len(bad), args.limit or len(source))
-    record["left_out"] = len(bad)
+    record |= {"pictures": len(ids), "ids": hash_of_ids(ids), "left_out": len(batches.bad)}
     write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
-    left_out = f", {len(bad)} that cannot be decoded left out" if bad else ""
+    left_out = f", {len(batches.bad)} that cannot be decoded left out" if batches.bad else ""
     print(f"{record['pictures']} pictures{left_out} in {args.out} (sha256 {reference.sha256[:12]}), passport beside it")
     return 0
 
 
-def _only_good(batches: Any, bad: list[int], limit: int | None) -> Iterator[dict[str, Any]]:
-    """The batches up to `limit` pictures, without the stand-ins of pictures that cannot be decoded, whose rows are
-    added to `bad`: a stand-in would count twice."""
-    count = 0
+def _first(batches: Any, limit: int | None, ids: list[int]) -> Iterator[dict[str, Any]]:
+    """The batches up to `limit` pictures, whose rows are added to `ids`."""
     for batch in batches:
-        good = batch["id"] == batch["index"]
-        bad += batch["index"][~good].tolist()
-        kept = good.nonzero()[:, 0][: None if limit is None else limit - count]
-        count += len(kept)
-        if len(kept):
-            yield {name: batch[name][kept] for name in ("image", "label") if name in batch}
-        if limit is not None and count >= limit:
+        kept = len(batch["id"]) if limit is None else min(len(batch["id"]), limit - len(ids))
+        ids += batch["id"][:kept].tolist()
+        yield {name: batch[name][:kept] for name in ("image", "label") if name in batch}
+        if len(ids) == limit:
             return

@@ -1,6 +1,9 @@
 """`diffzoo data` as a stranger uses it: a folder with a broken picture, a cache of latents, a name that is nothing."""
 
+import hashlib
 import json
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,14 @@ from diffzoo.cli.main import main
 from diffzoo.evaluation import Reference
 
 COUNT = 23
+
+
+@pytest.fixture(autouse=True)
+def _quick_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contact sheets go to the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("diffzoo.cli.data.MEASURED_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -41,6 +52,8 @@ def test_statistics_count_every_picture_once(folder: Path, tmp_path: Path, capsy
     assert f"{COUNT - 1} pictures, 1 that cannot be decoded left out" in capsys.readouterr().out
     passport = json.loads(out.with_suffix(".json").read_text())
     assert (passport["pictures"], passport["left_out"]) == (COUNT - 1, 1)
+    kept = [row for row, file in enumerate(sorted(folder.rglob("*.png"))) if file.name != "004.png"]
+    assert passport["ids"] == hashlib.sha256(struct.pack(f"<{len(kept)}q", *kept)).hexdigest()
     assert passport["sha256"] == Reference.open(out).sha256
 
     (folder / "cat" / "004.png").unlink()
@@ -53,6 +66,7 @@ def test_statistics_count_every_picture_once(folder: Path, tmp_path: Path, capsy
     few = tmp_path / "few.npz"
     assert main(["data", "stats", str(folder), "--out", str(few), *arguments, "--limit", "7"]) == 0
     files = sorted(folder.rglob("*.png"))[:7]
+    assert json.loads(few.with_suffix(".json").read_text())["pictures"] == 7
     with np.load(few) as archive:
         images = next(archive[k] for k in archive if archive[k].ndim == 4 and archive[k].dtype == np.uint8)
         channels_last = images if images.shape[-1] == 3 else images.transpose(0, 2, 3, 1)
@@ -69,8 +83,102 @@ def test_a_cache_of_latents_is_described(folder: Path, tmp_path: Path, capsys: p
     assert found["picture size"] == "16 px, resize adm"
     assert (found["mirror images"], found["classes"], found["captions"]) == ("no", 2, "no")
     assert found["autoencoder"].startswith("identity (")
-    next((cache / "train").glob("*00001.safetensors")).unlink()
-    assert report(capsys, str(cache))["train"]["shards"] == "2 of 3, incomplete"
+    whole = report(capsys, str(cache), "--workers", "0")
+    assert whole["train"]["pictures"] == f"{COUNT - 1} of the {COUNT} of {folder}"
+    assert whole["train"]["latent size"] == "16 x 16 px"
+    assert whole["class histogram"] == {"cat": 11, "dog": 11}
+    assert rate(whole) > 0
+    assert not list(Path().iterdir())
+    for flag in (["--sheet", "x.png"], ["--size", "64"], ["--sample", "9"], ["--split", "val"], ["--resize", "adm"]):
+        assert main(["data", "inspect", str(cache), *flag]) == 2
+        assert f"{flag[0]} means nothing to {cache}, which is a cache of latents" in capsys.readouterr().err
+    sound = (cache / "train" / "passport.json").read_text()
+    (cache / "train" / "passport.json").write_text(sound.replace(f'"pictures": {COUNT - 1}', '"pictures": 9'))
+    assert main(["data", "inspect", str(cache)]) == 2
+    assert "but their passport says 9" in capsys.readouterr().err
+
+
+def test_an_unfinished_cache_is_described(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = tmp_path / "cache"
+    arguments = ["--autoencoder", "identity", "--size", "16", "--shard-rows", "10", "--workers", "0", "--max-bad", "0"]
+    assert main(["data", "encode", str(folder), "--out", str(cache), *arguments]) == 2
+    assert "1 pictures of" in capsys.readouterr().err
+    found = report(capsys, str(cache))
+    assert found["train"]["shards"] == "1 of 3, incomplete"
+    assert found["train"]["pictures"] == f"none counted yet of the {COUNT} of {folder}"
+
+
+def rate(found: dict[str, Any]) -> float:
+    match = re.fullmatch(r"([\d.]+) pictures/s at \d+ px with \d+ workers", found["throughput"])
+    assert match, found["throughput"]
+    return float(match[1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 25, 95])
+def test_small_sets_have_a_throughput(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of less than two batches: they are passed over and over."""
+    (tmp_path / "p").mkdir()
+    for i in range(count):
+        (tmp_path / "p" / f"{i}.png").write_bytes(picture(i))
+    assert rate(report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")) > 0
+
+
+def test_a_contact_sheet_is_written_unless_it_is_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "x.parquet", rows(0, 20), 8)
+    arguments = ["--size", "8", "--workers", "0"]
+    for source, name in ((str(folder), "pictures-sheet.png"), (str(tmp_path / "x.parquet"), "x-sheet.png")):
+        assert report(capsys, source, *arguments, "--no-sheet").get("contact sheet") is None
+        assert not list(Path().iterdir())
+        assert main(["data", "inspect", source, *arguments]) == 0
+        assert f"contact sheet: {name}\n" in capsys.readouterr().out
+        with Image.open(name) as sheet:
+            assert sheet.width > 64
+        Path(name).unlink()
+    assert report(capsys, str(folder), *arguments, "--sheet", "other.png")["contact sheet"] == "other.png"
+    assert [p.name for p in Path().iterdir()] == ["other.png"]
+
+
+def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not only in JSON."""
+    assert main(["data", "inspect", str(folder), "--size", "8", "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^class histogram:\n  cat  12\n  dog  11$", out, re.MULTILINE)
+    assert re.search(r"^sizes of 23 pictures:\n  width +smallest 16, .* largest 16\n", out, re.MULTILINE)
+    assert re.search(r"^  width / height +smallest 1\.00, .*median 1\.00", out, re.MULTILINE)
+    assert re.search(r"^bad pictures: 1 of 23$", out, re.MULTILINE)
+
+
+def test_folders_of_splits_are_no_classes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set" / "notes").mkdir(parents=True)
+    (tmp_path / "set" / "README.md").write_text("two splits")
+    for split, first in (("train", 0), ("val", 100)):
+        for i in range(first, first + 6):
+            file = tmp_path / "set" / split / ("ant", "bee", "cow")[i % 3] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture(i))
+    arguments = [str(tmp_path / "set"), "--size", "8", "--workers", "0"]
+    assert main(["data", "inspect", *arguments, "--json"]) == 0
+    output = capsys.readouterr()
+    assert "has the splits train, val: taking train, with val held out" in output.err
+    found = json.loads(output.out)
+    assert found["class histogram"] == {"ant": 2, "bee": 2, "cow": 2}
+    assert found["rows"] == {"train": 6, "held out": 6}
+    cache = tmp_path / "cache"
+    encode = ["--autoencoder", "identity", "--out", str(cache)]
+    assert main(["data", "encode", *arguments, *encode]) == 0
+    assert {part.name for part in cache.iterdir()} == {"train", "validation"}
+    capsys.readouterr()
+    found = report(capsys, *arguments, "--split", "val")
+    assert (found["source"], found["rows"]["held out"]) == (str(tmp_path / "set" / "val"), 0)
+    (tmp_path / "set" / "train").rename(tmp_path / "set" / "test")
+    assert main(["data", "inspect", *arguments]) == 2
+    assert "has the splits test, val and no train: choose one with --split" in capsys.readouterr().err
+    (tmp_path / "set" / "test").rename(tmp_path / "set" / "training")
+    assert report(capsys, *arguments)["source"] == str(tmp_path / "set" / "training")
+    (tmp_path / "set" / "val").rename(tmp_path / "set" / "ship")  # training and ship: classes
+    assert report(capsys, *arguments)["class histogram"] == {"ship": 6, "training": 6}
 
 
 def test_sizes_shapes_classes_and_licence_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
