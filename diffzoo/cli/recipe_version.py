@@ -1,6 +1,6 @@
 """Recipes say which version wrote them, so that one from the future can be told from one with a mistake.
 
-A line `# diffzoo 0.2.0` among the comments at the top; `config.yaml` of a run has it.
+A line `# diffzoo 0.2.0` among the comments at the top; `config.yaml` of a run and copies of shipped recipes have it.
 """
 
 import re
@@ -37,17 +37,24 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 @contextmanager
 def newer_explained(recipes: Sequence[Path]) -> Iterator[None]:
-    """If what is wrong inside the block may be that a recipe was written by a newer version, say so too."""
-    from diffzoo import __version__
+    """Warn of recipes that a newer version wrote; if something is wrong inside the block, the error says so too."""
+    from lightning.pytorch.utilities import rank_zero_warn
 
+    newer = [sentence for sentence in map(_if_newer, recipes) if sentence]
+    for sentence in newer:
+        rank_zero_warn(sentence)
     try:
         yield
     except UserError as error:
-        for path in recipes:
-            stated = stated_version(path)
-            if stated and _numbers(stated) > _numbers(__version__):
-                raise UserError(
-                    f"{error}; {path} was written for diffzoo {stated} and this is {__version__}: "
-                    "pip install --upgrade diffzoo"
-                ) from error
+        if newer:
+            raise UserError(f"{error}; {newer[0]}") from error
         raise
+
+
+def _if_newer(path: Path) -> str | None:
+    from diffzoo import __version__
+
+    stated = stated_version(path)
+    if not stated or _numbers(stated) <= _numbers(__version__):
+        return None
+    return f"{path} was written for diffzoo {stated} and this is {__version__}: pip install --upgrade diffzoo"

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from diffzoo.cli.recipe_files import find_recipe, recipe_names
+from diffzoo.cli.recipe_version import stated_version, version_line
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
             to = to / source.name
         if to.exists():
             raise UserError(f"{to} exists already: name another file")
-        write_text(to, source.read_text(encoding="utf-8"))
+        version = "" if stated_version(source) else version_line()
+        write_text(to, version + source.read_text(encoding="utf-8"))
         print(f"copied to {to}; train with: diffzoo fit -c {to}")
     return 0

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffzoo import __version__
 from diffzoo.cli.main import main
 from diffzoo.cli.recipe_files import find_recipe, recipe_names
+from diffzoo.cli.recipe_version import stated_version
 
 
 def test_list_shows_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +28,12 @@ def test_copy_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture
     name, to = recipe_names()[0], tmp_path / "mine.yaml"
     assert main(["recipes", "copy", name, str(to)]) == 0
     assert yaml.safe_load(to.read_text())["model"]
+    line, rest = to.read_text().split("\n", 1)
+    assert line == f"# diffzoo {__version__}"
+    assert rest == find_recipe(name).read_text()
+    assert stated_version(to) == __version__
+    assert main(["recipes", "copy", str(to), str(tmp_path / "again.yaml")]) == 0
+    assert (tmp_path / "again.yaml").read_bytes() == to.read_bytes()  # what wrote it first
     to.write_text("mine")
     assert main(["recipes", "copy", name, str(to)]) == 2
     assert to.read_text() == "mine"
