@@ -9,7 +9,8 @@ by class) and `trainer`. Everything of a run lies in its directory:
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def train(
     Raises:
         UserError: for anything in the recipe or the options that does not fit, naming the nearest right key.
     """
+    from lightning.pytorch.utilities import rank_zero_warn
+
     from diffzoo.cli.lightning_cli import Command
     from diffzoo.cli.out_of_memory import memory_explained
     from diffzoo.cli.recipe_version import newer_explained
@@ -89,23 +92,52 @@ def train(
     arguments = [verb, *(f"--config={r}" for r in recipes), *replaced, *rest]
     if not any(a.startswith("--trainer.default_root_dir") for a in rest):
         arguments.append(f"--trainer.default_root_dir={directory}")
-    with RunLock(directory):
+    with _plain_warnings(), RunLock(directory):
         if resume:
-            checkpoint = find_resume(directory) if resume == "auto" else Path(resume)
-            if checkpoint is not None and not checkpoint.exists():
-                raise UserError(f"no checkpoint at {checkpoint}: give a file, or --resume auto")
+            checkpoint = find_resume(directory, rank_zero_warn) if resume == "auto" else _checkpoint(Path(resume))
             if checkpoint is not None:
                 if _is_first_process():
                     print(f"resuming from {checkpoint}")
                 arguments.append(f"--ckpt_path={checkpoint}")
-        elif verb == "fit" and (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir()):
+        elif verb == "fit" and _is_first_process() and list((directory / "checkpoints").glob("*")):
             raise UserError(
                 f"{directory} already holds a run: continue it with --resume auto, or choose another --run directory"
             )
-        with warnings.catch_warnings():
-            _quiet()
-            with newer_explained(recipes), memory_explained(arguments):
-                return Command(arguments).trainer
+        with newer_explained(recipes), memory_explained(arguments):
+            return Command(arguments).trainer
+
+
+def _checkpoint(path: Path) -> Path:
+    """A checkpoint given by its path, if a run can go on from it: said before anything is built."""
+    import pickle
+
+    import torch
+
+    from diffzoo.training.checkpointing import _checksum_file, is_sound
+
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}: give a file, or --resume auto")
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path} is the directory of a run: continue it with --run {path} --resume auto")
+    instead = f"a new run starts from weights with --model.weights {path} in place of --resume"
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} holds weights and nothing that a run could go on from: {instead}")
+    if _checksum_file(path).is_file() and not is_sound(path):
+        raise UserError(f"the checkpoint {path} is damaged (its checksum does not match): give another, or auto")
+    if (path / "meta.pt").is_file():  # in shards
+        return path
+    if not is_sound(path):
+        raise UserError(f"{path} is no checkpoint of a run, or a damaged one: give one of its checkpoints; {instead}")
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:  # a callback's own objects are in it
+        return path
+    except RuntimeError:  # an archive of something else
+        held = None
+    missing = [k for k in ("state_dict", "optimizer_states", "loops") if not isinstance(held, dict) or k not in held]
+    if missing:
+        raise UserError(f"{path} holds no state of a run ({', '.join(missing)}) to go on from: {instead}")
+    return path
 
 
 def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
@@ -123,6 +155,24 @@ def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
         kept |= {k: v for k, v in (data.get("init_args") or {}).items() if k in general and v is not None}
     options = [f"--data.init_args.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in kept.items()]
     return ["--data=diffzoo.data.ImageFolder", f"--data.init_args.path={folder}", *options]
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of this package as plain sentences, without a line of source, and none that nobody can act upon."""
+    package, usual = Path(__file__).parents[1], warnings.formatwarning
+
+    def plain(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        ours = Path(filename).is_relative_to(package)
+        return f"diffzoo: warning: {message}\n" if ours else usual(message, category, filename, lineno, line)
+
+    with warnings.catch_warnings():
+        _quiet()
+        warnings.formatwarning = plain
+        try:
+            yield
+        finally:
+            warnings.formatwarning = usual
 
 
 def _quiet() -> None:

@@ -170,10 +170,11 @@ def find_resume(run_dir: str | os.PathLike[str], report: Callable[[str], None] =
         UserError: if there are checkpoints but every one is damaged, so that a fresh start would bury them.
     """
     found = list_checkpoints(run_dir)
-    for path in found:
+    for path, earlier in zip(found, [*found[1:], None], strict=True):
         if is_sound(path):
             return path
-        report(f"the checkpoint {path} is damaged (its checksum does not match): using the one before it")
+        then = f": trying the one before it, {earlier.name}" if earlier else ""
+        report(f"the checkpoint {path} is damaged (its checksum does not match){then}")
     if found:
         raise UserError(
             f"all {len(found)} checkpoints in {found[0].parent} are damaged: move that folder away to start anew"
@@ -204,8 +205,14 @@ class RunLock:
             return self
         if not _is_first_process():
             return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "a+")
+        except OSError as error:
+            raise UserError(
+                f"the run directory {self.path.parent} cannot be written to ({error.strerror or error}): choose another "
+                "with --run"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -220,16 +227,19 @@ class RunLock:
             file.close()
             rank_zero_warn(f"{self.path.parent} cannot be locked ({error}): start no second run in it")
             return self
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
         self._file = file
+        with suppress(OSError):  # a full disk: the lock holds without a name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
+            with suppress(OSError):
+                self._file.truncate(0)
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
 

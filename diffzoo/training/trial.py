@@ -69,7 +69,8 @@ class TrialEvaluation(FewSamplerSteps):
         if not values:
             values = self._distance(trainer, pl_module)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no metric, the data has latents"
-        steps = pl_module.sampler.steps
+        module: Any = pl_module
+        steps = module.sampler.steps
         rank_zero_only(print)(f"dry run: {self.n} images drawn in {steps} sampler steps and measured: {shown}")
 
     @staticmethod

@@ -1,6 +1,9 @@
 """What goes wrong around a run, each in one sentence; and the trial run that finds it before."""
 
+import errno
+import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffzoo.cli import out_of_memory
 from diffzoo.cli.main import main
 from diffzoo.cli.out_of_memory import advice
 from diffzoo.cli.plan import plan_recipe
 from diffzoo.cli.recipe_version import stated_version
+from diffzoo.errors import UserError
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM, DPMSolver
 from diffzoo.training.checkpointing import RunLock
@@ -135,6 +140,8 @@ def test_a_recipe_of_a_newer_version_says_so(recipe: Path, tmp_path: Path, capsy
         assert "there is no key 'model.flux_capacitor'" in said
         assert f"{recipe} was written for diffzoo 99.1.0 and this is " in said
         assert said.rstrip().endswith("pip install --upgrade diffzoo")
+    with pytest.warns(UserWarning, match="was written for diffzoo 99.1.0 and this is"):  # though it parses
+        assert main(["fit", "-c", str(recipe), *run, "--trainer.max_steps=1"]) == 0
     recipe.write_text("# diffzoo 0.0.1\n" + RECIPE)
     assert "0.0.1" not in failed(capsys, "-c", str(recipe), *run, wrong)
 
@@ -152,6 +159,81 @@ def test_a_run_directory_in_use_is_named(recipe: Path, tmp_path: Path, capsys: p
     with RunLock(tmp_path / "run"):
         said = failed(capsys, "-c", str(recipe), "--run", str(tmp_path / "run"))
     assert "run is in use by process" in said
+
+
+@pytest.mark.parametrize("place", ["/proc/no/run", "file/run"])
+def test_a_run_directory_that_cannot_be_made(
+    recipe: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    said = failed(capsys, "-c", str(recipe), "--run", str(tmp_path / place))
+    assert re.search(r"diffzoo: the run directory .*run cannot be written to \(.*\): choose another with --run", said)
+
+
+def test_a_lock_on_a_full_disk_holds_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.TextIOWrapper):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    usual = open
+    monkeypatch.setattr("builtins.open", lambda *a: Full(usual(a[0], "ab+")) if ".lock" in str(a[0]) else usual(*a))
+    with RunLock(tmp_path):
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="in use by"), RunLock(tmp_path):
+            pass
+
+
+def test_what_no_run_can_go_on_from_is_said_before_it_starts(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = ("-c", str(recipe), "--run", str(tmp_path / "run"))
+
+    def said(path: Path) -> str:
+        line = failed(capsys, *run, "--resume", str(path)).splitlines()[-1]
+        assert line.startswith("diffzoo: ")
+        return line
+
+    assert main(["fit", *run, "--trainer.max_steps=1"]) == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001.ckpt"
+    other = tmp_path / "other.ckpt"
+    torch.save({"a": 1}, other)
+    assert "holds no state of a run (state_dict, optimizer_states, loops)" in said(other)
+    torch.save({"state_dict": torch.load(checkpoint, weights_only=True)["state_dict"]}, other)
+    assert f"(optimizer_states, loops) to go on from: a new run starts from weights with --model.weights {other}" in (
+        said(other)
+    )
+    other.write_bytes(b"garbage" * 100)
+    assert "is no checkpoint of a run, or a damaged one" in said(other)
+    weights = tmp_path / "x.safetensors"
+    save_file({"w": torch.ones(2)}, weights)
+    assert f"starts from weights with --model.weights {weights} in place of --resume" in said(weights)
+    assert "is the directory of a run: continue it with --run" in said(tmp_path / "run")
+    copy = tmp_path / "copy.ckpt"
+    copy.write_bytes(checkpoint.read_bytes())
+    assert main(["fit", *run, "--resume", str(copy)]) == 0  # without its checksum
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    assert "is damaged (its checksum does not match)" in said(checkpoint)
+
+
+def test_warnings_are_plain_sentences(recipe: Path, tmp_path: Path) -> None:
+    """Nothing of the source code; that there is one before is not said of the last."""
+    run = tmp_path / "run"
+    for step in (1, 2):
+        path = run / "checkpoints" / f"step_{step:08d}.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"garbage")
+    command = [sys.executable, "-m", "diffzoo", "fit", "-c", str(recipe), "--run", str(run), "--resume", "auto"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    folder = run / "checkpoints"
+    why = "is damaged (its checksum does not match)"
+    assert done.stderr.splitlines() == [
+        f"diffzoo: warning: the checkpoint {folder}/step_00000002.ckpt {why}: trying the one before it, "
+        "step_00000001.ckpt",
+        f"diffzoo: warning: the checkpoint {folder}/step_00000001.ckpt {why}",
+        f"diffzoo: all 2 checkpoints in {folder} are damaged: move that folder away to start anew",
+    ]
 
 
 def test_more_devices_than_the_batch_divides(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
