@@ -73,8 +73,8 @@ class DiffusionModule(L.LightningModule):
         loss_coefficients: weight of each output of a multi-resolution network; None = 1 / ratio^2.
         condition_dropout: probability that a sample is trained without its condition, for classifier-free guidance.
         sampler: draws the previews.
-        guidance: {formula, scale}, perhaps {interval, decay}: how the finished weights are to be guided. `diffzoo eval`,
-            `sample` and the model card take it from the run.
+        guidance: {formula, scale}, perhaps {interval, decay}: how the finished weights are to be guided. Evaluation,
+            sampling and the model card take it from the run.
         optimizer: called with the parameter groups.
         lr_scheduler: called with the optimizer, stepped every step; None = constant.
         autoencoder: frozen codec of a latent model; None = pixel space.

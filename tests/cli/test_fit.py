@@ -17,6 +17,8 @@ from PIL import Image
 from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
+from diffzoo.evaluation.generate import default_plan
+from diffzoo.zoo import load_any
 
 pytestmark = [
     # Lightning's own: few workers, deprecated parts of torch
@@ -28,6 +30,7 @@ model:
   network: simple_uvit_xs_32
   network_args: {num_classes: 10, depth_at: {8: 1}}
   sampler: {class_path: DDIM, init_args: {steps: 2, clip: 1.0}}
+  guidance: {formula: uncond + s * (cond - uncond), scale: 2.5}
   optimizer: {class_path: diffzoo.training.FusedAdamW, init_args: {lr: 1.0e-3}}
 data:
   class_path: DemoData
@@ -72,6 +75,8 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     assert [int(r["step"]) for r in rows if r["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert [int(r["step"]) for r in rows if r["val/loss"]] == [3, 6]
     assert all(0 < float(r["val/loss"] or r["train/loss"]) < 3 for r in rows)
+    plan = default_plan("run", load_any(run).facts)  # what `diffzoo eval RUN` draws with
+    assert (plan.steps, plan.guidance) == (2, {"formula": "uncond", "scale": 2.5})
     # the configuration that was saved is itself a recipe, and gives the same run
     again = tmp_path / "again"
     assert main(["fit", "-c", str(run / "config.yaml"), "--run", str(again)]) == 0

@@ -1,5 +1,7 @@
 """Every recipe that ships: parsed by the real command line, built, run for one batch, and headed by its facts."""
 
+import argparse
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +10,15 @@ import pytest
 import torch
 
 from diffzoo.cli.lightning_cli import ParsedRecipe
+from diffzoo.cli.main import VERBS
 from diffzoo.cli.recipe_files import find_recipe, recipe_names
+from diffzoo.evaluation.presets import preset
 from diffzoo.models import Network, entry
 from diffzoo.sampling import Denoiser, sample
 from diffzoo.training.module import DiffusionModule
 from diffzoo.typing import Condition
 
-HEADER = ("Command:", "Hardware:", "Cost:", "Expected:", "Source:")
+HEADER = ("Command:", "Hardware:", "Cost:", "Expected:", "Source:", "Evaluate:")
 
 
 @pytest.fixture(params=recipe_names())
@@ -52,6 +56,23 @@ def test_header_states_the_facts(recipe: Path) -> None:
     command = next(line for line in head if line.startswith("# Command:"))
     stated = re.search(r"diffzoo fit -c (\S+)", command).group(1)
     assert str(recipe).endswith(stated)
+
+
+def test_the_other_commands_of_the_header_parse(recipe: Path) -> None:
+    """What to do with data and results are commands there are, of protocols there are."""
+    evaluations = 0
+    for line in (line for line in recipe.read_text().splitlines() if line.startswith("#")):
+        for command in re.findall(r"diffzoo ((?:data|eval) [^`,]*)", line):
+            verb, *words = command.split()
+            if words == ["--help"]:
+                continue
+            parser = argparse.ArgumentParser()
+            importlib.import_module(VERBS[verb][0]).configure(parser)
+            arguments = parser.parse_args(words)
+            if verb == "eval":
+                preset(arguments.protocol)
+                evaluations += 1
+    assert evaluations == 1
 
 
 def test_parses_builds_on_meta_and_runs_one_batch(recipe: Path) -> None:
