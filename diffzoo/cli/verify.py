@@ -4,6 +4,8 @@ import argparse
 import json
 from dataclasses import asdict
 
+from diffzoo.errors import UserError
+
 __all__ = ["configure", "run"]
 
 
@@ -14,9 +16,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if the checkpoint is what it should be, 1 if not."""
-    from diffzoo.zoo.verify import verify
+    """0 if the checkpoint is what it should be, 1 if not; a file that cannot be had is an error, status 2."""
+    from diffzoo.zoo.verify import Report, unverified, verify
 
-    report = verify(args.name)
-    print(json.dumps(asdict(report), indent=2, ensure_ascii=False) if args.json else report)
+    def as_json(report: Report) -> str:
+        return json.dumps(asdict(report), indent=2, ensure_ascii=False)
+
+    try:
+        report = verify(args.name)
+    except UserError as error:
+        if args.json:  # for the program that reads it; the sentence follows for people
+            print(as_json(unverified(args.name, str(error))))
+        raise
+    print(as_json(report) if args.json else report)
     return 0 if report.ok else 1

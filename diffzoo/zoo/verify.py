@@ -27,7 +27,7 @@ from diffzoo.zoo.formats import read_tensors
 from diffzoo.zoo.loading import assign, build_meta, convert, converted_path, entry_config
 from diffzoo.zoo.manifest import Checkpoint, Fingerprint, checkpoint
 
-__all__ = ["Report", "fingerprint", "largest_error", "probe", "verify"]
+__all__ = ["Report", "fingerprint", "largest_error", "probe", "unverified", "verify"]
 
 FIRST = 8
 
@@ -132,9 +132,7 @@ def verify(name: str) -> Report:
         UserError: if the file cannot be had; a file that is not the original is a verdict, not an error.
     """
     item = checkpoint(name)
-    report = Report(item.name, str(item.source), pinned=item.sha256 is not None)
-    facts = {"sampler": item.sampler, "guidance": item.guidance, "text": item.text_encoder}
-    report.draws_with = {kind: dict(value) for kind, value in facts.items() if value}
+    report = _begun(item)
     before = cache.read_pin(item.name)
     try:
         path, original = fetch(item)
@@ -149,14 +147,33 @@ def verify(name: str) -> Report:
     return report
 
 
+def unverified(name: str, reason: str) -> Report:
+    """The report on an entry whose file cannot be had: what the manifest knows of it, if anything, and why."""
+    try:
+        report = _begun(checkpoint(name))
+    except UserError:
+        report = Report(name, "")
+    report.verdict = reason
+    return report
+
+
+def _begun(item: Checkpoint) -> Report:
+    facts = {"sampler": item.sampler, "guidance": item.guidance, "text": item.text_encoder}
+    draws_with = {kind: dict(value) for kind, value in facts.items() if value}
+    return Report(item.name, str(item.source), pinned=item.sha256 is not None, draws_with=draws_with)
+
+
 class _NoFit(UserError):
     """The converted weights are not what the network needs."""
 
 
 def _unpinned(item: Checkpoint, before: Mapping[str, Any] | None) -> str:
     if before is None:
-        return f"unpinned ({item.unpinned}): recorded on first download, compared ever after"
-    return "unpinned: unchanged since the first download here, which nobody but you has compared"
+        return f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
+    return (
+        f"unpinned: recorded on first download, compared ever after ({item.unpinned}); unchanged since, which nobody "
+        "but you has compared"
+    )
 
 
 def _network(item: Checkpoint, path: Path, report: Report) -> Network:

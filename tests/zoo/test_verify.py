@@ -137,7 +137,10 @@ def test_unpinned_is_explained_recorded_and_compared(hub: FakeHub, at_url: Any, 
     assert first.ok
     assert not first.pinned
     assert first.largest_error is None
-    assert any("unpinned" in note and "recorded on first download" in note for note in first.notes)
+    sentence = "unpinned: recorded on first download, compared ever after (it is a test)"
+    assert sentence in first.notes
+    assert f"  note         {sentence}\n" in str(first)
+    assert any(sentence in note and "unchanged since" in note for note in verify("dimr_tiny").notes)
     pin = cache.read_pin("dimr_tiny.test")
     assert pin is not None
     assert pin["fingerprint"] == recorded(tiny)
@@ -179,3 +182,29 @@ def test_the_command_prints_a_verdict_and_json(
     assert main(["verify", "dimr_tiny"]) == 1
     assert "verdict      FAILED" in capsys.readouterr().out
     assert main(["verify", "dimr_none"]) == 2
+
+
+def test_json_is_printed_when_the_file_cannot_be_had(
+    at_url: Any, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_url()
+    hub.fail("/files/w.pth", 404)
+    assert main(["verify", "dimr_tiny", "--json"]) == 2
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (report["ok"], report["name"], report["pinned"], report["sha256"]) == (False, "dimr_tiny.test", False, None)
+    assert report["source"] == f"{hub.url}/files/w.pth"
+    assert report["draws_with"]["sampler"] == {"class": "DPMSolver", "steps": 6}
+    assert "answered 404" in report["verdict"]
+    assert "answered 404" in printed.err
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["verify", "dimr_tiny", "--json"]) == 2
+    offline = json.loads(capsys.readouterr().out)
+    assert offline.keys() == report.keys()
+    assert offline["verdict"].startswith("offline (HF_HUB_OFFLINE=1)")
+    assert main(["verify", "dimr_none", "--json"]) == 2
+    unknown = json.loads(capsys.readouterr().out)
+    assert (unknown["ok"], unknown["name"], unknown["source"]) == (False, "dimr_none", "")
+    assert "no published weights for 'dimr_none'" in unknown["verdict"]
+    assert main(["verify", "dimr_none"]) == 2
+    assert capsys.readouterr().out == ""
