@@ -67,14 +67,28 @@ def download(url: str, path: Path, what: str = "", size: int | None = None, atte
             with explain_disk(path):
                 return _download_once(opener, url, path, what)
         except urllib.error.HTTPError as error:
+            error.close()  # it holds the connection
             if last or not (error.code == 429 or error.code >= 500):
-                raise UserError(status_sentence(error.code, f"{_host(url)}, asked for {what},")) from error
+                raise UserError(_refused(error.code, url, what)) from error
             _pause(attempt, error.headers.get("Retry-After"))
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, _CutShort) as error:
             if last:
                 raise UserError(_cut_sentence(error, url, what)) from error
             _pause(attempt)
     raise AssertionError("unreachable")
+
+
+def _refused(status: int, url: str, what: str) -> str:
+    """What a status of 400 or more means from a host at which nobody logs in."""
+    who = f"{_host(url)}, asked for {what},"
+    if status in (401, 403):
+        return (
+            f"{who} answered {status}: the file is no longer public, or its quota of downloads is exceeded: try again "
+            f"tomorrow, or see in a browser whether {url} still gives it"
+        )
+    if status == 429:
+        return f"{who} answered 429: too many requests from your address: wait a few minutes, then try again"
+    return status_sentence(status, who)
 
 
 def _cut_sentence(error: Exception, url: str, what: str) -> str:

@@ -100,16 +100,17 @@ def test_passing_trouble_is_waited_out(hub: FakeHub, target: Path, status: int, 
     ("status", "sentence", "requests"),
     [
         (404, "answered 404: there is nothing at this address any more", 1),
-        (403, "answered 403: your token does not have the right", 1),
-        (401, "answered 401: the token is missing or wrong", 1),
-        (429, "answered 429: too many requests from your address: wait a few minutes", 3),
+        (403, "answered 403: the file is no longer public, or its quota of downloads is exceeded: try again", 1),
+        (401, "answered 401: the file is no longer public, or its quota of downloads is exceeded: try again", 1),
+        (429, "answered 429: too many requests from your address: wait a few minutes, then try again", 3),
         (502, "answered 502: the server has a fault of its own: try again later", 3),
     ],
 )
 def test_every_refusal_has_its_sentence(hub: FakeHub, target: Path, status: int, sentence: str, requests: int) -> None:
     hub.fail("/files/w", status)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as error:
         download(f"{hub.url}/files/w", target, "the weights", attempts=3)
+    assert not any(word in str(error.value) for word in ("token", "log in", "hf auth"))  # which are the Hub's
     assert len(hub.requests("/files/w")) == requests
     assert not target.exists()
 
@@ -170,6 +171,9 @@ def test_drive_is_asked_twice_when_it_wants_a_confirmation(
 def test_a_missing_drive_file_is_said(hub: FakeHub, publish: Callable[..., None], tiny: Any) -> None:
     publish(source={"drive": "gone"})
     with pytest.raises(UserError, match="answered 404"):
+        fetch(checkpoint("dimr_tiny.test"))
+    hub.fail("/drive", 403)
+    with pytest.raises(UserError, match=r"Google Drive file gone.* answered 403: the file is no longer public"):
         fetch(checkpoint("dimr_tiny.test"))
 
 
