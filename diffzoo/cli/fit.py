@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffzoo.cli.recipe_files import find_recipe
+from diffzoo.cli.recipe_files import find_recipe, recipe_name
 from diffzoo.errors import UserError
 
 __all__ = ["run", "train"]
@@ -35,7 +35,7 @@ def _front(verb: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", action="append", required=True, help="recipe: a file, or a name that ships")
-    parser.add_argument("--run", help="directory of the run; default runs/RECIPE")
+    parser.add_argument("--run", help="directory of the run; default runs/ and the name of the recipe")
     if verb == "fit":
         parser.add_argument("--resume", help="'auto': continue the newest sound checkpoint, or start; or a path")
         parser.add_argument(
@@ -53,7 +53,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
         from diffzoo.cli.dry_run import dry_run
 
         return dry_run(recipes, rest, args.folder)
-    directory = Path(args.run) if args.run else Path("runs") / recipes[0].stem
+    directory = Path(args.run) if args.run else Path("runs") / recipe_name(recipes[0])
     trainer = train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
     if verb == "fit" and trainer.is_global_zero:
         print(f"trained to step {trainer.global_step}; everything of the run is in {directory}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["find_recipe", "recipe_names", "recipes_folder"]
+__all__ = ["find_recipe", "recipe_name", "recipe_names", "recipes_folder"]
 
 
 def recipes_folder() -> Path:
@@ -35,3 +35,11 @@ def find_recipe(name: str) -> Path:
     if shipped.is_file():
         return shipped
     raise UserError(f"no recipe {name!r}{did_you_mean(name, recipe_names())} `diffzoo recipes list` shows all")
+
+
+def recipe_name(path: Path) -> str:
+    """The name of a recipe's file: "imagenet256-latent/dimr_xl" below a folder `recipes`, else the file's own."""
+    parts = path.resolve().with_suffix("").parts
+    if "recipes" in parts[:-1]:
+        return "/".join(parts[len(parts) - parts[::-1].index("recipes") :])
+    return parts[-1]

@@ -7,7 +7,7 @@ import yaml
 
 from diffzoo import __version__
 from diffzoo.cli.main import main
-from diffzoo.cli.recipe_files import find_recipe, recipe_names
+from diffzoo.cli.recipe_files import find_recipe, recipe_name, recipe_names
 from diffzoo.cli.recipe_version import stated_version
 
 
@@ -38,3 +38,10 @@ def test_copy_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["recipes", "copy", name, str(to)]) == 2
     assert to.read_text() == "mine"
     assert "exists already" in capsys.readouterr().err
+
+
+def test_every_recipe_has_a_run_directory_of_its_own() -> None:
+    """Many share the last part of their names."""
+    assert [recipe_name(find_recipe(name)) for name in recipe_names()] == recipe_names()
+    assert recipe_name(Path("elsewhere/mine.yaml")) == "mine"
+    assert recipe_name(Path("recipes/cifar10/mine.v2.yaml")) == "cifar10/mine.v2"
