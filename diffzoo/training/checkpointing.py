@@ -21,6 +21,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -170,7 +171,7 @@ def find_resume(run_dir: str | os.PathLike[str], report: Callable[[str], None] =
         UserError: if there are checkpoints but every one is damaged, so that a fresh start would bury them.
     """
     found = list_checkpoints(run_dir)
-    for path, earlier in zip(found, [*found[1:], None], strict=True):
+    for path, earlier in zip_longest(found, found[1:]):
         if is_sound(path):
             return path
         then = f": trying the one before it, {earlier.name}" if earlier else ""
@@ -210,8 +211,8 @@ class RunLock:
             file = open(self.path, "a+")
         except OSError as error:
             raise UserError(
-                f"the run directory {self.path.parent} cannot be written to ({error.strerror or error}): choose another "
-                "with --run"
+                f"the run directory {self.path.parent} cannot be written to ({error.strerror or error}): choose "
+                "another with --run"
             ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -442,8 +443,7 @@ class Checkpoints(Checkpoint):
 
     def _listen(self, trainer: Trainer) -> None:
         # Lightning sets its own handlers after `setup` and puts the earlier ones back when it ends
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        requeue = getattr(environment, "requeue_signal", None) or signal.SIGUSR1
+        requeue = getattr(_cluster(trainer), "requeue_signal", None) or signal.SIGUSR1
         self._signal, self._process = 0, os.getpid()
         for number in {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, requeue}:
             try:
@@ -484,10 +484,15 @@ def _is_trial(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
+def _cluster(trainer: Trainer) -> Any:
+    """What started the processes; the strategy of one device does not know it."""
+    return trainer._accelerator_connector.cluster_environment
+
+
 def _requeues(trainer: Trainer, received: int) -> bool:
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    environment = getattr(trainer.strategy, "cluster_environment", None)
+    environment = _cluster(trainer)
     return (
         isinstance(environment, SLURMEnvironment)
         and environment.auto_requeue

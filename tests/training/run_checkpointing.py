@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -191,6 +192,11 @@ def with_limited_files(run: Path, steps: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
     train(run, steps)
+
+
+def under_slurm(variables: dict[str, str], **arguments: Any) -> None:
+    os.environ |= variables
+    train(**arguments)
 
 
 def hold(run: Path) -> None:

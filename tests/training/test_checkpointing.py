@@ -1,5 +1,6 @@
 """Checkpoints: what a kill, a damaged file, a full disk, a signal and a second process leave behind."""
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -334,7 +335,7 @@ def test_slurm_puts_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     class Trainer:
-        class strategy:
+        class _accelerator_connector:
             cluster_environment = SLURMEnvironment(requeue_signal=signal.SIGUSR2)
 
     assert checkpointing._requeues(Trainer, signal.SIGUSR2)
@@ -347,6 +348,54 @@ def test_slurm_puts_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     checkpointing._requeue()
     assert called == [["scontrol", "requeue", "17"], ["scontrol", "requeue", "16_3"]]
+
+
+def test_slurm_puts_a_job_of_one_device_back(tmp_path: Path) -> None:
+    """The real trainer, found by the variables of SLURM, and a `scontrol` that keeps what it is told."""
+    called, folder = tmp_path / "called", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
+    (folder / "scontrol").chmod(0o755)
+    environment = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+                   "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{folder}:{os.environ['PATH']}"}  # fmt: skip
+    child = Child(
+        tmp_path / "log", run_checkpointing.under_slurm, run=tmp_path, variables=environment, steps=20, every=100,
+        sleep=0.05,
+    )  # fmt: skip
+    child.wait_for("step 3 ")
+    child.send(signal.SIGUSR1)
+    assert child.finish() == 128 + signal.SIGUSR1
+    assert called.read_text() == "requeue 17\n"
+    assert len(list_checkpoints(tmp_path)) == 1
+
+
+# -- clocks
+
+
+@pytest.mark.parametrize("now", [lambda n: 1e9 - 3600 * n, lambda n: 0.0], ids=["backwards", "standing"])
+def test_order_does_not_depend_on_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: Callable) -> None:
+    """The clock of the machine goes backwards in training, and the files' times are any: steps alone count."""
+    calls = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now(next(calls)))
+    run_checkpointing.train(tmp_path, 9)
+    names = [f"step_{s:08d}.ckpt" for s in (9, 6, 3)]
+    for times in ((1, 2, 3), (3, 2, 1), (2, 2, 2)):
+        for name, when in zip(names, times, strict=True):
+            for path in (tmp_path / "checkpoints" / name, tmp_path / "checkpoints" / f"{name}.sha256"):
+                os.utime(path, (when, when))
+        assert [p.name for p in list_checkpoints(tmp_path)] == names
+        assert find_resume(tmp_path, pytest.fail).name == names[0]
+    run_checkpointing.train(tmp_path, 12)  # goes on, and rotates the oldest out
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000012.ckpt", *names[:2]]
+
+
+def test_intervals_in_minutes_follow_no_clock_that_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 1e5 * next(jumps) * (-1) ** next(jumps))
+    train = run_checkpointing.train_with
+    monkeypatch.setattr(run_checkpointing, "Checkpoints", None)  # put back what `train_with` replaces
+    train(tmp_path, Checkpoints(every_minutes=60), steps=4)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000004.ckpt"]
 
 
 # -- several processes
