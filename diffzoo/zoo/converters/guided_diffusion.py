@@ -24,7 +24,6 @@ from diffzoo.models.adm import (
     ADMUNet,
 )
 from diffzoo.models.base import Level
-from diffzoo.nn.norms import STANDARD
 
 __all__ = ["config_from_official", "from_official", "identify", "to_official"]
 
@@ -213,7 +212,7 @@ def _modules(config: ADMEncoderConfig) -> dict[str, str]:
 @lru_cache(maxsize=32)
 def _layout(config: ADMEncoderConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Our tensor names to theirs and the shapes theirs have."""
-    if config.norm != STANDARD:
+    if config.norm != ADMEncoderConfig.norm:  # the default
         raise UserError(f"the official networks have group norm alone, got a config with norm {config.norm!r}")
     with torch.device("meta"):
         network = ADMClassifier(config) if isinstance(config, ADMClassifierConfig) else ADMUNet(config)  # type: ignore[arg-type]

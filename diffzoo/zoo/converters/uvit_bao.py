@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
-from diffzoo.nn.norms import STANDARD
 from diffzoo.zoo.converters.renaming import Renaming, on_meta
 
 __all__ = ["config_from_official", "from_official", "to_official"]
@@ -98,7 +97,7 @@ def _official_name(ours: str, half: int) -> str:
 
 @lru_cache(maxsize=16)
 def _renaming(config: UViTBaoConfig) -> Renaming:
-    if config.norm != STANDARD:
+    if config.norm != UViTBaoConfig.norm:  # the default
         raise UserError(f"the official U-ViT has layer norm alone, got a config with norm {config.norm!r}")
     return Renaming(on_meta(lambda: UViTBao(config)), lambda name: _official_name(name, config.depth // 2), "U-ViT")
 
