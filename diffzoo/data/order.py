@@ -83,6 +83,10 @@ class _Cache(OrderedDict[Any, Any]):
         super().__init__()
         self.size = size
 
+    def __reduce__(self) -> Any:
+        """Copies begin empty: to be made again costs less than to be sent to a worker."""
+        return type(self), (self.size,)
+
     def get_or_make(self, name: Any, make: Any) -> Any:
         if name in self:
             self.move_to_end(name)

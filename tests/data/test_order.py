@@ -1,5 +1,7 @@
 """The order of the stream as pure mathematics."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,6 +44,17 @@ def test_position_is_random_access() -> None:
     a, b = (LaneOrder(np.array([7, 0, 19, 30]), Layout(5, 6, 2, 4)) for _ in range(2))
     whole = a.places(0, 200)
     assert [b.place(p) for p in (150, 3, 199, 57, 0)] == [whole[p] for p in (150, 3, 199, 57, 0)]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [LaneOrder(np.array([7, 0, 19, 30]), Layout(5, 6, 2, 4)), Balanced(np.array([0, 1, 1, 2, 2, 2]), 3)],
+    ids=["lanes", "balanced"],
+)
+def test_a_copy_in_another_process_is_the_same(order: LaneOrder | Balanced) -> None:
+    """Workers that are not forked get it pickled."""
+    places = order.places(0, 50)
+    assert pickle.loads(pickle.dumps(order)).places(0, 50) == places
 
 
 def test_epochs_and_seeds_differ() -> None:

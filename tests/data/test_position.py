@@ -3,14 +3,21 @@
 import contextlib
 import itertools
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from data.pictures import Recorder, Shards, quiet_trainer, signature, uneven_shards
+from data import run_position
+from data.pictures import Recorder, Shards, quiet_trainer, rows, signature, uneven_shards, write_parquet
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from training.test_checkpointing import Child
 
 from diffzoo.data.demo import DemoData
 from diffzoo.errors import UserError
@@ -20,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
 
-BATCH = 8
+BATCH = run_position.SETTINGS["batch_size"]
 STEPS = 45  # of 8 in 150 rows: more than two epochs, with a batch across each border
 
 
@@ -31,8 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def module(files: list[str], **settings) -> Shards:
     """Read by row group in lanes that are much smaller than an epoch."""
-    defaults = {"batch_size": BATCH, "num_workers": 0, "crop": "random", "shuffle_window": 64, "lanes": 16}
-    return Shards(files, **{**defaults, **settings})
+    return Shards(files, **{**run_position.SETTINGS, "num_workers": 0, **settings})
 
 
 def walk(data: Shards, steps: int) -> list[tuple]:
@@ -245,39 +251,77 @@ def test_a_streamed_run_goes_on_where_the_rows_have_been_fetched(files: list[str
     assert seen + walk(second, STEPS - 11) == unbroken
 
 
-SCRIPT = """
-import json, sys
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from data.pictures import Recorder, quiet_trainer
-from data.test_position import module
-import torch
-files, out, ckpt, steps = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None, int(sys.argv[4])
-recorder, data = Recorder(), module(files, num_workers=2)
-trainer = quiet_trainer(out, strategy="ddp", devices=2, max_steps=steps)
-trainer.fit(recorder, datamodule=data, ckpt_path=ckpt, weights_only=True)
-trainer.save_checkpoint(out / "last.ckpt")
-(out / f"rank{{trainer.global_rank}}.json").write_text(json.dumps([[s[0], s[1], s[2]] for s in recorder.seen]))
-"""
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_killed_twice_is_as_never_killed(files: list[str], unbroken: list[tuple], workers: int, tmp_path: Path) -> None:
+    """SIGKILL after random delays, twice in a row. Every step of every life shows the rows, captions and pixels that
+    a run shows which is left alone; none is left out."""
+    delays = np.random.default_rng([11, workers]).uniform(0.2, 0.8, 2)
+    arguments = {"run": tmp_path, "files": files, "steps": STEPS, "workers": workers, "sleep": 0.04}
+    shown: dict[int, list] = {}
+    for life, delay in enumerate((*delays, None)):
+        child = Child(tmp_path / f"log{life}", run_position.train, **arguments)
+        if delay is None:
+            assert child.finish() == 0, child.log.read_text()
+        else:
+            child.wait_for("step ")
+            time.sleep(delay)
+            child.send(signal.SIGKILL)
+            assert child.finish() == -signal.SIGKILL
+        text = child.log.read_text()
+        steps = re.findall(r"^step (\d+) (\[.*\])$", text, re.MULTILINE)
+        numbers = [int(number) for number, _ in steps]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        assert numbers[0] <= len(shown)
+        for number, samples in steps:
+            samples = json.loads(samples)
+            assert shown.setdefault(int(number), samples) == samples
+    assert [tuple(s) for step in range(STEPS) for s in shown[step]] == unbroken
+
+
+def two_processes(folder: Path, **arguments) -> list[dict]:
+    """What two gloo ranks report."""
+    folder.mkdir()
+    command = [sys.executable, run_position.__file__, json.dumps({"out": str(folder), **arguments})]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, timeout=250, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(2)]
 
 
 @pytest.mark.slow
-def test_two_processes_then_one(files: list[str], unbroken: list[tuple], tmp_path: Path) -> None:
-    """Two gloo ranks, killed and resumed on two, then resumed on one: global batches as in an unbroken run."""
-    seen: list[list] = []
-    ckpt, done = "", 0
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_processes_then_one(files: list[str], unbroken: list[tuple], workers: int, tmp_path: Path) -> None:
+    """Two gloo ranks, stopped and resumed on two, then resumed on one: global batches as in an unbroken run."""
+    seen: list[tuple] = []
+    ckpt, done = None, 0
     for steps in (13, 30):
-        script = tmp_path / "fit.py"
-        script.write_text(SCRIPT.format(here=str(Path(__file__).parent.parent)))
         out = tmp_path / str(steps)
-        out.mkdir()
-        command = [sys.executable, str(script), json.dumps(files), str(out), ckpt, str(steps)]
-        subprocess.run(command, check=True, timeout=250, capture_output=True)
-        ranks = [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
+        ranks = [r["seen"] for r in two_processes(out, files=files, ckpt=ckpt, steps=steps, workers=workers)]
         mine = BATCH // 2
+        assert [len(part) for part in ranks] == [mine * (steps - done)] * 2
         for step, part in itertools.product(range(steps - done), ranks):
-            seen += part[step * mine : (step + 1) * mine]
+            seen += [tuple(s) for s in part[step * mine : (step + 1) * mine]]
         ckpt, done = str(out / "last.ckpt"), steps
-    recorder = run_leg(files, tmp_path / "one", Path(ckpt), None)
-    seen += [list(s[:3]) for s in recorder.seen]
-    assert seen == [list(s[:3]) for s in unbroken]
+    seen += run_leg(files, tmp_path / "one", Path(ckpt), None, num_workers=workers).seen
+    assert seen == unbroken
+
+
+@pytest.mark.slow
+def test_ranks_tell_each_other_of_bad_pictures(tmp_path: Path) -> None:
+    """From the second pass on each knows of all that were met, and so does the checkpoint."""
+    some = rows(0, 40)
+    bad = (3, 11, 12, 30)
+    for row in bad:
+        some[row]["image"] = None
+    write_parquet(tmp_path / "x.parquet", some, 8)
+    ranks = two_processes(
+        tmp_path / "out", files=[str(tmp_path / "x.parquet")], ckpt=None, steps=11, workers=0
+    )  # of five steps per pass
+    firsts = [set(r["bad"][4]) for r in ranks]
+    assert firsts[0] | firsts[1] <= set(bad)
+    assert firsts[0] != firsts[1], "each has met others"
+    for rank in ranks:
+        assert set(rank["bad"][10]) == set(bad)
+    saved = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
+    assert set(saved["Shards"]["bad_images"]) == set(bad)
