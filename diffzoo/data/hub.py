@@ -1,5 +1,6 @@
 """Published data sets, and local files in the same formats, by a column mapping."""
 
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -340,10 +341,11 @@ class HubImages(ImageDataModule):
 
 
 def _split_folder(source: str, files: Sequence[str]) -> str:
-    """The folder of a split: the sub-folder named after it, where there is one."""
-    tops = {Path(f).resolve().relative_to(Path(source).resolve()).parts[0] for f in files}
+    """The folder of a split: the innermost that holds all its files and is named as splits are; else the whole."""
+    root = Path(source).resolve()
+    inside = Path(os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in files])).relative_to(root)
     names = {"train", "training", *VALIDATION_SPLITS}
-    return str(Path(source) / tops.pop()) if len(tops) == 1 and tops <= names else source
+    return str(Path(source, *next((p.parts for p in [inside, *inside.parents] if p.name in names), ())))
 
 
 class ImageNet(HubImages):

@@ -235,6 +235,17 @@ def test_held_out_rows_are_numbered_as_training_rows(hub: FakeHub, tmp_path: Pat
         opened(["bee", "dog"]).val_source  # noqa: B018
 
 
+@pytest.mark.parametrize("below", ["", "data/", "some/data/"])
+def test_a_split_is_its_own_folder_wherever_it_lies(tmp_path: Path, below: str) -> None:
+    pictures(tmp_path, [f"{below}{name}" for name in ("train/ant/1.png", "train/bee/2.png", "test/bee/3.png")])
+    linked = tmp_path / f"{below}train/bee/2.png"
+    linked.rename(tmp_path.parent / f"{tmp_path.name}.png")
+    linked.symlink_to(tmp_path.parent / f"{tmp_path.name}.png")
+    data = HubImages(str(tmp_path), **COMMON)
+    assert (data.train_source.files, data.class_names) == (["ant/1.png", "bee/2.png"], ["ant", "bee"])
+    assert (data.val_source.files, data.val_source.labels().tolist()) == (["bee/3.png"], [1])
+
+
 # ---- what lies beside pictures
 
 
