@@ -124,7 +124,7 @@ def agreed_licence(given: str | None, stated: str | None, what: str, remedy: str
         UserError: if both are there and differ: nobody changes the licence of another's weights in passing.
     """
     if given and stated and given.lower() != stated.lower():
-        remedy = remedy or "leave the licence out to pass them on under their own"
+        remedy = remedy or "leave the licence out to keep it"
         raise UserError(f"{what} states the licence {stated}, not {given}: {remedy}")
     return stated or given
 
@@ -422,7 +422,7 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
             hub_file(repo, shard, snapshot.name)
     files = published_files(snapshot)
     if not files:
-        raise UserError(f"{repo} is not a model of diffzoo: it has none of {', '.join(WEIGHTS)}")
+        raise UserError(f"{repo} is not a model of diffzoo: it has no model.safetensors")
     return snapshot if folder is None else _copy_out(snapshot, files, Path(folder))
 
 
