@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from diffzoo.data.order import Order, Place
-from diffzoo.data.sources import Record, Source
+from diffzoo.data.sources import Record, Source, unlabelled
 from diffzoo.data.transforms import Crop, Pixels, Resize, augment, decode, resize_crop, uniform
 from diffzoo.errors import UserError
 
@@ -230,7 +230,7 @@ class BatchMaker:
             return self._cache[place.row]
         self._reader = self._reader or Reader(self.source, self.order, self.ahead)
         record = self._reader(place)
-        result = self.transform.pixels(record, draws), Record(None, record.label, record.captions)
+        result = self.transform.pixels(record, draws), Record(None, record.label, record.captions, record.name)
         if self._cache is not None:
             self._cache[place.row] = result
         return result
@@ -239,7 +239,7 @@ class BatchMaker:
         if len(record.captions) < 2:
             return record
         pick = int(uniform("caption", self.transform.seed, row, visit) * len(record.captions))
-        return Record(None, record.label, (record.captions[pick],))
+        return Record(None, record.label, (record.captions[pick],), record.name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
@@ -279,7 +279,7 @@ def _stacked(arrays: Sequence[Any]) -> Tensor:
 
 def _label(record: Record, source: Source) -> int:
     if record.label is None:
-        raise UserError(f"{record.name or 'a row'} of {source.name} has no label")
+        raise unlabelled(record.name, source.name)
     return record.label
 
 

@@ -182,11 +182,13 @@ def test_a_later_shard_without_a_column_is_named(tmp_path: Path, missing: str) -
 def test_a_row_without_label_is_named(tmp_path: Path) -> None:
     file = parquet(tmp_path / "x.parquet", label=[0, 1, 2, 1, 0, None, 1, 2])
     data = HubImages(file, **COMMON)
-    for ask in (data.train_source.labels, lambda: HubImages(file, balance=True, **COMMON).order):
+    for ask in (
+        data.train_source.labels,
+        lambda: HubImages(file, balance=True, **COMMON).order,
+        lambda: next(iter(data.train_dataloader())),
+    ):
         with pytest.raises(UserError, match=r"x\.parquet row 1 of row group 1 of .* has no label$"):
             ask()
-    with pytest.raises(UserError, match=r"x\.parquet has no label$"):
-        next(iter(data.train_dataloader()))
 
 
 @pytest.mark.parametrize("labels", [[[1, 2], [3]], ["ant", None]])
@@ -378,12 +380,18 @@ def test_a_refusal_in_mid_stream_says_what_to_do(hub: FakeHub, tmp_path: Path, s
     assert len(refused) <= 2, "a refusal is not asked for again"
 
 
-def test_a_data_set_that_becomes_gated_says_what_to_do(hub: FakeHub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["gated", "private"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_data_set_that_is_closed_in_mid_stream(hub: FakeHub, tmp_path: Path, change: str, known: bool) -> None:
+    """Whether the client still knows its files, or calls them missing because it may not see the repository."""
     publish(hub, tmp_path / "files")
     data = HubImages(NAME, caption="captions", **STREAM)
     loader = iter(data.train_dataloader())
     next(loader)
-    hub.repos["dataset", NAME].gated = True
+    setattr(hub.repos["dataset", NAME], change, True)
+    if not known:
+        data.train_source._fs._repo_and_revision_exists_cache.clear()
+        data.train_source._fs.invalidate_cache()
     with pytest.raises(UserError, match=rf"data set {NAME} \(401\).* accept its conditions"):
         list(loader)
 
