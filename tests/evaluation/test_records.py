@@ -56,8 +56,9 @@ def test_the_adm_presets_are_the_published_protocol() -> None:
     assert p.settings == {"is_split": 5000, "precision_recall_k": 3}
 
 
-def test_all_eight_presets() -> None:
-    assert {"demo", "edm2-fdd", "coco30k-val2014", *(f"adm-imagenet{s}" for s in (64, 128, 256, 512))} == set(PRESETS)
+def test_all_presets() -> None:
+    adm = {f"adm-imagenet{size}" for size in (64, 128, 256, 512)}
+    assert {"demo", "edm2-fdd", "coco30k-val2014", "cifar10", "celeba64", *adm} == set(PRESETS)
     with pytest.raises(UserError, match="did you mean 'adm-imagenet256'"):
         preset("adm-imagnet256")
 

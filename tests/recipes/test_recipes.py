@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from diffzoo.cli.lightning_cli import ParsedRecipe
 from diffzoo.cli.main import VERBS
+from diffzoo.cli.plan import plan_recipe
 from diffzoo.cli.recipe_files import find_recipe, recipe_names
 from diffzoo.evaluation.presets import preset
 from diffzoo.models import Network, entry
 from diffzoo.sampling import Denoiser, sample
 from diffzoo.training.module import DiffusionModule
+from diffzoo.training.planning import find_gpu
 from diffzoo.typing import Condition
 
 HEADER = ("Command:", "Hardware:", "Cost:", "Expected:", "Source:", "Evaluate:")
@@ -147,3 +150,27 @@ def test_a_class_chosen_anew_takes_nothing_from_the_one_it_replaces() -> None:
         model = cli.parser.instantiate_classes(cli.config).fit.model
     assert model.weighting.measure == "logsnr"
     assert model.process.schedule.max_logsnr == 20.0
+
+
+ON_GPUS = {
+    name: (int(found.group(1) or 1), found.group(2))
+    for name in recipe_names()
+    if (found := re.search(r"# Hardware: +(?:(\d+) x )?([A-Z]+\d+)\n", find_recipe(name).read_text()))
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_fits_the_hardware_of_its_header(name: str) -> None:
+    """By the plan that `diffzoo plan` prints."""
+    devices, card = ON_GPUS[name]
+    trainer = yaml.safe_load(find_recipe(name).read_text())["trainer"]
+    shards = devices if "ModelParallelStrategy" in str(trainer.get("strategy")) else 1
+    plan, micro = plan_recipe(name, devices, shards)
+    assert micro is not None
+    assert plan.batch // devices % micro == 0
+    gib = 2**30
+    need, room = plan.peak(micro) / gib, plan.usable(find_gpu(card.lower())) / gib
+    assert need <= room, (
+        f"{need:.0f} of {room:.0f} GiB; micro_batch_size {plan.fitting_micro_batch(find_gpu('h100'))} fits"
+    )

@@ -69,17 +69,22 @@ def check(run: Path, encoder: str, folder: Path, size: int, tmp_path: Path) -> N
     assert main(["sample", str(run), *options, "--out", str(tmp_path / "grid.png")]) == 0
 
 
+@pytest.mark.parametrize("size", [256, 512])
 def test_pixels_with_t5(
+    size: int,
     t5_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    del registry._REGISTRY["simple_uvit_t2i_256"]
-    registry.register_model("simple_uvit_t2i_256", SimpleUViT, TINY_TEXT.override(text_width=16))
+    del registry._REGISTRY[f"simple_uvit_t2i_{size}"]
+    registry.register_model(f"simple_uvit_t2i_{size}", SimpleUViT, TINY_TEXT.override(text_width=16))
+    coarse = {"model__loss_resolutions": f"[{TINY_TEXT.image_size // 2},{TINY_TEXT.image_size}]"} if size == 512 else {}
     run = fit(
-        "coco256/simple_uvit_t2i",
+        f"coco{size}/simple_uvit_t2i",
         tmp_path / "run",
+        **coarse,
+        trainer__strategy="auto",  # the recipe's shards a network of 3 B parameters
         model__text_encoder__init_args__source=str(t5_folder),
         model__text_encoder__init_args__max_tokens="6",
         model__sampler__init_args__steps="2",
