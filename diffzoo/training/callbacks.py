@@ -133,3 +133,5 @@ class SampleGrid(L.Callback):
             writer = getattr(getattr(logger, "experiment", None), "add_image", None)
             if writer is not None:
                 writer("samples", grid, trainer.global_step)
+            elif hasattr(logger, "log_image"):  # Weights & Biases
+                logger.log_image("samples", [grid], trainer.global_step)

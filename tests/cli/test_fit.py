@@ -323,3 +323,12 @@ def test_another_kind_of_data_is_refused(recipe: str, tmp_path: Path, capsys) ->
     )
     assert newest(tmp_path / "run")["global_step"] == 2
     assert main([*other, "--data.init_args.allow_changed_source=true"]) == 0
+
+
+def test_metrics_csv_is_written_beside_any_logger(recipe: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    logger = f"--trainer.logger={{class_path: TensorBoardLogger, init_args: {{save_dir: {tmp_path / 'elsewhere'}}}}}"
+    assert main(["fit", "-c", recipe, "--run", str(run), "--trainer.max_steps=2", logger]) == 0
+    assert [int(r["step"]) for r in metrics(run) if r["train/loss"]] == [1, 2]
+    assert (tmp_path / "elsewhere").is_dir()
+    assert not (run / "tensorboard").exists()
