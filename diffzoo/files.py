@@ -1,6 +1,8 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import hashlib
+import json
 import os
 import platform
 import re
@@ -9,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path", "write_text"]
+__all__ = ["atomic_path", "sha256", "to_json", "write_text"]
 
 HOST = re.sub(r"[^\w-]", "", platform.node())[:20]
 ABANDONED = 86_400.0  # seconds without a byte, after which nobody on another machine is writing any more
@@ -80,3 +83,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_json(data: Any) -> str:
+    """Plain data as text, in one form only: sorted keys, two spaces, a final newline."""
+    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -26,6 +26,7 @@ __all__ = [
     "hub_endpoint",
     "hub_file",
     "is_offline",
+    "lock",
     "offline_sentence",
     "status_sentence",
 ]
@@ -49,6 +50,17 @@ def hub_cache_dir() -> Path:
     """The Hub client's own cache."""
     path = os.environ.get("HF_HUB_CACHE")
     return Path(path).expanduser() if path else _hf_home() / "hub"
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock beside `path`; other processes wait."""
+    from huggingface_hub.utils import WeakFileLock
+
+    with explain_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path.with_name(path.name + ".lock")):
+        yield
 
 
 def cached_revision(repo: str, file: str = "config.json") -> str | None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from diffzoo.errors import UserError
-from diffzoo.files import write_text
-from diffzoo.hub import cache_dir, cached_revision, explain_disk, hub_file
-from diffzoo.zoo import cache
+from diffzoo.files import sha256, to_json, write_text
+from diffzoo.hub import cache_dir, cached_revision, explain_disk, hub_file, lock
 
 __all__ = ["check_weights", "first_revision", "recorded_revision"]
 
@@ -40,7 +39,7 @@ def _read(repo: str) -> dict[str, Any]:
 def _write(repo: str, pin: Mapping[str, Any]) -> None:
     path = _pin_path(repo)
     with explain_disk(path):
-        write_text(path, cache.to_json(pin))
+        write_text(path, to_json(pin))
 
 
 def recorded_revision(repo: str) -> str | None:
@@ -61,7 +60,7 @@ def first_revision(repo: str, file: str = "config.json", what: str = "") -> str:
     """
     known = recorded_revision(repo)
     if known is None:
-        with cache.lock(_pin_path(repo)):
+        with lock(_pin_path(repo)):
             known = recorded_revision(repo)
             if known is None:
                 # what is in the cache was in use before there was a record
@@ -85,8 +84,8 @@ def check_weights(repo: str, files: Mapping[str, Path]) -> None:
     Raises:
         UserError: if a file is another one.
     """
-    hashes = {name: cache.sha256(path) for name, path in files.items()}
-    with cache.lock(_pin_path(repo)):
+    hashes = {name: sha256(path) for name, path in files.items()}
+    with lock(_pin_path(repo)):
         pin = _read(repo)
         for name, value in hashes.items():
             expected = pin["files"].get(name, value)

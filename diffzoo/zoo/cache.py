@@ -8,16 +8,13 @@ Every file is written under a temporary name and renamed; work on one entry is d
 of processes may load at once.
 """
 
-import contextlib
-import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from diffzoo.errors import UserError
-from diffzoo.files import write_text
-from diffzoo.hub import cache_dir, explain_disk
+from diffzoo.files import sha256, to_json, write_text
+from diffzoo.hub import cache_dir, explain_disk, lock
 
 __all__ = ["entry_dir", "lock", "read_pin", "sha256", "to_json", "write_pin"]
 
@@ -28,28 +25,6 @@ def entry_dir(name: str) -> Path:
     with explain_disk(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock beside `path`; other processes wait."""
-    from huggingface_hub.utils import WeakFileLock
-
-    with explain_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path.with_name(path.name + ".lock")):
-        yield
-
-
-def to_json(data: Any) -> str:
-    """Plain data as text, in one form only: sorted keys, two spaces, a final newline."""
-    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_pin(name: str) -> dict[str, Any] | None:
