@@ -190,7 +190,7 @@ def test_the_passport_counts_and_hashes(folder: Path, tmp_path: Path) -> None:
 def test_shards_that_disagree_with_the_passport_are_refused(folder: Path, tmp_path: Path) -> None:
     cache, other = tmp_path / "cache", tmp_path / "other"
     make(folder, cache)
-    make(folder, other, flips=1)
+    make(folder, other, type("Other", (Halves,), {"id": "other", "hash": "1" * 64})())
     first, second = (cache / "train" / shard_name(k) for k in range(2))
     sound = first.read_bytes()
 

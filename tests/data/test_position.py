@@ -309,7 +309,7 @@ def test_two_processes_then_one(files: list[str], unbroken: list[tuple], workers
 
 @pytest.mark.slow
 def test_ranks_tell_each_other_of_bad_pictures(tmp_path: Path) -> None:
-    """From the second pass on each knows of all that were met, and so does the checkpoint."""
+    """When a pass begins each knows of all that were met before, and so does the checkpoint."""
     some = rows(0, 40)
     bad = (3, 11, 12, 30)
     for row in bad:
@@ -318,10 +318,10 @@ def test_ranks_tell_each_other_of_bad_pictures(tmp_path: Path) -> None:
     ranks = two_processes(
         tmp_path / "out", files=[str(tmp_path / "x.parquet")], ckpt=None, steps=11, workers=0
     )  # of five steps per pass
-    firsts = [set(r["bad"][4]) for r in ranks]
-    assert firsts[0] | firsts[1] <= set(bad)
-    assert firsts[0] != firsts[1], "each has met others"
+    met = [set(r["bad"][4]) for r in ranks]
+    assert met[0] - met[1], "the first has met others than the second"
+    assert met[1] - met[0], "and the second others than the first"
     for rank in ranks:
-        assert set(rank["bad"][10]) == set(bad)
+        assert set(rank["bad"][5]) >= met[0] | met[1]
     saved = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
     assert set(saved["Shards"]["bad_images"]) == set(bad)
