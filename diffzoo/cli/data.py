@@ -117,7 +117,9 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
 
 
 def _has_shards(folder: Path) -> bool:
-    return any(any(folder.rglob(pattern)) for pattern in ("*.parquet", "*.tar"))
+    from diffzoo.data.sources import METADATA
+
+    return any(file.name not in METADATA for pattern in ("*.parquet", "*.tar") for file in folder.rglob(pattern))
 
 
 def _splits(folder: Path) -> list[str]:

@@ -150,6 +150,19 @@ def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(r"^bad pictures: 1 of 23$", out, re.MULTILINE)
 
 
+def test_metadata_of_pictures_are_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for i in range(4):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        (tmp_path / "p" / f"{i}.png").write_bytes(picture(i))
+    table = pa.table({"file_name": [f"{i}.png" for i in range(3)], "text": ["one", "two", "three"]})
+    pq.write_table(table, tmp_path / "p" / "metadata.parquet")
+    found = report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")
+    assert (found["rows"]["train"], found["captions"]) == (3, "yes")
+
+
 def test_folders_of_splits_are_no_classes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set" / "notes").mkdir(parents=True)
     (tmp_path / "set" / "README.md").write_text("two splits")
