@@ -1,6 +1,6 @@
 """Fine-tuning to classes that a model has never seen, against training from scratch at the same budget, on real images.
 
-    python benchmarks/finetune.py --work finetune                       # about half an hour on 2 CPU cores
+    python benchmarks/finetune.py --work finetune                       # about half an hour on 2 CPU cores (estimate)
     python benchmarks/finetune.py --work quick --steps 60 --every 30 --seeds 1 --repeats 4 --held-out 64
 
 The start is the small model of the package, which has seen emoji alone; the new classes are two of CIFAR-10's, with

@@ -17,7 +17,7 @@ from typing import Any
 from diffzoo.cli.recipe_files import find_recipe, recipe_name
 from diffzoo.errors import UserError
 
-__all__ = ["run", "train"]
+__all__ = ["command_arguments", "plain_warnings", "run", "train"]
 
 EPILOG = """
 options of the trainer, the model and the data follow as --trainer.KEY, --model.KEY, --data.KEY, for example
@@ -88,11 +88,10 @@ def train(
     from diffzoo.cli.recipe_version import newer_explained
     from diffzoo.training.checkpointing import RunLock, _is_first_process, find_resume
 
-    replaced = _folder_in_place_of_data(recipes, folder) if folder else []
-    arguments = [verb, *(f"--config={r}" for r in recipes), *replaced, *rest]
+    arguments = command_arguments(verb, recipes, rest, folder)
     if not any(a.startswith("--trainer.default_root_dir") for a in rest):
         arguments.append(f"--trainer.default_root_dir={directory}")
-    with _plain_warnings(), RunLock(directory):
+    with plain_warnings(), RunLock(directory):
         if resume:
             checkpoint = find_resume(directory, rank_zero_warn) if resume == "auto" else _checkpoint(Path(resume))
             if checkpoint is not None:
@@ -105,6 +104,12 @@ def train(
             )
         with newer_explained(recipes), memory_explained(arguments):
             return Command(arguments).trainer
+
+
+def command_arguments(verb: str, recipes: Sequence[Path], rest: Sequence[str], folder: str | None = None) -> list[str]:
+    """What `Command` parses, from what a user gave: see `train`."""
+    replaced = _folder_in_place_of_data(recipes, folder) if folder else []
+    return [verb, *(f"--config={r}" for r in recipes), *replaced, *rest]
 
 
 def _checkpoint(path: Path) -> Path:
@@ -158,7 +163,7 @@ def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
 
 
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
+def plain_warnings() -> Iterator[None]:
     """Warnings of this package as plain sentences, without a line of source, and none that nobody can act upon."""
     package, usual = Path(__file__).parents[1], warnings.formatwarning
 

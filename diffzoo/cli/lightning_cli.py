@@ -110,11 +110,12 @@ class Command(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         directory = Path(config.get("default_root_dir") or ".")
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = [
-                CsvLog(directory),
-                TensorBoard(directory, name="", version="tensorboard"),
-            ]
+        chosen = config.get("logger")
+        if chosen in (None, True):
+            chosen = [TensorBoard(directory, name="", version="tensorboard")]
+        if chosen is not False:  # the recipe's loggers, and metrics.csv always
+            chosen = list(chosen) if isinstance(chosen, (list, tuple)) else [chosen]
+            config["logger"] = [CsvLog(directory), *chosen]
         config["callbacks"] = self._with_defaults(config.get("callbacks"))
         self._derive_accumulation(config)
         return super().instantiate_trainer(**kwargs)
@@ -140,6 +141,9 @@ class Command(LightningCLI):
 
 class ParsedRecipe(Command):
     """A recipe read and checked, with nothing built: `config` holds every value, defaults included."""
+
+    def _set_seed(self) -> None:
+        """Nothing."""
 
     def instantiate_classes(self) -> None:
         """Nothing."""

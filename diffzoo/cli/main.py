@@ -71,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(module.run(verb, rest))
         parser = argparse.ArgumentParser(prog=f"diffzoo {verb}", description=VERBS[verb][1], allow_abbrev=False)
         module.configure(parser)
-        return int(module.run(parser.parse_args(rest)))
+        settings: list[str] = []
+        if hasattr(module, "split_settings"):  # a verb that takes settings of a recipe besides its own options
+            settings, rest = module.split_settings(rest)
+        return int(module.run(parser.parse_args(rest, argparse.Namespace(settings=settings))))
     except UserError as error:
         if os.environ.get("DIFFZOO_TRACEBACK"):
             raise

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
@@ -10,18 +11,27 @@ if TYPE_CHECKING:
     from diffzoo.models.base import Network
     from diffzoo.training.planning import GPU, Plan
 
-__all__ = ["configure", "plan_content", "plan_recipe", "run"]
+__all__ = ["configure", "plan_content", "plan_recipe", "run", "split_settings"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("recipe", help="a file, or a name that ships (`diffzoo recipes list`)")
+    parser.usage = "diffzoo plan RECIPE | -c RECIPE [-c OVERLAY ...] [--key value ...] [options]"
+    parser.epilog = (
+        "Settings of the recipe follow as for `diffzoo fit`: --trainer.KEY, --model.KEY, --data.KEY, for example "
+        "--data.init_args.micro_batch_size 8."
+    )
+    parser.add_argument("recipe", nargs="?", help="a file, or a name that ships (`diffzoo recipes list`)")
+    parser.add_argument("-c", "--config", action="append", default=[], help="the same; later ones win, as for `fit`")
+    parser.add_argument("--data.folder", dest="folder", help="plan for a folder of images, as for `fit`")
     parser.add_argument(
         "--gpu", help="h100, h200, a100-80, l40s, rtx4090, ...; default: the one of this machine, or h100"
     )
-    parser.add_argument("--devices", type=int, default=1, help="number of GPUs (default 1)")
+    parser.add_argument("--devices", type=int, help="number of GPUs; default: trainer.devices where it is stated, or 1")
     parser.add_argument(
-        "--shards", type=int, default=1, help="GPUs that share weights and optimizer by FSDP2 (default 1)"
+        "--shards",
+        type=int,
+        help="GPUs that share weights and optimizer by FSDP2; default: all with ModelParallelStrategy, else 1",
     )
     parser.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak FLOPs (default 0.35)")
     parser.add_argument("--price", type=float, help="US dollars per GPU hour; default: a typical on-demand price")
@@ -33,13 +43,75 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     from diffzoo.training.planning import find_gpu, present_gpu
 
-    if args.devices < 1 or args.shards < 1 or not 0 < args.mfu <= 1:
+    stated = [n for n in (args.devices, args.shards) if n is not None]
+    if min(stated, default=1) < 1 or not 0 < args.mfu <= 1:
         raise UserError("--devices and --shards must be at least 1, --mfu must lie in (0, 1]")
+    names = [*([args.recipe] if args.recipe else []), *args.config]
+    if not names:
+        raise UserError("no recipe: give a file or a name that ships, `diffzoo recipes list` shows all")
     gpu = find_gpu(args.gpu) if args.gpu else present_gpu() or find_gpu("h100")
-    plan, micro = plan_recipe(args.recipe, args.devices, args.shards, args.mfu, args.grad_checkpointing)
+    shown = " + ".join(names)
+    plain = len(names) == 1 and not args.settings and not args.folder
+    content = _read(names[0]) if plain else _parsed(names, args.settings, args.folder)
+    trainer = content.get("trainer") or {}
+    devices = args.devices or _devices(trainer)
+    shards = args.shards or (devices if "ModelParallelStrategy" in str(trainer.get("strategy")) else 1)
+    plan, micro = plan_content(content, shown, devices, shards, args.mfu, args.grad_checkpointing)
     facts = _facts(plan, gpu, micro, gpu.price if args.price is None else args.price)
-    print(json.dumps(facts, indent=1) if args.json else _text(args.recipe, plan, gpu, facts))
+    print(json.dumps(facts, indent=1) if args.json else _text(shown, plan, gpu, facts))
     return 0
+
+
+def split_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings of the recipe in the form of `fit`, with their values, and the other arguments."""
+    settings: list[str] = []
+    others: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0]
+        if not name.startswith(("--data", "--model", "--trainer", "--seed_everything")) or name == "--data.folder":
+            others.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            settings.append(rest.pop(0))
+    return settings, others
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    """A recipe as it is written."""
+    import yaml
+
+    from diffzoo.cli.recipe_files import find_recipe
+
+    path = find_recipe(recipe)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+
+
+def _parsed(recipes: Sequence[str], settings: Sequence[str], folder: str | None) -> dict[str, Any]:
+    """Recipes and settings as `fit` would take them together, defaults included."""
+    from diffzoo.cli.fit import command_arguments, plain_warnings
+    from diffzoo.cli.lightning_cli import ParsedRecipe
+    from diffzoo.cli.recipe_files import find_recipe
+    from diffzoo.cli.recipe_version import newer_explained
+
+    paths = [find_recipe(name) for name in recipes]
+    with plain_warnings(), newer_explained(paths):
+        config = ParsedRecipe(command_arguments("fit", paths, settings, folder)).config
+    return config["fit"].as_dict()
+
+
+def _devices(trainer: dict[str, Any]) -> int:
+    """How many a trainer states; one where it leaves them to the machine."""
+    if trainer.get("devices", "auto") in ("auto", -1, "-1", None):
+        return 1
+    from diffzoo.cli.lightning_cli import world_size
+
+    return world_size(trainer)
 
 
 def plan_recipe(
@@ -57,16 +129,7 @@ def plan_recipe(
     Raises:
         UserError: for a recipe that does not parse, or whose network is not a registered name.
     """
-    import yaml
-
-    from diffzoo.cli.recipe_files import find_recipe
-
-    path = find_recipe(recipe)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    return plan_content(content or {}, str(path), devices, shards, mfu, recompute)
+    return plan_content(_read(recipe), recipe, devices, shards, mfu, recompute)
 
 
 def plan_content(
@@ -121,7 +184,8 @@ def _network(model: dict[str, Any], recipe: str) -> tuple[str, dict[str, Any]]:
     name = arguments.pop("name", None)
     if name is None:
         raise UserError(f"the recipe {recipe} states no registered network: expected model.network, a name")
-    return name, {**arguments, **(arguments.pop("overrides", None) or {})}
+    arguments.pop("pretrained", None)
+    return name, {**arguments, **(arguments.pop("overrides", None) or {}), **((network or {}).get("dict_kwargs") or {})}
 
 
 def _class(part: Any) -> tuple[str, dict[str, Any]]:

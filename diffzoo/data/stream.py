@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -361,11 +362,18 @@ class WorkerLoader:
     def __next__(self) -> RawBatch:
         try:
             batch = next(self._iterator)
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not isinstance(error, RuntimeError) and self._a_worker_ended():
+                # it was killed while a batch was handed over, and PyTorch saw it alive
+                raise worker_failure(RuntimeError(f"DataLoader worker exited: {error}")) or error from error
             raise (worker_failure(error) or error) from error
         if isinstance(batch, UserError):
             raise batch
         return dict(batch)
+
+    def _a_worker_ended(self) -> bool:
+        sentinels = [worker.sentinel for worker in getattr(self._iterator, "_workers", [])]
+        return bool(wait(sentinels, timeout=2.0))
 
     def close(self) -> None:
         """End the workers."""

@@ -246,6 +246,30 @@ def test_a_killed_worker_is_explained(tmp_path: Path) -> None:
     assert next(iter(again.train_dataloader()))["index"].tolist()[0] == again.images_seen - 2
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_killed_while_it_hands_over_a_batch(tmp_path: Path, killed: bool) -> None:
+    """Then the connection breaks before the death is seen; an error of a worker that lives is passed on."""
+    data = ImageFolder(str(folder(tmp_path)), **{**COMMON, "num_workers": 1})
+    loader = data.make_worker_loader(0)
+    next(loader)
+    inner = loader._iterator
+
+    class Broken:
+        _workers = inner._workers
+
+        def __next__(self) -> None:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    loader._iterator = Broken()
+    if killed:
+        inner._workers[0].kill()
+    with pytest.raises(
+        UserError if killed else ConnectionResetError, match="a data worker was killed" if killed else "reset by peer"
+    ):
+        next(loader)
+    inner._shutdown_workers()
+
+
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         _ = ImageFolder(str(tmp_path / "none"), **COMMON).train_source

@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from diffzoo.cli.main import main
+from diffzoo.cli.recipe_files import find_recipe
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
 from diffzoo.training import planning
@@ -161,9 +164,47 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert line in text
 
 
+def test_settings_and_overlays_as_for_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One recipe that says it all is planned like a recipe, an overlay and settings that say it together."""
+
+    def plan(*arguments: str) -> dict:
+        assert main(["plan", *arguments, "--gpu", "t4", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    name = "emoji/simple_uvit_xs_32"
+    whole = yaml.safe_load(find_recipe(name).read_text())
+    whole["model"].setdefault("network_args", {})["num_classes"] = 200
+    whole["model"]["grad_checkpointing"] = True
+    whole["data"]["init_args"] |= {"batch_size": 96, "micro_batch_size": 8}
+    whole["trainer"]["max_steps"] = 77
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(whole))
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("trainer: {max_steps: 77}\ndata: {init_args: {micro_batch_size: 4}}\n")
+    settings = ["--model.network_args.num_classes=200", "--data.init_args.batch_size", "96",
+                "--data.init_args.micro_batch_size", "8", "--model.grad_checkpointing", "true"]  # fmt: skip
+    expected = plan(str(tmp_path / "whole.yaml"))
+    assert expected["micro_batch"] == 8
+    assert plan("-c", name, "-c", str(overlay), *settings) == expected
+    assert plan(*settings, name, "--trainer.max_steps=77") == expected
+    two = plan(name, "--devices=2")
+    sharded = plan("-c", name, "--trainer.devices", "2",
+                   "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy")  # fmt: skip
+    assert sharded == plan(name, "--devices=2", "--shards=2")
+    assert sharded["bytes"]["weights"] == two["bytes"]["weights"] / 2
+
+
+def test_the_advice_of_a_run_without_memory_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    recipe, settings = "emoji/simple_uvit_xs_32", ["--data.folder", str(tmp_path / "pictures"), "--gpu=t4", "--json"]
+    assert main(["plan", "-c", recipe, "--data.init_args.micro_batch_size", "4", *settings]) == 0
+    assert json.loads(capsys.readouterr().out)["micro_batch"] == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "no recipe"),
+        (["-c", "emoji/simple_uvit_xs_32", "--model.netwrk=x"], "no key 'model.netwrk'; did you mean 'model.network'"),
         (["emoji/simple_uvit_xs"], "did you mean"),
         (["emoji/simple_uvit_xs_32", "--gpu", "h1000"], "did you mean"),
         (["emoji/simple_uvit_xs_32", "--mfu", "2"], "--mfu"),
@@ -190,6 +231,12 @@ def test_recipe_in_another_form(tmp_path, capsys: pytest.CaptureFixture[str]) ->
     assert facts["bytes"]["optimizer"] == weights
     assert facts["bytes"]["averages"] == 3 * weights
     assert facts["bytes"]["autoencoder and text encoder"] == 336e6
+    parsed = recipe.read_text().replace(", num_classes: 7}}", "}, dict_kwargs: {num_classes: 7}}")
+    parsed = parsed.replace("KLAutoencoder", "diffzoo.encoders.KLAutoencoder")
+    recipe.write_text(parsed + "data: {class_path: DemoData, init_args: {image_size: 32}}\n")
+    assert main(["plan", str(recipe), "--trainer.max_steps=1", "--json"]) == 0  # as `fit` parses it
+    again = json.loads(capsys.readouterr().out)
+    assert (again["parameters"], again["bytes"]["averages"]) == (facts["parameters"], facts["bytes"]["averages"])
     recipe.write_text("model: {network: {class_path: my.Net}}\n")
     assert main(["plan", str(recipe)]) == 2
     recipe.write_text("model: [\n")
