@@ -1,4 +1,4 @@
-"""What averaging costs: `WeightAverages.update` as a share of a training step, in one run.
+"""What averaging costs: `EMA.update` as a share of a training step, in one run.
 
     python benchmarks/averaging.py [--model dimr_xl_256] [--batch 1] [--averages 2] [--device cuda]
 
@@ -16,7 +16,7 @@ import torch
 
 import diffzoo.models  # noqa: F401  registers the names
 from diffzoo.models.registry import build
-from diffzoo.training.averaging import WeightAverages
+from diffzoo.training.averaging import EMA
 from diffzoo.training.optimizers import FusedAdamW, parameter_groups
 from diffzoo.typing import Condition
 
@@ -37,7 +37,7 @@ def main() -> None:
     cond = Condition(label=label) if config.num_classes else None
     optimizer = FusedAdamW(parameter_groups(network))
     decays = [1 - 10.0 ** -(n + 3) for n in range(args.averages)]
-    averages = WeightAverages(decays)
+    averages = EMA(decays)
     averages.prepare(SimpleNamespace(network=network))  # type: ignore[arg-type]
 
     def step() -> None:

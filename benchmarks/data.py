@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from diffzoo.data import HubImages, ImageFolder
+from diffzoo.data import HFDataset, ImageFolder
 
 BATCH = 32
 
@@ -164,7 +164,7 @@ def main() -> None:
             "bare Pillow": lambda: bare(files, args.size, args.seconds),
             "ours": lambda: ours(module(0), args.seconds),
             "torch DataLoader": lambda: torch_loader(files, args.size, 0, args.seconds),
-            "ours, Parquet": lambda: ours(HubImages(str(parquet), num_workers=0, **common), args.seconds),
+            "ours, Parquet": lambda: ours(HFDataset(str(parquet), num_workers=0, **common), args.seconds),
             f"torch DataLoader, {several} workers": lambda: torch_loader(files, args.size, several, args.seconds),
             f"ours, {several} workers": lambda: ours(module(several), args.seconds),
         }

@@ -84,8 +84,8 @@ def fit(recipe: str, run: Path, pictures: Path, steps: int, every: int, seed: in
     from diffzoo.cli.main import main
 
     callbacks = (
-        "[{class_path: WeightAverages, init_args: {decays: [0.999]}},"
-        f" {{class_path: Checkpoints, init_args: {{every_n_steps: {every}, every_minutes: 0, keep: 1000}}}}]"
+        "[{class_path: EMA, init_args: {decays: [0.999]}},"
+        f" {{class_path: Checkpointing, init_args: {{every_n_steps: {every}, every_minutes: 0, keep: 1000}}}}]"
     )
     classes = len([p for p in pictures.iterdir() if p.is_dir()])
     arguments = {

@@ -38,13 +38,13 @@ from diffzoo import create_model
 from diffzoo.data import DemoData
 from diffzoo.process import denoising_loss
 from diffzoo.training import (
-    Checkpoints,
+    EMA,
+    Checkpointing,
     DiffusionModule,
     FusedAdamW,
-    LossGuard,
+    GradientGuard,
     RunProgress,
-    Throughput,
-    WeightAverages,
+    TrainingLog,
 )
 from diffzoo.training.throughput import CsvLog
 from diffzoo.typing import Condition
@@ -115,7 +115,7 @@ class TimedData(DemoData):
         return TimedBatches(super().make_worker_loader(position), self.clock)
 
 
-class Unsaved(Checkpoints):
+class Unsaved(Checkpointing):
     """All but the writing."""
 
     def save(self, trainer: L.Trainer) -> None:
@@ -148,7 +148,7 @@ class PlainLoop:
 
 
 class Turns(L.Callback):
-    """Closes the books after each of the trainer's steps, then lets the loop take one; the last but `Checkpoints`."""
+    """Closes the books after each of the trainer's steps, then lets the loop take one; the last but `Checkpointing`."""
 
     def __init__(self, clock: Clock, batch: int, warm_up: int):
         self.clock, self.batch, self.warm_up = clock, batch, warm_up
@@ -221,8 +221,8 @@ def build(args: argparse.Namespace, clock: Clock) -> tuple[DiffusionModule, Time
     module = DiffusionModule(args.model, network_args, optimizer=FusedAdamW, compile=args.compile)
     data = TimedData(image_size=module.network.config.image_size, batch_size=args.batch)
     data.clock = clock
-    guard, throughput, progress = LossGuard(), Throughput(), RunProgress(line_every_seconds=3600)
-    averages = WeightAverages([1 - 10.0 ** -(n + 4) for n in range(args.averages)])
+    guard, throughput, progress = GradientGuard(), TrainingLog(), RunProgress(line_every_seconds=3600)
+    averages = EMA([1 - 10.0 ** -(n + 4) for n in range(args.averages)])
     checkpoints = Unsaved()
     clock.time(module, "transfer_batch_to_device", "data")
     clock.time(module, "losses", CORE[0])

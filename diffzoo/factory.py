@@ -48,12 +48,12 @@ def create_model(
             f"{name!r} is itself a source of weights: leave out pretrained, or give a registered name first"
         )
     from diffzoo.zoo.adapt import build_as, build_with
-    from diffzoo.zoo.facts import registered_facts
     from diffzoo.zoo.loading import locate
+    from diffzoo.zoo.metadata import registered_metadata
 
     if isinstance(pretrained, bool):
         return build_with(locate(name), overrides, classes, class_names)
-    return build_as(name, locate(pretrained, facts=registered_facts(name)), overrides, classes, class_names)
+    return build_as(name, locate(pretrained, metadata=registered_metadata(name)), overrides, classes, class_names)
 
 
 def copy_classes(network: Network, source: str | Path, class_names: Sequence[str]) -> list[str]:

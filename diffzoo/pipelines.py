@@ -41,8 +41,8 @@ from diffzoo.sampling import (
 from diffzoo.sampling.loop import Precision
 from diffzoo.typing import Condition
 from diffzoo.zoo.export import DTYPES
-from diffzoo.zoo.facts import class_list, guidance_from, sampler_from
 from diffzoo.zoo.loading import Loaded, load_any
+from diffzoo.zoo.metadata import class_list, guidance_from, sampler_from
 from diffzoo.zoo.settings import published_scale, setting_of
 
 __all__ = ["Pictures", "Pipeline", "device_of", "pipeline"]
@@ -166,12 +166,13 @@ class Pipeline:
         base: "Callable[[], Pipeline] | None" = None,
         scale: float | None = None,
     ):
-        if loaded.facts.kind != "denoiser":
+        if loaded.metadata.kind != "denoiser":
             raise UserError(
-                f"{loaded.facts.name or loaded.facts.family} is a classifier and draws nothing: guide a model of its "
+                f"{loaded.metadata.name or loaded.metadata.family} is a classifier and draws nothing: guide "
+                f"a model of its "
                 "resolution with it, pipeline(MODEL, classifier=...) or diffzoo sample MODEL --classifier ..."
             )
-        self.facts, self.process = loaded.facts, loaded.process
+        self.metadata, self.process = loaded.metadata, loaded.process
         self.device = device_of(device)
         self.network = loaded.network.eval().to(self.device)
         self.denoiser = Denoiser(self.network, self.process)
@@ -185,16 +186,16 @@ class Pipeline:
     def _fitting(self, classifier: Loaded) -> Loaded:
         """A classifier for this network's noisy images, on the device."""
         ours, theirs = self.network.config, classifier.network.config
-        if classifier.facts.kind != "classifier":
-            raise UserError(f"{classifier.facts.name} is no classifier: guide with one, such as adm_classifier_64")
+        if classifier.metadata.kind != "classifier":
+            raise UserError(f"{classifier.metadata.name} is no classifier: guide with one, such as adm_classifier_64")
         if (ours.image_size, ours.in_channels) != (theirs.image_size, theirs.in_channels):
             raise UserError(
                 f"the classifier reads images of {theirs.image_size} px, this model draws {ours.image_size} px: "
                 f"use the classifier for {ours.image_size} px"
             )
-        if classifier.facts.process is not None and classifier.process.schedule != self.process.schedule:
+        if classifier.metadata.process is not None and classifier.process.schedule != self.process.schedule:
             raise UserError(
-                f"{classifier.facts.name} was trained on another noise schedule than {self.facts.name}: use the "
+                f"{classifier.metadata.name} was trained on another noise schedule than {self.metadata.name}: use the "
                 "classifier that was made for this model"
             )
         classifier.network.eval().requires_grad_(False).to(self.device)
@@ -224,7 +225,7 @@ class Pipeline:
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, built on first use; the identity in pixel space."""
         if self._autoencoder is None:
-            known = self.facts.autoencoder
+            known = self.metadata.autoencoder
             self._autoencoder = KLAutoencoder(**known) if known else Identity()
             self._autoencoder.to(self.device)
         return self._autoencoder
@@ -233,7 +234,7 @@ class Pipeline:
     def text_encoder(self) -> TextEncoder:
         """The text encoder, built on first use."""
         if self._text_encoder is None:
-            values = dict(self.facts.text_encoder or {})
+            values = dict(self.metadata.text_encoder or {})
             cls = getattr(text, str(values.pop("class", "")), None)
             if cls is None:
                 raise UserError("these weights read captions but do not say through which text encoder: pass one")
@@ -246,7 +247,7 @@ class Pipeline:
         if not isinstance(self.autoencoder, Identity):
             found["autoencoder"] = self.autoencoder.id
         if self._text_encoder is not None:
-            known = dict(self.facts.text_encoder or {"class": type(self._text_encoder).__name__})
+            known = dict(self.metadata.text_encoder or {"class": type(self._text_encoder).__name__})
             revision = known.get("revision") or recorded_revision(str(known.get("source", "")))
             found["text_encoder"] = {**known, "revision": revision}
         return found
@@ -255,14 +256,14 @@ class Pipeline:
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; empty if they are not known."""
         if self._names is None:
-            guide = self._classifier.facts.class_names if self._classifier else ()
-            self._names = class_list(self.facts.class_names or guide)
+            guide = self._classifier.metadata.class_names if self._classifier else ()
+            self._names = class_list(self.metadata.class_names or guide)
         return self._names
 
     # -- conditions
 
     @property
-    def reads(self) -> str:
+    def condition_kind(self) -> str:
         """What it draws from: "class", "caption", "picture" (upsamplers) or "nothing"."""
         config: Any = self.network.config
         if getattr(config, "upsampler", False):
@@ -301,19 +302,19 @@ class Pipeline:
 
     def _condition(self, items: Sequence[str | int] | None) -> tuple[list[str], Condition | None]:
         """A label and a row of conditions for each item."""
-        if self.reads == "picture":
+        if self.condition_kind == "picture":
             # __call__ has drawn the small pictures where there is a base
             raise UserError(
                 "this model enlarges pictures: it needs low-resolution images, not classes alone; draw them with a "
                 "smaller model and pass them to `upsample`"
             )
-        if self.reads == "nothing":
+        if self.condition_kind == "nothing":
             if items:
                 raise UserError("this model is unconditional: leave out the classes")
             return [""], None
         if not items:
-            raise UserError(f"this model draws from a {self.reads}: say which, for example [0, 1]")
-        if self.reads == "caption":
+            raise UserError(f"this model draws from a {self.condition_kind}: say which, for example [0, 1]")
+        if self.condition_kind == "caption":
             captions = [str(item) for item in items]
             embedded, mask = self.text_encoder.encode(captions)
             return captions, Condition(text=embedded, text_mask=mask)
@@ -331,14 +332,14 @@ class Pipeline:
             guided = ClassifierGuidance(
                 self.denoiser, self._classifier.network, scale, conditional=self.network.config.num_classes > 0
             )
-            by = self._classifier.facts.name
+            by = self._classifier.metadata.name
             return guided, {"formula": "score + s * grad log p(class)", "scale": scale, "classifier": by}
-        known = self.facts.guidance or {"formula": "uncond + s * (cond - uncond)", "scale": 1.0}
+        known = self.metadata.guidance or {"formula": "uncond + s * (cond - uncond)", "scale": 1.0}
         if guidance is not None:
             known = {**known, **(guidance if isinstance(guidance, Mapping) else {"scale": guidance})}
         values = guidance_from(known)
         scale = values["scale"] = float(values["scale"])
-        if self.reads == "nothing":
+        if self.condition_kind == "nothing":
             if guidance is not None:
                 raise UserError("this model is unconditional: guidance has nothing to act on; leave it out")
             return self.denoiser, None
@@ -346,13 +347,13 @@ class Pipeline:
         if scale == (1 if values["formula"] == "uncond" else 0):
             return self.denoiser, record
         null = None
-        if self.reads == "caption":
+        if self.condition_kind == "caption":
             embedded, mask = self.text_encoder.null(1)
             null = Condition(text=embedded, text_mask=mask)
         return ClassifierFree(self.denoiser, **values, null=null), record
 
     def _sampler(self, sampler: Sampler | str | None, steps: int | None) -> Sampler:
-        chosen = self.facts.build_sampler() if sampler is None else sampler_from(sampler)
+        chosen = self.metadata.build_sampler() if sampler is None else sampler_from(sampler)
         if not isinstance(chosen, Sampler):
             raise UserError(f"expected a sampler, got {sampler!r}{did_you_mean(str(sampler), _samplers())}")
         return replace(chosen, steps=steps) if steps is not None else chosen
@@ -376,9 +377,9 @@ class Pipeline:
         Args:
             classes: names, indices or captions; None for unconditional models.
             seeds: one picture per class and seed; a seed gives the same picture in any batch.
-            guidance: strength, in the formula that the weights were published with (`pipe.facts.guidance`); without
+            guidance: strength, in the formula that the weights were published with (`pipe.metadata.guidance`); without
                 one, s in `uncond + s (cond - uncond)`. Or some of {formula, scale, interval, decay} as a mapping
-                (`diffzoo.zoo.facts.guidance_from`). Default: as published, else none. With a classifier: its scale,
+                (`diffzoo.zoo.metadata.guidance_from`). Default: as published, else none. With a classifier: its scale,
                 by default 1.
             steps: of the sampler; of both samplers where an upsampler has a base.
             sampler: a sampler, or the name of its class. Default: the published one, else DDIM.
@@ -413,7 +414,7 @@ class Pipeline:
         solver = self._sampler(sampler, steps)
         config = self.network.config
         _ = self.autoencoder.ratio  # loads it: a missing package or a failed download is said before the steps
-        if trajectory is not None and trajectory.decode is None and self.facts.autoencoder is not None:
+        if trajectory is not None and trajectory.decode is None and self.metadata.autoencoder is not None:
             trajectory.decode = self.autoencoder.decode
         latents = sample(
             denoise,
@@ -499,8 +500,8 @@ class Pipeline:
         made = {
             **made,
             **self._companions(),
-            "weights": self.facts.provenance,
-            "model": self.facts.name,
+            "weights": self.metadata.provenance,
+            "model": self.metadata.name,
             "device": str(self.device),
             "diffzoo": __version__,
         }
@@ -513,7 +514,8 @@ class Pipeline:
         return Pictures(pixels, labels, records, columns)
 
     def __repr__(self) -> str:
-        return f"Pipeline({self.facts.name or self.facts.family}, draws from a {self.reads}, on {self.device})"
+        name = self.metadata.name or self.metadata.family
+        return f"Pipeline({name}, draws from a {self.condition_kind}, on {self.device})"
 
 
 def pipeline(
@@ -533,19 +535,19 @@ def pipeline(
         device: where to compute; default: a GPU if there is one.
         autoencoder, text_encoder: in place of those that the weights were trained with.
         classifier: weights of a noise-aware classifier, which then does the guidance, such as "adm_classifier_256".
-        setting: a published way to draw, such as "guided" (`pipe.facts.settings`): sampler, classifier and its scale,
-            and what an upsampler enlarges. Upsamplers begin with their first.
+        setting: a published way to draw, such as "guided" (`pipe.metadata.settings`): sampler, classifier and its
+            scale, and what an upsampler enlarges. Upsamplers begin with their first.
         prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
 
     Raises:
         UserError: for weights that cannot be had, or that do not say how to sample from them.
     """
     loaded = load_any(source, prefer=prefer)
-    chosen = setting_of(loaded.facts, setting)
+    chosen = setting_of(loaded.metadata, setting)
     if chosen.sampler is not None:
-        loaded = replace(loaded, facts=replace(loaded.facts, sampler=dict(chosen.sampler)))
+        loaded = replace(loaded, metadata=replace(loaded.metadata, sampler=dict(chosen.sampler)))
     base = partial(pipeline, chosen.base, device, setting=chosen.base_setting) if chosen.base is not None else None
     by = classifier if classifier is not None else chosen.classifier
     guide = load_any(by) if by is not None else None
-    scale = chosen.scale if classifier is None else published_scale(loaded.facts, guide.facts if guide else None)
+    scale = chosen.scale if classifier is None else published_scale(loaded.metadata, guide.metadata if guide else None)
     return Pipeline(loaded, device, autoencoder, text_encoder, guide, base, scale)

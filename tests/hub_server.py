@@ -321,9 +321,9 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: Repo, name: str, commit: str) -> None:
         day = "2026-01-01T00:00:00.000Z"
         files = [{"rfilename": path} for path in sorted(repo.commits[commit])]
-        facts = {"id": name, "modelId": name, "author": name.split("/")[0], "sha": commit, "siblings": files}
+        metadata = {"id": name, "modelId": name, "author": name.split("/")[0], "sha": commit, "siblings": files}
         state = {"private": repo.private, "gated": repo.gated, "disabled": False, "lastModified": day, "createdAt": day}
-        self.json({"_id": "0", "downloads": 0, "likes": 0, "tags": [], **facts, **state})
+        self.json({"_id": "0", "downloads": 0, "likes": 0, "tags": [], **metadata, **state})
 
     # -- uploads
 

@@ -22,7 +22,7 @@ __all__ = ["configure", "run"]
 SAMPLED_BLOCKS = 8
 SHEET_SIZE, SHEET_COLUMNS = 64, 12  # pixels, pictures
 MEASURED_SECONDS = 3.0
-PASSPORT = "passport.json"  # of latents, whose module takes long to import
+CACHE_METADATA = "passport.json"  # of latents, whose module takes long to import
 USUAL: dict[str, Any] = {"config": None, "revision": None, "split": "train", "download": False}
 USUAL |= {"image": "auto", "label": "auto", "caption": "auto"}  # what these flags are if nobody sets them
 SOURCE_HELP = "`demo`, a folder of pictures, a Parquet or tar file, a folder of these, or a Hub name owner/name"
@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do one of them."""
-    if args.action == "inspect" and (Path(args.source) / "train" / PASSPORT).is_file():
+    if args.action == "inspect" and (Path(args.source) / "train" / CACHE_METADATA).is_file():
         return _inspect_latents(args)
     args.size = 64 if args.size is None else args.size
     args.resize = args.resize or "adm"
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def open_data(args: argparse.Namespace) -> "ImageDataModule":
     """The data module of SOURCE, without random choices."""
-    from diffzoo.data import DemoData, HubImages, ImageFolder
+    from diffzoo.data import DemoData, HFDataset, ImageFolder
 
     path = Path(args.source)
     common = {"image_size": args.size, "resize": args.resize, "flip": False, "num_workers": args.workers}
@@ -104,7 +104,7 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
             return ImageFolder(str(path / train), val_path=held_out and str(path / held_out), **common)
         return ImageFolder(str(path), **common)
     columns = {k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")}
-    return HubImages(
+    return HFDataset(
         args.source,
         config=args.config,
         revision=args.revision,
@@ -231,37 +231,38 @@ def _classes(source: "Source") -> dict[str, Any]:
 
 def _latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
     """What the passports of a cache of latents say, and what of it is there."""
-    from diffzoo.data.latents import Latents, LatentSource, Passport, shard_name
+    from diffzoo.data.latents import CacheMetadata, Latents, LatentSource, shard_name
 
     report: dict[str, Any] = {"source": f"latents in {folder}"}
     whole: dict[str, LatentSource] = {}
     for part in ("train", "validation"):
-        if not (folder / part / PASSPORT).is_file():
+        if not (folder / part / CACHE_METADATA).is_file():
             continue
-        passport = Passport.read(folder / part)
-        there = sum((folder / part / shard_name(k)).is_file() for k in range(passport.shards))
+        cache_metadata = CacheMetadata.read(folder / part)
+        there = sum((folder / part / shard_name(k)).is_file() for k in range(cache_metadata.shards))
         report[part] = {
-            "pictures": f"{passport.pictures} of the {passport.rows} of {passport.source}",
-            "shards": f"{there} of {passport.shards}" + ("" if there == passport.shards else ", incomplete"),
-            "picture size": f"{passport.image_size} px, resize {passport.resize}",
-            "mirror images": "yes" if passport.flips > 1 else "no",
-            "autoencoder": f"{passport.autoencoder} ({passport.autoencoder_hash[:12]})",
-            "classes": len(passport.class_names),
-            "captions": "yes" if passport.has_captions else "no",
-            "revision": passport.revision or "none",
-            "licence": passport.licence or "not stated",
-            "fingerprint of the rows": passport.source_fingerprint,
-            "hash of their ids": passport.ids or "none yet",
+            "pictures": f"{cache_metadata.pictures} of the {cache_metadata.rows} of {cache_metadata.source}",
+            "shards": f"{there} of {cache_metadata.shards}"
+            + ("" if there == cache_metadata.shards else ", incomplete"),
+            "picture size": f"{cache_metadata.image_size} px, resize {cache_metadata.resize}",
+            "mirror images": "yes" if cache_metadata.flips > 1 else "no",
+            "autoencoder": f"{cache_metadata.autoencoder} ({cache_metadata.autoencoder_hash[:12]})",
+            "classes": len(cache_metadata.class_names),
+            "captions": "yes" if cache_metadata.has_captions else "no",
+            "revision": cache_metadata.revision or "none",
+            "licence": cache_metadata.licence or "not stated",
+            "fingerprint of the rows": cache_metadata.source_fingerprint,
+            "hash of their ids": cache_metadata.ids or "none yet",
         }
-        if passport.pictures is None:
-            report[part]["pictures"] = f"none counted yet of the {passport.rows} of {passport.source}"
+        if cache_metadata.pictures is None:
+            report[part]["pictures"] = f"none counted yet of the {cache_metadata.rows} of {cache_metadata.source}"
             continue
         whole[part] = LatentSource(folder / part)
         report[part]["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
     if "train" in whole:
         source = whole["train"]
         report |= {k: v for k, v in _classes(source).items() if k == "class histogram"}
-        mirrored = source.passport.flips > 1
+        mirrored = source.cache_metadata.flips > 1
         data = Latents(str(folder), source.shape[1], flip=mirrored, num_workers=workers)
         report["throughput"] = _throughput(data)
     return report
@@ -370,7 +371,7 @@ def _device(name: str | None) -> str:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    from diffzoo.data.encode import encode, make_passport
+    from diffzoo.data.encode import encode, make_cache_metadata
     from diffzoo.encoders.autoencoder import Identity, KLAutoencoder
 
     autoencoder: Any = (
@@ -385,13 +386,15 @@ def _encode(args: argparse.Namespace) -> int:
     for part, source in (("train", data.train_source), ("validation", data.val_source)):
         if source is None:
             continue
-        passport = make_passport(source, data.transform, 1 if args.no_flips else 2, autoencoder, args.shard_rows)
+        cache_metadata = make_cache_metadata(
+            source, data.transform, 1 if args.no_flips else 2, autoencoder, args.shard_rows
+        )
         done = encode(
             source,
             args.out / part,
             data.transform,
             lambda images: autoencoder.encode(images.to(device)),
-            passport,
+            cache_metadata,
             args.batch_size,
             args.max_bad,
             _shard_line(part),

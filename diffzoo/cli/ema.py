@@ -71,7 +71,7 @@ def write_averages(
     return paths
 
 
-def _write(run: str, tensors: "dict[str, Tensor]", path: Path, facts: dict[str, Any]) -> None:
+def _write(run: str, tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, Any]) -> None:
     """Write an average: complete, and saying which network it is of, if the run has a checkpoint that knows."""
     from dataclasses import replace
 
@@ -82,11 +82,11 @@ def _write(run: str, tensors: "dict[str, Tensor]", path: Path, facts: dict[str, 
 
     found = list_checkpoints(run)
     if not found:
-        save_tensors(tensors, path, {"format": "pt", **facts})
+        save_tensors(tensors, path, {"format": "pt", **metadata})
         return
     raw = locate(found[0], prefer="raw")
     state = dict(raw.state) | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
-    write_weights(state, replace(raw.facts, provenance={**raw.facts.provenance, "average": facts}), path)
+    write_weights(state, replace(raw.metadata, provenance={**raw.metadata.provenance, "average": metadata}), path)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -113,7 +113,7 @@ class _Measure:
 
     def __init__(self, run: str, config: Path, batches: int):
         from diffzoo.cli.lightning_cli import Command
-        from diffzoo.training.averaging import WeightAverages
+        from diffzoo.training.averaging import EMA
         from diffzoo.zoo.loading import locate
 
         class Built(Command):
@@ -126,7 +126,7 @@ class _Measure:
         self.cli = Built(["fit", f"--config={config}", *options])
         callbacks: list[Any] = self.cli.trainer.callbacks  # type: ignore[attr-defined]
         # it would put its own average in place of the one that is measured
-        callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAverages)]
+        callbacks[:] = [c for c in callbacks if not isinstance(c, EMA)]
         self.cli.model.network.load_state_dict(locate(run, prefer="raw").state)
 
     def __call__(self, tensors: "dict[str, Tensor]") -> float:

@@ -180,14 +180,14 @@ def _read_json(path: str, key: str) -> dict[str, Any]:
     return found
 
 
-def make_plan(args: argparse.Namespace, facts: Any) -> "SamplePlan":
+def make_plan(args: argparse.Namespace, metadata: Any) -> "SamplePlan":
     """The plan from a file or from the facts of the weights, with the flags on top."""
     from dataclasses import replace
 
     from diffzoo.evaluation import SamplePlan
     from diffzoo.evaluation.generate import default_plan
 
-    plan = default_plan(args.target[0], facts, args.setting)
+    plan = default_plan(args.target[0], metadata, args.setting)
     if args.plan:
         plan = SamplePlan.from_dict({**_read_json(args.plan, "plan"), "model": args.target[0]})
     flags = {
@@ -206,7 +206,9 @@ def make_plan(args: argparse.Namespace, facts: Any) -> "SamplePlan":
         from diffzoo.zoo import load_any
         from diffzoo.zoo.settings import published_scale
 
-        known = published_scale(facts, load_any(args.classifier).facts) if args.guidance is None else args.guidance
+        known = (
+            published_scale(metadata, load_any(args.classifier).metadata) if args.guidance is None else args.guidance
+        )
         labels = plan.labels if plan.labels != "none" else args.labels or "balanced"
         guidance = {"classifier": args.classifier, "scale": 1.0 if known is None else known}
         return replace(plan, guidance=guidance, labels=labels)
@@ -233,7 +235,7 @@ def open_model(args: argparse.Namespace, device: str) -> Any:
             raise UserError(f"could not read the captions {args.captions}: {reason}") from error
     average = args.average or (_read_json(args.plan, "plan").get("average") if args.plan else None) or "average"
     pipe = pipeline(args.target[0], device, prefer=average)
-    plan = make_plan(args, pipe.facts)
+    plan = make_plan(args, pipe.metadata)
     if classifier := (plan.guidance or {}).get("classifier"):
         pipe.guide_with(load_any(classifier))
     source = ModelImages(plan, device, captions)

@@ -24,12 +24,12 @@ import diffzoo.training
 from diffzoo.cli.explain import explain
 from diffzoo.cli.recipe_version import version_line
 from diffzoo.errors import UserError
-from diffzoo.training.checkpointing import Checkpoints
-from diffzoo.training.guards import LossGuard
+from diffzoo.training.checkpointing import Checkpointing
+from diffzoo.training.guards import GradientGuard
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.progress import RunProgress
 from diffzoo.training.side_files import write_or_warn
-from diffzoo.training.throughput import CsvLog, Throughput
+from diffzoo.training.throughput import CsvLog, TrainingLog
 
 __all__ = ["Command", "ParsedRecipe", "world_size"]
 
@@ -124,7 +124,7 @@ class Command(LightningCLI):
     def _with_defaults(callbacks: Any) -> list[L.Callback]:
         """The recipe's callbacks and those that every run has."""
         chosen = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-        for default in (LossGuard, Throughput, RunProgress, Checkpoints):
+        for default in (GradientGuard, TrainingLog, RunProgress, Checkpointing):
             if not any(isinstance(c, default) for c in chosen):
                 chosen.append(default())
         return chosen

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     devices = args.devices or _devices(trainer)
     shards = args.shards or (devices if "ModelParallelStrategy" in str(trainer.get("strategy")) else 1)
     plan, micro = plan_content(content, shown, devices, shards, args.mfu, args.grad_checkpointing)
-    facts = _facts(plan, gpu, micro, gpu.price if args.price is None else args.price)
-    print(json.dumps(facts, indent=1) if args.json else _text(shown, plan, gpu, facts))
+    metadata = _metadata(plan, gpu, micro, gpu.price if args.price is None else args.price)
+    print(json.dumps(metadata, indent=1) if args.json else _text(shown, plan, gpu, metadata))
     return 0
 
 
@@ -207,7 +207,7 @@ def _states(optimizer: Any) -> int:
 def _averages(callbacks: Any) -> int:
     for callback in callbacks or []:
         kind, arguments = _class(callback)
-        if kind == "WeightAverages":
+        if kind == "EMA":
             return len(arguments.get("decays", [0.9999])) + len(arguments.get("stds", []))
     return 0
 
@@ -221,7 +221,7 @@ def _companions(model: dict[str, Any]) -> float:
     return sum(4e6 * COMPANIONS.get(kind, 0) for kind in kinds)
 
 
-def _facts(plan: "Plan", gpu: "GPU", micro: int | None, price: float) -> dict[str, Any]:
+def _metadata(plan: "Plan", gpu: "GPU", micro: int | None, price: float) -> dict[str, Any]:
     largest, fitting = plan.largest_micro_batch(gpu), plan.fitting_micro_batch(gpu)
     chosen = micro or fitting or 1
     hours = plan.hours(gpu)
@@ -250,31 +250,31 @@ def _facts(plan: "Plan", gpu: "GPU", micro: int | None, price: float) -> dict[st
     }
 
 
-def _text(recipe: str, plan: "Plan", gpu: "GPU", facts: dict[str, Any]) -> str:
+def _text(recipe: str, plan: "Plan", gpu: "GPU", metadata: dict[str, Any]) -> str:
     gib = 2**30
     lines = [
         f"{recipe} on {plan.devices} x {gpu.name}",
         f"  parameters          {plan.cost.parameters / 1e6:.1f} M",
-        f"  FLOPs per image     {facts['gflops_per_image']:.1f} G forward, "
-        f"{facts['training_gflops_per_image']:.1f} G in training (two per multiply-add)",
+        f"  FLOPs per image     {metadata['gflops_per_image']:.1f} G forward, "
+        f"{metadata['training_gflops_per_image']:.1f} G in training (two per multiply-add)",
         "  memory per GPU",
     ]
-    lines += [f"    {name:<28} {size / gib:9.3f} GiB" for name, size in facts["bytes"].items()]
-    verdict = "fits" if facts["fits"] else "does NOT fit"
+    lines += [f"    {name:<28} {size / gib:9.3f} GiB" for name, size in metadata["bytes"].items()]
+    verdict = "fits" if metadata["fits"] else "does NOT fit"
     lines += [
-        f"  micro-batch {facts['micro_batch']}: peak {facts['peak_bytes'] / gib:.1f} GiB of "
-        f"{facts['usable_bytes'] / gib:.1f} GiB usable: {verdict}",
-        f"  largest micro-batch {facts['largest_micro_batch']}, "
-        f"largest that divides the batch of {plan.batch}: {facts['largest_fitting_micro_batch']}",
+        f"  micro-batch {metadata['micro_batch']}: peak {metadata['peak_bytes'] / gib:.1f} GiB of "
+        f"{metadata['usable_bytes'] / gib:.1f} GiB usable: {verdict}",
+        f"  largest micro-batch {metadata['largest_micro_batch']}, "
+        f"largest that divides the batch of {plan.batch}: {metadata['largest_fitting_micro_batch']}",
     ]
-    if not facts["largest_fitting_micro_batch"]:
+    if not metadata["largest_fitting_micro_batch"]:
         lines.append("  nothing fits: set model.grad_checkpointing to true (--grad-checkpointing), or shard (--shards)")
     lines.append(
-        f"  speed               {facts['images_per_second']:.0f} images/s at {100 * plan.mfu:.0f} % MFU (assumed)"
+        f"  speed               {metadata['images_per_second']:.0f} images/s at {100 * plan.mfu:.0f} % MFU (assumed)"
     )
     if plan.steps:
         lines.append(
-            f"  whole run           {facts['hours']:.1f} h for {plan.steps * plan.batch / 1e6:.1f} M images, "
-            f"about {facts['dollars']:.0f} US dollars"
+            f"  whole run           {metadata['hours']:.1f} h for {plan.steps * plan.batch / 1e6:.1f} M images, "
+            f"about {metadata['dollars']:.0f} US dollars"
         )
     return "\n".join(lines)

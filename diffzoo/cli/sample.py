@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
     larger = pipeline(args.upsample, args.device) if args.upsample else None
-    if larger is not None and larger.reads != "picture":
+    if larger is not None and larger.condition_kind != "picture":
         raise UserError(f"{args.upsample} does not enlarge pictures: --upsample takes a model such as adm_64_to_256")
     trajectory = _trajectory(args, (pipe.base or pipe)._sampler(None if pipe.base else args.sampler, args.steps).steps)
     pictures = pipe(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
     from diffzoo.data.demo import DemoData
     from diffzoo.data.folder import ImageFolder
-    from diffzoo.data.hub import Cifar10, Coco, HubImages, ImageNet
+    from diffzoo.data.hub import Cifar10, Coco, HFDataset, ImageNet
     from diffzoo.data.latents import Latents
     from diffzoo.data.transforms import to_images
 
@@ -19,7 +19,7 @@ _HOME = {
     "Coco": "hub",
     "DemoData": "demo",
     "ImageDataModule": "base",
-    "HubImages": "hub",
+    "HFDataset": "hub",
     "ImageFolder": "folder",
     "ImageNet": "hub",
     "Latents": "latents",
@@ -30,7 +30,7 @@ __all__ = [
     "Cifar10",
     "Coco",
     "DemoData",
-    "HubImages",
+    "HFDataset",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffzoo.data.latents import HEADER, PASSPORT, Passport, header, open_shard, shard_name
+from diffzoo.data.latents import CACHE_METADATA, HEADER, CacheMetadata, header, open_shard, shard_name
 from diffzoo.data.sources import Record, Source
 from diffzoo.data.stream import BatchMaker, RawBatch, Sequential, Transform, WorkerLoader, check_bad, hash_of_ids
 from diffzoo.data.transforms import to_images
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, write_text
 
-__all__ = ["Progress", "encode", "make_passport"]
+__all__ = ["Progress", "encode", "make_cache_metadata"]
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -49,9 +49,11 @@ class Progress:
     bad: dict[int, str]
 
 
-def make_passport(source: Source, transform: Transform, flips: int, autoencoder: Any, shard_rows: int) -> Passport:
+def make_cache_metadata(
+    source: Source, transform: Transform, flips: int, autoencoder: Any, shard_rows: int
+) -> CacheMetadata:
     """The passport of a cache of `source`; `autoencoder` has `id` and `hash`."""
-    return Passport(
+    return CacheMetadata(
         source.name,
         source.revision,
         source.fingerprint,
@@ -74,7 +76,7 @@ def encode(
     folder: Path,
     transform: Transform,
     encoder: Encode,
-    passport: Passport,
+    cache_metadata: CacheMetadata,
     batch_size: int = 16,
     max_bad: int = 100,
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -87,7 +89,7 @@ def encode(
         folder: of this part of the cache.
         transform: centre crop and size; flips are encoded both.
         encoder: images `(b, 3, h, w)` in [-1, 1] to (mean, standard deviation), each `(b, c, h', w')`.
-        passport: from `make_passport`.
+        passport: from `make_cache_metadata`.
         batch_size: images at a time.
         max_bad: how many pictures of the whole cache may be left out because they cannot be decoded.
         report: called with (shards done, shards) after each shard.
@@ -96,13 +98,13 @@ def encode(
     Raises:
         UserError: the folder holds latents of something else, or too many pictures are bad, or all are.
     """
-    _check_folder(folder, passport)
+    _check_folder(folder, cache_metadata)
     progress = Progress(0, 0, 0, {})
-    for shard in range(passport.shards):
+    for shard in range(cache_metadata.shards):
         if (folder / shard_name(shard)).is_file():
             progress.bad |= _bad_of(open_shard(folder, shard))
     check_bad(progress.bad, max_bad, source.name)
-    work = _Work(source, folder, passport, batch_size, progress)
+    work = _Work(source, folder, cache_metadata, batch_size, progress)
     make = _RowMaker(source, Sequential(source), transform.held_out(), "leave out", cache=False)
     loader, done = None, 0
     try:
@@ -118,24 +120,24 @@ def encode(
                 progress.bad |= shard_work.bad
                 check_bad(progress.bad, max_bad, source.name)
                 done = progress.encoded + progress.present + progress.elsewhere
-                report(done, passport.shards)
+                report(done, cache_metadata.shards)
     finally:
         if loader is not None:
             loader.close()
         for shard_work in work.claimed:
             shard_work.claim.close()
-    if done < passport.shards:
-        report(passport.shards, passport.shards)
-    if all((folder / shard_name(k)).is_file() for k in range(passport.shards)):
+    if done < cache_metadata.shards:
+        report(cache_metadata.shards, cache_metadata.shards)
+    if all((folder / shard_name(k)).is_file() for k in range(cache_metadata.shards)):
         progress.present, progress.elsewhere = progress.present + progress.elsewhere, 0
-        _complete(folder, passport, source, progress, max_bad)
+        _complete(folder, cache_metadata, source, progress, max_bad)
     return progress
 
 
-def _check_folder(folder: Path, passport: Passport) -> None:
-    if not (folder / PASSPORT).is_file():
-        write_text(folder / PASSPORT, passport.to_json())
-    differences = Passport.read(folder).begun.differences(passport)
+def _check_folder(folder: Path, cache_metadata: CacheMetadata) -> None:
+    if not (folder / CACHE_METADATA).is_file():
+        write_text(folder / CACHE_METADATA, cache_metadata.to_json())
+    differences = CacheMetadata.read(folder).begun.differences(cache_metadata)
     if differences:
         raise UserError(
             f"{str(folder)!r} holds latents of something else ({'; '.join(differences)}): give another folder"
@@ -146,18 +148,18 @@ def _bad_of(shard: Any) -> dict[int, str]:
     return {int(row): reason for row, reason in header(shard)["bad"].items()}
 
 
-def _complete(folder: Path, passport: Passport, source: Source, progress: Progress, max_bad: int) -> None:
+def _complete(folder: Path, cache_metadata: CacheMetadata, source: Source, progress: Progress, max_bad: int) -> None:
     """Write into the passport what the cache holds, now that every shard is there."""
-    shards = [open_shard(folder, k) for k in range(passport.shards)]
+    shards = [open_shard(folder, k) for k in range(cache_metadata.shards)]
     for shard in shards:
         progress.bad |= _bad_of(shard)
     check_bad(progress.bad, max_bad, source.name)
     rows = np.concatenate([shard.get_tensor("row") for shard in shards])
     if not len(rows):
         raise UserError(f"none of the {len(source)} pictures of {source.name} can be decoded")
-    complete = replace(passport, pictures=len(rows), ids=hash_of_ids(rows))
-    if Passport.read(folder) != complete:
-        write_text(folder / PASSPORT, complete.to_json())
+    complete = replace(cache_metadata, pictures=len(rows), ids=hash_of_ids(rows))
+    if CacheMetadata.read(folder) != complete:
+        write_text(folder / CACHE_METADATA, complete.to_json())
 
 
 @contextlib.contextmanager
@@ -240,13 +242,15 @@ class _Work:
     Rows of a source without random access come by blocks, each to one worker.
     """
 
-    def __init__(self, source: Source, folder: Path, passport: Passport, batch_size: int, progress: Progress):
-        self.source, self.folder, self.passport, self.batch_size = source, folder, passport, batch_size
+    def __init__(
+        self, source: Source, folder: Path, cache_metadata: CacheMetadata, batch_size: int, progress: Progress
+    ):
+        self.source, self.folder, self.cache_metadata, self.batch_size = source, folder, cache_metadata, batch_size
         self.progress, self.claimed = progress, deque[_Shard]()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        step = self.passport.shard_rows
-        for index in range(self.passport.shards):
+        step = self.cache_metadata.shard_rows
+        for index in range(self.cache_metadata.shards):
             claim = contextlib.ExitStack()
             mine = claim.enter_context(_claim(self.folder, index))
             present = (self.folder / shard_name(index)).is_file()
@@ -256,7 +260,7 @@ class _Work:
                 self.progress.elsewhere += not present
                 continue
             rows = range(index * step, min(len(self.source), (index + 1) * step))
-            self.claimed.append(_Shard(index, rows, self.passport.flips, self.passport.mark, claim))
+            self.claimed.append(_Shard(index, rows, self.cache_metadata.flips, self.cache_metadata.mark, claim))
             cuts = range(rows.start, rows.stop, self.batch_size) if self.source.random_access else self.source.starts
             edges = [rows.start, *(int(c) for c in cuts if rows.start < c < rows.stop), rows.stop]
             yield from ((a, b - a) for a, b in itertools.pairwise(sorted(set(edges))))

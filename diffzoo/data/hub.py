@@ -33,7 +33,7 @@ from diffzoo.data.sources import (
 from diffzoo.data.tar import TarSource
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["Cifar10", "Coco", "HubImages", "ImageNet"]
+__all__ = ["Cifar10", "Coco", "HFDataset", "ImageNet"]
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 VALIDATION_SPLITS = ("validation", "val", "valid", "test")
@@ -194,7 +194,7 @@ def _parent_folder(file: str) -> str:
     return Path(file).parent.name
 
 
-class HubImages(ImageDataModule):
+class HFDataset(ImageDataModule):
     """Any data set of pictures: on the Hub, or Parquet, WebDataset or picture files on this disk.
 
     Args:
@@ -348,14 +348,14 @@ def _split_folder(source: str, files: Sequence[str]) -> str:
     return str(Path(source, *next((p.parts for p in [inside, *inside.parents] if p.name in names), ())))
 
 
-class ImageNet(HubImages):
+class ImageNet(HFDataset):
     """ImageNet-1k with its labels, at any resolution.
 
     The set is gated: accept its terms on its page on the Hub, then `hf auth login`.
 
     Args:
         source: where it is; a local copy in Parquet or as class folders works too.
-        **common: see `HubImages` and `ImageDataModule`.
+        **common: see `HFDataset` and `ImageDataModule`.
     """
 
     def __init__(
@@ -367,13 +367,13 @@ class ImageNet(HubImages):
         )
 
 
-class Coco(HubImages):
+class Coco(HFDataset):
     """COCO with captions. Rows with several captions show one per visit.
 
     Args:
         source: a Parquet mirror; by default one with one row per caption.
         caption: its column of captions, one text or a list of texts.
-        **common: see `HubImages` and `ImageDataModule`.
+        **common: see `HFDataset` and `ImageDataModule`.
     """
 
     def __init__(
@@ -383,12 +383,12 @@ class Coco(HubImages):
         super().__init__(source, image_size=image_size, batch_size=batch_size, label=None, caption=caption, **common)
 
 
-class Cifar10(HubImages):
+class Cifar10(HFDataset):
     """CIFAR-10 at 32×32: 50,000 training and 10,000 test pictures in ten classes.
 
     Args:
         source: a folder made by `python -m diffzoo.data.cifar10`, or the Hub's copy.
-        **common: see `HubImages` and `ImageDataModule`.
+        **common: see `HFDataset` and `ImageDataModule`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Cached latents: moments of an autoencoder, of every picture and its mirror image, with a passport.
 
-A cache is a folder with `train/` and perhaps `validation/`; each holds `passport.json` and shards
+A cache is a folder with `train/` and perhaps `validation/`; each holds `cache_metadata.json` and shards
 `latents-00000.safetensors` of `moments (n, flips, 2 c, h, w)` float16 (mean, then standard deviation), `label (n,)` and
 the source's `row (n,)`. The header holds, as JSON under "diffzoo", the captions, why rows were left out, and the mark
 of the passport that the shard belongs to. `diffzoo data encode` writes all this; when every shard is there, the
@@ -23,9 +23,9 @@ from diffzoo.data.stream import BatchMaker, Transform, hash_of_ids
 from diffzoo.data.transforms import augment
 from diffzoo.errors import UserError
 
-__all__ = ["LatentSource", "Latents", "Passport", "header", "open_shard", "shard_name"]
+__all__ = ["CacheMetadata", "LatentSource", "Latents", "header", "open_shard", "shard_name"]
 
-PASSPORT = "passport.json"
+CACHE_METADATA = "passport.json"
 HEADER = "diffzoo"  # one entry: safetensors writes several in any order
 VERSION = 2
 
@@ -57,7 +57,7 @@ def header(shard: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Passport:
+class CacheMetadata:
     """What a cache was made from.
 
     source, revision, source_fingerprint: the rows.
@@ -94,7 +94,7 @@ class Passport:
         return -(-self.rows // self.shard_rows)
 
     @property
-    def begun(self) -> "Passport":
+    def begun(self) -> "CacheMetadata":
         """As it was before anything was encoded."""
         return replace(self, pictures=None, ids="")
 
@@ -107,13 +107,13 @@ class Passport:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def read(cls, folder: Path) -> "Passport":
+    def read(cls, folder: Path) -> "CacheMetadata":
         """The passport of a folder.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
-        path = folder / PASSPORT
+        path = folder / CACHE_METADATA
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["version"]
@@ -132,7 +132,7 @@ class Passport:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"the passport {str(path)!r} is damaged ({error}): encode again") from error
 
-    def differences(self, other: "Passport") -> list[str]:
+    def differences(self, other: "CacheMetadata") -> list[str]:
         """Fields that differ, as "name: this, that"."""
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
         return [f"{name}: {a!r}, {b!r}" for name, a, b in pairs if a != b]
@@ -149,48 +149,56 @@ class LatentSource(Source):
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder, str(folder)
-        self.passport = Passport.read(folder)
-        self.class_names, self.has_captions = list(self.passport.class_names), self.passport.has_captions
-        self.licence, self.revision = self.passport.licence, self.passport.revision
-        missing = [k for k in range(self.passport.shards) if not (folder / shard_name(k)).is_file()]
-        if missing or self.passport.pictures is None:
+        self.cache_metadata = CacheMetadata.read(folder)
+        self.class_names, self.has_captions = list(self.cache_metadata.class_names), self.cache_metadata.has_captions
+        self.licence, self.revision = self.cache_metadata.licence, self.cache_metadata.revision
+        missing = [k for k in range(self.cache_metadata.shards) if not (folder / shard_name(k)).is_file()]
+        if missing or self.cache_metadata.pictures is None:
             raise UserError(
-                f"the latents in {str(folder)!r} are incomplete, {len(missing)} of {self.passport.shards} shards are "
+                f"the latents in {str(folder)!r} are incomplete, {len(missing)} of "
+                f"{self.cache_metadata.shards} shards are "
                 "missing: run the same `diffzoo data encode` command again, it goes on where it stopped"
             )
-        shards = [open_shard(folder, k) for k in range(self.passport.shards)]
+        shards = [open_shard(folder, k) for k in range(self.cache_metadata.shards)]
         rows = [shard.get_tensor("row") for shard in shards]
         self.block_sizes = np.array([len(r) for r in rows], dtype=np.int64)
         self.shape: tuple[int, ...] = tuple(shards[0].get_slice("moments").get_shape()[2:])  # of a picture: 2 c, h, w
         for k, shard in enumerate(shards):
-            wanted = [len(rows[k]), self.passport.flips, *self.shape]
-            if header(shard)["passport"] != self.passport.mark or shard.get_slice("moments").get_shape() != wanted:
+            wanted = [len(rows[k]), self.cache_metadata.flips, *self.shape]
+            if (
+                header(shard)["passport"] != self.cache_metadata.mark
+                or shard.get_slice("moments").get_shape() != wanted
+            ):
                 raise UserError(
                     f"{folder / shard_name(k)} does not belong to the cache that its passport describes: delete it and "
                     "encode again"
                 )
         pictures, ids = len(self), hash_of_ids(row for part in rows for row in part)
-        if (pictures, ids) != (self.passport.pictures, self.passport.ids):
+        if (pictures, ids) != (self.cache_metadata.pictures, self.cache_metadata.ids):
             raise UserError(
-                f"the shards in {str(folder)!r} hold {pictures} pictures (rows {ids[:12]}), but their passport says "
-                f"{self.passport.pictures} (rows {self.passport.ids[:12]}): delete the folder and encode again"
+                f"the shards in {str(folder)!r} hold {pictures} pictures (rows {ids[:12]}), but their "
+                f"passport says "
+                f"{self.cache_metadata.pictures} (rows {self.cache_metadata.ids[:12]}): delete the "
+                "folder and encode again"
             )
         self._slices: dict[int, Any] = {}
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        return fingerprint([self.passport.to_json()])
+        return fingerprint([self.cache_metadata.to_json()])
 
     @cached_property
     def _labels(self) -> Indices:
-        return np.concatenate([open_shard(self.folder, k).get_tensor("label") for k in range(self.passport.shards)])
+        return np.concatenate(
+            [open_shard(self.folder, k).get_tensor("label") for k in range(self.cache_metadata.shards)]
+        )
 
     def labels(self) -> Indices | None:
         return self._labels if self.class_names else None
 
     @cached_property
     def _captions(self) -> list[list[list[str]]]:
-        return [header(open_shard(self.folder, k))["captions"] for k in range(self.passport.shards)]
+        return [header(open_shard(self.folder, k))["captions"] for k in range(self.cache_metadata.shards)]
 
     def moments(self, row: int, mirrored: bool) -> np.ndarray[Any, Any]:
         """Mean and standard deviation `(2 c, h, w)`, float16."""
@@ -268,24 +276,25 @@ class Latents(ImageDataModule):
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
         folder = Path(self.path) / part
-        if part == "validation" and not (folder / PASSPORT).is_file():
+        if part == "validation" and not (folder / CACHE_METADATA).is_file():
             return None
         source = LatentSource(folder)
         self._check(source)
         return source
 
     def _check(self, source: LatentSource) -> None:
-        passport, where = source.passport, f"the latents in {self.path!r}"
+        cache_metadata, where = source.cache_metadata, f"the latents in {self.path!r}"
         if source.shape[1] != self.image_size:
             raise UserError(
-                f"{where} are {source.shape[1]} px wide (pictures of {passport.image_size} px), but the recipe expects "
+                f"{where} are {source.shape[1]} px wide (pictures of {cache_metadata.image_size} px), but "
+                "the recipe expects "
                 f"{self.image_size}: set data.init_args.image_size, or encode at another size"
             )
-        if self.pixels is not None and passport.image_size != self.pixels:
-            raise UserError(f"{where} were made from pictures of {passport.image_size} px, not {self.pixels}")
-        if self.resize is not None and passport.resize != self.resize:
-            raise UserError(f"{where} were made with the resize {passport.resize!r}, not {self.resize!r}")
-        if self.transform.flip and passport.flips < 2:
+        if self.pixels is not None and cache_metadata.image_size != self.pixels:
+            raise UserError(f"{where} were made from pictures of {cache_metadata.image_size} px, not {self.pixels}")
+        if self.resize is not None and cache_metadata.resize != self.resize:
+            raise UserError(f"{where} were made with the resize {cache_metadata.resize!r}, not {self.resize!r}")
+        if self.transform.flip and cache_metadata.flips < 2:
             raise UserError(f"{where} hold no mirror images: set flip to false, or encode with both flips")
 
     def setup(self, stage: str | None = None) -> None:
@@ -296,11 +305,11 @@ class Latents(ImageDataModule):
             return
         source = self.train_source
         assert isinstance(source, LatentSource)
-        passport = source.passport
-        if autoencoder.hash != passport.autoencoder_hash:
+        cache_metadata = source.cache_metadata
+        if autoencoder.hash != cache_metadata.autoencoder_hash:
             raise UserError(
-                f"the latents in {self.path!r} were made by {passport.autoencoder} "
-                f"({passport.autoencoder_hash[:12]}), but the recipe's autoencoder is {autoencoder.id} "
+                f"the latents in {self.path!r} were made by {cache_metadata.autoencoder} "
+                f"({cache_metadata.autoencoder_hash[:12]}), but the recipe's autoencoder is {autoencoder.id} "
                 f"({autoencoder.hash[:12]}): encode again, or name the same autoencoder"
             )
 

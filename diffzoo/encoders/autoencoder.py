@@ -156,7 +156,7 @@ class KLAutoencoder:
     # -- facts
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The arguments that build it again, for checkpoints; the revision once it is known."""
         known = {"repo": self.repo, "revision": self.revision, "subfolder": self.subfolder}
         return {**{k: v for k, v in known.items() if v is not None}, "scaling_factor": self.scaling_factor}

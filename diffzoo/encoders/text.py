@@ -173,7 +173,7 @@ class _Transformer:
 
     def fingerprint(self) -> str:
         if not self._fingerprint:
-            facts = {
+            metadata = {
                 "class": type(self).__name__,
                 "max_tokens": self.max_tokens,
                 "keep_padding": self.keep_padding,
@@ -182,7 +182,7 @@ class _Transformer:
                 ).hexdigest(),
                 "weights": _tensor_hash(dict(self.model.state_dict())),
             }
-            self._fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+            self._fingerprint = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
         return self._fingerprint
 
 

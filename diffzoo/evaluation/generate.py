@@ -21,7 +21,7 @@ from diffzoo.rng import keyed_generator
 from diffzoo.sampling import Autoguidance, ClassifierFree, ClassifierGuidance, Denoiser, Sampler, sample
 from diffzoo.sampling.upsample import quantise
 from diffzoo.typing import Condition
-from diffzoo.zoo.facts import FORMULAS, Facts, guidance_from, sampler_from
+from diffzoo.zoo.metadata import FORMULAS, Metadata, guidance_from, sampler_from
 from diffzoo.zoo.settings import setting_of
 
 __all__ = ["Generator", "ImageSource", "ModelImages", "build_guidance", "build_sampler", "default_plan", "labels_of"]
@@ -91,7 +91,7 @@ def build_guidance(
     return ClassifierFree(denoise, **values, null=null)
 
 
-def default_plan(model: str, facts: Facts, setting: str | None = None, **changes: Any) -> SamplePlan:
+def default_plan(model: str, metadata: Metadata, setting: str | None = None, **changes: Any) -> SamplePlan:
     """The plan that belongs to a set of weights: its published sampler and guidance, else DDIM and none.
 
     Args:
@@ -100,16 +100,16 @@ def default_plan(model: str, facts: Facts, setting: str | None = None, **changes
         setting: a published way to draw (`diffzoo.zoo.settings`); an upsampler begins with its first.
         changes: fields of the plan that differ.
     """
-    chosen = setting_of(facts, setting)
-    sampler = to_config(sampler_from(dict(chosen.sampler)) if chosen.sampler else facts.build_sampler())
+    chosen = setting_of(metadata, setting)
+    sampler = to_config(sampler_from(dict(chosen.sampler)) if chosen.sampler else metadata.build_sampler())
     steps, grid = sampler.pop("steps"), sampler.pop("grid")
-    config = facts.build_config()
+    config = metadata.build_config()
     classes = config.num_classes or chosen.classifier
     labels = "captions" if getattr(config, "text_width", 0) else (chosen.labels or "balanced") if classes else "none"
     guidance, base = None, None
-    if facts.guidance is not None:
-        formula = FORMULAS[facts.guidance["formula"]]
-        guidance = {**facts.guidance, "formula": formula, "scale": float(facts.guidance["scale"])}
+    if metadata.guidance is not None:
+        formula = FORMULAS[metadata.guidance["formula"]]
+        guidance = {**metadata.guidance, "formula": formula, "scale": float(metadata.guidance["scale"])}
     if chosen.classifier is not None:
         guidance = {"classifier": chosen.classifier, "scale": chosen.scale}
     if chosen.base is not None:
@@ -270,7 +270,7 @@ class ModelImages:
             pipe = pipeline(plan.base["model"], self.device, setting=plan.base.get("setting"))
             same |= {"precision": plan.precision, "images_per_batch": plan.images_per_batch}
             images = ModelImages(
-                default_plan(plan.base["model"], pipe.facts, plan.base.get("setting"), **same), self.device
+                default_plan(plan.base["model"], pipe.metadata, plan.base.get("setting"), **same), self.device
             )
             images.__dict__["pipe"] = pipe
             return images
@@ -304,7 +304,7 @@ class ModelImages:
     @cached_property
     def generator(self) -> Generator:
         """The generator, loaded."""
-        pipe, latent = self.pipe, self.pipe.facts.autoencoder is not None
+        pipe, latent = self.pipe, self.pipe.metadata.autoencoder is not None
         text, null = None, None
         if self.captions:
             text = self._text
@@ -345,13 +345,13 @@ class ModelImages:
         plan, pipe = self.sample_plan, self.pipe
         build_sampler(plan)
         labels_of(plan, self.num_classes, 0, 1)
-        if (pipe.reads == "picture") != (self.base is not None):
+        if (pipe.condition_kind == "picture") != (self.base is not None):
             raise UserError(
                 f"{plan.model} enlarges pictures and the plan does not say whose: give it a base"
                 if self.base is None
                 else f"{plan.model} draws without a smaller picture: leave the base out"
             )
-        if plan.labels == "captions" and pipe.reads != "caption":
+        if plan.labels == "captions" and pipe.condition_kind != "caption":
             raise UserError(f"{plan.model} is no text-to-image model: leave the captions out")
         text = hashlib.sha256("\n".join(self.captions).encode()).hexdigest() if self.captions else None
         return replace(
@@ -360,12 +360,12 @@ class ModelImages:
             guidance=self._checked_guidance(),
             base=self.base.plan().to_dict() if self.base is not None else None,
             captions_sha256=text,
-            autoencoder=pipe.autoencoder.id if pipe.facts.autoencoder is not None else None,
+            autoencoder=pipe.autoencoder.id if pipe.metadata.autoencoder is not None else None,
         )
 
     def _checked_guidance(self) -> dict[str, Any] | None:
         """The plan's guidance with the hash of the weaker model's weights."""
-        guidance, reads = self.sample_plan.guidance, self.pipe.reads
+        guidance, condition_kind = self.sample_plan.guidance, self.pipe.condition_kind
         if guidance is None:
             return None
         if "classifier" in guidance:
@@ -381,7 +381,7 @@ class ModelImages:
             )
         weak = self.weak
         if weak is None:
-            if reads == "nothing":
+            if condition_kind == "nothing":
                 raise UserError("the plan asks for guidance but the model is unconditional: leave the guidance out")
             build_guidance(self.pipe.denoiser, guidance)
             return guidance

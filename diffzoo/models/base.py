@@ -175,7 +175,7 @@ class Network(nn.Module):
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = ()
     config: Config
-    facts: Any = None  # what is known about loaded weights, a `diffzoo.zoo.Facts`
+    metadata: Any = None  # what is known about loaded weights, a `diffzoo.zoo.Metadata`
 
     def __init__(self, config: Config):
         super().__init__()

@@ -11,7 +11,7 @@ Notable features
 - Coarse stages are transformers, fine ones ConvNeXt blocks; within a stage, long skips join early and late blocks.
 - Time enters only through time-dependent norms (`diffzoo.nn.time_dependent`): no time token, no adaptive layer norm.
 - The class is one token in the transformer stages.
-- The number it reads grows with noise from -4 to 4: `8 t - 4` (`ReadsTime(8, -4)`), not a log-SNR.
+- The number it reads grows with noise from -4 to 4: `8 t - 4` (`TimeConditioning(8, -4)`), not a log-SNR.
 
 Where we differ: blocks are not recomputed in the backward pass unless asked, attention runs in the working precision,
 the features of the last stage are not collected, `forward` skips the outputs that sampling does not use, rotary
@@ -312,7 +312,7 @@ class Stage(nn.Module):
 
     def __init__(self, stage: DiMRStage, config: DiMRConfig, below: DiMRStage | None):
         super().__init__()
-        self.facts, width = stage, stage.width
+        self.metadata, width = stage, stage.width
         transformer = stage.kind == "transformer"
         self.rotary = transformer and config.positions == "axial_rope"
         self.patch = Conv2d(config.in_channels, width, stage.patch, stride=stage.patch)
@@ -338,7 +338,7 @@ class Stage(nn.Module):
         """The last map `(b, h, w, c)`, and all intermediate ones if `keep`."""
         x = self._enter(z, tau, below)
         rows, columns = x.shape[1:3]
-        tokens = self.facts.kind == "transformer"
+        tokens = self.metadata.kind == "transformer"
         extra = 0
         if tokens:
             x = x.flatten(1, 2)
@@ -350,17 +350,17 @@ class Stage(nn.Module):
         return features[-1], features
 
     def _enter(self, z: Tensor, tau: Tensor, below: Tensor | None) -> Tensor:
-        if self.facts.image_ratio > 1:
-            z = F.avg_pool2d(z, self.facts.image_ratio)
+        if self.metadata.image_ratio > 1:
+            z = F.avg_pool2d(z, self.metadata.image_ratio)
         # one copy here, or every sum of the residual stream would inherit the channels-first layout
         x = self.patch(z).permute(0, 2, 3, 1).contiguous()
         if not self.rotary:
             # a smaller input reads the upper left corner of the table
-            x = x + self.positions.unflatten(0, self.facts.grid)[: x.shape[1], : x.shape[2]]
+            x = x + self.positions.unflatten(0, self.metadata.grid)[: x.shape[1], : x.shape[2]]
         return x if self.upsample is None or below is None else x + self.upsample(below, tau)
 
     def _block_inputs(self, rows: int, columns: int, extra: int, cond: Condition, x: Tensor) -> tuple[Any, ...]:
-        if self.facts.kind == "convnext":
+        if self.metadata.kind == "convnext":
             return ()
         positions = None
         if self.rotary:

@@ -23,7 +23,7 @@ __all__ = ["Conditioning", "ConvStage", "SimpleConfig", "SimpleNetwork", "Stage"
 
 @dataclass(frozen=True)
 class SimpleConfig(LevelConfig):
-    """Facts of a network of the Simple Diffusion family.
+    """Config of a network of the Simple Diffusion family.
 
     Args:
         emb_channels: width of the vector that conditions every block.

@@ -11,7 +11,7 @@ Notable features
 - The time token is a plain sinusoid of the number it reads; an MLP on it is an option that no released model uses.
 - Long skips: the output of an early block is concatenated to the input of the late one and mixed by a linear layer.
 - An optional 3x3 convolution on the assembled image.
-- What it reads is 999 t (continuous time) or 1000 t (discrete steps 1..1000): `ReadsTime`.
+- What it reads is 999 t (continuous time) or 1000 t (discrete steps 1..1000): `TimeConditioning`.
 
 Where we differ: attention runs in the working precision instead of float32, and blocks are not recomputed in the
 backward pass unless asked.

@@ -3,9 +3,9 @@
 from diffzoo.process.config import from_config, to_config
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.process.loss import denoising_loss, pool_target, weight
+from diffzoo.process.noise_conditioning import LogSNRConditioning, NoiseConditioning, TimeConditioning
 from diffzoo.process.paths import Path, Straight, VarianceExploding, VariancePreserving
 from diffzoo.process.predictions import X0, Eps, Flow, Prediction, V
-from diffzoo.process.readings import Reading, ReadsLogSNR, ReadsTime
 from diffzoo.process.schedules import (
     Cosine,
     DiscreteBetas,
@@ -19,9 +19,39 @@ from diffzoo.process.schedules import (
 from diffzoo.process.weightings import EDM, ELBO, MinSNR, Sigmoid, UniformEps, UniformV, Weighting
 
 __all__ = [
-    "EDM", "ELBO", "X0", "Cosine", "DiscreteBetas", "Eps", "Estimate", "Flow", "GaussianProcess", "Interpolated",
-    "LinearBeta", "LinearTime", "MinSNR", "OffsetCosine", "Path", "Prediction", "Reading", "ReadsLogSNR", "ReadsTime",
-    "Schedule", "Shifted", "Sigmoid", "Straight", "UniformEps", "UniformV", "V", "VarianceExploding",
-    "VariancePreserving", "Weighting", "denoising_loss", "expand_like", "from_config", "pool_target", "to_config",
+    "EDM",
+    "ELBO",
+    "X0",
+    "Cosine",
+    "DiscreteBetas",
+    "Eps",
+    "Estimate",
+    "Flow",
+    "GaussianProcess",
+    "Interpolated",
+    "LinearBeta",
+    "LinearTime",
+    "LogSNRConditioning",
+    "MinSNR",
+    "NoiseConditioning",
+    "OffsetCosine",
+    "Path",
+    "Prediction",
+    "Schedule",
+    "Shifted",
+    "Sigmoid",
+    "Straight",
+    "TimeConditioning",
+    "UniformEps",
+    "UniformV",
+    "V",
+    "VarianceExploding",
+    "VariancePreserving",
+    "Weighting",
+    "denoising_loss",
+    "expand_like",
+    "from_config",
+    "pool_target",
+    "to_config",
     "weight",
 ]  # fmt: skip

@@ -10,19 +10,22 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.process import gaussian, paths, predictions, readings, schedules, weightings
+from diffzoo.process import gaussian, noise_conditioning, paths, predictions, schedules, weightings
 
 __all__ = ["from_config", "to_config"]
 
 _CLASSES: dict[str, type] = {
     name: getattr(module, name)
-    for module in (gaussian, paths, predictions, readings, schedules, weightings)
+    for module in (gaussian, paths, predictions, noise_conditioning, schedules, weightings)
     for name in module.__all__
     if isinstance(getattr(module, name), type) and is_dataclass(getattr(module, name))
 }
 
 
-_KINDS = (schedules.Schedule, paths.Path, predictions.Prediction, readings.Reading)
+# names of earlier versions, which old runs and published files hold
+_RENAMED = {"reads": "noise_conditioning", "ReadsLogSNR": "LogSNRConditioning", "ReadsTime": "TimeConditioning"}
+
+_KINDS = (schedules.Schedule, paths.Path, predictions.Prediction, noise_conditioning.NoiseConditioning)
 
 
 def to_config(part: Any) -> Any:
@@ -46,7 +49,9 @@ def from_config(data: Any, default: str | None = None) -> Any:
     if is_dataclass(data) and not isinstance(data, type):
         return data
     values = dict(data) if isinstance(data, Mapping) else {"class": data}
+    values = {_RENAMED.get(key, key): value for key, value in values.items()}
     name = values.pop("class", default)
+    name = _RENAMED.get(str(name), name)
     if not isinstance(name, str) or name not in _CLASSES:
         raise UserError(f"unknown process class {name!r}{did_you_mean(str(name), _CLASSES)}")
     kinds = {f.name: f.type for f in fields(_CLASSES[name])}

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.process.noise_conditioning import LogSNRConditioning, NoiseConditioning
 from diffzoo.process.paths import Path, VariancePreserving
 from diffzoo.process.predictions import Eps, Prediction, V
-from diffzoo.process.readings import Reading, ReadsLogSNR
 from diffzoo.process.schedules import Cosine, Schedule
 
 __all__ = ["Estimate", "GaussianProcess", "expand_like"]
@@ -63,7 +63,7 @@ class GaussianProcess:
     schedule: Schedule = field(default_factory=Cosine)
     path: Path = field(default_factory=VariancePreserving)
     prediction: Prediction = field(default_factory=V)
-    reads: Reading = field(default_factory=ReadsLogSNR)
+    noise_conditioning: NoiseConditioning = field(default_factory=LogSNRConditioning)
     learned_variance: bool = False
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class GaussianProcess:
 
     def noise_level(self, t: Tensor) -> Tensor:
         """The number the network reads at times `t`."""
-        return self.reads(t, self.schedule.logsnr(t))
+        return self.noise_conditioning(t, self.schedule.logsnr(t))
 
     def add_noise(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Diffuse clean data to time t — (1).

@@ -32,12 +32,12 @@ from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.typing import Condition
 
-__all__ = ["Autoguidance", "ClassifierFree", "Fade", "Formula", "Interval", "PowerCosine", "rows_of"]
+__all__ = ["Autoguidance", "ClassifierFree", "Formula", "GuidanceSchedule", "Interval", "PowerCosine", "rows_of"]
 
 Formula = Literal["uncond", "cond"]
 
 
-class Fade(ABC):
+class GuidanceSchedule(ABC):
     """How much of the guidance acts at a time: a factor in [0, 1] on `w - 1`."""
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Fade(ABC):
 
 
 @dataclass(frozen=True)
-class Interval(Fade):
+class Interval(GuidanceSchedule):
     """Guidance on an interval of noise levels only (arXiv:2404.07724); outside, one network call.
 
     Args:
@@ -73,7 +73,7 @@ class Interval(Fade):
 
 
 @dataclass(frozen=True)
-class PowerCosine(Fade):
+class PowerCosine(GuidanceSchedule):
     """DiMR's decay: `(1 - cos(pi (1 - t)^power)) / 2`, none at the noise, all at the data (arXiv:2406.09416)."""
 
     power: float = 1.0
@@ -95,8 +95,8 @@ class _Extrapolation(ABC):
         scale: float | Tensor,
         formula: Formula,
         per: Literal["image", "class"],
-        interval: Fade | None,
-        decay: Fade | None,
+        interval: GuidanceSchedule | None,
+        decay: GuidanceSchedule | None,
     ):
         if formula not in ("uncond", "cond"):
             raise UserError(f"expected guidance formula 'uncond' or 'cond', got {formula!r}")
@@ -180,8 +180,8 @@ class ClassifierFree(_Extrapolation):
         formula: Formula = "uncond",
         *,
         per: Literal["image", "class"] = "image",
-        interval: Fade | None = None,
-        decay: Fade | None = None,
+        interval: GuidanceSchedule | None = None,
+        decay: GuidanceSchedule | None = None,
         batched: bool = True,
         null: Condition | None = None,
     ):
@@ -226,8 +226,8 @@ class Autoguidance(_Extrapolation):
         formula: Formula = "uncond",
         *,
         per: Literal["image", "class"] = "image",
-        interval: Fade | None = None,
-        decay: Fade | None = None,
+        interval: GuidanceSchedule | None = None,
+        decay: GuidanceSchedule | None = None,
     ):
         super().__init__(denoise, scale, formula, per, interval, decay)
         self.weak = weak

@@ -30,7 +30,7 @@ from diffzoo.training.profiles import list_snapshots, power_decay, power_gamma, 
 
 __all__ = [
     "CHECKPOINT_KEY",
-    "WeightAverages",
+    "EMA",
     "averaged",
     "averages_of",
     "list_snapshots",
@@ -69,7 +69,7 @@ def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[N
         label: which average; default: the first.
     """
     trainer = pl_module._trainer
-    keeper = next((c for c in trainer.callbacks if isinstance(c, WeightAverages)), None) if trainer else None  # type: ignore[attr-defined]
+    keeper = next((c for c in trainer.callbacks if isinstance(c, EMA)), None) if trainer else None  # type: ignore[attr-defined]
     if keeper is None:
         yield
         return
@@ -77,7 +77,7 @@ def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[N
         yield
 
 
-class WeightAverages(Callback):
+class EMA(Callback):
     """Keeps averages of `pl_module.network`, updated once per optimizer step.
 
     `averages` maps a label to name and tensor (this rank's shard under FSDP2); `averaged` puts one into the network
@@ -121,7 +121,7 @@ class WeightAverages(Callback):
         if len(self.labels) < len(decays) + len(stds):
             raise UserError(f"an average is stated twice: decays {list(decays)}, stds {list(stds)}")
         if not self.labels:
-            raise UserError("WeightAverages has nothing to do: give it decays, stds or both, or leave it out")
+            raise UserError("EMA has nothing to do: give it decays, stds or both, or leave it out")
         self.warm_start, self.snapshot_every = warm_start, snapshot_every
         self.snapshot_dtype = torch.float16 if snapshot_dtype == "float16" else torch.float32
         self.folder = Path(folder) if folder is not None else None
@@ -328,9 +328,9 @@ class WeightAverages(Callback):
             if not trainer.is_global_zero:
                 continue
             path = self._place(trainer) / f"step_{self._step:08d}_{label}.safetensors"
-            facts = {"format": "pt", "label": label, "std": std, "updates": self.updates[label], "step": self._step}
+            metadata = {"format": "pt", "label": label, "std": std, "updates": self.updates[label], "step": self._step}
             try:
-                save_tensors(tensors, path, facts)
+                save_tensors(tensors, path, metadata)
             except Exception as error:
                 if not _is_disk_trouble(error):
                     raise

@@ -36,7 +36,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import write_text
 
 __all__ = [
-    "Checkpoints",
+    "Checkpointing",
     "Preempted",
     "RunLock",
     "StreamingCheckpointIO",
@@ -77,7 +77,7 @@ class StreamingCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint straight to its file, hashing on the way; Lightning's own builds it in memory first.
 
     A full or failing disk does not raise, because the other processes are already on their way to a barrier: it is
-    left in `error`, and `Checkpoints` deals with it after the barrier.
+    left in `error`, and `Checkpointing` deals with it after the barrier.
     """
 
     def __init__(self) -> None:
@@ -264,7 +264,7 @@ def _forget_unfinished_step(trainer: Trainer) -> None:
             setattr(count, name, getattr(count, name) - unfinished)
 
 
-class Checkpoints(Checkpoint):
+class Checkpointing(Checkpoint):
     """Saves at intervals, at the end and when asked to leave; keeps the newest few.
 
     A run of one process that ends because its data failed saves before it leaves.

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diffzoo.errors import UserError
-from diffzoo.training.checkpointing import Checkpoints
+from diffzoo.training.checkpointing import Checkpointing
 
-__all__ = ["LossGuard", "gradient_norm"]
+__all__ = ["GradientGuard", "gradient_norm"]
 
 
 @torch.no_grad()
@@ -37,10 +37,10 @@ def gradient_norm(optimizer: Optimizer) -> Tensor | None:
     return (full() if full is not None else norm).float()
 
 
-class LossGuard(Callback):
+class GradientGuard(Callback):
     """Skips bad steps or stops at the first, counts them, and names the samples.
 
-    Stopping leaves the weights as they were before the bad step, saves them (where the run has `Checkpoints`) and
+    Stopping leaves the weights as they were before the bad step, saves them (where the run has `Checkpointing`) and
     raises an error with the ids of the batch. The norms it computes are in `last_norm`, on the device.
 
     Args:
@@ -155,7 +155,7 @@ class LossGuard(Callback):
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, ids)
             ids = [i for part in gathered for i in part]
-        keeper = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
+        keeper = next((c for c in trainer.callbacks if isinstance(c, Checkpointing)), None)  # type: ignore[attr-defined]
         saved = keeper.save(trainer) if keeper is not None else None
         where = f"the last good weights are in {saved}" if saved else "the weights are the last good ones"
         many = f", number {self._in_a_row} in a row that is bad" if self._in_a_row > 1 else ""

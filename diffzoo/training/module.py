@@ -35,7 +35,7 @@ from diffzoo.process import (
 from diffzoo.sampling import DDIM, Sampler
 from diffzoo.training import draws, freezing
 from diffzoo.training.allocation import keep_freed_memory
-from diffzoo.training.averaging import WeightAverages, averaged, whole_state
+from diffzoo.training.averaging import EMA, averaged, whole_state
 from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
 from diffzoo.training.recipe_settings import Settings, apply_changes, settings_of
@@ -130,7 +130,7 @@ class DiffusionModule(L.LightningModule):
         if freeze is not None:
             freezing.freeze(self.network, freeze)
         if guidance is not None:
-            import_module("diffzoo.zoo.facts").guidance_from(guidance)  # refuses what it cannot be
+            import_module("diffzoo.zoo.metadata").guidance_from(guidance)  # refuses what it cannot be
         self.guidance = guidance
         self._base_digest: str | None = None
         self._recipe_settings: Settings | None = None
@@ -192,7 +192,7 @@ class DiffusionModule(L.LightningModule):
         return loss.mean()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss on held-out data, with noise that depends on the row alone; `WeightAverages` puts its average in."""
+        """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
         index = batch["id"].tolist()
         x = self.clean(batch, index)
         t = draws.times(self.seed, index, self.device)
@@ -378,12 +378,12 @@ class DiffusionModule(L.LightningModule):
             "class_names": self.class_names,
             # other autoencoders than diffusers' have to be passed to the pipeline by hand
             "autoencoder": getattr(self.autoencoder, "facts", None),
-            "text_encoder": _text_encoder_facts(self.text_encoder),
+            "text_encoder": _text_encoder_metadata(self.text_encoder),
             "recipe_settings": self._recipe_settings,
             "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
         }
         if self.lora is not None:
-            checkpoint["diffzoo"]["adapter"] = self._adapter_facts(self.lora)
+            checkpoint["diffzoo"]["adapter"] = self._adapter_metadata(self.lora)
             trained = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
@@ -397,7 +397,7 @@ class DiffusionModule(L.LightningModule):
             self._check_architecture(checkpoint)
             return
         theirs = (checkpoint.get("diffzoo") or {}).get("adapter") or {}
-        ours = self._adapter_facts(self.lora)
+        ours = self._adapter_metadata(self.lora)
         for field in ("rank", "alpha", "base_sha256"):
             if theirs.get(field) != ours[field]:
                 raise UserError(
@@ -439,7 +439,7 @@ class DiffusionModule(L.LightningModule):
             "resume it with the recipe it was trained with, or start from its weights with model.weights"
         )
 
-    def _adapter_facts(self, lora: LoRA) -> dict[str, Any]:
+    def _adapter_metadata(self, lora: LoRA) -> dict[str, Any]:
         if self._base_digest is None:
             frozen = {plain_name(n): p for n, p in self.network.named_parameters() if not p.requires_grad}
             self._base_digest = base_digest(frozen)
@@ -468,7 +468,7 @@ class DiffusionModule(L.LightningModule):
         Returns:
             the file of weights.
         """
-        keeper = next((c for c in self.trainer.callbacks if isinstance(c, WeightAverages)), None)  # type: ignore[attr-defined]
+        keeper = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
         if self.lora is not None:
             with averaged(self):
                 state = {k: v.clone() for k, v in adapter_state(self.network).items()}
@@ -479,18 +479,18 @@ class DiffusionModule(L.LightningModule):
             held: dict[str, Any] = {"state_dict": {}}
             self.on_save_checkpoint(held)
             record = held["diffzoo"]
-            facts = {**record.pop("model"), **record, "provenance": {"global_step": self.trainer.global_step}}
-            write_weights(state, {k: v for k, v in facts.items() if v not in (None, [], {})}, path)
+            metadata = {**record.pop("model"), **record, "provenance": {"global_step": self.trainer.global_step}}
+            write_weights(state, {k: v for k, v in metadata.items() if v not in (None, [], {})}, path)
         return path
 
 
 def _check_process(network: Network, process: GaussianProcess, weights: str) -> None:
     """Raise if the weights' input or output means something else in this process; warn if the noise differs."""
-    facts = network.facts
-    if facts is None or facts.process is None:
+    metadata = network.metadata
+    if metadata is None or metadata.process is None:
         return
-    trained = facts.build_process()
-    for name in ("prediction", "reads", "learned_variance"):
+    trained = metadata.build_process()
+    for name in ("prediction", "noise_conditioning", "learned_variance"):
         theirs, ours = getattr(trained, name), getattr(process, name)
         if theirs != ours:
             raise UserError(
@@ -505,7 +505,7 @@ def _check_process(network: Network, process: GaussianProcess, weights: str) -> 
 
 def _shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
     """The process with its schedule shifted from the image size of the weights to the network's."""
-    adapted = network.facts.provenance.get("adapted_from", {}) if network.facts is not None else {}
+    adapted = network.metadata.provenance.get("adapted_from", {}) if network.metadata is not None else {}
     size = adapted.get("image_size")
     if size is None:
         return process
@@ -516,7 +516,7 @@ def _shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
     return replace(process, schedule=schedule)
 
 
-def _text_encoder_facts(encoder: TextEncoder | None) -> dict[str, Any] | None:
+def _text_encoder_metadata(encoder: TextEncoder | None) -> dict[str, Any] | None:
     """The arguments that build a text encoder of ours again; others have to be passed to the pipeline by hand."""
     inner = getattr(encoder, "encoder", encoder)  # behind a cache of captions
     if not isinstance(inner, CLIPEncoder | T5Encoder):

@@ -85,7 +85,7 @@ class FusedAdamW(torch.optim.AdamW):
         groups = list(params)
         super().__init__(groups, lr, betas, eps, weight_decay, fused=_fits_fused(groups))
         self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
-        self.takes_found_inf = bool(self.defaults["fused"])  # which the kernel does all the same; `LossGuard` asks
+        self.takes_found_inf = bool(self.defaults["fused"])  # which the kernel does all the same; `GradientGuard` asks
 
 
 class FusedAdam(torch.optim.Adam):
@@ -108,7 +108,7 @@ class FusedAdam(torch.optim.Adam):
         groups = list(params)
         super().__init__(groups, lr, betas, eps, fused=_fits_fused(groups))
         self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
-        self.takes_found_inf = bool(self.defaults["fused"])  # which the kernel does all the same; `LossGuard` asks
+        self.takes_found_inf = bool(self.defaults["fused"])  # which the kernel does all the same; `GradientGuard` asks
 
 
 class TimmOptimizer(Optimizer):

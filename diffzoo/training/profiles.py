@@ -144,13 +144,13 @@ def list_snapshots(folder: str | Path) -> list[Snapshot]:
     for path in sorted(place.glob("step_*_power_*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
-                facts = file.metadata() or {}
-            found.append(Snapshot(path, int(facts["updates"]), float(facts["std"]), int(facts["step"])))
+                metadata = file.metadata() or {}
+            found.append(Snapshot(path, int(metadata["updates"]), float(metadata["std"]), int(metadata["step"])))
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{path} is damaged or no snapshot of an average ({error}): move it away") from error
     if not found:
         raise UserError(
-            f"no snapshots of averages in {place}: train with the callback WeightAverages and "
+            f"no snapshots of averages in {place}: train with the callback EMA and "
             "`stds: [0.05, 0.1]`, which writes them"
         )
     return sorted(found, key=lambda s: (s.updates, s.std))

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
-from diffzoo.training.guards import LossGuard
+from diffzoo.training.guards import GradientGuard
 from diffzoo.training.planning import GIB, GPU, flops_per_image, present_gpu
 from diffzoo.training.side_files import write_or_warn
 
-__all__ = ["CsvLog", "Throughput"]
+__all__ = ["CsvLog", "TrainingLog"]
 
 
 class CsvLog(Logger):
@@ -105,14 +105,14 @@ def _short(value: float) -> float | int:
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-class Throughput(Callback):
+class TrainingLog(Callback):
     """Logs the numbers of training to every logger of the run, and to a CSV whatever loggers it has.
 
     train/loss                    mean over samples and processes since the last row
     train/loss_logsnr_A_B         the same for samples whose log-SNR lies in [A, B)
-    train/gradient_norm           before clipping, of the last step (from `LossGuard`)
+    train/gradient_norm           before clipping, of the last step (from `GradientGuard`)
     train/learning_rate           of the first parameter group
-    train/skipped_steps           by `LossGuard`, since the start of the run
+    train/skipped_steps           by `GradientGuard`, since the start of the run
     speed/images_seen             since the start of the run
     speed/images_per_second       over all processes, validation left out
     speed/mfu                     model FLOPs utilisation, on known GPUs
@@ -215,7 +215,7 @@ class Throughput(Callback):
             for name, loss, count in zip([*self.bins, "train/loss"], *total.tolist(), strict=True):
                 if count:
                     values[name] = loss / count
-        guard = next((c for c in trainer.callbacks if isinstance(c, LossGuard)), None)  # type: ignore[attr-defined]
+        guard = next((c for c in trainer.callbacks if isinstance(c, GradientGuard)), None)  # type: ignore[attr-defined]
         if guard is not None and guard.last_norm is not None:
             values["train/gradient_norm"] = float(guard.last_norm)
             values["train/skipped_steps"] = guard.skipped

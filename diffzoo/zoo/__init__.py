@@ -1,11 +1,20 @@
 """Published weights: the manifest, downloads, converters, loading, publishing, verification."""
 
 from diffzoo.zoo.adapt import build_with
-from diffzoo.zoo.facts import Facts, class_list, facts_of
 from diffzoo.zoo.loading import Loaded, load_any, locate
 from diffzoo.zoo.manifest import Checkpoint, checkpoint, list_checkpoints, load_manifest
+from diffzoo.zoo.metadata import Metadata, class_list, metadata_of
 
 __all__ = [
-    "Checkpoint", "Facts", "Loaded", "build_with", "checkpoint", "class_list", "facts_of", "list_checkpoints",
-    "load_any", "load_manifest", "locate",
+    "Checkpoint",
+    "Loaded",
+    "Metadata",
+    "build_with",
+    "checkpoint",
+    "class_list",
+    "list_checkpoints",
+    "load_any",
+    "load_manifest",
+    "locate",
+    "metadata_of",
 ]  # fmt: skip

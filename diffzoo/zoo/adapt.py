@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import config_to_dict, entry
-from diffzoo.zoo.facts import class_list
 from diffzoo.zoo.loading import Weights, assign, build_meta
+from diffzoo.zoo.metadata import class_list
 
 __all__ = ["ClassPolicy", "adapt_to", "build_as", "build_with", "copy_classes", "resample_positions"]
 
@@ -41,7 +41,7 @@ def build_with(
     classes: ClassPolicy | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Network:
-    """A network with these weights and a config rewritten by `overrides`; its `facts` say so.
+    """A network with these weights and a config rewritten by `overrides`; its `metadata` say so.
 
     Args:
         weights: from `locate`.
@@ -55,7 +55,7 @@ def build_with(
     Raises:
         UserError: if an override changes what the weights mean, or `classes` is needed and absent.
     """
-    base = weights.facts.build_config()
+    base = weights.metadata.build_config()
     _check(overrides, base, weights.where, classes)
     return _adapted(weights, base, _override(base, overrides), classes, class_names)
 
@@ -80,26 +80,28 @@ def build_as(
         UserError: for weights of another architecture, naming what differs; and as `build_with` does.
     """
     found = entry(name)
-    if weights.facts.family != found.network.__name__:
+    if weights.metadata.family != found.network.__name__:
         raise UserError(
             f"expected weights of {name}, a {found.network.__name__}, in {weights.where}, got those of "
-            f"{weights.facts.name or 'a network'}, a {weights.facts.family}: give weights of the same family, or set "
-            f"the network to {weights.facts.name or 'theirs'}"
+            f"{weights.metadata.name or 'a network'}, a {weights.metadata.family}: give weights of the "
+            f"same family, or set "
+            f"the network to {weights.metadata.name or 'theirs'}"
         )
-    if weights.facts.name in (None, name, weights.facts.family):
+    if weights.metadata.name in (None, name, weights.metadata.family):
         return build_with(weights, overrides, classes, class_names)
-    base = weights.facts.build_config()
+    base = weights.metadata.build_config()
     _check({}, base, weights.where, classes)
     config = _override(found.config, overrides)
     ours, theirs = _fixed(config_to_dict(config)), _fixed(config_to_dict(base))
     for field in ours:
         if ours[field] != theirs.get(field):
             raise UserError(
-                f"expected weights of {name} in {weights.where}, got those of {weights.facts.name}, which differs in "
+                f"expected weights of {name} in {weights.where}, got those of {weights.metadata.name}, which differs "
+                "in "
                 f"{field}: only classes, dropout and the resolution may differ"
             )
     made = _adapted(weights, base, config, classes, class_names)
-    made.facts = replace(made.facts, name=name)
+    made.metadata = replace(made.metadata, name=name)
     return made
 
 
@@ -108,7 +110,7 @@ def adapt_to(weights: Weights, config: Config) -> Network:
 
     For callers that know the config and bring the class table themselves.
     """
-    base = weights.facts.build_config()
+    base = weights.metadata.build_config()
     differ = (config.num_classes, config.null_class) != (base.num_classes, base.null_class)
     return _adapted(weights, base, config, "random" if differ else None, None)
 
@@ -120,7 +122,7 @@ def copy_classes(network: Network, weights: Weights, class_names: Sequence[str])
     """
     known = _by_name(weights)
     same = [(i, known[name]) for i, name in enumerate(class_names) if name in known]
-    base = weights.facts.build_config()
+    base = weights.metadata.build_config()
     state = network.state_dict()
     if same:
         target, origin = torch.tensor(same).T
@@ -134,7 +136,7 @@ def copy_classes(network: Network, weights: Weights, class_names: Sequence[str])
 
 def _by_name(weights: Weights) -> dict[str, int]:
     """Index of every class by its name, and by each of several names that no other class shares ("dog, hound")."""
-    names = class_list(weights.facts.class_names)
+    names = class_list(weights.metadata.class_names)
     single = [(part, i) for i, name in enumerate(names) for part in name.split(", ")]
     counts = Counter(part for part, _ in single)
     return {part: i for part, i in single if counts[part] == 1} | {name: i for i, name in enumerate(names)}
@@ -163,7 +165,7 @@ def _adapted(
     classes: ClassPolicy | None,
     class_names: Sequence[str] | None,
 ) -> Network:
-    cls = weights.facts.network_class()
+    cls = weights.metadata.network_class()
     network = build_meta(cls, config)
     state = dict(weights.state)
     old, new = build_meta(cls, base).position_tables(), network.position_tables()
@@ -172,15 +174,15 @@ def _adapted(
             state[name] = resample_positions(state[name], old[name], new[name])
     if classes is not None or (config.num_classes, config.null_class) != (base.num_classes, base.null_class):
         state = _reclassed(replace(weights, state=state), base, config, network, classes, class_names)
-    kept = {k: v for k, v in weights.facts.provenance.items() if k != "adapted_from"}
+    kept = {k: v for k, v in weights.metadata.provenance.items() if k != "adapted_from"}
     changed = {k: getattr(base, k) for k in ("image_size", "num_classes") if getattr(base, k) != getattr(config, k)}
-    facts = replace(weights.facts, config=config_to_dict(config), provenance=kept)
+    metadata = replace(weights.metadata, config=config_to_dict(config), provenance=kept)
     if changed:
-        facts = replace(facts, provenance={**kept, "adapted_from": changed})
+        metadata = replace(metadata, provenance={**kept, "adapted_from": changed})
     if config.num_classes != base.num_classes or class_names is not None:
-        facts = replace(facts, class_names=tuple(class_names or ()))
+        metadata = replace(metadata, class_names=tuple(class_names or ()))
     assign(network, state, weights.where)
-    network.facts = facts
+    network.metadata = metadata
     return network
 
 
@@ -265,7 +267,7 @@ def _table(
         if not known or names is None or len(names) != config.num_classes:
             raise UserError(
                 f"classes='copy' needs the names of the old classes and {config.num_classes} class_names of the new "
-                f"ones, got {len(class_list(weights.facts.class_names))} and {len(names or ())}"
+                f"ones, got {len(class_list(weights.metadata.class_names))} and {len(names or ())}"
             )
         pairs = [(i, known[name]) for i, name in enumerate(names) if name in known]
         if pairs:

@@ -18,9 +18,9 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.adapters import base_digest, merge, plain_name
 from diffzoo.zoo import formats
 from diffzoo.zoo.adapt import adapt_to
-from diffzoo.zoo.facts import Facts
-from diffzoo.zoo.loading import Weights, file_facts, folder_file, locate
+from diffzoo.zoo.loading import Weights, file_metadata, folder_file, locate
 from diffzoo.zoo.manifest import has_checkpoint
+from diffzoo.zoo.metadata import Metadata
 
 __all__ = ["adapter_tensors", "find_adapter", "join", "portable_base", "read_adapter"]
 
@@ -48,8 +48,8 @@ def adapter_tensors(data: Mapping[str, Any], prefer: str, where: str) -> tuple[d
 
 
 def read_adapter(
-    path: Path, facts: Facts, prefer: str = "average", data: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Tensor], Facts]:
+    path: Path, metadata: Metadata, prefer: str = "average", data: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Tensor], Metadata]:
     """The tensors of an adapter's file or checkpoint, and its facts with their place.
 
     Args:
@@ -59,22 +59,22 @@ def read_adapter(
     if data is None:
         data = formats.read_tensors(path) if path.suffix == ".safetensors" else formats.read_pickle(path)
     tensors, place = adapter_tensors(data, prefer, str(path))
-    provenance = {**facts.provenance, "file": str(path), "weights": place}
-    return tensors, replace(facts, provenance=provenance)
+    provenance = {**metadata.provenance, "file": str(path), "weights": place}
+    return tensors, replace(metadata, provenance=provenance)
 
 
-def find_adapter(source: str | Path) -> tuple[Path, Facts] | None:
+def find_adapter(source: str | Path) -> tuple[Path, Metadata] | None:
     """The file behind a local source and its facts, if it holds adapters; None for whole weights and other sources."""
     path = Path(str(source).removeprefix("local-dir:")).expanduser()
     if path.is_dir():
         path = folder_file(path)
-    facts = file_facts(path) if path.is_file() else None
-    return (path, facts) if facts is not None and facts.adapter else None
+    metadata = file_metadata(path) if path.is_file() else None
+    return (path, metadata) if metadata is not None and metadata.adapter else None
 
 
-def portable_base(facts: Facts, where: str) -> None:
+def portable_base(metadata: Metadata, where: str) -> None:
     """Raise unless the weights that adapters belong to can be had elsewhere too."""
-    base = str((facts.adapter or {}).get("base"))
+    base = str((metadata.adapter or {}).get("base"))
     if not base.startswith("hf-hub:") and not has_checkpoint(base):
         raise UserError(
             f"the adapters in {where} belong to {base}, which others do not have: publish that first and train from "
@@ -82,13 +82,13 @@ def portable_base(facts: Facts, where: str) -> None:
         )
 
 
-def join(tensors: Mapping[str, Tensor], facts: Facts, where: str) -> Weights:
+def join(tensors: Mapping[str, Tensor], metadata: Metadata, where: str) -> Weights:
     """The weights that adapters belong to with the adapters merged in: `W + alpha / rank * B A`.
 
     Raises:
         UserError: if the base cannot be had, is not the one the adapters were trained on, or has other layers.
     """
-    adapter = facts.adapter or {}
+    adapter = metadata.adapter or {}
     source = str(adapter.get("base"))
     try:
         base = locate(source)
@@ -96,7 +96,7 @@ def join(tensors: Mapping[str, Tensor], facts: Facts, where: str) -> Weights:
         raise UserError(
             f"the adapters in {where} belong to the weights {source}, which cannot be had: {error}"
         ) from error
-    network = adapt_to(base, facts.build_config())
+    network = adapt_to(base, metadata.build_config())
     state = dict(network.state_dict())
     frozen = {n: p for n, p in network.named_parameters() if n not in tensors}
     if adapter.get("base_sha256") and base_digest(frozen) != adapter["base_sha256"]:
@@ -105,5 +105,5 @@ def join(tensors: Mapping[str, Tensor], facts: Facts, where: str) -> Weights:
             "their place in the field base of config.json"
         )
     state = merge(state, tensors, float(adapter["alpha"]) / int(adapter["rank"]), where)
-    provenance = {**facts.provenance, "base": source, "base_provenance": base.facts.provenance}
-    return Weights(state, replace(facts, adapter=None, provenance=provenance), where)
+    provenance = {**metadata.provenance, "base": source, "base_provenance": base.metadata.provenance}
+    return Weights(state, replace(metadata, adapter=None, provenance=provenance), where)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffzoo.zoo.facts import Facts
+from diffzoo.zoo.metadata import Metadata
 
 __all__ = ["model_card"]
 
@@ -63,7 +63,7 @@ The weights: {licence}.
 
 
 def model_card(
-    facts: Facts,
+    metadata: Metadata,
     repo: str,
     folder: Path,
     evaluations: Sequence[dict[str, Any]] = (),
@@ -79,26 +79,26 @@ def model_card(
         dataset: what it was trained on; default: what the recipe says.
     """
     return TEMPLATE.format(
-        front=_front(facts),
+        front=_front(metadata),
         title=repo.split("/")[1],
         repo=repo,
-        summary=_summary(facts),
+        summary=_summary(metadata),
         picture="\n![Pictures drawn by this model](samples.png)\n" if (folder / "samples.png").is_file() else "",
-        prompt=_prompt(facts),
-        process=_process(facts),
+        prompt=_prompt(metadata),
+        process=_process(metadata),
         data=dataset or _recipe_data(folder / "recipe.yaml") or "Not stated.",
         evaluation=_evaluation(evaluations),
-        licence=facts.licence,
-        provenance=json.dumps(facts.provenance, indent=2, sort_keys=True, ensure_ascii=False),
+        licence=metadata.licence,
+        provenance=json.dumps(metadata.provenance, indent=2, sort_keys=True, ensure_ascii=False),
     )
 
 
-def _front(facts: Facts) -> str:
+def _front(metadata: Metadata) -> str:
     import yaml
 
-    licence = str(facts.licence)
-    front: dict[str, Any] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", facts.family.lower()]}
-    front["pipeline_tag"] = "text-to-image" if facts.text_encoder else "unconditional-image-generation"
+    licence = str(metadata.licence)
+    front: dict[str, Any] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", metadata.family.lower()]}
+    front["pipeline_tag"] = "text-to-image" if metadata.text_encoder else "unconditional-image-generation"
     if licence.lower() in KNOWN:
         front["license"] = licence.lower()
     else:
@@ -106,26 +106,26 @@ def _front(facts: Facts) -> str:
     return str(yaml.safe_dump(front, sort_keys=True, allow_unicode=True)).strip()
 
 
-def _summary(facts: Facts) -> str:
-    size, classes = facts.config.get("image_size"), facts.config.get("num_classes")
-    space = "latents" if facts.autoencoder else "pixels"
-    kind = f"{classes} classes" if classes else ("captions" if facts.text_encoder else "unconditional")
-    name = f" `{facts.name}`" if facts.name else ""
-    return f"A {facts.family}{name} of diffzoo: {size}x{size} {space}, {kind}."
+def _summary(metadata: Metadata) -> str:
+    size, classes = metadata.config.get("image_size"), metadata.config.get("num_classes")
+    space = "latents" if metadata.autoencoder else "pixels"
+    kind = f"{classes} classes" if classes else ("captions" if metadata.text_encoder else "unconditional")
+    name = f" `{metadata.name}`" if metadata.name else ""
+    return f"A {metadata.family}{name} of diffzoo: {size}x{size} {space}, {kind}."
 
 
-def _prompt(facts: Facts) -> str:
-    if not facts.config.get("num_classes"):
+def _prompt(metadata: Metadata) -> str:
+    if not metadata.config.get("num_classes"):
         return ""
-    if isinstance(facts.class_names, tuple) and facts.class_names:
-        return f"[{facts.class_names[0]!r}], "
-    return '["golden retriever", 207], ' if facts.class_names == "imagenet-1k" else "[0], "
+    if isinstance(metadata.class_names, tuple) and metadata.class_names:
+        return f"[{metadata.class_names[0]!r}], "
+    return '["golden retriever", 207], ' if metadata.class_names == "imagenet-1k" else "[0], "
 
 
-def _process(facts: Facts) -> str:
+def _process(metadata: Metadata) -> str:
     lines = []
-    for name, part in (("Process", facts.process), ("Sampler", facts.sampler), ("Guidance", facts.guidance),
-                       ("Autoencoder", facts.autoencoder)):  # fmt: skip
+    for name, part in (("Process", metadata.process), ("Sampler", metadata.sampler), ("Guidance", metadata.guidance),
+                       ("Autoencoder", metadata.autoencoder)):  # fmt: skip
         if part:
             lines.append(f"- {name}: `{json.dumps(part, sort_keys=True, ensure_ascii=False)}`")
     return "\n".join(lines) or "Not stated."

@@ -3,7 +3,7 @@
     made = export("runs/emoji", "diffzoo/weights/simple_uvit_xs_32.emoji.safetensors", dtype="bf16", licence="mit")
     print(made.yaml())          # to paste into checkpoints.yaml
 
-The file holds the averaged weights under our own names, with the facts of `diffzoo.zoo.facts` in its header, so it
+The file holds the averaged weights under our own names, with the facts of `diffzoo.zoo.metadata` in its header, so it
 also loads by its path alone. Weights of 16 bits load as float32; the fingerprint of the entry is that of the rounded
 weights, which are what users get.
 """
@@ -20,8 +20,8 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.hub import gigabytes
 from diffzoo.models.registry import config_to_dict, entry
 from diffzoo.zoo.cache import sha256
-from diffzoo.zoo.facts import Facts, guidance_from
 from diffzoo.zoo.loading import assign, build_meta, locate
+from diffzoo.zoo.metadata import Metadata, guidance_from
 from diffzoo.zoo.publish import agreed_licence, write_weights
 from diffzoo.zoo.verify import fingerprint
 
@@ -94,19 +94,21 @@ def export(
     if path.suffix != ".safetensors":
         raise UserError(f"expected a file that ends in .safetensors, got {path}")
     found = locate(source, prefer)
-    licence = agreed_licence(licence, found.facts.licence, found.where)
+    licence = agreed_licence(licence, found.metadata.licence, found.where)
     if not licence:
         raise UserError("weights need a licence before they are given away: say which, for example mit or cc-by-4.0")
-    if found.facts.kind != "denoiser" or found.facts.name is None:
+    if found.metadata.kind != "denoiser" or found.metadata.name is None:
         raise UserError(f"{found.where} does not say which registered denoiser it belongs to: train it by its name")
     if guidance is not None:
         guidance_from(guidance)
     state, change = _rounded(found.state, DTYPES[dtype], found.where)
-    origin = {k: v for k, v in found.facts.provenance.items() if k != "file"}  # a path means nothing elsewhere
-    facts = replace(found.facts, licence=licence, guidance=_plain(guidance) or found.facts.guidance, provenance=origin)
-    write_weights(state, facts, path)
-    name = f"{facts.name}.{tag}"
-    fields = _fields(facts, path, state, {**origin, **_plain(training or {})})
+    origin = {k: v for k, v in found.metadata.provenance.items() if k != "file"}  # a path means nothing elsewhere
+    metadata = replace(
+        found.metadata, licence=licence, guidance=_plain(guidance) or found.metadata.guidance, provenance=origin
+    )
+    write_weights(state, metadata, path)
+    name = f"{metadata.name}.{tag}"
+    fields = _fields(metadata, path, state, {**origin, **_plain(training or {})})
     return Exported(path, path.stat().st_size, fields["sha256"], change, fields, name)
 
 
@@ -128,30 +130,30 @@ def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tup
     return rounded, change
 
 
-def _overrides(facts: Facts) -> dict[str, Any]:
+def _overrides(metadata: Metadata) -> dict[str, Any]:
     """The fields in which the config differs from the registered one."""
-    registered = config_to_dict(entry(str(facts.name)).config)
-    return {k: v for k, v in facts.config.items() if v != registered.get(k, object())}
+    registered = config_to_dict(entry(str(metadata.name)).config)
+    return {k: v for k, v in metadata.config.items() if v != registered.get(k, object())}
 
 
-def _fields(facts: Facts, path: Path, state: Mapping[str, Tensor], training: Mapping[str, Any]) -> dict[str, Any]:
-    network = assign(build_meta(facts.network_class(), facts.build_config()), state, str(path))
-    mark = fingerprint(network, facts.build_process())
-    companions = {"autoencoder": facts.autoencoder, "text_encoder": facts.text_encoder}
+def _fields(metadata: Metadata, path: Path, state: Mapping[str, Tensor], training: Mapping[str, Any]) -> dict[str, Any]:
+    network = assign(build_meta(metadata.network_class(), metadata.build_config()), state, str(path))
+    mark = fingerprint(network, metadata.build_process())
+    companions = {"autoencoder": metadata.autoencoder, "text_encoder": metadata.text_encoder}
     fields = {
-        "model": facts.name,
+        "model": metadata.name,
         "source": {"package": f"weights/{path.name}"},
         "sha256": sha256(path),
         "size": path.stat().st_size,
         "code_licence": "Apache-2.0",
-        "weights_licence": facts.licence,
+        "weights_licence": metadata.licence,
         "converter": "diffzoo",
-        "process": facts.process,
-        "config": _overrides(facts),
-        "guidance": facts.guidance,
-        "sampler": facts.sampler,
+        "process": metadata.process,
+        "config": _overrides(metadata),
+        "guidance": metadata.guidance,
+        "sampler": metadata.sampler,
         "companions": {k: v for k, v in companions.items() if v},
-        "class_names": list(facts.class_names) if isinstance(facts.class_names, tuple) else facts.class_names,
+        "class_names": list(metadata.class_names) if isinstance(metadata.class_names, tuple) else metadata.class_names,
         "fingerprint": {"mean": mark.mean, "std": mark.std, "first": list(mark.first)},
         "training": dict(training),
     }

@@ -182,25 +182,25 @@ def fetch(entry: Checkpoint) -> tuple[Path, dict[str, Any]]:
     """
     pin = cache.read_pin(entry.name)
     path, revision = _SOURCES[entry.source.kind](entry, pin or {})
-    facts = {"sha256": cache.sha256(path), "size": path.stat().st_size, "revision": revision}
+    metadata = {"sha256": cache.sha256(path), "size": path.stat().st_size, "revision": revision}
     expected = {"sha256": entry.sha256 or (pin or {}).get("sha256"), "size": entry.size or (pin or {}).get("size")}
     for key, value in expected.items():
-        if value is not None and facts[key] != value:
+        if value is not None and metadata[key] != value:
             _discard(entry, path)
             known = "the manifest" if getattr(entry, key) else "an earlier download"
             raise HashMismatchError(
-                f"{entry.source} is not the file that {known} knows: expected {key} {value}, got {facts[key]}; "
+                f"{entry.source} is not the file that {known} knows: expected {key} {value}, got {metadata[key]}; "
                 "it was deleted and nothing was loaded from it"
             )
     if pin is None and entry.source.kind != "package":
         if entry.sha256 is None:
             warnings.warn(
                 f"{entry.name} is unpinned ({entry.unpinned}): recorded on first download as sha256 "
-                f"{facts['sha256']}, compared ever after",
+                f"{metadata['sha256']}, compared ever after",
                 stacklevel=2,
             )
-        cache.write_pin(entry.name, {**facts, "source": str(entry.source)})
-    return path, facts
+        cache.write_pin(entry.name, {**metadata, "source": str(entry.source)})
+    return path, metadata
 
 
 def _discard(entry: Checkpoint, path: Path) -> None:

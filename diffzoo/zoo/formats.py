@@ -217,9 +217,9 @@ def _read_shards(folder: Path) -> dict[str, Any]:
     held = FileSystemReader(folder).read_metadata().state_dict_metadata
     prefix = "state_dict."
     state = {
-        name.removeprefix(prefix): torch.empty(facts.size, dtype=facts.properties.dtype)
-        for name, facts in held.items()
-        if name.startswith(prefix) and isinstance(facts, TensorStorageMetadata)
+        name.removeprefix(prefix): torch.empty(metadata.size, dtype=metadata.properties.dtype)
+        for name, metadata in held.items()
+        if name.startswith(prefix) and isinstance(metadata, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one process reads them all, which is what it remarks on

@@ -30,9 +30,9 @@ from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import Kind, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.zoo import cache, formats
-from diffzoo.zoo.facts import Facts, class_list
 from diffzoo.zoo.fetch import fetch
 from diffzoo.zoo.manifest import Checkpoint, checkpoint, entry_config, has_checkpoint, load_manifest
+from diffzoo.zoo.metadata import Metadata, class_list
 
 __all__ = [
     "Loaded",
@@ -42,9 +42,9 @@ __all__ = [
     "convert",
     "converted_path",
     "entry_config",
-    "file_facts",
+    "file_metadata",
     "folder_file",
-    "json_facts",
+    "json_metadata",
     "load_any",
     "locate",
 ]
@@ -127,7 +127,7 @@ class Weights:
     """Tensors under a network's own names, with their facts and the place they come from."""
 
     state: Mapping[str, Tensor]
-    facts: Facts
+    metadata: Metadata
     where: str
 
 
@@ -136,33 +136,33 @@ class Loaded:
     """A network with its weights, ready to use, and what is known about them."""
 
     network: Network
-    facts: Facts
+    metadata: Metadata
 
     @property
     def process(self) -> GaussianProcess:
         """The process it was trained with; raises if it is not known."""
-        return self.facts.build_process()
+        return self.metadata.build_process()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in order of the class index; empty if there are none."""
-        return class_list(self.facts.class_names)
+        return class_list(self.metadata.class_names)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Where the weights come from."""
-        return self.facts.provenance
+        return self.metadata.provenance
 
 
 # -- manifest entries
 
 
-def entry_facts(item: Checkpoint, original: Mapping[str, Any]) -> Facts:
+def entry_metadata(item: Checkpoint, original: Mapping[str, Any]) -> Metadata:
     """The facts of a manifest entry; `original` are those of the original file."""
     from diffzoo import __version__
 
     companion = item.autoencoder
-    return Facts(
+    return Metadata(
         family=entry(item.model).network.__name__,
         config=config_to_dict(entry_config(item)),
         name=item.model,
@@ -208,13 +208,13 @@ def _entry_weights(item: Checkpoint) -> Weights:
     path = converted_path(item)
     if item.source.kind == "package":  # already ours, already on disk
         path, original = fetch(item)
-        return Weights(formats.read_tensors(path), entry_facts(item, original), item.name)
+        return Weights(formats.read_tensors(path), entry_metadata(item, original), item.name)
     if not path.is_file():
         with cache.lock(path):
             if not path.is_file():
                 _convert_once(item, path)
     original = json.loads(formats.read_header(path)["original"])
-    return Weights(formats.read_tensors(path), entry_facts(item, original), item.name)
+    return Weights(formats.read_tensors(path), entry_metadata(item, original), item.name)
 
 
 def _convert_once(item: Checkpoint, path: Path) -> None:
@@ -234,12 +234,12 @@ def _convert_once(item: Checkpoint, path: Path) -> None:
 # -- files and folders
 
 
-def _header_facts(path: Path) -> Facts | None:
+def _header_metadata(path: Path) -> Metadata | None:
     held = formats.read_header(path).get("diffzoo")
-    return Facts.from_dict(json.loads(held), f"the header of {path}") if held else None
+    return Metadata.from_dict(json.loads(held), f"the header of {path}") if held else None
 
 
-def json_facts(path: Path, where: str = "") -> Facts:
+def json_metadata(path: Path, where: str = "") -> Metadata:
     """The facts in a `config.json`; `where` is its name in messages.
 
     Raises:
@@ -250,10 +250,10 @@ def json_facts(path: Path, where: str = "") -> Facts:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the encoding, too
         raise UserError(f"{where} is not valid JSON ({error}): fetch it again") from error
-    return Facts.from_dict(data, where)
+    return Metadata.from_dict(data, where)
 
 
-def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
+def _checkpoint_metadata(data: Any, path: Path) -> Metadata | None:
     held = data.get("diffzoo") if isinstance(data, Mapping) else None
     if not isinstance(held, Mapping) or "model" not in held:
         return None
@@ -262,38 +262,38 @@ def _checkpoint_facts(data: Any, path: Path) -> Facts | None:
     if sampler := held.get("sampler"):
         values["sampler"] = {"class": sampler} if isinstance(sampler, str) else sampler
     trained = {"checkpoint": path.name, "global_step": data.get("global_step"), "epoch": data.get("epoch")}
-    return Facts.from_dict({**held["model"], **values, "provenance": trained}, str(path))
+    return Metadata.from_dict({**held["model"], **values, "provenance": trained}, str(path))
 
 
-def _sidecar_facts(path: Path) -> Facts | None:
-    """Facts from beside a bare file: `config.json` in its folder, or the newest checkpoint of its run."""
+def _sidecar_metadata(path: Path) -> Metadata | None:
+    """Metadata from beside a bare file: `config.json` in its folder, or the newest checkpoint of its run."""
     if (path.parent / "config.json").is_file():
-        return json_facts(path.parent / "config.json")
+        return json_metadata(path.parent / "config.json")
     for run in list(path.parents)[1:4]:  # averages/x, averages/reconstructed/x
         newest = _run_file(run)
         if newest is not None:
-            return _checkpoint_facts(formats.read_pickle(newest), newest)
+            return _checkpoint_metadata(formats.read_pickle(newest), newest)
     return None
 
 
-def _require(facts: Facts | None, path: Path) -> Facts:
-    if facts is None:
+def _require(metadata: Metadata | None, path: Path) -> Metadata:
+    if metadata is None:
         raise UserError(
             f"{path} does not say which network its weights belong to: name it, "
             f"create_model(NAME, pretrained={str(path)!r})"
         )
-    return facts
+    return metadata
 
 
-def _file_weights(path: Path, prefer: str, facts: Facts | None = None) -> Weights:
-    """Weights in a file; `facts` says which network, where the file does not."""
+def _file_weights(path: Path, prefer: str, metadata: Metadata | None = None) -> Weights:
+    """Weights in a file; `metadata` says which network, where the file does not."""
     if path.name.endswith((".safetensors", formats.INDEX)):
         data: Any = formats.read_tensors(path)
-        own = _header_facts(path) if path.suffix == ".safetensors" else None
-        known = own or facts or _sidecar_facts(path)
+        own = _header_metadata(path) if path.suffix == ".safetensors" else None
+        known = own or metadata or _sidecar_metadata(path)
     else:
         data = formats.read_pickle(path)
-        known = _checkpoint_facts(data, path) or facts
+        known = _checkpoint_metadata(data, path) or metadata
     known = _require(known, path)
     if not isinstance(data, Mapping):
         raise UserError(f"expected a dictionary of tensors in {path}, got {type(data).__name__}")
@@ -307,9 +307,9 @@ def _file_weights(path: Path, prefer: str, facts: Facts | None = None) -> Weight
     )
 
 
-def _find(data: Mapping[str, Any], facts: Facts, path: Path, prefer: str) -> tuple[formats.Tensors, str]:
-    config = facts.build_config()
-    names = build_meta(facts.network_class(), config).state_dict()
+def _find(data: Mapping[str, Any], metadata: Metadata, path: Path, prefer: str) -> tuple[formats.Tensors, str]:
+    config = metadata.build_config()
+    names = build_meta(metadata.network_class(), config).state_dict()
     found: tuple[formats.Tensors, str] | UserError
     try:
         found = formats.find_weights(data, names, str(path), prefer)
@@ -319,7 +319,7 @@ def _find(data: Mapping[str, Any], facts: Facts, path: Path, prefer: str) -> tup
         found = error
     # perhaps the layout of the original authors, which the model's converter reads
     for item in load_manifest().values():
-        if item.model == facts.name and item.converter != "diffzoo":
+        if item.model == metadata.name and item.converter != "diffzoo":
             with suppress(UserError, KeyError, AttributeError):
                 state = converter_of(item).from_official(data, config)
                 if not _difference(names, state):
@@ -327,7 +327,8 @@ def _find(data: Mapping[str, Any], facts: Facts, path: Path, prefer: str) -> tup
     owners = _owners(data)
     if owners:
         raise UserError(
-            f"expected the weights of {facts.name or facts.family} in {path}, got those of {' or '.join(owners)}: "
+            f"expected the weights of {metadata.name or metadata.family} in {path}, got those of "
+            f"{' or '.join(owners)}: "
             f"build that network instead, create_model({owners[0]!r}, pretrained={str(path)!r})"
         )
     if isinstance(found, UserError):
@@ -368,11 +369,11 @@ def _run_file(folder: Path) -> Path | None:
     return max(found, key=_step) if found else None
 
 
-def file_facts(path: Path) -> Facts | None:
+def file_metadata(path: Path) -> Metadata | None:
     """What a file says about the weights in it, or what lies beside it."""
     if path.suffix == ".safetensors":
-        return _header_facts(path) or _sidecar_facts(path)
-    return _checkpoint_facts(formats.read_pickle(path), path)
+        return _header_metadata(path) or _sidecar_metadata(path)
+    return _checkpoint_metadata(formats.read_pickle(path), path)
 
 
 def folder_file(folder: Path) -> Path:
@@ -397,9 +398,9 @@ def folder_file(folder: Path) -> Path:
 def _hub_weights(repo: str, revision: str | None, prefer: str) -> Weights:
     check_repo(repo)
     config, commit = hub_file(repo, "config.json", revision)
-    facts = json_facts(config, f"{repo}/config.json")
+    metadata = json_metadata(config, f"{repo}/config.json")
     try:
-        path, _ = hub_file(repo, "adapter.safetensors" if facts.adapter else "model.safetensors", commit)
+        path, _ = hub_file(repo, "adapter.safetensors" if metadata.adapter else "model.safetensors", commit)
     except UserError as error:
         if "no such file" not in str(error):
             raise
@@ -409,12 +410,12 @@ def _hub_weights(repo: str, revision: str | None, prefer: str) -> Weights:
             raise error from None  # most have one file, so that is the one to ask for
         for shard in sorted(set(formats.weight_map(path).values())):
             hub_file(repo, shard, commit)
-    found = _file_weights(path, prefer, facts)
-    provenance = {**(found.facts if facts.adapter else facts).provenance, "repo": repo, "revision": commit}
-    return Weights(found.state, replace(facts, adapter=None, provenance=provenance), f"hf-hub:{repo}@{commit}")
+    found = _file_weights(path, prefer, metadata)
+    provenance = {**(found.metadata if metadata.adapter else metadata).provenance, "repo": repo, "revision": commit}
+    return Weights(found.state, replace(metadata, adapter=None, provenance=provenance), f"hf-hub:{repo}@{commit}")
 
 
-def locate(source: str | Path, prefer: str = "average", facts: Facts | None = None) -> Weights:
+def locate(source: str | Path, prefer: str = "average", metadata: Metadata | None = None) -> Weights:
     """Weights and facts behind a source.
 
     Args:
@@ -432,9 +433,9 @@ def locate(source: str | Path, prefer: str = "average", facts: Facts | None = No
         return _hub_weights(repo, revision or None, prefer)
     path = Path(text.removeprefix("local-dir:")).expanduser()
     if path.is_dir():
-        return _file_weights(folder_file(path), prefer, facts)
+        return _file_weights(folder_file(path), prefer, metadata)
     if path.is_file():
-        return _file_weights(path, prefer, facts)
+        return _file_weights(path, prefer, metadata)
     if text.startswith("local-dir:") or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json"):
         raise UserError(f"there is no file or folder {path}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) and not has_checkpoint(text):
@@ -452,6 +453,6 @@ def load_any(source: str | Path, *, prefer: str = "average") -> Loaded:
         UserError: one sentence for whatever is missing, wrong or unreachable.
     """
     found = locate(source, prefer)
-    network = build_meta(found.facts.network_class(), found.facts.build_config())
-    network.facts = found.facts
-    return Loaded(assign(network, found.state, found.where), found.facts)
+    network = build_meta(found.metadata.network_class(), found.metadata.build_config())
+    network.metadata = found.metadata
+    return Loaded(assign(network, found.state, found.where), found.metadata)

@@ -26,11 +26,11 @@ from diffzoo.models.registry import config_from_dict, entry
 from diffzoo.process import GaussianProcess, from_config
 from diffzoo.process.schedules import Schedule
 from diffzoo.sampling import Sampler
-from diffzoo.zoo.facts import CLASS_LISTS, FADES, FORMULAS, guidance_from, sampler_from
+from diffzoo.zoo.metadata import CLASS_LISTS, FORMULAS, GUIDANCE_SCHEDULES, guidance_from, sampler_from
 from diffzoo.zoo.settings import Setting
 
 __all__ = [
-    "AutoencoderFacts",
+    "AutoencoderSpec",
     "Checkpoint",
     "Fingerprint",
     "Source",
@@ -92,7 +92,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class AutoencoderFacts:
+class AutoencoderSpec:
     """Which autoencoder a latent model was trained with.
 
     Args:
@@ -139,7 +139,7 @@ class Checkpoint:
         size: bytes of the original file; None = unknown.
         unpinned: why a hash or revision is null.
         config: rewrites of the registered config that the weights need.
-        guidance: {formula, scale}, perhaps {interval, decay} of `facts.guidance_from`: the convention is a fact of
+        guidance: {formula, scale}, perhaps {interval, decay} of `metadata.guidance_from`: the convention is a fact of
             the checkpoint.
         sampler: the paper's sampler as plain data.
         autoencoder: for latent models.
@@ -166,7 +166,7 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
     guidance: Mapping[str, Any] | None = None
     sampler: Mapping[str, Any] | None = None
-    autoencoder: AutoencoderFacts | None = None
+    autoencoder: AutoencoderSpec | None = None
     text_encoder: Mapping[str, Any] | None = None
     classes: str | tuple[str, ...] | None = None
     paper: Mapping[str, Any] = field(default_factory=dict)
@@ -366,7 +366,7 @@ def _source(data: Any, place: _Place) -> Source:
     return Source(**table)
 
 
-def _autoencoder(data: Any, place: _Place) -> AutoencoderFacts | None:
+def _autoencoder(data: Any, place: _Place) -> AutoencoderSpec | None:
     if data is None:
         return None
     known = ("repo", "revision", "subfolder", "scaling_factor")
@@ -375,7 +375,7 @@ def _autoencoder(data: Any, place: _Place) -> AutoencoderFacts | None:
     place.at("repo").value(table["repo"], str)
     place.at("subfolder").value(table.get("subfolder"), str, NoneType)
     factor = place.at("scaling_factor").positive(table["scaling_factor"], int, float)
-    return AutoencoderFacts(table["repo"], float(factor), table["revision"], table.get("subfolder"))
+    return AutoencoderSpec(table["repo"], float(factor), table["revision"], table.get("subfolder"))
 
 
 def _text_encoder(data: Any, place: _Place) -> Mapping[str, Any] | None:
@@ -414,13 +414,13 @@ def _process(data: dict[str, Any], place: _Place) -> None:
 
 
 def _guidance(data: dict[str, Any], place: _Place) -> None:
-    table = place.table(data, ("formula", "scale", *FADES), ("formula", "scale"))
+    table = place.table(data, ("formula", "scale", *GUIDANCE_SCHEDULES), ("formula", "scale"))
     place.at("scale").value(table["scale"], int, float)
     if place.at("formula").value(table["formula"], str) not in FORMULAS:
         raise place.at("formula").error(f"expected one of {list(FORMULAS)}, got {table['formula']!r}")
-    for key in FADES.keys() & table.keys():
+    for key in GUIDANCE_SCHEDULES.keys() & table.keys():
         fade = place.at(key).value(table[key], dict)
-        _part(fade, place.at(key), sampling, sampler_from, FADES[key])
+        _part(fade, place.at(key), sampling, sampler_from, GUIDANCE_SCHEDULES[key])
         with place.at(key).building():
             guidance_from({key: fade})
 
@@ -526,9 +526,9 @@ def _entry(name: str, data: Any, file: str) -> Checkpoint:
         "the autoencoder's revision": autoencoder is None or autoencoder.revision,
         "the text encoder's revision": text_encoder is None or text_encoder["revision"],
     }
-    open_facts = [name for name, known in pins.items() if not known]
-    if open_facts and not values.get("unpinned"):
-        raise place.at("unpinned").error(f"missing: it must say why {' and '.join(open_facts)} is null")
+    open_metadata = [name for name, known in pins.items() if not known]
+    if open_metadata and not values.get("unpinned"):
+        raise place.at("unpinned").error(f"missing: it must say why {' and '.join(open_metadata)} is null")
     fingerprint, pending = _fingerprint(values.pop("fingerprint"), place.at("fingerprint"))
     classes = _class_names(values.pop("class_names", None), place.at("class_names"))
     if values.get("guidance") is not None:

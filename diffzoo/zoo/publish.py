@@ -41,10 +41,10 @@ from diffzoo.process import GaussianProcess
 from diffzoo.zoo.adapters import find_adapter, portable_base, read_adapter
 from diffzoo.zoo.cache import sha256, to_json
 from diffzoo.zoo.card import model_card
-from diffzoo.zoo.facts import Facts, facts_of
 from diffzoo.zoo.formats import INDEX, weight_map
-from diffzoo.zoo.loading import json_facts, locate
+from diffzoo.zoo.loading import json_metadata, locate
 from diffzoo.zoo.manifest import checkpoint, has_checkpoint
+from diffzoo.zoo.metadata import Metadata, metadata_of
 
 __all__ = ["Plan", "pull", "push_network", "push_to_hub", "save_pretrained", "stage"]
 
@@ -55,11 +55,11 @@ FORM = ("model.safetensors", "config.json", "recipe.yaml", "samples.png", "READM
 # -- writing
 
 
-def write_weights(state: Mapping[str, Tensor], facts: Facts, path: Path) -> Path:
+def write_weights(state: Mapping[str, Tensor], metadata: Metadata, path: Path) -> Path:
     """Write a safetensors file with the facts in its header, atomically; equal input gives equal bytes."""
     from safetensors.torch import save_file
 
-    header = {"diffzoo": json.dumps(facts.to_dict(), sort_keys=True)}  # one key: safetensors does not keep an order
+    header = {"diffzoo": json.dumps(metadata.to_dict(), sort_keys=True)}  # one key: safetensors does not keep an order
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     with explain_disk(path), atomic_path(path) as temporary:
         save_file(tensors, temporary, header)
@@ -71,7 +71,7 @@ def save_pretrained(
     folder: str | Path,
     *,
     process: GaussianProcess | None = None,
-    facts: Facts | None = None,
+    metadata: Metadata | None = None,
     **more: Any,
 ) -> Path:
     """Write a network to a folder as `model.safetensors` and `config.json`; `load_any(folder)` reads it back.
@@ -81,11 +81,11 @@ def save_pretrained(
         folder: made if needed.
         process: what it was trained with; default: that of the weights it was loaded from.
         facts: all facts at once; default: those of the weights it was loaded from.
-        more: single fields of `Facts`, such as `class_names` or `licence`.
+        more: single fields of `Metadata`, such as `class_names` or `licence`.
     """
     folder = Path(folder)
-    known = facts or network.facts
-    mine = facts_of(network, process)
+    known = metadata or network.metadata
+    mine = metadata_of(network, process)
     merged = replace(known, config=mine.config, process=mine.process or known.process) if known else mine
     merged = replace(merged, **{**more, "version": mine.version})
     write_weights(network.state_dict(), merged, folder / "model.safetensors")
@@ -213,7 +213,7 @@ def stage(
     path = Path(str(source).removeprefix("local-dir:"))
     files = published_files(path)
     if files and not (merge and "adapter.safetensors" in files):
-        stated = json_facts(path / "config.json").licence
+        stated = json_metadata(path / "config.json").licence
         licence = agreed_licence(licence, stated, str(path), "edit config.json and README.md to change it")
         if stated and "README.md" in files:
             options = {"dataset": dataset, "evaluation": evaluations, "weights": prefer != "average"}
@@ -273,7 +273,7 @@ def _fill(
         portable_base(known, str(source))
     else:
         weights = locate(source, prefer)
-        state, known = dict(weights.state), weights.facts
+        state, known = dict(weights.state), weights.metadata
     licence = _require_licence(agreed_licence(licence, known.licence, str(source)))
     origin = {k: v for k, v in known.provenance.items() if k != "file"}  # a path means nothing elsewhere
     if Path(str(origin.get("base", ""))).exists():
@@ -281,10 +281,10 @@ def _fill(
     run = _run_folder(Path(source)) if Path(source).exists() else None
     if run is not None:
         _from_run(run, folder)
-    facts = replace(known, licence=licence, provenance=origin, version=__version__)
-    write_weights(state, facts, folder / ("model.safetensors" if adapter is None else "adapter.safetensors"))
-    _write_text(folder / "config.json", to_json(facts.to_dict()))
-    card = model_card(facts, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
+    metadata = replace(known, licence=licence, provenance=origin, version=__version__)
+    write_weights(state, metadata, folder / ("model.safetensors" if adapter is None else "adapter.safetensors"))
+    _write_text(folder / "config.json", to_json(metadata.to_dict()))
+    card = model_card(metadata, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
     _write_text(folder / "README.md", card)
     return licence
 
@@ -415,7 +415,7 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
         )
     if not (snapshot / "config.json").is_file():
         raise UserError(f"{repo} is not a model of diffzoo: it has no config.json")
-    json_facts(snapshot / "config.json", f"{repo}/config.json")
+    json_metadata(snapshot / "config.json", f"{repo}/config.json")
     index = snapshot / f"model{INDEX}"
     if index.is_file() and not (snapshot / "model.safetensors").is_file():
         for shard in sorted(set(weight_map(index).values())):

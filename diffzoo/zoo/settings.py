@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.zoo.facts import Facts, sampler_from
+from diffzoo.zoo.metadata import Metadata, sampler_from
 
 __all__ = ["Setting", "published_scale", "setting_of"]
 
@@ -64,27 +64,27 @@ class Setting:
         return made
 
 
-def setting_of(facts: Facts, name: str | None) -> Setting:
+def setting_of(metadata: Metadata, name: str | None) -> Setting:
     """A setting of some weights by name; without a name the plain one, or an upsampler's first.
 
     Raises:
         UserError: if there is none of this name, listing those there are.
     """
-    if name is not None and name not in facts.settings:
-        known = list(facts.settings)
+    if name is not None and name not in metadata.settings:
+        known = list(metadata.settings)
         there = f"; there are {', '.join(known)}" if known else ": these weights have none"
         raise UserError(f"no setting is called {name!r}{did_you_mean(name, known) if known else ''}{there}")
     if name is None:
-        first = next(iter(facts.settings), None)
-        name = first if facts.config.get("upsampler") else None
-    return Setting() if name is None else Setting.from_dict(facts.settings[name])
+        first = next(iter(metadata.settings), None)
+        name = first if metadata.config.get("upsampler") else None
+    return Setting() if name is None else Setting.from_dict(metadata.settings[name])
 
 
-def published_scale(facts: Facts, classifier: Facts | None) -> float | None:
+def published_scale(metadata: Metadata, classifier: Metadata | None) -> float | None:
     """The scale that weights were published with under a classifier, in their own sampler; None if there is none."""
     if classifier is None:
         return None
-    for data in facts.settings.values():
+    for data in metadata.settings.values():
         setting = Setting.from_dict(data)
         if (
             setting.classifier is not None

@@ -73,7 +73,7 @@ class Report:
         if self.fingerprint:
             error = "none recorded before" if self.largest_error is None else f"{self.largest_error:.2e}"
             lines.append(f"  fingerprint  largest error {error}")
-        lines += [f"  {kind:<12} {json.dumps(facts)}" for kind, facts in self.draws_with.items()]
+        lines += [f"  {kind:<12} {json.dumps(metadata)}" for kind, metadata in self.draws_with.items()]
         lines += [f"  note         {note}" for note in self.notes]
         return "\n".join([*lines, f"  verdict      {'OK' if self.ok else 'FAILED'}: {self.verdict}"])
 
@@ -158,8 +158,8 @@ def unverified(name: str, reason: str) -> Report:
 
 
 def _begun(item: Checkpoint) -> Report:
-    facts = {"sampler": item.sampler, "guidance": item.guidance, "text": item.text_encoder}
-    draws_with = {kind: dict(value) for kind, value in facts.items() if value}
+    metadata = {"sampler": item.sampler, "guidance": item.guidance, "text": item.text_encoder}
+    draws_with = {kind: dict(value) for kind, value in metadata.items() if value}
     return Report(item.name, str(item.source), pinned=item.sha256 is not None, draws_with=draws_with)
 
 

@@ -43,9 +43,9 @@ trainer:
   log_every_n_steps: 1
   accelerator: cpu
   callbacks:
-    - {class_path: WeightAverages, init_args: {decays: [0.9]}}
+    - {class_path: EMA, init_args: {decays: [0.9]}}
     - {class_path: SampleGrid, init_args: {every_n_steps: 3, per_class: 2}}
-    - {class_path: Checkpoints, init_args: {every_n_steps: 2}}
+    - {class_path: Checkpointing, init_args: {every_n_steps: 2}}
 """
 
 
@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     assert [int(r["step"]) for r in rows if r["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert [int(r["step"]) for r in rows if r["val/loss"]] == [3, 6]
     assert all(0 < float(r["val/loss"] or r["train/loss"]) < 3 for r in rows)
-    plan = default_plan("run", load_any(run).facts)  # what `diffzoo eval RUN` draws with
+    plan = default_plan("run", load_any(run).metadata)  # what `diffzoo eval RUN` draws with
     assert (plan.steps, plan.guidance) == (2, {"formula": "uncond", "scale": 2.5})
     # the configuration that was saved is itself a recipe, and gives the same run
     again = tmp_path / "again"
@@ -225,7 +225,7 @@ def test_data_that_fails_leaves_a_checkpoint(recipe: str, tmp_path: Path, capsys
                "--data.init_args.image_size=32", "--data.init_args.batch_size=8", "--data.init_args.num_workers=0",
                f"--data.init_args.micro_batch_size={micro}", "--model.network_args.num_classes=0",
                "--data.init_args.on_bad_image=error", "--trainer.limit_val_batches=0",
-               "--trainer.callbacks={class_path: Checkpoints, init_args: {every_minutes: 60}}"]  # fmt: skip
+               "--trainer.callbacks={class_path: Checkpointing, init_args: {every_minutes: 60}}"]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*command, "--run", str(whole)]) == 0
     order = ImageFolder(str(data), image_size=32, batch_size=8, num_workers=0).order
@@ -248,7 +248,7 @@ def test_a_killed_worker_ends_the_run_with_a_sentence_and_a_checkpoint(recipe: s
     run = tmp_path / "run"
     command = [sys.executable, "-m", "diffzoo", "fit", "-c", recipe, "--run", str(run), "--trainer.max_steps=5000",
                "--data.init_args.num_workers=2", "--trainer.limit_val_batches=0",
-               "--trainer.callbacks={class_path: Checkpoints, init_args: {every_minutes: 60}}"]  # fmt: skip
+               "--trainer.callbacks={class_path: Checkpointing, init_args: {every_minutes: 60}}"]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         metrics_file, deadline = run / "metrics.csv", time.monotonic() + 90

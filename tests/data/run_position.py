@@ -11,7 +11,7 @@ import lightning.pytorch as L
 import torch
 from data.pictures import Recorder, Shards, quiet_trainer, signature
 
-from diffzoo.training.checkpointing import Checkpoints, find_resume
+from diffzoo.training.checkpointing import Checkpointing, find_resume
 
 SETTINGS = {"batch_size": 8, "crop": "random", "shuffle_window": 64, "lanes": 16}
 
@@ -34,7 +34,7 @@ def train(run: Path, files: list[str], steps: int, workers: int, sleep: float) -
     multiprocessing.set_start_method("fork", force=True)  # as in a process that is started from a command line
     multiprocessing.current_process()._config["daemon"] = False  # which must not have workers of its own
     warnings.simplefilter("ignore")
-    trainer = quiet_trainer(run, max_steps=steps, callbacks=[Checkpoints(2, 0, 2)], enable_checkpointing=True)
+    trainer = quiet_trainer(run, max_steps=steps, callbacks=[Checkpointing(2, 0, 2)], enable_checkpointing=True)
     data = Shards(files, num_workers=workers, **SETTINGS)
     trainer.fit(Printing(sleep), datamodule=data, ckpt_path=find_resume(run, print), weights_only=True)
 

@@ -50,11 +50,11 @@ def test_statistics_count_every_picture_once(folder: Path, tmp_path: Path, capsy
     arguments = ["--size", "16", "--networks", "random-conv", "--workers", "0"]
     assert main(["data", "stats", str(folder), "--out", str(out), *arguments]) == 0
     assert f"{COUNT - 1} pictures, 1 that cannot be decoded left out" in capsys.readouterr().out
-    passport = json.loads(out.with_suffix(".json").read_text())
-    assert (passport["pictures"], passport["left_out"]) == (COUNT - 1, 1)
+    cache_metadata = json.loads(out.with_suffix(".json").read_text())
+    assert (cache_metadata["pictures"], cache_metadata["left_out"]) == (COUNT - 1, 1)
     kept = [row for row, file in enumerate(sorted(folder.rglob("*.png"))) if file.name != "004.png"]
-    assert passport["ids"] == hashlib.sha256(struct.pack(f"<{len(kept)}q", *kept)).hexdigest()
-    assert passport["sha256"] == Reference.open(out).sha256
+    assert cache_metadata["ids"] == hashlib.sha256(struct.pack(f"<{len(kept)}q", *kept)).hexdigest()
+    assert cache_metadata["sha256"] == Reference.open(out).sha256
 
     (folder / "cat" / "004.png").unlink()
     clean = tmp_path / "clean.npz"

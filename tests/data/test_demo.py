@@ -77,7 +77,7 @@ def test_public_names_resolve() -> None:
 CONFIGS = {
     "DemoData": {"image_size": 32, "batch_size": 8, "seed": 3, "num_workers": 0},
     "ImageFolder": {"path": "x", "image_size": 64, "crop": "random", "max_bad": 3},
-    "HubImages": {"source": "owner/name", "where": {"split": "train"}, "resize": "area", "lanes": 8},
+    "HFDataset": {"source": "owner/name", "where": {"split": "train"}, "resize": "area", "lanes": 8},
     "ImageNet": {"image_size": 128, "batch_size": 1024, "streaming": False},
     "Coco": {"caption": "captions", "shuffle_window": 1000},
     "Cifar10": {"source": "data/cifar10", "balance": True},

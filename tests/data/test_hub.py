@@ -9,7 +9,7 @@ import pytest
 from data.pictures import picture, rows, signature, uneven_shards, write_parquet
 from hub_server import FakeHub
 
-from diffzoo.data import Cifar10, Coco, HubImages, ImageNet
+from diffzoo.data import Cifar10, Coco, HFDataset, ImageNet
 from diffzoo.data.sources import Source
 from diffzoo.errors import UserError
 
@@ -32,13 +32,13 @@ def _few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffzoo.data.parquet.OPEN_FILES", 1)
 
 
-def walk(data: HubImages, steps: int) -> list[tuple]:
+def walk(data: HFDataset, steps: int) -> list[tuple]:
     return [s for _, batch in zip(range(steps), data.train_dataloader(), strict=False) for s in signature(batch)]
 
 
 def test_streaming_and_downloaded(hub: FakeHub, tmp_path: Path) -> None:
     commit = publish(hub, tmp_path / "files")
-    streamed = HubImages(NAME, caption="captions", **STREAM)
+    streamed = HFDataset(NAME, caption="captions", **STREAM)
     assert (len(streamed.train_source), len(streamed.val_source)) == (150, 67)
     assert streamed.train_source.revision == commit
     assert streamed.num_classes == 3
@@ -46,16 +46,16 @@ def test_streaming_and_downloaded(hub: FakeHub, tmp_path: Path) -> None:
     assert streamed.train_source.remote
     seen = walk(streamed, 18)
     assert len({s[1] for s in seen}) == 144
-    fetched = HubImages(NAME, caption="captions", streaming=False, **COMMON)
+    fetched = HFDataset(NAME, caption="captions", streaming=False, **COMMON)
     assert not fetched.train_source.remote
     assert {s[1] for s in walk(fetched, 18)} <= set(range(150))
-    local = HubImages(str(tmp_path / "files"), caption="captions", val_split=None, **COMMON)
-    assert walk(local, 18) == walk(HubImages(NAME, caption="captions", streaming=False, **COMMON), 18)
+    local = HFDataset(str(tmp_path / "files"), caption="captions", val_split=None, **COMMON)
+    assert walk(local, 18) == walk(HFDataset(NAME, caption="captions", streaming=False, **COMMON), 18)
 
 
 def test_each_row_group_is_fetched_once(hub: FakeHub, tmp_path: Path) -> None:
     publish(hub, tmp_path / "files")
-    data = HubImages(NAME, caption="captions", **STREAM)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     read: list[int] = []
     plain = data.train_source.read_block
     data.train_source.read_block = lambda block: read.append(block) or plain(block)
@@ -67,17 +67,17 @@ def test_each_row_group_is_fetched_once(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_the_index_is_read_once(hub: FakeHub, tmp_path: Path) -> None:
     publish(hub, tmp_path / "files")
-    len(HubImages(NAME, **STREAM).train_source)
+    len(HFDataset(NAME, **STREAM).train_source)
     before = len(hub.log)
-    len(HubImages(NAME, **STREAM).train_source)
+    len(HFDataset(NAME, **STREAM).train_source)
     assert len(hub.log) - before < before
 
 
 def test_a_failing_server_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
     """429 and 503 in mid-stream change nothing of what is shown."""
     publish(hub, tmp_path / "files")
-    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
-    data = HubImages(NAME, caption="captions", **STREAM)
+    expected = walk(HFDataset(NAME, caption="captions", **STREAM), 18)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     loader = iter(data.train_dataloader())
     seen = signature(next(loader))
     hub.fail("/_lfs/", status=503, times=3)
@@ -91,8 +91,8 @@ def test_a_failing_server_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
 def test_a_connection_that_is_cut_is_taken_up_again(hub: FakeHub, tmp_path: Path) -> None:
     """In mid-stream, in the middle of a file: nothing of what is shown changes."""
     publish(hub, tmp_path / "files")
-    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
-    data = HubImages(NAME, caption="captions", **STREAM)
+    expected = walk(HFDataset(NAME, caption="captions", **STREAM), 18)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     loader = iter(data.train_dataloader())
     seen = signature(next(loader))
     hub.cut("/_lfs/", after=1000, times=3)
@@ -105,8 +105,8 @@ def test_a_connection_that_is_cut_is_taken_up_again(hub: FakeHub, tmp_path: Path
 
 def test_a_dead_server_stops_the_run_clearly_and_exactly(hub: FakeHub, tmp_path: Path) -> None:
     publish(hub, tmp_path / "files")
-    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
-    data = HubImages(NAME, caption="captions", **STREAM)
+    expected = walk(HFDataset(NAME, caption="captions", **STREAM), 18)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     seen: list[tuple] = []
 
     def run() -> None:
@@ -118,29 +118,29 @@ def test_a_dead_server_stops_the_run_clearly_and_exactly(hub: FakeHub, tmp_path:
     with pytest.raises(UserError, match=r"could not read .* in 3 attempts .* goes on exactly from its last"):
         run()
     hub.faults.clear()
-    again = HubImages(NAME, caption="captions", **STREAM)
+    again = HFDataset(NAME, caption="captions", **STREAM)
     again.load_state_dict(data.state_dict())
     assert seen + walk(again, 18 - len(seen) // 8) == expected
 
 
 def test_the_checkpoint_pins_the_revision(hub: FakeHub, tmp_path: Path) -> None:
     publish(hub, tmp_path / "files")
-    expected = walk(HubImages(NAME, caption="captions", **STREAM), 10)
-    data = HubImages(NAME, caption="captions", **STREAM)
+    expected = walk(HFDataset(NAME, caption="captions", **STREAM), 10)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     seen = walk(data, 4)
     write_parquet(tmp_path / "new.parquet", rows(500, 67), 16)
     hub.add_repo(NAME, {"data/train-00000.parquet": (tmp_path / "new.parquet").read_bytes()}, "dataset")
-    again = HubImages(NAME, caption="captions", **STREAM)
+    again = HFDataset(NAME, caption="captions", **STREAM)
     again.load_state_dict(data.state_dict())
     assert seen + walk(again, 6) == expected
-    moved = HubImages(NAME, caption="captions", revision="main", **STREAM)
+    moved = HFDataset(NAME, caption="captions", revision="main", **STREAM)
     with pytest.raises(UserError, match="no longer what the checkpoint was trained on"):
         moved.load_state_dict(data.state_dict())
 
 
 def test_a_shard_that_changes_under_the_index(tmp_path: Path) -> None:
     files = uneven_shards(tmp_path)
-    data = HubImages(files[0], caption="captions", **COMMON)
+    data = HFDataset(files[0], caption="captions", **COMMON)
     source = data.train_source
     write_parquet(Path(files[0]), rows(0, 67), 20)
     with pytest.raises(UserError, match="has changed since it was indexed"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_opened_says_what_to_do(hub: FakeHub, tmp_path: Path, set
     publish(hub, tmp_path / "files")
     hub.add_repo("owner/closed", {"data/train-0.parquet": b"x"}, "dataset", gated=True)
     hub.add_repo("owner/empty", {"README.md": b"# nothing"}, "dataset")
-    data = HubImages(**{"source": NAME, **settings}, **COMMON)
+    data = HFDataset(**{"source": NAME, **settings}, **COMMON)
     with pytest.raises(UserError, match=message):
         _ = data.train_source, data.val_source
 
@@ -198,7 +198,7 @@ def test_webdataset_local_and_streamed(hub: FakeHub, tmp_path: Path) -> None:
     folder.mkdir()
     for name, data in shards.items():
         (folder / name).write_bytes(data)
-    streamed, local = HubImages("owner/tars", **STREAM), HubImages(str(folder), **COMMON)
+    streamed, local = HFDataset("owner/tars", **STREAM), HFDataset(str(folder), **COMMON)
     for data in (streamed, local):
         assert len(data.train_source) == 150
         assert data.num_classes == 3
@@ -210,16 +210,16 @@ def test_webdataset_local_and_streamed(hub: FakeHub, tmp_path: Path) -> None:
     streamed.set_position(0)
     assert len({s[1] for s in walk(streamed, 18)}) == 144
     with pytest.raises(UserError, match=r"no label column 'label' .* its columns are cls, png, txt"):
-        _ = HubImages("owner/tars", label="label", **COMMON).train_source
+        _ = HFDataset("owner/tars", label="label", **COMMON).train_source
     (folder / "train-0.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(UserError, match="no uncompressed tar file"):
-        _ = HubImages(str(folder), **COMMON).train_source
+        _ = HFDataset(str(folder), **COMMON).train_source
 
 
 def test_picture_files_on_the_hub(hub: FakeHub) -> None:
     files = {f"train/{'cat' if i % 2 else 'dog'}/{i}.png": picture(i) for i in range(20)}
     hub.add_repo("owner/pictures", files, "dataset")
-    data = HubImages("owner/pictures", val_split=None, **COMMON)
+    data = HFDataset("owner/pictures", val_split=None, **COMMON)
     assert data.class_names == ["cat", "dog"]
     seen = list(data.train_dataloader())
     assert sum(len(b["id"]) for b in seen) == 16
@@ -239,7 +239,7 @@ def test_named_sets_are_column_mappings(module: type, tmp_path: Path) -> None:
 def test_threads_that_read_one_source_close_no_file_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are fetched ahead in a thread while training reads others of the same files."""
     monkeypatch.setattr("diffzoo.data.parquet.RESIDENT_BYTES", 0)
-    data = HubImages(str(tmp_path), caption="captions", val_split=None, **COMMON)
+    data = HFDataset(str(tmp_path), caption="captions", val_split=None, **COMMON)
     uneven_shards(tmp_path)
     source = data.train_source
     assert not source.random_access

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder, Latents
-from diffzoo.data.encode import encode, make_passport
-from diffzoo.data.latents import HEADER, LatentSource, Passport, open_shard, shard_name
+from diffzoo.data.encode import encode, make_cache_metadata
+from diffzoo.data.latents import HEADER, CacheMetadata, LatentSource, open_shard, shard_name
 from diffzoo.data.transforms import to_images
 from diffzoo.errors import UserError
 
@@ -54,8 +54,8 @@ def pixels(folder: Path, **settings) -> ImageFolder:
 def make(folder: Path, out: Path, autoencoder=None, flips: int = 2, **settings):
     data = pixels(folder)
     autoencoder = autoencoder or Halves()
-    passport = make_passport(data.train_source, data.transform, flips, autoencoder, SHARD)
-    return encode(data.train_source, out / "train", data.transform, autoencoder.encode, passport, 5, **settings)
+    cache_metadata = make_cache_metadata(data.train_source, data.transform, flips, autoencoder, SHARD)
+    return encode(data.train_source, out / "train", data.transform, autoencoder.encode, cache_metadata, 5, **settings)
 
 
 def latents(out: Path, **settings) -> Latents:
@@ -178,13 +178,13 @@ def test_the_passport_counts_and_hashes(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         make(folder, cache, report=stop)
-    assert (Passport.read(cache / "train").pictures, Passport.read(cache / "train").ids) == (None, "")
+    assert (CacheMetadata.read(cache / "train").pictures, CacheMetadata.read(cache / "train").ids) == (None, "")
     make(folder, cache)
-    passport = json.loads((cache / "train" / "passport.json").read_text())
+    cache_metadata = json.loads((cache / "train" / "passport.json").read_text())
     kept = [row for row in range(ROWS) if row != 4]
-    assert passport["pictures"] == len(kept)
-    assert passport["ids"] == hashlib.sha256(struct.pack(f"<{len(kept)}q", *kept)).hexdigest()
-    assert passport["fast_jpeg"] is False
+    assert cache_metadata["pictures"] == len(kept)
+    assert cache_metadata["ids"] == hashlib.sha256(struct.pack(f"<{len(kept)}q", *kept)).hexdigest()
+    assert cache_metadata["fast_jpeg"] is False
 
 
 def test_shards_that_disagree_with_the_passport_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -236,9 +236,9 @@ def test_workers_write_the_same_bytes(tmp_path: Path, by_block: bool) -> None:
             return plain(block)
 
         source.read_block = noted
-        passport = make_passport(source, data.transform, 2, Halves(), 22)
+        cache_metadata = make_cache_metadata(source, data.transform, 2, Halves(), 22)
         out = tmp_path / str(workers)
-        done = encode(source, out, data.transform, Halves().encode, passport, 4, num_workers=workers)
+        done = encode(source, out, data.transform, Halves().encode, cache_metadata, 4, num_workers=workers)
         assert (done.encoded, set(done.bad)) == (3, {3, 17, 44})
         blocks = [line.split() for line in read.read_text().splitlines()]
         assert (str(os.getpid()) in {process for _, process in blocks}) == (workers == 0)
@@ -278,8 +278,8 @@ def test_decoding_goes_on_while_the_encoder_works(folder: Path, tmp_path: Path) 
         ahead.append(len(read.read_text().splitlines()))
         return Halves().encode(images)
 
-    passport = make_passport(source, data.transform, 1, Halves(), SHARD)
-    encode(source, tmp_path / "cache", data.transform, slow, passport, 5, num_workers=1)
+    cache_metadata = make_cache_metadata(source, data.transform, 1, Halves(), SHARD)
+    encode(source, tmp_path / "cache", data.transform, slow, cache_metadata, 5, num_workers=1)
     assert ahead[0] >= 15  # of the second shard, too, while the first five are encoded
 
 

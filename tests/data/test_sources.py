@@ -16,7 +16,7 @@ from data.pictures import picture, rows, signature, uneven_shards, write_parquet
 from data.test_hub import COMMON, NAME, STREAM, publish, samples, shard, walk
 from hub_server import FakeHub
 
-from diffzoo.data import HubImages, ImageFolder
+from diffzoo.data import HFDataset, ImageFolder
 from diffzoo.data.parquet import Columns, ParquetSource
 from diffzoo.data.remote import retried
 from diffzoo.data.sources import FolderSource
@@ -47,14 +47,14 @@ def pictures(folder: Path, names: list[str]) -> Path:
 def test_a_file_with_other_pictures_and_as_many_rows_is_another_source(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_parquet(path, rows(0, 48), 16)
-    data = HubImages(str(path), caption="captions", **COMMON)
+    data = HFDataset(str(path), caption="captions", **COMMON)
     walk(data, 2)
     state = data.state_dict()
     os.utime(path, (1, 1))  # the time of a file is no part of it
-    HubImages(str(path), caption="captions", **COMMON).load_state_dict(state)
+    HFDataset(str(path), caption="captions", **COMMON).load_state_dict(state)
     write_parquet(path, rows(500, 48), 16)
     with pytest.raises(UserError, match="no longer what the checkpoint was trained on"):
-        HubImages(str(path), caption="captions", **COMMON).load_state_dict(state)
+        HFDataset(str(path), caption="captions", **COMMON).load_state_dict(state)
 
 
 def test_a_file_that_changes_under_an_open_source_is_noticed(tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_run_goes_on_with_the_files_downloaded_or_streamed(
     publish(hub, tmp_path / "files")
     settings = {**STREAM, "shuffle_window": window, "caption": "captions"}
     first, then = ({"streaming": flag} for flag in (streamed_first, not streamed_first))
-    expected = walk(HubImages(NAME, **settings, **first), 18)
-    data = HubImages(NAME, **settings, **first)
+    expected = walk(HFDataset(NAME, **settings, **first), 18)
+    data = HFDataset(NAME, **settings, **first)
     seen = walk(data, 7)
-    again = HubImages(NAME, **settings, **then)
+    again = HFDataset(NAME, **settings, **then)
     assert again.train_source.remote != streamed_first
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,7 +119,7 @@ def test_tar_and_picture_files_are_the_same_streamed_and_downloaded(hub: FakeHub
     if kind == "tar":
         files = {f"train-{k}.tar": shard(samples(10 * k, 10)) for k in range(2)}
     hub.add_repo("owner/set", files, "dataset")
-    sources = [HubImages("owner/set", val_split=None, streaming=s, **COMMON).train_source for s in (True, False)]
+    sources = [HFDataset("owner/set", val_split=None, streaming=s, **COMMON).train_source for s in (True, False)]
     assert [s.remote for s in sources] == [True, False]
     assert sources[0].fingerprint == sources[1].fingerprint
     assert [sources[0].read_row(i).image for i in range(20)] == [sources[1].read_row(i).image for i in range(20)]
@@ -145,7 +145,7 @@ def test_damaged_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest.Mon
         for k in (0, 1):
             (tmp_path / f"{k}.parquet").write_bytes(content)
             with pytest.raises(UserError, match=rf"{k}\.parquet {what} .*write or fetch it again"):
-                HubImages(str(tmp_path), **COMMON).train_source  # noqa: B018
+                HFDataset(str(tmp_path), **COMMON).train_source  # noqa: B018
             (tmp_path / f"{k}.parquet").write_bytes(whole)
     metadata = pq.read_metadata(tmp_path / "1.parquet")
     at = metadata.row_group(1).column(0).data_page_offset
@@ -162,9 +162,9 @@ def test_damaged_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_empty_shard_is_no_fault_and_an_empty_set_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "0.parquet", [], 4)
     with pytest.raises(UserError, match=f"no pictures are left to train on in {tmp_path}"):
-        HubImages(str(tmp_path), **COMMON).train_source  # noqa: B018
+        HFDataset(str(tmp_path), **COMMON).train_source  # noqa: B018
     write_parquet(tmp_path / "1.parquet", rows(0, 16), 4)
-    data = HubImages(str(tmp_path), caption="captions", **COMMON)
+    data = HFDataset(str(tmp_path), caption="captions", **COMMON)
     assert len({s[1] for s in walk(data, 2)}) == 16
     assert data.train_source.labels().tolist() == [i % 3 for i in range(16)]
 
@@ -176,15 +176,15 @@ def test_a_later_shard_without_a_column_is_named(tmp_path: Path, missing: str) -
     pq.write_table(table, tmp_path / "1.parquet")
     rest = ", ".join(c for c in ("image", "label", "extra") if c != missing)
     with pytest.raises(UserError, match=rf"no {missing} column '{missing}' in .*1\.parquet; its columns are {rest}"):
-        HubImages(str(tmp_path), **COMMON).train_source  # noqa: B018
+        HFDataset(str(tmp_path), **COMMON).train_source  # noqa: B018
 
 
 def test_a_row_without_label_is_named(tmp_path: Path) -> None:
     file = parquet(tmp_path / "x.parquet", label=[0, 1, 2, 1, 0, None, 1, 2])
-    data = HubImages(file, **COMMON)
+    data = HFDataset(file, **COMMON)
     for ask in (
         data.train_source.labels,
-        lambda: HubImages(file, balance=True, **COMMON).order,
+        lambda: HFDataset(file, balance=True, **COMMON).order,
         lambda: next(iter(data.train_dataloader())),
     ):
         with pytest.raises(UserError, match=r"x\.parquet row 1 of row group 1 of .* has no label$"):
@@ -193,7 +193,7 @@ def test_a_row_without_label_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [[[1, 2], [3]], ["ant", None]])
 def test_labels_that_are_no_single_class(tmp_path: Path, labels: list[Any]) -> None:
-    source = HubImages(parquet(tmp_path / "x.parquet", label=labels), **COMMON)
+    source = HFDataset(parquet(tmp_path / "x.parquet", label=labels), **COMMON)
     with pytest.raises(UserError, match=r"neither texts nor whole numbers|has no label"):
         source.train_source.labels()
 
@@ -221,13 +221,13 @@ def class_sets(kind: str, folder: Path, held_out: list[str]) -> str:
 
 @pytest.mark.parametrize("kind", ["texts", "names", "folders", "metadata", "hub"])
 def test_held_out_rows_are_numbered_as_training_rows(hub: FakeHub, tmp_path: Path, kind: str) -> None:
-    def opened(held_out: list[str]) -> HubImages:
+    def opened(held_out: list[str]) -> HFDataset:
         place = class_sets(kind, tmp_path / held_out[0], held_out)
         if kind == "hub":
             files = {str(p.relative_to(place)): p.read_bytes() for p in Path(place).rglob("*.png")}
             place = f"owner/{held_out[0]}"
             hub.add_repo(place, files, "dataset")
-        return HubImages(place, **COMMON)
+        return HFDataset(place, **COMMON)
 
     data = opened(["ant", "cow"])
     assert data.class_names == data.val_source.class_names == ["ant", "bee", "cow"]
@@ -243,7 +243,7 @@ def test_a_split_is_its_own_folder_wherever_it_lies(tmp_path: Path, below: str) 
     linked = tmp_path / f"{below}train/bee/2.png"
     linked.rename(tmp_path.parent / f"{tmp_path.name}.png")
     linked.symlink_to(tmp_path.parent / f"{tmp_path.name}.png")
-    data = HubImages(str(tmp_path), **COMMON)
+    data = HFDataset(str(tmp_path), **COMMON)
     assert (data.train_source.files, data.class_names) == (["ant/1.png", "bee/2.png"], ["ant", "bee"])
     assert (data.val_source.files, data.val_source.labels().tolist()) == (["bee/3.png"], [1])
 
@@ -288,7 +288,7 @@ def test_metadata_is_read_as_datasets_reads_it(hub: FakeHub, tmp_path: Path, kin
         name = f"owner/{kind}"
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
         hub.add_repo(name, files, "dataset")
-    source = HubImages(name, label="kind", class_names=["insect", "mammal"], **COMMON).train_source
+    source = HFDataset(name, label="kind", class_names=["insect", "mammal"], **COMMON).train_source
     records = [source.read_row(i) for i in range(len(source))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of its reader of CSV
@@ -300,15 +300,15 @@ def test_metadata_is_read_as_datasets_reads_it(hub: FakeHub, tmp_path: Path, kin
     assert len(expected) == 3
     assert source.class_names == ["insect", "mammal"]
     assert source.labels().tolist() == [r.label for r in records]
-    assert not HubImages(name, caption=None, **COMMON).train_source.has_captions
-    assert HubImages(name, **COMMON).num_classes == 0  # no column of a usual name; with metadata folders are no classes
+    assert not HFDataset(name, caption=None, **COMMON).train_source.has_captions
+    assert HFDataset(name, **COMMON).num_classes == 0  # no column of a usual name; with metadata folders are no classes
     for wrong, message in (
         ({"caption": "title"}, "no caption column 'title' in .*its columns are text, kind"),
         ({"label": "label_"}, "no label column 'label_'"),
         ({"image": "img"}, "holds single pictures"),
     ):
         with pytest.raises(UserError, match=message):
-            HubImages(name, **wrong, **COMMON).train_source  # noqa: B018
+            HFDataset(name, **wrong, **COMMON).train_source  # noqa: B018
 
 
 def test_columns_mean_something_to_class_folders(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_columns_mean_something_to_class_folders(tmp_path: Path) -> None:
     (tmp_path / "ant" / "1.txt").write_text("an ant")
 
     def opened(**settings: Any) -> Any:
-        return HubImages(str(tmp_path), **settings, **COMMON).train_source
+        return HFDataset(str(tmp_path), **settings, **COMMON).train_source
 
     assert opened(label=None).labels() is None
     assert opened(class_names=["bee", "ant"]).labels().tolist() == [1, 0]
@@ -369,7 +369,7 @@ def test_a_bad_picture_is_named_the_same_in_every_process(tmp_path: Path) -> Non
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_in_mid_stream_says_what_to_do(hub: FakeHub, tmp_path: Path, status: int) -> None:
     publish(hub, tmp_path / "files")
-    data = HubImages(NAME, caption="captions", **STREAM)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     loader = iter(data.train_dataloader())
     next(loader)
     hub.fail("/_lfs/", status=status)
@@ -385,7 +385,7 @@ def test_a_refusal_in_mid_stream_says_what_to_do(hub: FakeHub, tmp_path: Path, s
 def test_a_data_set_that_is_closed_in_mid_stream(hub: FakeHub, tmp_path: Path, change: str, known: bool) -> None:
     """Whether the client still knows its files, or calls them missing because it may not see the repository."""
     publish(hub, tmp_path / "files")
-    data = HubImages(NAME, caption="captions", **STREAM)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     loader = iter(data.train_dataloader())
     next(loader)
     setattr(hub.repos["dataset", NAME], change, True)
@@ -427,7 +427,7 @@ def test_labels_of_tar_shards_cost_no_requests_of_their_own(hub: FakeHub) -> Non
     hub.add_repo("owner/tars", {f"train-{k}.tar": shard(samples(100 * k, 70)) for k in range(3)}, "dataset")
     for _ in range(2):  # without and with the index on disk
         before = len(hub.log)
-        source = HubImages("owner/tars", **STREAM).train_source
+        source = HFDataset("owner/tars", **STREAM).train_source
         assert source.labels().tolist() == [(100 * k + i) % 3 for k in range(3) for i in range(70)]
         assert len(hub.log) - before < 40
     assert source.class_names == ["0", "1", "2"]
@@ -440,15 +440,15 @@ def test_labels_of_parquet_files_take_few_requests_and_are_kept(hub: FakeHub, tm
         files[f"data/train-{k:05d}.parquet"] = (tmp_path / "x.parquet").read_bytes()
     hub.add_repo(NAME, files, "dataset")
     expected = [(100 * k + i) % 3 for k in range(3) for i in range(64)]
-    source = HubImages(NAME, **STREAM).train_source
+    source = HFDataset(NAME, **STREAM).train_source
     assert len(source.block_sizes) == 48
     assert source.labels().tolist() == expected
     before = len(hub.requests("/_lfs/"))
     assert before <= 15  # five for each of three files, whatever their row groups
-    again = HubImages(NAME, **STREAM).train_source
+    again = HFDataset(NAME, **STREAM).train_source
     assert again.labels().tolist() == expected
     assert len(hub.requests("/_lfs/")) - before <= 2  # the schema of the first file
-    chosen = HubImages(NAME, where={"label": 1}, **STREAM).train_source
+    chosen = HFDataset(NAME, where={"label": 1}, **STREAM).train_source
     assert chosen.labels().tolist() == [1] * expected.count(1)
 
 
@@ -462,15 +462,15 @@ def test_small_values_between_large_pictures_are_read_alone(hub: FakeHub, tmp_pa
     hub.add_repo(NAME, {"data/train-00000.parquet": data}, "dataset")
     read: list[int] = []
     hub.on_blob = read.append
-    source = HubImages(NAME, **STREAM).train_source
+    source = HFDataset(NAME, **STREAM).train_source
     assert source.labels().tolist() == [i % 3 for i in range(40)]
     assert sum(read) < len(data) / 10
 
 
 def test_two_workers_stream_what_none_streams(hub: FakeHub, tmp_path: Path) -> None:
     publish(hub, tmp_path / "files")
-    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
-    data = HubImages(NAME, caption="captions", **{**STREAM, "num_workers": 2})
+    expected = walk(HFDataset(NAME, caption="captions", **STREAM), 18)
+    data = HFDataset(NAME, caption="captions", **{**STREAM, "num_workers": 2})
     assert walk(data, 18) == expected
     data.teardown()
 
@@ -479,9 +479,9 @@ def test_a_stalled_connection_is_given_up_and_taken_up_again(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(hub, tmp_path / "files")
-    expected = walk(HubImages(NAME, caption="captions", **STREAM), 18)
+    expected = walk(HFDataset(NAME, caption="captions", **STREAM), 18)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    data = HubImages(NAME, caption="captions", **STREAM)
+    data = HFDataset(NAME, caption="captions", **STREAM)
     loader = iter(data.train_dataloader())
     seen = signature(next(loader))
     hub.slow("/_lfs/", seconds=1.0, times=14)  # more often than the client itself asks again

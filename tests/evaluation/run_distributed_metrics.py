@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from diffzoo.models.base import Config
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM
-from diffzoo.training.averaging import WeightAverages, averaged
+from diffzoo.training.averaging import EMA, averaged
 from diffzoo.training.metrics_callback import ImageMetrics
 from diffzoo.training.module import DiffusionModule
 
@@ -37,7 +37,7 @@ def main() -> None:
     trainer = L.Trainer(
         max_steps=4, accelerator="cpu", devices=2, strategy=DDPStrategy(process_group_backend="gloo"), logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[WeightAverages(decays=[0.5]), callback, logged], limit_val_batches=0,
+        callbacks=[EMA(decays=[0.5]), callback, logged], limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, DataLoader(Rows(), batch_size=2), DataLoader(Rows(), batch_size=2))
     values = callback.measure(trainer, module)

@@ -16,12 +16,12 @@ from diffzoo.evaluation.generate import ModelImages, default_plan
 from diffzoo.evaluation.sweep import Candidate
 from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
 from diffzoo.models.base import Network
-from diffzoo.process import DiscreteBetas, Eps, ReadsTime
+from diffzoo.process import DiscreteBetas, Eps, TimeConditioning
 from diffzoo.sampling import ClassifierGuidance, Denoiser, RespacedAncestral, RespacedDDIM, sample, upsample
 from diffzoo.zoo import load_any
 
 PROCESS = GaussianProcess(
-    DiscreteBetas("linear"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0), learned_variance=True
+    DiscreteBetas("linear"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0), learned_variance=True
 )
 SAMPLER = {"class": "RespacedAncestral", "steps": 3}
 
@@ -64,7 +64,7 @@ def drawn(zoo: dict[str, str], network: str, labels: Tensor, seeds: range, sampl
     ("setting", "sampler"), [("guided", RespacedAncestral(3)), ("ddim2", RespacedDDIM(2))], ids=["guided", "ddim2"]
 )
 def test_a_setting_is_a_plan(zoo: dict[str, str], setting: str, sampler: object) -> None:
-    plan = default_plan(zoo["small"], load_any(zoo["small"]).facts, setting, first_seed=5)
+    plan = default_plan(zoo["small"], load_any(zoo["small"]).metadata, setting, first_seed=5)
     images = ModelImages(plan)
     labels = images.generator.condition(0, 4).label  # type: ignore[union-attr]
     assert plan.labels == "uniform"
@@ -81,9 +81,9 @@ def test_a_setting_is_a_plan(zoo: dict[str, str], setting: str, sampler: object)
 
 
 def test_a_classifier_chooses_classes_for_an_unconditional_network(zoo: dict[str, str]) -> None:
-    facts = load_any(zoo["free"]).facts
+    metadata = load_any(zoo["free"]).metadata
     guidance = {"classifier": zoo["classifier"], "scale": 4.0}
-    images = ModelImages(default_plan(zoo["free"], facts, guidance=guidance, labels="balanced", classes=(3, 7)))
+    images = ModelImages(default_plan(zoo["free"], metadata, guidance=guidance, labels="balanced", classes=(3, 7)))
     assert images.num_classes == 10
     want = drawn(zoo, "free", torch.tensor([3, 7, 3]), range(3), RespacedAncestral(3), 4.0)
     torch.testing.assert_close(images.images(0, 3), want, rtol=1e-3, atol=1e-3)
@@ -91,8 +91,8 @@ def test_a_classifier_chooses_classes_for_an_unconditional_network(zoo: dict[str
 
 
 def test_an_upsampler_enlarges_the_images_of_the_same_seeds_and_classes(zoo: dict[str, str]) -> None:
-    facts = load_any(zoo["large"]).facts
-    images = pickle.loads(pickle.dumps(ModelImages(default_plan(zoo["large"], facts, "guided", labels="balanced"))))
+    metadata = load_any(zoo["large"]).metadata
+    images = pickle.loads(pickle.dumps(ModelImages(default_plan(zoo["large"], metadata, "guided", labels="balanced"))))
     labels = torch.tensor([0, 1, 2])
     small = drawn(zoo, "small", labels, range(3), RespacedAncestral(3), 6.0)
     denoise = Denoiser(load_any(zoo["large"]).network, PROCESS)
@@ -125,7 +125,7 @@ def test_plans_that_do_not_fit(zoo: dict[str, str], model: str, change: dict, me
     change = json.loads(
         json.dumps(change).replace('"small"', json.dumps(zoo["small"])).replace('"x"', json.dumps(zoo["small"]))
     )
-    plan = default_plan(zoo[model], load_any(zoo[model]).facts, **change)
+    plan = default_plan(zoo[model], load_any(zoo[model]).metadata, **change)
     with pytest.raises(UserError, match=message):
         ModelImages(plan).plan()
 
@@ -166,7 +166,7 @@ def test_eval_on_the_command_line(
 
 
 def test_a_sweep_varies_the_scale_of_the_classifier(zoo: dict[str, str]) -> None:
-    base = default_plan(zoo["small"], load_any(zoo["small"]).facts, "guided")
+    base = default_plan(zoo["small"], load_any(zoo["small"]).metadata, "guided")
     assert Candidate(2.5).plan(base).guidance == {"classifier": zoo["classifier"], "scale": 2.5}
     assert Candidate(1.0).plan(base).guidance == {"classifier": zoo["classifier"], "scale": 1.0}
     assert Candidate(0.0).plan(base).guidance is None

@@ -100,9 +100,9 @@ def source(folder: Path, latent: bool = False) -> ModelImages:
     save_pretrained(network, folder / "model", process=GaussianProcess())
     loaded = load_any(folder / "model")
     if latent:
-        loaded = replace(loaded, facts=replace(loaded.facts, autoencoder={"repo": "doubling"}))
+        loaded = replace(loaded, metadata=replace(loaded.metadata, autoencoder={"repo": "doubling"}))
     pipe = Pipeline(loaded, "cpu", autoencoder=Doubling() if latent else None, text_encoder=Words())
-    plan = default_plan(str(folder / "model"), pipe.facts, steps=2, guidance={"scale": 3.0})
+    plan = default_plan(str(folder / "model"), pipe.metadata, steps=2, guidance={"scale": 3.0})
     made = ModelImages(plan, "cpu", CAPTIONS)
     made.__dict__["pipe"] = pipe
     return made

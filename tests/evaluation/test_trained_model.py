@@ -18,7 +18,7 @@ from diffzoo.data import DemoData
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess, V
 from diffzoo.sampling import DDIM
-from diffzoo.training.averaging import WeightAverages
+from diffzoo.training.averaging import EMA
 from diffzoo.training.module import DiffusionModule
 
 N, BLOCK = 200, 20
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = pl.Trainer(
         max_steps=40, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, default_root_dir=str(folder / "run"),
-        callbacks=[WeightAverages(decays=[0.5, 0.9], stds=[0.05, 0.1], snapshot_every=10)],
+        callbacks=[EMA(decays=[0.5, 0.9], stds=[0.05, 0.1], snapshot_every=10)],
         limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, DemoData(image_size=16, batch_size=16, num_workers=0))

@@ -18,7 +18,7 @@ from diffzoo.evaluation.generate import Generator
 from diffzoo.models.base import Config, Network
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM
-from diffzoo.training.averaging import WeightAverages, averaged
+from diffzoo.training.averaging import EMA, averaged
 from diffzoo.training.metrics_callback import ImageMetrics
 from diffzoo.training.module import DiffusionModule
 
@@ -85,7 +85,7 @@ def test_values_are_those_of_eval_on_the_averaged_weights(tmp_path: Path, ref: R
     trainer = L.Trainer(
         max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
-        callbacks=[WeightAverages(decays=[0.5]), callback, logged],
+        callbacks=[EMA(decays=[0.5]), callback, logged],
     )  # fmt: skip
     trainer.fit(module, DataLoader(Rows(), batch_size=4), DataLoader(Rows(), batch_size=4))
     assert set(logged.seen) == {2, 3, 4}

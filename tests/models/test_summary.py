@@ -29,7 +29,7 @@ def test_multiply_adds_counted_by_hand() -> None:
     assert multiply_adds(network) == by_hand
 
 
-def test_describe_gives_the_facts() -> None:
+def test_describe_gives_the_metadata() -> None:
     s = describe("simple_unet_s_32", num_classes=10, dropout=0.2, dropout_from_resolution=8, depth_at={16: 5})
     assert (s.name, s.family, s.image_size, s.channels, s.classes) == ("simple_unet_s_32", "SimpleUNet", 32, 3, 10)
     assert [row["resolution"] for row in s.levels] == [32, 16, 8]

@@ -9,7 +9,7 @@ from golden_case import Handler, Json, Tensors, assert_close, load_case, roots, 
 from torch import Tensor
 
 from diffzoo.models.adm import ADMUNet
-from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime, UniformEps, denoising_loss
+from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning, UniformEps, denoising_loss
 from diffzoo.process.discrete import (
     RespacedSteps,
     ReverseVariance,
@@ -65,7 +65,7 @@ def discrete_process(entry: Json) -> GaussianProcess:
     return GaussianProcess(
         DiscreteBetas(entry["schedule"], entry["steps"]),
         prediction=mean(),
-        reads=ReadsTime(entry["steps"], -1.0),
+        noise_conditioning=TimeConditioning(entry["steps"], -1.0),
         learned_variance=entry.get("var_type", "learned_range") == "learned_range",
     )
 

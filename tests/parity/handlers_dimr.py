@@ -17,7 +17,15 @@ from diffzoo.nn.time_dependent import (
     TimeDependentParameter,
     TimeDependentRMSNorm,
 )
-from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime, UniformEps, denoising_loss, pool_target
+from diffzoo.process import (
+    DiscreteBetas,
+    Eps,
+    GaussianProcess,
+    TimeConditioning,
+    UniformEps,
+    denoising_loss,
+    pool_target,
+)
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters.dimr import config_from_official, from_official, to_official
 
@@ -31,7 +39,7 @@ def network_of(case: Json, tensors: Tensors) -> DiMR:
 
 def process_of() -> GaussianProcess:
     return GaussianProcess(schedule=DiscreteBetas("scaled_linear", 1000, 0.00085, 0.012), prediction=Eps(),
-                           reads=ReadsTime(8.0, -4.0))  # fmt: skip
+                           noise_conditioning=TimeConditioning(8.0, -4.0))  # fmt: skip
 
 
 def official_gradients(network: DiMR) -> Tensors:
@@ -204,9 +212,9 @@ def shuffled(x: Tensor, state: Tensors, unit: str) -> Tensor:
 
 def entrance(grid: tuple[int, int], width: int, channels: int, image_ratio: int) -> Stage:
     """A stage whose entrance passes the input through: identity patches, no positions."""
-    facts = DiMRStage("convnext", grid, width=width, hidden=width, depth=1, image_ratio=image_ratio, kernel_size=1)
+    metadata = DiMRStage("convnext", grid, width=width, hidden=width, depth=1, image_ratio=image_ratio, kernel_size=1)
     size = (grid[0] * image_ratio, grid[1] * image_ratio)
-    stage = Stage(facts, DiMRConfig(image_size=max(size), in_channels=channels, stages=(facts,)), None)
+    stage = Stage(metadata, DiMRConfig(image_size=max(size), in_channels=channels, stages=(metadata,)), None)
     nn.init.zeros_(stage.positions)
     nn.init.dirac_(stage.patch.weight)
     nn.init.zeros_(stage.patch.bias)

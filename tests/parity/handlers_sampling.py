@@ -17,8 +17,8 @@ from diffzoo.process import (
     LinearBeta,
     OffsetCosine,
     Prediction,
-    ReadsTime,
     Schedule,
+    TimeConditioning,
 )
 from diffzoo.sampling import (
     ClassifierFree,
@@ -204,7 +204,7 @@ def exact_denoiser(
     inputs: Tensors, schedule: Schedule, prediction: Prediction, sub: list[int] | None = None
 ) -> Denoiser:
     """The denoiser of the case's mixture; label 0 is the components `sub`, label 1, the null class, all of them."""
-    process = GaussianProcess(schedule, prediction=prediction, reads=ReadsTime())
+    process = GaussianProcess(schedule, prediction=prediction, noise_conditioning=TimeConditioning())
     weights = inputs["gmm_weight"]
     chosen = torch.zeros(len(weights), dtype=torch.bool)
     chosen[sub or []] = True

@@ -7,7 +7,7 @@ from golden_case import Handler, Json, Tensors, assert_close, section
 from guided_sampling import run_sampling
 
 from diffzoo.models.uvit_bao import UViTBao, time_sinusoid
-from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime, UniformEps, denoising_loss
+from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning, UniformEps, denoising_loss
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters.uvit_bao import config_from_official, from_official, to_official
 
@@ -21,7 +21,7 @@ def network_of(case: Json, tensors: Tensors) -> UViTBao:
 
 def process_of() -> GaussianProcess:
     return GaussianProcess(schedule=DiscreteBetas("scaled_linear", 1000, 0.00085, 0.012), prediction=Eps(),
-                           reads=ReadsTime(1000.0))  # fmt: skip
+                           noise_conditioning=TimeConditioning(1000.0))  # fmt: skip
 
 
 def run_network(case: Json, tensors: Tensors, folder: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.process import Cosine, DiscreteBetas, Eps, Estimate, GaussianProcess, ReadsTime
+from diffzoo.process import Cosine, DiscreteBetas, Eps, Estimate, GaussianProcess, TimeConditioning
 from diffzoo.process.discrete import (
     RespacedSteps,
     _log_likelihood,
@@ -32,7 +32,9 @@ SCHEDULES = [
 
 
 def process(schedule: DiscreteBetas = SCHEDULES[0], learned: bool = True) -> GaussianProcess:
-    return GaussianProcess(schedule, prediction=Eps(), reads=ReadsTime(schedule.steps, -1.0), learned_variance=learned)
+    return GaussianProcess(
+        schedule, prediction=Eps(), noise_conditioning=TimeConditioning(schedule.steps, -1.0), learned_variance=learned
+    )
 
 
 # -- respacing

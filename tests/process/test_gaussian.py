@@ -14,10 +14,10 @@ from diffzoo.process import (
     Flow,
     GaussianProcess,
     LinearTime,
+    LogSNRConditioning,
     Path,
     Prediction,
-    ReadsLogSNR,
-    ReadsTime,
+    TimeConditioning,
     V,
     expand_like,
     paths,
@@ -178,9 +178,11 @@ def test_clip_keeps_the_estimate_consistent() -> None:
 @given(u=times)
 def test_readings(u: float) -> None:
     t = torch.tensor([u], dtype=torch.float64)
-    process = GaussianProcess(Cosine(), reads=ReadsLogSNR())
+    process = GaussianProcess(Cosine(), noise_conditioning=LogSNRConditioning())
     torch.testing.assert_close(process.noise_level(t), process.logsnr(t))
-    torch.testing.assert_close(GaussianProcess(reads=ReadsTime(8.0, -4.0)).noise_level(t), 8 * t - 4)
+    torch.testing.assert_close(
+        GaussianProcess(noise_conditioning=TimeConditioning(8.0, -4.0)).noise_level(t), 8 * t - 4
+    )
 
 
 def test_one_time_for_all_or_one_each() -> None:

@@ -6,13 +6,16 @@ import pytest
 from process_parts import PATHS, PREDICTIONS, SCHEDULES, WEIGHTINGS
 
 from diffzoo.errors import UserError
-from diffzoo.process import Cosine, GaussianProcess, ReadsTime, Shifted, V, from_config, to_config
+from diffzoo.process import Cosine, GaussianProcess, Shifted, TimeConditioning, V, from_config, to_config
 
 PROCESSES = [
-    GaussianProcess(schedule, path, prediction, reads)
+    GaussianProcess(schedule, path, prediction, noise_conditioning)
     for schedule in SCHEDULES.values()
     for path in PATHS.values()
-    for prediction, reads in ((PREDICTIONS["v"], ReadsTime(1000.0, -1.0)), (PREDICTIONS["eps"], ReadsTime()))
+    for prediction, noise_conditioning in (
+        (PREDICTIONS["v"], TimeConditioning(1000.0, -1.0)),
+        (PREDICTIONS["eps"], TimeConditioning()),
+    )
 ]
 
 

@@ -11,7 +11,7 @@ from diffzoo import create_model, load_any, pipeline
 from diffzoo.cli.main import main
 from diffzoo.models import dimr, registry
 from diffzoo.models.base import Network
-from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, ReadsTime
+from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, TimeConditioning
 
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -71,7 +71,7 @@ def test_adapters_learn_two_classes(pictures: Path, tmp_path: Path, monkeypatch:
     registry.register_model("dimr_nano", dimr.DiMR, config)
     process = GaussianProcess(
         schedule=DiscreteBetas("scaled_linear", beta_start=0.00085, beta_end=0.012),
-        prediction=Eps(), reads=ReadsTime(8.0, -4.0),
+        prediction=Eps(), noise_conditioning=TimeConditioning(8.0, -4.0),
     )  # fmt: skip
     names = ["thing, Objects", *"abcdefghi"]
     start = released(dimr.DiMR(config), tmp_path / "nano", process, "dimr_nano", names)
@@ -81,7 +81,7 @@ def test_adapters_learn_two_classes(pictures: Path, tmp_path: Path, monkeypatch:
         "data.init_args.path": str(pictures), "data.init_args.image_size": "16", "data.init_args.batch_size": "4",
         "model.network_args.num_classes": "2", "data.init_args.num_workers": "0", "trainer.max_steps": "2",
         "trainer.precision": "32-true", "trainer.accelerator": "cpu", "trainer.limit_val_batches": "0",
-        "trainer.callbacks": "[{class_path: WeightAverages, init_args: {decays: [0.0]}}]",
+        "trainer.callbacks": "[{class_path: EMA, init_args: {decays: [0.0]}}]",
     }  # fmt: skip
     arguments = [f"--{key}={value}" for key, value in options.items()]
     assert main(["fit", "-c", "finetune/dimr_xl_256_lora", "--run", str(run), *arguments]) == 0

@@ -52,7 +52,7 @@ def substitute_batch(network: Network) -> tuple[torch.Tensor, Condition | None]:
     return x, Condition(label=torch.tensor([0, 1])) if config.num_classes else None
 
 
-def test_header_states_the_facts(recipe: Path) -> None:
+def test_header_states_the_metadata(recipe: Path) -> None:
     head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     for field in HEADER:
         assert any(line.startswith(f"# {field}") for line in head), f"{recipe} has no line '# {field}'"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffzoo.errors import UserError
 from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
-from diffzoo.process import Cosine, DiscreteBetas, Eps, Estimate, GaussianProcess, ReadsTime, expand_like
+from diffzoo.process import Cosine, DiscreteBetas, Eps, Estimate, GaussianProcess, TimeConditioning, expand_like
 from diffzoo.sampling import (
     DDIM,
     Ancestral,
@@ -24,10 +24,10 @@ from diffzoo.sampling import (
 from diffzoo.sampling.upsample import quantise
 from diffzoo.typing import Condition
 
-LINEAR = GaussianProcess(DiscreteBetas("linear"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0))
-COSINE = GaussianProcess(DiscreteBetas("cosine"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0))
+LINEAR = GaussianProcess(DiscreteBetas("linear"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0))
+COSINE = GaussianProcess(DiscreteBetas("cosine"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0))
 LEARNED = GaussianProcess(
-    DiscreteBetas("linear"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0), learned_variance=True
+    DiscreteBetas("linear"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0), learned_variance=True
 )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffzoo import images
 from diffzoo.errors import UserError
-from diffzoo.process import Cosine, Estimate, GaussianProcess, ReadsLogSNR, Straight, V, VarianceExploding
+from diffzoo.process import Cosine, Estimate, GaussianProcess, LogSNRConditioning, Straight, V, VarianceExploding
 from diffzoo.sampling import (
     DDIM,
     AdjustedDDIM,
@@ -74,7 +74,9 @@ class TinyNetwork(nn.Module):
 
 
 def denoiser() -> Denoiser:
-    return Denoiser(TinyNetwork(), GaussianProcess(Cosine(-9, 9), prediction=V(), reads=ReadsLogSNR()))
+    return Denoiser(
+        TinyNetwork(), GaussianProcess(Cosine(-9, 9), prediction=V(), noise_conditioning=LogSNRConditioning())
+    )
 
 
 def labels() -> Condition:

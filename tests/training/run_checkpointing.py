@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from diffzoo.training import checkpointing
-from diffzoo.training.averaging import WeightAverages
+from diffzoo.training.averaging import EMA
 from diffzoo.training.checkpointing import (
-    Checkpoints,
+    Checkpointing,
     RunLock,
     StreamingCheckpointIO,
     find_resume,
@@ -73,7 +73,7 @@ def train(
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         accumulate_grad_batches=accumulate,
-        callbacks=[WeightAverages([0.9, 0.99], [0.1]), *(callbacks or []), Checkpoints(every, 0, keep)],
+        callbacks=[EMA([0.9, 0.99], [0.1]), *(callbacks or []), Checkpointing(every, 0, keep)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -103,8 +103,8 @@ def child(log: Path, target: Callable, arguments: dict) -> None:
 # -- runs that end badly
 
 
-def train_with(run: Path, callback: Checkpoints, steps: int = 10) -> None:
-    globals()["Checkpoints"] = lambda *_: callback
+def train_with(run: Path, callback: Checkpointing, steps: int = 10) -> None:
+    globals()["Checkpointing"] = lambda *_: callback
     train(run, steps)
 
 
@@ -144,7 +144,7 @@ def killed_between_writes(run: Path, steps: int, stage: str) -> None:
     elif place == "os.replace":
         checkpointing.os = _Os(die)
     else:
-        Checkpoints._rotate = _before(Checkpoints._rotate, lambda *_: len(list_checkpoints(run)) > 1 and die())
+        Checkpointing._rotate = _before(Checkpointing._rotate, lambda *_: len(list_checkpoints(run)) > 1 and die())
     train(run, steps)
 
 

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from diffzoo.training.averaging import WeightAverages
-from diffzoo.training.checkpointing import Checkpoints
+from diffzoo.training.averaging import EMA
+from diffzoo.training.checkpointing import Checkpointing
 
 LABELS = ("ema_0.9", "power_0.100")
 
@@ -52,7 +52,7 @@ def whole(module: Module) -> dict[str, torch.Tensor]:
 def main() -> None:
     folder, kind, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     warnings.simplefilter("ignore")
-    averages = WeightAverages([0.9], [0.1], snapshot_every=4)
+    averages = EMA([0.9], [0.1], snapshot_every=4)
     strategy = {
         "ddp": DDPStrategy(process_group_backend="gloo"),
         "fsdp": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
@@ -63,7 +63,7 @@ def main() -> None:
         accelerator="cpu",
         devices=2,
         strategy=strategy,
-        callbacks=[averages, Checkpoints(every_n_steps=5, every_minutes=0)],
+        callbacks=[averages, Checkpointing(every_n_steps=5, every_minutes=0)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -26,14 +26,14 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 import diffzoo.models  # noqa: F401  registers the families
 from diffzoo.data import DemoData
 from diffzoo.models import entry, list_models
-from diffzoo.training.averaging import WeightAverages
+from diffzoo.training.averaging import EMA
 from diffzoo.training.callbacks import SampleGrid
-from diffzoo.training.checkpointing import Checkpoints, find_resume
-from diffzoo.training.guards import LossGuard
+from diffzoo.training.checkpointing import Checkpointing, find_resume
+from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import FusedAdamW
-from diffzoo.training.throughput import Throughput
+from diffzoo.training.throughput import TrainingLog
 
 STEPS = 4
 CHANGES: dict[str, dict[str, Any]] = {"UViTBao": {"in_channels": 3}, "DiMR": {"in_channels": 3}}
@@ -101,7 +101,7 @@ def train(folder: Path, kind: str, family: str, steps: int) -> None:
     data = DemoData(
         image_size=16, batch_size=8, micro_batch_size=4 // parts if parts > 1 else None, num_workers=0, cache=False
     )
-    averages, losses = WeightAverages([0.5]), Losses()
+    averages, losses = EMA([0.5]), Losses()
     held_out = HeldOutDistance("frechet:random-conv", 2, None, n=8, steps=1, batch_size=2)
     place = folder / kind / family
     trainer = L.Trainer(
@@ -110,7 +110,7 @@ def train(folder: Path, kind: str, family: str, steps: int) -> None:
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=1, num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
-            averages, LossGuard(), Throughput(), losses, held_out, Checkpoints(every_n_steps=2, every_minutes=0),
+            averages, GradientGuard(), TrainingLog(), losses, held_out, Checkpointing(every_n_steps=2, every_minutes=0),
             *([SampleGrid(0, classes=[0], per_class=2, final_steps=1)] if kind == "fsdp" else []),
         ],
     )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import nn
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.training import averaging
-from diffzoo.training.averaging import WeightAverages, averaged, averages_of, list_snapshots, reconstruct
+from diffzoo.training.averaging import EMA, averaged, averages_of, list_snapshots, reconstruct
 from diffzoo.training.checkpointing import find_resume
 from diffzoo.training.profiles import coefficients, mismatch, power_gamma, power_std, save_tensors
 
@@ -82,7 +82,7 @@ def data(n: int = 64) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(torch.randn(n, 4, generator=torch.Generator().manual_seed(0)), batch_size=4)
 
 
-def fit(folder: Path, callback: WeightAverages, steps: int = 12, module: Module | None = None, **options) -> Module:
+def fit(folder: Path, callback: EMA, steps: int = 12, module: Module | None = None, **options) -> Module:
     module = module or Module()
     validation = options.pop("validation", None)
     callbacks = [callback, *options.pop("callbacks", [])]
@@ -160,7 +160,7 @@ def test_more_snapshots_fit_better() -> None:
 
 
 def test_power_average_is_the_closed_form(tmp_path: Path) -> None:
-    callback = WeightAverages(decays=[], stds=[0.05, 0.1, 0.2])
+    callback = EMA(decays=[], stds=[0.05, 0.1, 0.2])
     module = fit(tmp_path, callback, 16)
     for std in (0.05, 0.1, 0.2):
         for name in ("first.weight", "last.bias"):
@@ -171,7 +171,7 @@ def test_power_average_is_the_closed_form(tmp_path: Path) -> None:
 
 def test_exponential_average_is_the_closed_form(tmp_path: Path) -> None:
     start = {n: p.detach().double().clone() for n, p in Module().network.named_parameters()}
-    callback = WeightAverages(decays=[0.9], warm_start=False)
+    callback = EMA(decays=[0.9], warm_start=False)
     module = fit(tmp_path, callback, 12)
     weights = [w["first.weight"] for w in module.trajectory]
     exact = 0.9**12 * start["first.weight"] + sum(0.1 * 0.9 ** (11 - i) * w for i, w in enumerate(weights))
@@ -179,7 +179,7 @@ def test_exponential_average_is_the_closed_form(tmp_path: Path) -> None:
 
 
 def test_warm_start_forgets_the_initialisation_and_reaches_the_decay() -> None:
-    callback = WeightAverages(decays=[0.9999])
+    callback = EMA(decays=[0.9999])
     kept = [callback.decay("ema_0.9999", n) for n in range(1, 200_001)]
     assert kept[0] == pytest.approx(0.1)  # (1 + n) / (10 + n) after n = 0 updates
     assert kept[1499] == pytest.approx(1500 / 1509)
@@ -194,7 +194,7 @@ def test_same_as_lightning(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import WeightAveraging
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-    ours = WeightAverages(decays=[0.9], warm_start=False)
+    ours = EMA(decays=[0.9], warm_start=False)
     theirs = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=False)
     module = fit(tmp_path, ours, 12, callbacks=[theirs])  # after the fit the module holds their average
     # theirs starts from the weights after the first update, ours from those before it
@@ -208,13 +208,13 @@ def test_same_as_lightning(tmp_path: Path) -> None:
 
 
 def test_only_what_trains_is_averaged(tmp_path: Path) -> None:
-    callback = WeightAverages()
+    callback = EMA()
     fit(tmp_path, callback, 2)
     assert set(callback.averages["ema_0.9999"]) == {"first.weight", "first.bias", "last.weight", "last.bias", "scale"}
 
 
 def test_once_per_optimizer_step(tmp_path: Path) -> None:
-    callback = WeightAverages(decays=[0.5], stds=[0.1])
+    callback = EMA(decays=[0.5], stds=[0.1])
     module = fit(tmp_path, callback, 4, accumulate_grad_batches=4)
     assert callback.updates == {"ema_0.5": 4, "power_0.100": 4}
     exact = exact_power_average([w["last.weight"] for w in module.trajectory], 0.1)
@@ -223,7 +223,7 @@ def test_once_per_optimizer_step(tmp_path: Path) -> None:
 
 def test_averages_stay_float32_for_bfloat16_weights(tmp_path: Path) -> None:
     module = Module(Net().bfloat16())
-    callback = WeightAverages(decays=[0.999], stds=[0.1])
+    callback = EMA(decays=[0.999], stds=[0.1])
     fit(tmp_path, callback, 8, module=module, precision="bf16-true")
     exact = exact_power_average([w["last.weight"] for w in module.trajectory], 0.1)
     average = callback.averages["power_0.100"]["last.weight"]
@@ -236,7 +236,7 @@ def test_averages_stay_float32_for_bfloat16_weights(tmp_path: Path) -> None:
 def test_compiled_blocks_keep_their_names_and_see_the_average(tmp_path: Path) -> None:
     """`_orig_mod.` does not reach the names; a compiled network computes with what `averaged` puts in."""
     module = Module(torch.compile(Net(), backend="eager"))
-    callback = WeightAverages(decays=[0.5])
+    callback = EMA(decays=[0.5])
     fit(tmp_path, callback, 6, module=module)
     assert set(callback.averages["ema_0.5"]) == {"first.weight", "first.bias", "last.weight", "last.bias", "scale"}
     x = torch.randn(3, 4)
@@ -251,7 +251,7 @@ def test_compiled_blocks_keep_their_names_and_see_the_average(tmp_path: Path) ->
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
 def test_weights_come_back(tmp_path: Path, error: type[BaseException] | None) -> None:
-    callback = WeightAverages(decays=[0.9, 0.99])
+    callback = EMA(decays=[0.9, 0.99])
     module = fit(tmp_path, callback, 6)
     before = {n: p.clone() for n, p in module.network.state_dict().items()}
     places = [p.data_ptr() for p in module.network.parameters()]
@@ -273,7 +273,7 @@ def test_weights_come_back(tmp_path: Path, error: type[BaseException] | None) ->
 
 
 def test_nested_blocks(tmp_path: Path) -> None:
-    callback = WeightAverages(decays=[0.9, 0.99])
+    callback = EMA(decays=[0.9, 0.99])
     module = fit(tmp_path, callback, 6)
     raw = module.network.last.weight.detach().clone()
     with callback.averaged(module, "ema_0.9"):
@@ -284,7 +284,7 @@ def test_nested_blocks(tmp_path: Path) -> None:
 
 
 def test_interrupt_while_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    callback = WeightAverages(decays=[0.9])
+    callback = EMA(decays=[0.9])
     module = fit(tmp_path, callback, 4)
     raw, copy, calls = module.network.last.weight.detach().clone(), averaging._copy, []
 
@@ -301,7 +301,7 @@ def test_interrupt_while_weights_are_put_back(tmp_path: Path, monkeypatch: pytes
 
 
 def test_validation_and_its_end_see_the_average(tmp_path: Path) -> None:
-    callback = WeightAverages(decays=[0.9])
+    callback = EMA(decays=[0.9])
     module = fit(tmp_path, callback, 16, validation=data(8), val_check_interval=16)
     average = callback.averages["ema_0.9"]["last.weight"]
     assert [torch.equal(w, average) for w in module.seen_in_validation] == [True]
@@ -315,7 +315,7 @@ def test_interrupted_validation_leaves_the_weights(tmp_path: Path) -> None:
 
     module = Interrupts()
     with pytest.raises(SystemExit):
-        fit(tmp_path, WeightAverages(decays=[0.9]), 16, module=module, validation=data(8), val_check_interval=16)
+        fit(tmp_path, EMA(decays=[0.9]), 16, module=module, validation=data(8), val_check_interval=16)
     torch.testing.assert_close(module.network.last.weight.double(), module.trajectory[-1]["last.weight"])
 
 
@@ -327,7 +327,7 @@ def test_function_without_averages(tmp_path: Path) -> None:
 
 
 def test_function_finds_the_callback(tmp_path: Path) -> None:
-    callback = WeightAverages(decays=[0.9])
+    callback = EMA(decays=[0.9])
     module = fit(tmp_path, callback, 4)
     with averaged(module):
         assert torch.equal(module.network.last.weight, callback.averages["ema_0.9"]["last.weight"])
@@ -338,8 +338,8 @@ def test_function_finds_the_callback(tmp_path: Path) -> None:
 # -- checkpoints
 
 
-def checkpointed(folder: Path, steps: int, every: int, **options) -> tuple[WeightAverages, Module]:
-    callback = WeightAverages(decays=[0.9, 0.99], stds=[0.1], snapshot_every=every)
+def checkpointed(folder: Path, steps: int, every: int, **options) -> tuple[EMA, Module]:
+    callback = EMA(decays=[0.9, 0.99], stds=[0.1], snapshot_every=every)
     save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
     module = fit(folder, callback, steps, callbacks=[save], **options)
     return callback, module
@@ -378,19 +378,19 @@ def test_checkpoint_inside_a_block_holds_the_raw_weights(tmp_path: Path) -> None
 
 def test_recipe_adds_and_drops_averages(tmp_path: Path) -> None:
     checkpointed(tmp_path, 6, 6)
-    callback = WeightAverages(decays=[0.5, 0.99])
+    callback = EMA(decays=[0.5, 0.99])
     with pytest.warns(UserWarning, match=r"no average ema_0\.5"):
         fit(tmp_path, callback, 8, ckpt_path=str(tmp_path / "step=6.ckpt"))
     assert callback.updates == {"ema_0.5": 2, "ema_0.99": 8}
     with pytest.raises(UserError, match="was not kept from the start"):
-        fit(tmp_path, WeightAverages(decays=[], stds=[0.1, 0.2]), 8, ckpt_path=str(tmp_path / "step=6.ckpt"))
+        fit(tmp_path, EMA(decays=[], stds=[0.1, 0.2]), 8, ckpt_path=str(tmp_path / "step=6.ckpt"))
 
 
 def test_average_of_another_network(tmp_path: Path) -> None:
     checkpointed(tmp_path, 6, 6)
     held = torch.load(tmp_path / "step=6.ckpt", weights_only=True)[averaging.CHECKPOINT_KEY]
     held["averages"]["ema_0.9"]["other"] = held["averages"]["ema_0.9"].pop("scale")
-    callback = WeightAverages(decays=[0.9])
+    callback = EMA(decays=[0.9])
     callback._loaded = held
     with pytest.raises(UserError, match="another architecture"):
         callback.prepare(Module())
@@ -411,7 +411,7 @@ def test_average_of_another_network(tmp_path: Path) -> None:
 )
 def test_bad_settings(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        WeightAverages(**options)
+        EMA(**options)
 
 
 # -- reconstruction
@@ -419,8 +419,8 @@ def test_bad_settings(options: dict, message: str) -> None:
 
 def test_snapshots_reconstruct_a_profile_that_was_kept_but_not_stored(tmp_path: Path) -> None:
     """Train with three widths, store two, and rebuild the third."""
-    kept = WeightAverages(decays=[], stds=[0.07], folder=str(tmp_path / "unused"))
-    stored = WeightAverages(decays=[], stds=[0.05, 0.1], snapshot_every=16)
+    kept = EMA(decays=[], stds=[0.07], folder=str(tmp_path / "unused"))
+    stored = EMA(decays=[], stds=[0.05, 0.1], snapshot_every=16)
     module = fit(tmp_path, stored, 256, callbacks=[kept])
     snapshots = list_snapshots(tmp_path)
     assert [s.updates for s in snapshots] == [t for t in range(16, 257, 16) for _ in range(2)]
@@ -478,7 +478,7 @@ def test_averages_as_in_ema_pytorch(tmp_path: Path) -> None:
         checkpoint_folder=str(tmp_path / "theirs"),
         checkpoint_dtype=torch.float32,
     )
-    ours = WeightAverages(decays=[], stds=[0.05, 0.1])
+    ours = EMA(decays=[], stds=[0.05, 0.1])
     ours.prepare(Module(net))
     for step in range(1, 201):
         with torch.no_grad():
@@ -511,7 +511,7 @@ def test_full_disk_leaves_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(averaging, "save_tensors", full)
-    callback = WeightAverages(decays=[], stds=[0.1], snapshot_every=4)
+    callback = EMA(decays=[], stds=[0.1], snapshot_every=4)
     with pytest.warns(UserWarning, match="training goes on without it"):
         fit(tmp_path, callback, 6)
     assert callback.updates["power_0.100"] == 6
@@ -610,7 +610,7 @@ def test_ema_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     over = tmp_path / "over.yaml"
     over.write_text(
         "trainer:\n  max_steps: 4\n  callbacks:\n"
-        "    - {class_path: WeightAverages, init_args: {stds: [0.05, 0.1], snapshot_every: 2}}\n"
+        "    - {class_path: EMA, init_args: {stds: [0.05, 0.1], snapshot_every: 2}}\n"
     )
     run = tmp_path / "run"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

@@ -19,7 +19,7 @@ from diffzoo.errors import UserError
 from diffzoo.training import checkpointing
 from diffzoo.training.averaging import CHECKPOINT_KEY
 from diffzoo.training.checkpointing import (
-    Checkpoints,
+    Checkpointing,
     RunLock,
     find_resume,
     is_sound,
@@ -121,7 +121,7 @@ def test_checksums_are_those_of_sha256sum(whole: Path) -> None:
 
 
 def test_rotation_keeps_permanent_ones(tmp_path: Path) -> None:
-    callback = Checkpoints(every_n_steps=2, keep=1, keep_every_n_steps=4)
+    callback = Checkpointing(every_n_steps=2, keep=1, keep_every_n_steps=4)
     assert Child(tmp_path / "log", run_checkpointing.train_with, run=tmp_path, callback=callback).finish() == 0
     assert [p.name for p in list_checkpoints(tmp_path)] == [f"step_{s:08d}.ckpt" for s in (10, 8, 4)]
 
@@ -129,7 +129,7 @@ def test_rotation_keeps_permanent_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"keep": 0}, {"every_n_steps": -1}, {"every_minutes": -1.0}])
 def test_bad_settings(settings: dict) -> None:
     with pytest.raises(UserError):
-        Checkpoints(**settings)
+        Checkpointing(**settings)
 
 
 # -- kills
@@ -247,7 +247,7 @@ def test_checkpoints_of_another_course_are_set_aside(whole: Path, tmp_path: Path
     """Resumed by hand from an older one: the later ones must not be the newest any more, nor be lost."""
     run = tmp_path / "run"
     shutil.copytree(whole / "checkpoints", run / "checkpoints")
-    callback = Checkpoints(every_n_steps=1, every_minutes=0)
+    callback = Checkpointing(every_n_steps=1, every_minutes=0)
     callback._saved_step = 16
     callback._rotate(run / "checkpoints")
     assert [p.name for p in list_checkpoints(run)] == ["step_00000015.ckpt"]
@@ -393,8 +393,8 @@ def test_intervals_in_minutes_follow_no_clock_that_can_be_set(tmp_path: Path, mo
     jumps = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 1e9 + 1e5 * (next(jumps) % 7))  # a day forward or a week back
     train = run_checkpointing.train_with
-    monkeypatch.setattr(run_checkpointing, "Checkpoints", None)  # put back what `train_with` replaces
-    train(tmp_path, Checkpoints(every_minutes=60), steps=4)
+    monkeypatch.setattr(run_checkpointing, "Checkpointing", None)  # put back what `train_with` replaces
+    train(tmp_path, Checkpointing(every_minutes=60), steps=4)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000004.ckpt"]
 
 

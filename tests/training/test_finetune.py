@@ -14,11 +14,11 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.models import registry
 from diffzoo.models.adm import TINY, ADMUNet
-from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime, V
+from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning, V
 from diffzoo.training.module import DiffusionModule
 
 PROCESS = GaussianProcess(
-    DiscreteBetas("cosine"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0), learned_variance=True
+    DiscreteBetas("cosine"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0), learned_variance=True
 )
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -53,7 +53,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ADMUNet:
     ("changes", "field"),
     [
         ({"prediction": V()}, "prediction"),
-        ({"reads": ReadsTime(999.0)}, "reads"),
+        ({"noise_conditioning": TimeConditioning(999.0)}, "noise_conditioning"),
         ({"learned_variance": False}, "learned_variance"),
     ],
 )
@@ -80,7 +80,7 @@ def test_the_recipe_starts_from_the_weights_with_a_class_table_of_its_own(
         "data.init_args.batch_size": "4", "data.init_args.num_workers": "0",
         "model.lr_scheduler.init_args.warmup_steps": "2",
         "trainer.max_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu",
-        "trainer.callbacks": "[{class_path: WeightAverages, init_args: {decays: [0.0]}}]",
+        "trainer.callbacks": "[{class_path: EMA, init_args: {decays: [0.0]}}]",
     }  # fmt: skip
     arguments = [f"--{key}={value}" for key, value in options.items()]
     assert main(["fit", "-c", "finetune/adm_64", "--run", str(tmp_path / "run"), *arguments]) == 0

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from diffzoo.errors import UserError
-from diffzoo.training.checkpointing import Checkpoints, list_checkpoints
-from diffzoo.training.guards import LossGuard, gradient_norm
+from diffzoo.training.checkpointing import Checkpointing, list_checkpoints
+from diffzoo.training.guards import GradientGuard, gradient_norm
 from diffzoo.training.optimizers import FusedAdam, FusedAdamW
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|val_dataloader).*")]
@@ -37,7 +37,7 @@ class Module(L.LightningModule):
         return torch.optim.AdamW(self.network.parameters(), lr=1e-2, fused=self.fused)
 
 
-def fit(folder: Path, guard: LossGuard, bad: dict[int, float], fused: bool = True, **options) -> Module:
+def fit(folder: Path, guard: GradientGuard, bad: dict[int, float], fused: bool = True, **options) -> Module:
     module = Module(bad, fused)
     trainer = L.Trainer(
         max_steps=options.pop("steps", 12),
@@ -46,7 +46,7 @@ def fit(folder: Path, guard: LossGuard, bad: dict[int, float], fused: bool = Tru
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[guard, Checkpoints(every_n_steps=0, every_minutes=0)],
+        callbacks=[guard, Checkpointing(every_n_steps=0, every_minutes=0)],
         **options,
     )
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(400, 4), batch_size=4))
@@ -58,7 +58,7 @@ def fit(folder: Path, guard: LossGuard, bad: dict[int, float], fused: bool = Tru
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_bad_step_leaves_no_trace(tmp_path: Path, fused: bool, value: float, clip: float | None) -> None:
     """The weights are those of a run in which the bad batch never was: moments and step counter too."""
-    guard = LossGuard(spike_after=3)
+    guard = GradientGuard(spike_after=3)
     with pytest.warns(UserWarning, match=r"step 6 was skipped.*samples 500, 501, 502, 503; 1 skipped so far"):
         module = fit(tmp_path, guard, {5: value}, fused, gradient_clip_val=clip)
     assert torch.equal(module.weights[5], module.weights[4])
@@ -76,7 +76,7 @@ def test_bad_step_leaves_no_trace(tmp_path: Path, fused: bool, value: float, cli
 
 
 def test_good_run_is_untouched(tmp_path: Path) -> None:
-    guard = LossGuard()
+    guard = GradientGuard()
     module = fit(tmp_path, guard, {})
     assert guard.skipped == 0
     assert len({w.sum().item() for w in module.weights}) == 12
@@ -86,15 +86,15 @@ def test_stop_names_the_samples_and_saves_the_last_good_weights(tmp_path: Path) 
     with pytest.raises(
         UserError, match=r"stopped at step 8.* was nan; the last good weights are in .*700, 701"
     ) as caught:
-        fit(tmp_path, LossGuard("stop"), {7: float("nan")})
+        fit(tmp_path, GradientGuard("stop"), {7: float("nan")})
     saved = list_checkpoints(tmp_path)[0]
     assert str(saved) in str(caught.value)
     weights = torch.load(saved, weights_only=True)["state_dict"]["network.weight"]
-    assert torch.equal(weights, fit(tmp_path / "good", LossGuard(), {}, steps=7).network.weight)
+    assert torch.equal(weights, fit(tmp_path / "good", GradientGuard(), {}, steps=7).network.weight)
 
 
 def test_stops_after_many_in_a_row(tmp_path: Path) -> None:
-    guard = LossGuard(max_in_a_row=3)
+    guard = GradientGuard(max_in_a_row=3)
     with pytest.warns(UserWarning, match="was skipped"), pytest.raises(UserError, match="number 3 in a row"):
         fit(tmp_path, guard, dict.fromkeys(range(4, 20), float("nan")))
     assert guard.skipped == 3
@@ -102,14 +102,14 @@ def test_stops_after_many_in_a_row(tmp_path: Path) -> None:
 
 def test_accumulated_batches_are_all_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"step 3 was skipped.*samples 400, .*403, 500, .*503;"):
-        fit(tmp_path, LossGuard(), {5: float("nan")}, steps=4, accumulate_grad_batches=2)
+        fit(tmp_path, GradientGuard(), {5: float("nan")}, steps=4, accumulate_grad_batches=2)
 
 
 @pytest.mark.parametrize("optimizer", [FusedAdamW, FusedAdam, partial(torch.optim.AdamW, fused=True)])
 def test_device_skips_before_the_host_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer) -> None:
     """The host looks every 5 steps only, as on a GPU, and reads nothing between; yet the bad step is not taken."""
 
-    class Late(LossGuard):
+    class Late(GradientGuard):
         looks: list[int] = []  # noqa: RUF012
 
         def on_before_optimizer_step(self, *args) -> None:
@@ -145,10 +145,10 @@ def test_ours_keep_moments_and_step_counter_too(optimizer) -> None:
 
 
 def test_state_survives(tmp_path: Path) -> None:
-    guard = LossGuard(spike_after=2)
+    guard = GradientGuard(spike_after=2)
     with pytest.warns(UserWarning, match="was skipped"):
         fit(tmp_path, guard, {5: float("nan")})
-    other = LossGuard()
+    other = GradientGuard()
     other.load_state_dict(guard.state_dict())
     assert other.state_dict() == guard.state_dict()
     assert other.skipped == 1
@@ -166,4 +166,4 @@ def test_norm_is_that_of_all_gradients() -> None:
 @pytest.mark.parametrize("settings", [{"on_bad": "ignore"}, {"spike": 0.5}, {"max_in_a_row": 0}, {"check_every": 0}])
 def test_bad_settings(settings: dict) -> None:
     with pytest.raises(UserError):
-        LossGuard(**settings)
+        GradientGuard(**settings)

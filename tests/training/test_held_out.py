@@ -47,7 +47,7 @@ trainer:
   max_steps: {steps}
   limit_val_batches: 0
   callbacks:
-    - {{class_path: WeightAverages, init_args: {{decays: [0.5]}}}}
+    - {{class_path: EMA, init_args: {{decays: [0.5]}}}}
 {callbacks}
 """)
     return main(["fit", "-c", str(recipe), "--run", str(pictures.parent / "run"), *more])

@@ -121,7 +121,7 @@ data:
   init_args: {{path: {released.parent / "pictures"}, image_size: 16, batch_size: 4, num_workers: 0}}
 trainer:
   accelerator: cpu
-  callbacks: [{{class_path: WeightAverages, init_args: {{decays: [0.5]}}}}]
+  callbacks: [{{class_path: EMA, init_args: {{decays: [0.5]}}}}]
 """)
     steps_option = f"--trainer.max_steps={steps}"
     return main(["fit", "-c", str(recipe), "--run", str(released.parent / run), steps_option, *more])

@@ -154,10 +154,10 @@ def test_present_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "emoji/simple_uvit_xs_32", "--gpu", "t4", "--json", "--price", "2"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["fits"]
-    assert facts["gpu"] == "t4"
-    assert facts["dollars"] == pytest.approx(2 * facts["hours"])
+    metadata = json.loads(capsys.readouterr().out)
+    assert metadata["fits"]
+    assert metadata["gpu"] == "t4"
+    assert metadata["dollars"] == pytest.approx(2 * metadata["hours"])
     assert main(["plan", "emoji/simple_uvit_xs_32", "--gpu", "h100"]) == 0
     text = capsys.readouterr().out
     for line in ("parameters", "FLOPs per image", "weights", "optimizer", "averages", "evaluation step", "autoencoder"):
@@ -223,20 +223,20 @@ def test_recipe_in_another_form(tmp_path, capsys: pytest.CaptureFixture[str]) ->
         "  network: {class_path: diffzoo.create_model, init_args: {name: simple_uvit_xs_32, num_classes: 7}}\n"
         "  optimizer: {class_path: diffzoo.training.TimmOptimizer, init_args: {name: lion, lr: 1.0e-4}}\n"
         "  autoencoder: {class_path: KLAutoencoder}\n"
-        "trainer: {callbacks: [{class_path: WeightAverages, init_args: {decays: [0.9], stds: [0.05, 0.1]}}]}\n"
+        "trainer: {callbacks: [{class_path: EMA, init_args: {decays: [0.9], stds: [0.05, 0.1]}}]}\n"
     )
     assert main(["plan", str(recipe), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    weights = 4 * facts["parameters"]
-    assert facts["bytes"]["optimizer"] == weights
-    assert facts["bytes"]["averages"] == 3 * weights
-    assert facts["bytes"]["autoencoder and text encoder"] == 336e6
+    metadata = json.loads(capsys.readouterr().out)
+    weights = 4 * metadata["parameters"]
+    assert metadata["bytes"]["optimizer"] == weights
+    assert metadata["bytes"]["averages"] == 3 * weights
+    assert metadata["bytes"]["autoencoder and text encoder"] == 336e6
     parsed = recipe.read_text().replace(", num_classes: 7}}", "}, dict_kwargs: {num_classes: 7}}")
     parsed = parsed.replace("KLAutoencoder", "diffzoo.encoders.KLAutoencoder")
     recipe.write_text(parsed + "data: {class_path: DemoData, init_args: {image_size: 32}}\n")
     assert main(["plan", str(recipe), "--trainer.max_steps=1", "--json"]) == 0  # as `fit` parses it
     again = json.loads(capsys.readouterr().out)
-    assert (again["parameters"], again["bytes"]["averages"]) == (facts["parameters"], facts["bytes"]["averages"])
+    assert (again["parameters"], again["bytes"]["averages"]) == (metadata["parameters"], metadata["bytes"]["averages"])
     recipe.write_text("model: {network: {class_path: my.Net}}\n")
     assert main(["plan", str(recipe)]) == 2
     recipe.write_text("model: [\n")

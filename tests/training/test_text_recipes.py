@@ -21,7 +21,7 @@ clip_folder, t5_folder = test_text.clip_folder, test_text.t5_folder  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 CALLBACKS = (
-    "[{class_path: WeightAverages, init_args: {decays: [0.5]}}, "
+    "[{class_path: EMA, init_args: {decays: [0.5]}}, "
     "{class_path: SampleGrid, init_args: {every_n_steps: 2, guidance: 2.0}}]"
 )
 SMALL = {
@@ -48,10 +48,10 @@ def fit(recipe: str, run: Path, **changes: str) -> Path:
 
 def check(run: Path, encoder: str, folder: Path, size: int, tmp_path: Path) -> None:
     loaded = load_any(run)
-    assert loaded.facts.text_encoder is not None
-    assert (loaded.facts.text_encoder["class"], loaded.facts.text_encoder["source"]) == (encoder, str(folder))
+    assert loaded.metadata.text_encoder is not None
+    assert (loaded.metadata.text_encoder["class"], loaded.metadata.text_encoder["source"]) == (encoder, str(folder))
     pipe = pipeline(run, "cpu")
-    assert pipe.reads == "caption"
+    assert pipe.condition_kind == "caption"
     captions = ["a cat on a bench", "a red dog"]
     pictures = pipe(captions, seeds=[0, 1], steps=2, guidance=4.0)
     assert pictures.pixels.shape == (4, size, size, 3)
@@ -120,4 +120,4 @@ def test_latents_with_clip(
         data__init_args__image_size="64",
     )
     check(run, "CLIPEncoder", clip_folder, 64, tmp_path)
-    assert load_any(run).facts.autoencoder == {"repo": str(tmp_path / "vae"), "scaling_factor": 0.2301}
+    assert load_any(run).metadata.autoencoder == {"repo": str(tmp_path / "vae"), "scaling_factor": 0.2301}

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from diffzoo.errors import UserError
-from diffzoo.training.checkpointing import Checkpoints, list_checkpoints
-from diffzoo.training.guards import LossGuard
-from diffzoo.training.throughput import CsvLog, Throughput
+from diffzoo.training.checkpointing import Checkpointing, list_checkpoints
+from diffzoo.training.guards import GradientGuard
+from diffzoo.training.throughput import CsvLog, TrainingLog
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|not resumable).*")]
 
@@ -44,7 +44,7 @@ def fit(folder: Path, steps: int, **options) -> Module:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LossGuard(), Throughput(4), Checkpoints(every_n_steps=3, every_minutes=0)],
+        callbacks=[GradientGuard(), TrainingLog(4), Checkpointing(every_n_steps=3, every_minutes=0)],
         **{k: v for k, v in options.items() if k != "ckpt_path"},
     )
     data = [{"image": torch.zeros(4, 4), "index": torch.arange(4)} for _ in range(100)]
@@ -123,4 +123,4 @@ def test_columns_may_come_later(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"every_n_steps": 0}, {"logsnr_edges": (1.0, 0.0)}])
 def test_bad_settings(settings: dict) -> None:
     with pytest.raises(UserError):
-        Throughput(**settings)
+        TrainingLog(**settings)

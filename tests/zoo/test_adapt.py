@@ -80,7 +80,7 @@ def test_another_resolution_keeps_all_but_the_positions(name: str, tmp_path: Pat
     before, after = old.state_dict(), new.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before if k not in tables)
     assert {k for k in before if after[k].shape != before[k].shape} == set(tables)
-    assert new.facts.config["image_size"] == size
+    assert new.metadata.config["image_size"] == size
 
 
 def test_positions_follow_the_place_in_the_picture() -> None:
@@ -105,7 +105,7 @@ def test_another_name_of_the_family_may_differ_in_size_alone(tmp_path: Path) -> 
     registry.register_model("bao_deep", uvit_bao.UViTBao, replace(uvit_bao.TINY, depth=7))
     large = create_model("bao_large", pretrained=tmp_path)
     assert large.config.image_size == 32
-    assert large.facts.name == "bao_large"
+    assert large.metadata.name == "bao_large"
     assert torch.equal(large.head.weight, small.head.weight)
     with pytest.raises(UserError, match="got those of bao_tiny, which differs in depth"):
         create_model("bao_deep", pretrained=tmp_path)

@@ -15,14 +15,14 @@ from diffzoo.models import registry
 from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
 from diffzoo.models.base import Network
 from diffzoo.pipelines import Pipeline
-from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, ReadsTime
+from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning
 from diffzoo.sampling import ClassifierGuidance, Denoiser, RespacedAncestral, sample
 from diffzoo.typing import Condition
-from diffzoo.zoo import Facts, Loaded, facts_of, load_any, locate, manifest
+from diffzoo.zoo import Loaded, Metadata, load_any, locate, manifest, metadata_of
 from diffzoo.zoo.loading import Weights
 
 PROCESS = GaussianProcess(
-    DiscreteBetas("linear"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0), learned_variance=True
+    DiscreteBetas("linear"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0), learned_variance=True
 )
 SAMPLER = {"class": "RespacedAncestral", "steps": 3}
 
@@ -130,10 +130,12 @@ def published(zoo: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for place, name in names.items():
         found = locate(zoo[place])
         kind = "classifier" if place == "classifier" else "denoiser"
-        registry.register_model(name, found.facts.network_class(), found.facts.build_config(), kind=kind)
-        facts = Facts.from_dict({**found.facts.to_dict(), "name": name, "settings": settings.get(place, {})}, name)
-        assert json.loads(json.dumps(facts.to_dict())) == facts.to_dict()
-        entries[name] = Weights(found.state, facts, name)
+        registry.register_model(name, found.metadata.network_class(), found.metadata.build_config(), kind=kind)
+        metadata = Metadata.from_dict(
+            {**found.metadata.to_dict(), "name": name, "settings": settings.get(place, {})}, name
+        )
+        assert json.loads(json.dumps(metadata.to_dict())) == metadata.to_dict()
+        entries[name] = Weights(found.state, metadata, name)
     monkeypatch.setattr(manifest, "has_checkpoint", lambda name: name in entries)
     monkeypatch.setattr("diffzoo.zoo.loading.checkpoint", lambda name: name)
     monkeypatch.setattr("diffzoo.zoo.loading._entry_weights", entries.__getitem__)
@@ -175,8 +177,10 @@ def test_an_upsampler_draws_its_small_pictures_itself(published: None, tmp_path:
 def test_a_classifier_draws_nothing(zoo: dict[str, str]) -> None:
     with pytest.raises(UserError, match="is a classifier and draws nothing: guide a model"):
         pipeline(zoo["classifier"], "cpu")
-    cosine = GaussianProcess(DiscreteBetas("cosine"), prediction=Eps(), reads=ReadsTime(1000.0, -1.0))
+    cosine = GaussianProcess(
+        DiscreteBetas("cosine"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0)
+    )
     other = ADMClassifier(TINY_CLASSIFIER)
-    small, guide = load_any(zoo["small"]), Loaded(other, facts_of(other, cosine))
+    small, guide = load_any(zoo["small"]), Loaded(other, metadata_of(other, cosine))
     with pytest.raises(UserError, match="was trained on another noise schedule"):
         Pipeline(small, "cpu", classifier=guide)

@@ -162,9 +162,9 @@ def test_drive_is_asked_twice_when_it_wants_a_confirmation(
 ) -> None:
     hub.drive["abc-1"] = as_file(official)
     publish(source={"drive": "abc-1"})
-    path, facts = fetch(checkpoint("dimr_tiny.test"))
+    path, metadata = fetch(checkpoint("dimr_tiny.test"))
     assert path.read_bytes() == hub.drive["abc-1"]
-    assert facts["sha256"] == hashlib.sha256(hub.drive["abc-1"]).hexdigest()
+    assert metadata["sha256"] == hashlib.sha256(hub.drive["abc-1"]).hexdigest()
     assert len(hub.requests("/drive")) == 2
 
 

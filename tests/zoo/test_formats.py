@@ -98,7 +98,7 @@ def test_an_average_that_is_not_there_names_those_that_are(run: Path) -> None:
         load_any(run, prefer="ema_0.9")
 
 
-def test_a_bare_snapshot_takes_its_facts_from_the_run(run: Path, tiny: Network) -> None:
+def test_a_bare_snapshot_takes_its_metadata_from_the_run(run: Path, tiny: Network) -> None:
     snapshot = run / "averages" / "step_10_power_0.050.safetensors"
     snapshot.parent.mkdir()
     save_file(shifted(tiny.state_dict(), 3), snapshot, {"std": "0.05"})
@@ -150,14 +150,14 @@ def test_foreign_layouts_give_the_same_tensors(tiny: Network, tmp_path: Path, la
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".safetensors"])
-def test_a_file_without_facts_needs_a_name(tiny: Network, tmp_path: Path, suffix: str) -> None:
+def test_a_file_without_metadata_needs_a_name(tiny: Network, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(prefixed(tiny.state_dict(), "module."), path)
     with pytest.raises(UserError, match=r"does not say which network .* create_model\(NAME, pretrained="):
         create_model(str(path))
     assert equal(create_model("dimr_tiny", pretrained=path), tiny.state_dict())
     with pytest.raises(UserError, match="do not say which noise process"):
-        create_model("dimr_tiny", pretrained=path).facts.build_process()
+        create_model("dimr_tiny", pretrained=path).metadata.build_process()
 
 
 def test_the_original_layout_is_recognised(

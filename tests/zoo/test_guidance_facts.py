@@ -21,7 +21,7 @@ from diffzoo.evaluation.generate import build_guidance, default_plan
 from diffzoo.images import to_uint8
 from diffzoo.process.gaussian import Estimate
 from diffzoo.sampling import Denoiser, sample
-from diffzoo.zoo.facts import guidance_from
+from diffzoo.zoo.metadata import guidance_from
 
 COND, UNCOND = "cond + s * (cond - uncond)", "uncond + s * (cond - uncond)"
 DECAY = {"formula": UNCOND, "scale": 3.0, "decay": {"class": "PowerCosine", "power": 2.0}}
@@ -36,7 +36,7 @@ def served(
     torch.save(loud, buffer)
     hub.files["w.pth"] = buffer.getvalue()
     # with random weights, estimates of a v-prediction stay of the data's size, so that no pixel is cut off
-    process = {"prediction": "V", "reads": {"class": "ReadsTime", "scale": 8.0, "offset": -4.0}}
+    process = {"prediction": "V", "noise_conditioning": {"class": "TimeConditioning", "scale": 8.0, "offset": -4.0}}
     source = {"url": f"{hub.url}/files/w.pth"}
     return lambda **fields: publish(source=source, process=process, **fields)
 
@@ -60,19 +60,19 @@ class Stated:
 def test_the_decay_of_the_manifest_is_drawn_with(served: Callable[..., None], tmp_path: Path) -> None:
     served(guidance=DECAY)
     loaded = load_any("dimr_tiny")
-    assert loaded.facts.guidance == DECAY
+    assert loaded.metadata.guidance == DECAY
     pipe = pipeline("dimr_tiny", "cpu")
     got = pipe([3, 5], seeds=[4])
     config = pipe.network.config
     shape = (config.in_channels, config.image_size, config.image_size)
     stated = Stated(Denoiser(pipe.network, pipe.process), 3.0, 2.0)
-    want = sample(stated, pipe.facts.build_sampler(), shape, [4, 4], Condition(label=torch.tensor([3, 5])))  # type: ignore[arg-type]
+    want = sample(stated, pipe.metadata.build_sampler(), shape, [4, 4], Condition(label=torch.tensor([3, 5])))  # type: ignore[arg-type]
     difference = got.pixels.astype(int) - to_uint8(want).permute(0, 2, 3, 1).numpy().astype(int)
     assert np.abs(difference).max() <= 1
     assert got.records[0]["guidance"] == DECAY
     assert not np.array_equal(got.pixels, pipe([3, 5], seeds=[4], guidance={"decay": None}).pixels)
 
-    plan = default_plan("dimr_tiny", loaded.facts)
+    plan = default_plan("dimr_tiny", loaded.metadata)
     assert plan.guidance == {**DECAY, "formula": "uncond"}
     guided = build_guidance(pipe.denoiser, plan.guidance)
     t = torch.tensor(0.25, dtype=torch.float64)

@@ -42,7 +42,7 @@ def run(tiny: Network, tmp_path: Path) -> Path:
     for name in ("checkpoints", "samples", "eval/demo"):
         (folder / name).mkdir(parents=True)
     average = {k: v + 1 for k, v in tiny.state_dict().items()}
-    facts = {
+    metadata = {
         "version": "0.1.0",
         "model": {"name": "dimr_tiny", "family": "DiMR", "config": config_to_dict(tiny.config)},
         "process": to_config(PROCESS),
@@ -50,7 +50,7 @@ def run(tiny: Network, tmp_path: Path) -> Path:
         "averages": {"ema_0.999": average},
     }
     state = {f"network.{k}": v for k, v in tiny.state_dict().items()}
-    torch.save({"state_dict": state, "diffzoo": facts, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
+    torch.save({"state_dict": state, "diffzoo": metadata, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
     (folder / "config.yaml").write_text(RECIPE)
     save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_7.png")
     protocol = EvalProtocol("demo", "diffzoo-demo-8", 140, ("fid",))
@@ -80,7 +80,7 @@ def test_a_run_goes_up_and_comes_down_exactly(hub: FakeHub, run: Path, tiny: Net
     assert all(torch.equal(mine[k], v + 1) for k, v in tiny.state_dict().items())  # the average
     assert loaded.process == PROCESS
     assert loaded.class_names[4] == "cat 4"
-    assert loaded.facts.licence == "cc-by-4.0"
+    assert loaded.metadata.licence == "cc-by-4.0"
     assert loaded.provenance["global_step"] == 7
     assert loaded.provenance["repo"] == "tester/cats"
     assert torch.equal(create_model("hf-hub:tester/cats").state_dict()[next(iter(mine))], next(iter(mine.values())))
@@ -103,7 +103,7 @@ def test_pushing_the_same_again_changes_nothing(hub: FakeHub, run: Path) -> None
     assert hub.content("tester/cats") == before
 
 
-def test_facts_are_in_the_header_too(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+def test_metadata_are_in_the_header_too(hub: FakeHub, run: Path, tmp_path: Path) -> None:
     push_to_hub(run, "tester/cats", licence="mit")
     folder = pull("tester/cats", tmp_path / "cats")
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -235,8 +235,8 @@ def test_the_command_line_pushes_and_pulls(
     assert bytes_of(tmp_path / "cats") == hub.content("tester/cats")
 
 
-def sharded(tiny: Network, folder: Path, **facts: Any) -> Path:
-    tiny.save_pretrained(folder, process=PROCESS, **facts)
+def sharded(tiny: Network, folder: Path, **metadata: Any) -> Path:
+    tiny.save_pretrained(folder, process=PROCESS, **metadata)
     (folder / "model.safetensors").unlink()
     huggingface_hub.save_torch_state_dict(tiny.state_dict(), folder, max_shard_size="60KB")
     return folder
@@ -496,7 +496,7 @@ def test_repository_names_are_checked(hub: FakeHub, run: Path, name: str) -> Non
         push_to_hub(run, name, licence="mit")
 
 
-def test_networks_with_facts_can_be_copied(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
+def test_networks_with_metadata_can_be_copied(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
     tiny.save_pretrained(tmp_path, process=PROCESS)
     loaded = create_model(f"local-dir:{tmp_path}")
-    assert copy.deepcopy(loaded).facts == loaded.facts
+    assert copy.deepcopy(loaded).metadata == loaded.metadata

@@ -61,15 +61,15 @@ def test_a_name_alone_means_random_weights(published: FakeHub, tiny: Network) ->
     assert not published.log
 
 
-def test_facts_come_with_the_weights(published: FakeHub) -> None:
+def test_metadata_come_with_the_weights(published: FakeHub) -> None:
     loaded = load_any("dimr_tiny")
     commit = published.repos["model", "authors/model"].branches["main"]
     assert loaded.provenance["revision"] == commit
     assert loaded.provenance["checkpoint"] == "dimr_tiny.test"
-    assert loaded.facts.licence == "research only"
+    assert loaded.metadata.licence == "research only"
     assert loaded.class_names[:2] == ("cat", "dog, hound")
-    assert loaded.facts.guidance == {"formula": "cond + s * (cond - uncond)", "scale": 0.4}
-    assert loaded.facts.build_sampler().steps == 6
+    assert loaded.metadata.guidance == {"formula": "cond + s * (cond - uncond)", "scale": 0.4}
+    assert loaded.metadata.build_sampler().steps == 6
 
 
 def test_a_recorded_revision_is_used_ever_after(published: FakeHub, official: dict[str, Tensor], tiny: Network) -> None:
@@ -269,7 +269,7 @@ def test_class_tables_follow_their_policy(published: FakeHub, tiny: Network, pol
     else:
         assert torch.equal(after[:3], torch.stack(expected[policy]))
     assert all(torch.equal(new[k], old[k]) for k in new if k not in tables)
-    assert model.facts.class_names == tuple(names)
+    assert model.metadata.class_names == tuple(names)
     assert model.config.num_classes == 3
     model(torch.randn(1, 4, 16, 16), torch.zeros(1), Condition(label=torch.tensor([2])))
 
@@ -325,7 +325,7 @@ def test_save_and_load_are_exact_and_the_bytes_repeat(tiny: Network, tmp_path: P
         assert same(loaded.network, tiny)
         assert loaded.process == GaussianProcess()
         assert loaded.network.config == dimr.TINY
-        assert loaded.facts.licence == "mit"
+        assert loaded.metadata.licence == "mit"
 
 
 @pytest.mark.parametrize(
@@ -360,12 +360,12 @@ def test_what_safetensors_says_of_the_system_is_understood(tmp_path: Path) -> No
     script = f"""
 import resource, torch
 from diffzoo.errors import UserError
-from diffzoo.zoo.facts import Facts
+from diffzoo.zoo.metadata import Metadata
 from diffzoo.zoo.publish import write_weights
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    write_weights({{"a": torch.zeros(3000)}}, Facts("DiMR", {{}}), Path({str(tmp_path)!r}) / "w.safetensors")
+    write_weights({{"a": torch.zeros(3000)}}, Metadata("DiMR", {{}}), Path({str(tmp_path)!r}) / "w.safetensors")
 except UserError as error:
     print(error)
 """

@@ -12,7 +12,7 @@ from zoo_entry import ENTRY
 from diffzoo.errors import UserError
 from diffzoo.models.registry import entry
 from diffzoo.zoo import class_list, list_checkpoints, load_manifest
-from diffzoo.zoo.loading import build_meta, entry_config, entry_facts
+from diffzoo.zoo.loading import build_meta, entry_config, entry_metadata
 from diffzoo.zoo.manifest import checkpoint, manifest_path, read_manifest
 from diffzoo.zoo.settings import Setting
 
@@ -36,10 +36,10 @@ def read(**changes: Any) -> Any:
 def test_entry_fits_registry_process_sampler_and_converter(name: str) -> None:
     item = checkpoint(name)
     config = entry_config(item)
-    facts = entry_facts(item, {"sha256": "0"})
-    assert facts.build_config() == config
-    assert facts.build_process() == item.build_process()
-    assert facts.build_sampler().steps > 0
+    metadata = entry_metadata(item, {"sha256": "0"})
+    assert metadata.build_config() == config
+    assert metadata.build_process() == item.build_process()
+    assert metadata.build_sampler().steps > 0
     if item.converter != "diffzoo":
         converter = import_module(f"diffzoo.zoo.converters.{item.converter}")
         assert callable(converter.from_official)
@@ -206,7 +206,8 @@ BETAS = {"class": "DiscreteBetas", "kind": "scaled_linear"}
          "process.schedule", "the log SNR must fall from data to noise"),
         ({"process": {"prediction": "Eps", "schedule": {"class": "DiscreteBetas", "kind": "line"}}},
          "process.schedule.kind", "expected one of 'linear', 'scaled_linear', 'cosine', got 'line'"),
-        ({"process": {"prediction": "Eps", "reads": {"class": "ReadsTime", "scale": "x"}}}, "process.reads.scale",
+        ({"process": {"prediction": "Eps", "noise_conditioning": {"class": "TimeConditioning", "scale": "x"}}},
+          "process.noise_conditioning.scale",
          "expected float, got 'x'"),
         ({"process": {"prediction": "Eps", "learned_variance": 1}}, "process.learned_variance", "expected bool, got 1"),
         ({"process": {"prediction": "Eps", "schedule": 3}}, "process.schedule", "expected a Schedule, got 3"),

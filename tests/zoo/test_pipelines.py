@@ -201,9 +201,9 @@ def test_upsamplers_say_what_they_need(tmp_path: Path) -> None:
 
 
 def latent_model(folder: Path, vae: Path) -> Path:
-    facts = {"repo": str(vae), "scaling_factor": 0.18215}
+    metadata = {"repo": str(vae), "scaling_factor": 0.18215}
     network = random_weights(dimr.DiMR(dimr.TINY))
-    return network.save_pretrained(folder, process=GaussianProcess(prediction=V()), autoencoder=facts)
+    return network.save_pretrained(folder, process=GaussianProcess(prediction=V()), autoencoder=metadata)
 
 
 def test_latents_go_through_the_autoencoder_of_the_weights(vae: Path, tmp_path: Path) -> None:
@@ -230,9 +230,9 @@ def test_an_autoencoder_that_cannot_be_had_stops_before_the_first_step(
 ) -> None:
     pytest.importorskip("diffusers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    facts = {"repo": "nobody/vae", "scaling_factor": 0.18215}
+    metadata = {"repo": "nobody/vae", "scaling_factor": 0.18215}
     network = random_weights(dimr.DiMR(dimr.TINY))
-    network.save_pretrained(tmp_path, process=GaussianProcess(prediction=V()), autoencoder=facts)
+    network.save_pretrained(tmp_path, process=GaussianProcess(prediction=V()), autoencoder=metadata)
     pipe = pipeline(tmp_path, "cpu")
     monkeypatch.setattr(pipe.network, "forward", lambda *args: pytest.fail("drawn before the autoencoder was there"))
     with pytest.raises(UserError, match="the autoencoder nobody/vae is not in the cache"):

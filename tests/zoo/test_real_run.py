@@ -29,8 +29,8 @@ trainer:
   limit_val_batches: 0
   accelerator: cpu
   callbacks:
-    - {class_path: WeightAverages, init_args: {decays: [0.5], stds: [0.1], snapshot_every: 2}}
-    - {class_path: Checkpoints, init_args: {every_n_steps: 2}}
+    - {class_path: EMA, init_args: {decays: [0.5], stds: [0.1], snapshot_every: 2}}
+    - {class_path: Checkpointing, init_args: {every_n_steps: 2}}
 """
 
 
@@ -62,7 +62,7 @@ def test_the_newest_checkpoint_and_its_average_are_taken(run: Path, place: str) 
         assert loaded.keys() == averages[label].keys()
     raw = load_any(run / place, prefer="raw")
     assert all(torch.equal(v, checkpoint["state_dict"][f"network.{k}"]) for k, v in raw.network.state_dict().items())
-    assert raw.facts.name == "simple_uvit_xs_32"
+    assert raw.metadata.name == "simple_uvit_xs_32"
     assert raw.provenance["global_step"] == 4
     assert raw.process.prediction.coefficients(torch.tensor(0.6), torch.tensor(0.8)) == (1, 0)
     assert raw.class_names[3] == "Flags"
@@ -78,7 +78,7 @@ def test_a_copied_run_is_read_by_the_steps_and_not_by_the_times_of_its_files(run
 
 
 @quiet
-def test_a_snapshot_of_a_run_takes_its_facts_from_the_newest_checkpoint(run: Path) -> None:
+def test_a_snapshot_of_a_run_takes_its_metadata_from_the_newest_checkpoint(run: Path) -> None:
     assert main(["ema", "reconstruct", str(run), "--std", "0.1"]) == 0
     snapshots = [*run.glob("averages/*.safetensors"), *run.glob("averages/reconstructed/*.safetensors")]
     assert len(snapshots) == 3
@@ -111,7 +111,7 @@ def test_export_and_push_keep_every_bit_of_the_average(hub: FakeHub, run: Path, 
     for place in ("hf-hub:tester/emoji", folder, tmp_path / "w.safetensors"):
         loaded = load_any(place)
         assert all(torch.equal(average[k], v) for k, v in loaded.network.state_dict().items())
-        assert loaded.facts.build_sampler().steps == 3
+        assert loaded.metadata.build_sampler().steps == 3
 
 
 def test_a_run_that_has_not_saved_yet_is_named(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Rows(torch.utils.data.Dataset):
 def run(tmp_path: Path) -> Path:
     import lightning.pytorch as pl
 
-    from diffzoo.training.averaging import WeightAverages
+    from diffzoo.training.averaging import EMA
     from diffzoo.training.module import DiffusionModule
 
     module = DiffusionModule(
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Path:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[WeightAverages(decays=[0.5])],
+        callbacks=[EMA(decays=[0.5])],
         default_root_dir=str(tmp_path),
     )
     trainer.fit(module, torch.utils.data.DataLoader(Rows(), batch_size=4))
@@ -65,8 +65,8 @@ def test_a_run_is_loaded_and_drawn_from(run: Path) -> None:
     average = loaded.network.state_dict()
     assert loaded.network.config == CONFIG
     assert loaded.process == GaussianProcess(prediction=V())
-    assert loaded.facts.build_sampler() == DDIM(steps=3, clip=1.0)
-    assert loaded.facts.autoencoder == {"repo": "a/vae", "scaling_factor": 0.2, "subfolder": "vae"}
+    assert loaded.metadata.build_sampler() == DDIM(steps=3, clip=1.0)
+    assert loaded.metadata.autoencoder == {"repo": "a/vae", "scaling_factor": 0.2, "subfolder": "vae"}
     assert any(not torch.equal(average[k], raw[k]) for k in raw)
     held = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(raw[k], held[f"network.{k}"]) for k in raw)

@@ -16,12 +16,12 @@ from diffzoo.cli.main import main
 from diffzoo.models import adm
 from diffzoo.models.base import Network
 from diffzoo.models.registry import entry
-from diffzoo.process import Eps, ReadsTime
+from diffzoo.process import Eps, TimeConditioning
 from diffzoo.zoo import cache
 from diffzoo.zoo.loading import build_meta, load_any
 from diffzoo.zoo.verify import fingerprint, largest_error, probe, verify
 
-PROCESS = GaussianProcess(prediction=Eps(), reads=ReadsTime(8.0, -4.0))  # that of the entry
+PROCESS = GaussianProcess(prediction=Eps(), noise_conditioning=TimeConditioning(8.0, -4.0))  # that of the entry
 
 
 @pytest.fixture
@@ -116,7 +116,10 @@ def test_another_output_is_refused(at_url: Any, tiny: Network) -> None:
 
 
 def test_another_process_is_refused(at_url: Any, tiny: Network) -> None:
-    at_url(fingerprint=recorded(tiny), process={"prediction": "Eps", "reads": {"class": "ReadsTime", "scale": 7.0}})
+    at_url(
+        fingerprint=recorded(tiny),
+        process={"prediction": "Eps", "noise_conditioning": {"class": "TimeConditioning", "scale": 7.0}},
+    )
     assert not verify("dimr_tiny").ok
 
 

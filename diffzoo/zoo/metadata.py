@@ -20,9 +20,9 @@ from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import Kind, ModelEntry, config_from_dict, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, from_config, to_config
 from diffzoo.sampling import Sampler
-from diffzoo.sampling.guidance import Fade, Formula
+from diffzoo.sampling.guidance import Formula, GuidanceSchedule
 
-__all__ = ["FORMULAS", "Facts", "class_list", "facts_of", "guidance_from", "registered_facts", "sampler_from"]
+__all__ = ["FORMULAS", "Metadata", "class_list", "guidance_from", "metadata_of", "registered_metadata", "sampler_from"]
 
 # how guidance is written, and the short name of `diffzoo.sampling.guidance`
 FORMULAS: dict[str, Formula] = {"cond + s * (cond - uncond)": "cond", "uncond + s * (cond - uncond)": "uncond"}
@@ -30,7 +30,7 @@ CLASS_LISTS = ("imagenet-1k",)  # public lists of class names, known by their ow
 
 
 @dataclass(frozen=True)
-class Facts:
+class Metadata:
     """The facts above; `class_names` is a tuple, or the name of a public list such as "imagenet-1k"."""
 
     family: str
@@ -101,7 +101,7 @@ class Facts:
         return {name: value for name, value in values.items() if value not in (None, [], {}, "")}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str) -> "Facts":
+    def from_dict(cls, data: dict[str, Any], where: str) -> "Metadata":
         """The inverse of `to_dict`; unknown fields of later versions are ignored.
 
         Raises:
@@ -116,11 +116,11 @@ class Facts:
         return cls(**values)
 
 
-def facts_of(network: Network, process: GaussianProcess | None = None, **more: Any) -> Facts:
-    """The facts of a network in memory; `more` are further fields of `Facts`."""
+def metadata_of(network: Network, process: GaussianProcess | None = None, **more: Any) -> Metadata:
+    """The facts of a network in memory; `more` are further fields of `Metadata`."""
     from diffzoo import __version__
 
-    return Facts(
+    return Metadata(
         family=type(network).__name__,
         config=config_to_dict(network.config),
         process=to_config(process) if process is not None else None,
@@ -152,7 +152,10 @@ def sampler_from(data: Any) -> Any:
     return cls(**{key: sampler_from(value) for key, value in values.items()})
 
 
-FADES = {"interval": "Interval", "decay": "PowerCosine"}  # fields of guidance that are objects, and their usual class
+GUIDANCE_SCHEDULES = {
+    "interval": "Interval",
+    "decay": "PowerCosine",
+}  # fields of guidance that are objects, and their usual class
 
 
 def guidance_from(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def guidance_from(data: Mapping[str, Any]) -> dict[str, Any]:
         UserError: for an unknown field, formula or class, naming the nearest.
     """
     values = dict(data)
-    accepted = ["formula", "scale", *FADES]
+    accepted = ["formula", "scale", *GUIDANCE_SCHEDULES]
     for key in values:
         if key not in accepted:
             raise UserError(f"guidance has no argument {key!r}{did_you_mean(key, accepted)}")
@@ -174,24 +177,24 @@ def guidance_from(data: Mapping[str, Any]) -> dict[str, Any]:
     if formula not in (*FORMULAS, *FORMULAS.values()):
         raise UserError(f"expected the formula of guidance to be one of {list(FORMULAS)}, got {formula!r}")
     values["formula"] = FORMULAS.get(formula, formula)
-    for key, usual in FADES.items():
+    for key, usual in GUIDANCE_SCHEDULES.items():
         if values.get(key) is None:
             values.pop(key, None)
             continue
         if not isinstance(values[key], Mapping):
             raise UserError(f"expected {key} of guidance to be a mapping such as that of {usual}, got {values[key]!r}")
         values[key] = sampler_from({"class": usual, **values[key]})
-        if not isinstance(values[key], Fade):
+        if not isinstance(values[key], GuidanceSchedule):
             raise UserError(
                 f"{type(values[key]).__name__} says nothing about when guidance acts: use {usual} for {key}"
             )
     return values
 
 
-def registered_facts(name: str) -> Facts:
+def registered_metadata(name: str) -> Metadata:
     """The facts of a registered name, for weights that come without any: which network, and no process."""
     found = entry(name)
-    return Facts(family=found.network.__name__, config=config_to_dict(found.config), name=name)
+    return Metadata(family=found.network.__name__, config=config_to_dict(found.config), name=name)
 
 
 def class_list(names: tuple[str, ...] | str) -> tuple[str, ...]:

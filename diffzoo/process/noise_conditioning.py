@@ -1,8 +1,8 @@
-"""Readings: which number a network was trained to see at time t.
+"""Noise conditioning: which number a network was trained to see at time t.
 
-`ReadsLogSNR` for Simple Diffusion; `ReadsTime(scale, offset)` for everything that is linear in time: 999 t (U-ViT in
-continuous time), 1000 t (U-ViT and others on the discrete Stable-Diffusion schedule, n = 1..1000), 1000 t - 1 (ADM,
-index 0..999), 8 t - 4 (DiMR).
+`LogSNRConditioning` for Simple Diffusion; `TimeConditioning(scale, offset)` for everything that is linear in time:
+999 t (U-ViT in continuous time), 1000 t (U-ViT and others on the discrete Stable-Diffusion schedule, n = 1..1000),
+1000 t - 1 (ADM, index 0..999), 8 t - 4 (DiMR).
 """
 
 from abc import ABC, abstractmethod
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Reading", "ReadsLogSNR", "ReadsTime"]
+__all__ = ["LogSNRConditioning", "NoiseConditioning", "TimeConditioning"]
 
 
-class Reading(ABC):
+class NoiseConditioning(ABC):
     """The number a network reads."""
 
     @abstractmethod
@@ -22,7 +22,7 @@ class Reading(ABC):
 
 
 @dataclass(frozen=True)
-class ReadsLogSNR(Reading):
+class LogSNRConditioning(NoiseConditioning):
     """The log-SNR itself."""
 
     def __call__(self, t: Tensor, logsnr: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class ReadsLogSNR(Reading):
 
 
 @dataclass(frozen=True)
-class ReadsTime(Reading):
+class TimeConditioning(NoiseConditioning):
     """`scale t + offset`."""
 
     scale: float = 1.0
