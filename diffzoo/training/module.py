@@ -377,7 +377,7 @@ class DiffusionModule(L.LightningModule):
             "guidance": self.guidance,
             "class_names": self.class_names,
             # other autoencoders than diffusers' have to be passed to the pipeline by hand
-            "autoencoder": getattr(self.autoencoder, "facts", None),
+            "autoencoder": getattr(self.autoencoder, "metadata", None),
             "text_encoder": _text_encoder_metadata(self.text_encoder),
             "recipe_settings": self._recipe_settings,
             "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
