@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "Batch",
     "Condition",
+    "Data",
     "Images",
     "Labels",
     "Latents",
@@ -31,6 +32,7 @@ __all__ = [
 RawPixels = UInt8[Tensor, "b 3 h w"]
 Images = Float[Tensor, "b c h w"]
 Latents = Float[Tensor, "b c h w"]
+Data = Float[Tensor, "b *shape"]
 PerSample = Float[Tensor, "*b"]
 Times = Float[Tensor, "*b"]
 NoiseLevel = Float[Tensor, "b"]

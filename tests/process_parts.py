@@ -4,12 +4,14 @@ from diffzoo.process import (
     EDM,
     ELBO,
     X0,
+    BoundaryV,
     Cosine,
     DiscreteBetas,
     Eps,
     Flow,
     Interpolated,
     LinearBeta,
+    LinearLogSNR,
     LinearTime,
     MinSNR,
     OffsetCosine,
@@ -20,6 +22,7 @@ from diffzoo.process import (
     Sigmoid,
     Straight,
     UniformEps,
+    UniformFlow,
     UniformV,
     V,
     VarianceExploding,
@@ -35,6 +38,7 @@ SCHEDULES: dict[str, Schedule] = {
     "interpolated 32 -> 512": Interpolated(Shifted(Cosine(), 256, 512), Shifted(Cosine(), 32, 512)),
     "interpolated flow": Interpolated(LinearTime(), Shifted(LinearTime(), 32, 128)),
     "linear time": LinearTime(),
+    "linear log-SNR": LinearLogSNR(),
     "linear beta": LinearBeta(),
     "offset cosine": OffsetCosine(),
     "DDPM": DiscreteBetas("linear"),
@@ -56,10 +60,14 @@ PATHS: dict[str, Path] = {
     "straight": Straight(),
     "exploding": VarianceExploding(),
 }
-PREDICTIONS: dict[str, Prediction] = {"eps": Eps(), "x0": X0(), "v": V(), "flow": Flow()}
+# the same classes and their other switches
+EVERY_PATH: dict[str, Path] = {**PATHS, "straight, twice the noise": Straight(2.0)}
+PREDICTIONS: dict[str, Prediction] = {"eps": Eps(), "x0": X0(), "v": V(), "flow": Flow(), "boundary v": BoundaryV(1e-4)}
 WEIGHTINGS: dict[str, Weighting] = {
     "uniform eps": UniformEps(),
     "uniform v": UniformV(),
+    "uniform flow": UniformFlow(),
+    "uniform flow with a floor": UniformFlow(0.05, 2.0),
     "sigmoid": Sigmoid(2.0),
     "sigmoid in time": Sigmoid(-1.0, "time"),
     "min-SNR": MinSNR(),

@@ -5,23 +5,25 @@ from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.process.loss import denoising_loss, pool_target, weight
 from diffzoo.process.noise_conditioning import LogSNRConditioning, NoiseConditioning, TimeConditioning
 from diffzoo.process.paths import Path, Straight, VarianceExploding, VariancePreserving
-from diffzoo.process.predictions import X0, Eps, Flow, Prediction, V
+from diffzoo.process.predictions import X0, BoundaryV, Eps, Flow, Prediction, V
 from diffzoo.process.schedules import (
     Cosine,
     DiscreteBetas,
     Interpolated,
     LinearBeta,
+    LinearLogSNR,
     LinearTime,
     OffsetCosine,
     Schedule,
     Shifted,
 )
-from diffzoo.process.weightings import EDM, ELBO, MinSNR, Sigmoid, UniformEps, UniformV, Weighting
+from diffzoo.process.weightings import EDM, ELBO, MinSNR, Sigmoid, UniformEps, UniformFlow, UniformV, Weighting
 
 __all__ = [
     "EDM",
     "ELBO",
     "X0",
+    "BoundaryV",
     "Cosine",
     "DiscreteBetas",
     "Eps",
@@ -30,6 +32,7 @@ __all__ = [
     "GaussianProcess",
     "Interpolated",
     "LinearBeta",
+    "LinearLogSNR",
     "LinearTime",
     "LogSNRConditioning",
     "MinSNR",
@@ -43,6 +46,7 @@ __all__ = [
     "Straight",
     "TimeConditioning",
     "UniformEps",
+    "UniformFlow",
     "UniformV",
     "V",
     "VarianceExploding",

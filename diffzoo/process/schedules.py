@@ -12,6 +12,7 @@ back. It knows nothing of alpha and sigma: any schedule combines with any path (
     (6) offset cosine 2 log alpha = 2 log cos((t + s) / (1 + s) pi / 2) + const, alpha(0) = 1, in true time
                       (arXiv:2102.09672, Eq. 17, as continuous-time code has it)
     (7) discrete      tables of N betas (DDPM, Stable Diffusion, ADM), log alpha interpolated linearly in t
+    (8) linear logsnr (1 - t) max + t min: time is a name for the log-SNR alone (EDM, EDM2, consistency models)
 
 Times and log-SNRs are tensors of any shape; arithmetic runs in float64 where the device has it, since tan and log
 lose three digits near the ends in float32, and the result has the dtype of the argument.
@@ -28,12 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.typing import PerSample, Times
 
 __all__ = [
     "Cosine",
     "DiscreteBetas",
     "Interpolated",
     "LinearBeta",
+    "LinearLogSNR",
     "LinearTime",
     "OffsetCosine",
     "Schedule",
@@ -53,15 +56,15 @@ def _line(first: float, last: float, count: int) -> Tensor:
 class Schedule(ABC):
     """`t` in [0, 1] to log-SNR and back; strictly decreasing."""
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t: Times) -> PerSample:
         """Log signal-to-noise ratio at time `t`, of any shape."""
         return self._logsnr(_precise(t)).to(t.dtype)
 
-    def time(self, logsnr: Tensor) -> Tensor:
+    def time(self, logsnr: PerSample) -> Times:
         """The time at which the schedule has this log-SNR: the inverse of `logsnr`."""
         return self._time(_precise(logsnr)).to(logsnr.dtype)
 
-    def derivative(self, t: Tensor) -> Tensor:
+    def derivative(self, t: Times) -> PerSample:
         """d logsnr / dt at `t`, negative."""
         return self._derivative(_precise(t)).to(t.dtype)
 
@@ -80,7 +83,7 @@ class Schedule(ABC):
             high, low = torch.where(noisier, middle, high), torch.where(noisier, low, middle)
         return (low + high) / 2
 
-    def snap(self, t: Tensor) -> Tensor:
+    def snap(self, t: Times) -> Times:
         """Times that a network of this schedule is trained at: all, unless the schedule has steps."""
         return t
 
@@ -230,6 +233,29 @@ class LinearTime(Schedule):
 
 
 @dataclass(frozen=True)
+class LinearLogSNR(Schedule):
+    """(8): for networks that were trained over noise levels sigma = exp(-logsnr / 2) without any notion of time.
+
+    The default bounds are those of EDM's samplers, sigma from 0.002 to 80 (arXiv:2206.00364, Table 1).
+    """
+
+    min_logsnr: float = -2 * math.log(80)
+    max_logsnr: float = -2 * math.log(0.002)
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.min_logsnr, self.max_logsnr)
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        return self.max_logsnr + t * (self.min_logsnr - self.max_logsnr)
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        return (logsnr - self.max_logsnr) / (self.min_logsnr - self.max_logsnr)
+
+    def _derivative(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.min_logsnr - self.max_logsnr)
+
+
+@dataclass(frozen=True)
 class LinearBeta(Schedule):
     """(5): the VP-SDE with linear beta in continuous time (arXiv:2011.13456, Eq. 32-33).
 
@@ -346,12 +372,12 @@ class DiscreteBetas(Schedule):
         """log alpha at steps 1..N, float64 `(N,)`: half the sum of log(1 - beta)."""
         return torch.log1p(-self.betas).cumsum(0) / 2
 
-    def snap(self, t: Tensor) -> Tensor:
+    def snap(self, t: Times) -> Times:
         """The step at or after each time: uniform times in [0, 1] become the N steps, equally often."""
         # a step's own time, rounded to float32, stays that step
         return ((_precise(t) * self.steps - 1e-3).ceil().clamp(1, self.steps) / self.steps).to(t.dtype)
 
-    def log_alpha_at(self, t: Tensor) -> Tensor:
+    def log_alpha_at(self, t: Times) -> PerSample:
         """log alpha at times `t` of any shape, float64; linear between steps, exactly 0 at t = 0, and not capped."""
         table = torch.cat([self.log_alpha.new_zeros(1), self.log_alpha]).to(t.device)
         position = _precise(t) * self.steps

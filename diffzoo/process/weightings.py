@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.typing import PerSample
 
-__all__ = ["EDM", "ELBO", "MinSNR", "Sigmoid", "UniformEps", "UniformV", "Weighting"]
+__all__ = ["EDM", "ELBO", "MinSNR", "Sigmoid", "UniformEps", "UniformFlow", "UniformV", "Weighting"]
 
 Measure = Literal["time", "logsnr"]
 
@@ -32,7 +32,7 @@ class Weighting(ABC):
             raise UserError(f"expected measure 'time' or 'logsnr', got {self.measure!r}")
 
     @abstractmethod
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    def __call__(self, logsnr: PerSample) -> PerSample:
         """Weight of the squared eps error at `logsnr`."""
 
 
@@ -42,7 +42,7 @@ class UniformEps(Weighting):
 
     measure: Measure = "time"
 
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    def __call__(self, logsnr: PerSample) -> PerSample:
         return torch.ones_like(logsnr)
 
 
@@ -52,8 +52,29 @@ class UniformV(Weighting):
 
     measure: Measure = "time"
 
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    def __call__(self, logsnr: PerSample) -> PerSample:
         return 1 + torch.exp(-logsnr)
+
+
+@dataclass(frozen=True)
+class UniformFlow(Weighting):
+    """The mean squared error of the straight path's velocity eps - x, whatever the network predicts.
+
+    With u = sigma / n, the noise fraction, the velocity is (z - x) / u up to its sign, so an error of x counts 1 / u^2;
+    JiT, which predicts x, divides by u = 0.05 at least (arXiv:2511.13720, "v-loss" of x-prediction).
+
+    Args:
+        floor: the least u to divide by, in [0, 1).
+        noise_scale: n of `paths.Straight`.
+    """
+
+    floor: float = 0.0
+    noise_scale: float = 1.0
+    measure: Measure = "time"
+
+    def __call__(self, logsnr: PerSample) -> PerSample:
+        fraction = torch.sigmoid(-logsnr / 2 - math.log(self.noise_scale))
+        return torch.exp(-logsnr) / fraction.clamp_min(self.floor).square()
 
 
 @dataclass(frozen=True)
@@ -70,7 +91,7 @@ class Sigmoid(Weighting):
     bias: float = -1.0
     measure: Measure = "logsnr"
 
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    def __call__(self, logsnr: PerSample) -> PerSample:
         return torch.sigmoid(self.bias - logsnr)
 
 
@@ -81,7 +102,7 @@ class MinSNR(Weighting):
     gamma: float = 5.0
     measure: Measure = "time"
 
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    def __call__(self, logsnr: PerSample) -> PerSample:
         return (self.gamma * torch.exp(-logsnr)).clamp_max(1.0)
 
 
@@ -99,7 +120,7 @@ class EDM(Weighting):
     sigma_data: float = 0.5
     measure: Measure = "logsnr"
 
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    def __call__(self, logsnr: PerSample) -> PerSample:
         mean, std = -2 * self.p_mean, 2 * self.p_std
         density = torch.exp(-0.5 * ((logsnr - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
         return density * (torch.exp(-logsnr) + self.sigma_data**2) / self.sigma_data**2
@@ -111,5 +132,5 @@ class ELBO(Weighting):
 
     measure: Measure = "logsnr"
 
-    def __call__(self, logsnr: Tensor) -> Tensor:
+    def __call__(self, logsnr: PerSample) -> PerSample:
         return torch.ones_like(logsnr)

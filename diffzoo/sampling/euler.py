@@ -87,7 +87,7 @@ class Euler(Sampler):
         a = node(denoise.process, t)
         x, eps, _ = denoise(z, t)
         slope = denoise.process.schedule.derivative(t)
-        d_alpha, d_sigma = denoise.process.path.derivatives(a.logsnr)
+        d_alpha, d_sigma = denoise.process.derivatives_at(a.logsnr)
         return z + (s - t) * slope * (d_alpha * x + d_sigma * eps), None
 
 
@@ -117,7 +117,7 @@ class EulerMaruyama(Sampler):
         a = node(denoise.process, t)
         x, eps, _ = denoise(z, t)
         slope = denoise.process.schedule.derivative(t)
-        d_alpha, d_sigma = denoise.process.path.derivatives(a.logsnr)
+        d_alpha, d_sigma = denoise.process.derivatives_at(a.logsnr)
         intensity = -a.sigma.square() * slope if self.diffusion == "process" else a.sigma
         intensity = self.strength * intensity  # 2 D
         drift = slope * d_alpha * x + (slope * d_sigma + intensity / (2 * a.sigma)) * eps

@@ -56,7 +56,7 @@ class Node(NamedTuple):
 def node(process: GaussianProcess, t: Tensor) -> Node:
     """The process at time `t`."""
     logsnr = process.logsnr(t)
-    return Node(t, logsnr, *process.path.coefficients(logsnr))
+    return Node(t, logsnr, *process.coefficients_at(logsnr))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from process_parts import PATHS, PREDICTIONS, SCHEDULES, WEIGHTINGS
+from process_parts import EVERY_PATH, PREDICTIONS, SCHEDULES, WEIGHTINGS
 
 from diffzoo.errors import UserError
 from diffzoo.process import (
@@ -20,7 +20,9 @@ from diffzoo.process import (
     Prediction,
     Shifted,
     Sigmoid,
+    Straight,
     UniformEps,
+    UniformFlow,
     UniformV,
     V,
     Weighting,
@@ -53,8 +55,21 @@ def test_weights_are_positive_and_finite(weighting: Weighting) -> None:
     assert torch.isfinite(w).all()
 
 
+@pytest.mark.parametrize("noise", [1.0, 2.0])
+def test_uniform_flow_is_the_mean_squared_error_of_the_velocity(noise: float) -> None:
+    """JiT's loss, written out: prediction and data are both turned into a velocity by max(1 - t, 0.05)."""
+    process = GaussianProcess(LinearTime(-20, 20), Straight(noise), X0())
+    x, eps, error, t, _ = example(process)
+    t = torch.tensor([0.01, 0.04, 0.3, 0.7, 0.95], dtype=torch.float64)
+    z = process.add_noise(x, eps, t)
+    u = process.coefficients(t)[1].reshape(-1, 1, 1, 1) / noise
+    velocity, target = ((data - z) / u.clamp_min(0.05) for data in (x + error, x))
+    loss = denoising_loss(process, UniformFlow(0.05, noise), (x + error,), x, eps, t)
+    torch.testing.assert_close(loss, (velocity - target).square().flatten(1).mean(1))
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("path", EVERY_PATH.values(), ids=EVERY_PATH)
 def test_loss_of_one_estimate_is_the_same_for_every_prediction(weighting: Weighting, path: Path) -> None:
     losses = []
     for prediction in PREDICTIONS.values():
