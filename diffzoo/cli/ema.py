@@ -75,14 +75,14 @@ def _write(run: str, tensors: "dict[str, Tensor]", path: Path, metadata: dict[st
     """Write an average: complete, and saying which network it is of, if the run has a checkpoint that knows."""
     from dataclasses import replace
 
+    from diffzoo.tensors import write_tensors
     from diffzoo.training.checkpointing import list_checkpoints
-    from diffzoo.training.profiles import save_tensors
     from diffzoo.zoo.loading import locate
     from diffzoo.zoo.publish import write_weights
 
     found = list_checkpoints(run)
     if not found:
-        save_tensors(tensors, path, {"format": "pt", **metadata})
+        write_tensors(path, tensors, {"format": "pt", **{k: str(v) for k, v in metadata.items()}})
         return
     raw = locate(found[0], prefer="raw")
     state = dict(raw.state) | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}

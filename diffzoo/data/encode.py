@@ -25,7 +25,8 @@ from diffzoo.data.sources import Record, Source
 from diffzoo.data.stream import BatchMaker, RawBatch, Sequential, Transform, WorkerLoader, check_bad, hash_of_ids
 from diffzoo.data.transforms import to_images
 from diffzoo.errors import UserError
-from diffzoo.files import atomic_path, write_text
+from diffzoo.files import write_text
+from diffzoo.tensors import write_tensors
 
 __all__ = ["Progress", "encode", "make_cache_metadata"]
 
@@ -275,16 +276,13 @@ def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> np.ndarray[Any, Any
 
 
 def _write_shard(shard: _Shard, folder: Path, image_size: int, encoder: Encode) -> None:
-    from safetensors.numpy import save_file
-
     # a shard of bad pictures alone has the shape of the others
     blank = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
     parts = shard.moments or [_encoded(blank, encoder, shard.flips)[:0]]
     tensors = {
-        "moments": np.ascontiguousarray(np.concatenate(parts)),  # safetensors writes memory as it lies
-        "row": np.array(shard.ids, dtype=np.int64),
-        "label": np.array(shard.labels, dtype=np.int64),
+        "moments": torch.from_numpy(np.concatenate(parts)),
+        "row": torch.tensor(shard.ids, dtype=torch.int64),
+        "label": torch.tensor(shard.labels, dtype=torch.int64),
     }
     about = {"captions": shard.captions, "bad": shard.bad, "passport": shard.mark}
-    with atomic_path(folder / shard_name(shard.index)) as temporary:
-        save_file(tensors, temporary, metadata={HEADER: json.dumps(about)})
+    write_tensors(folder / shard_name(shard.index), tensors, {HEADER: json.dumps(about)})

@@ -18,6 +18,7 @@ import torch
 from diffzoo.encoders.pins import check_weights, first_revision
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.hub import hub_file
+from diffzoo.tensors import AUTOENCODER, state_sha256
 from diffzoo.typing import Images, Latents
 
 __all__ = ["Autoencoder", "Identity", "KLAutoencoder"]
@@ -172,11 +173,8 @@ class KLAutoencoder:
     def hash(self) -> str:
         """SHA-256 of the weights in float32, by name, and of the scaling factor."""
         if self._hash is None:
-            digest = hashlib.sha256(repr(float(self.scaling_factor)).encode())
-            for name, value in sorted(self._load().float().state_dict().items()):
-                digest.update(f"{name}{tuple(value.shape)}".encode())
-                digest.update(value.contiguous().numpy().tobytes())
-            self._hash = digest.hexdigest()
+            factor = repr(float(self.scaling_factor)).encode()
+            self._hash = state_sha256(self._load().state_dict(), AUTOENCODER, start=factor)
         return self._hash
 
     @property

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from diffzoo.encoders.pins import check_weights, first_revision
 from diffzoo.errors import MissingExtraError, UserError
-from diffzoo.files import atomic_path
-from diffzoo.hub import explain_disk, hub_cache_dir
+from diffzoo.hub import hub_cache_dir
+from diffzoo.tensors import TEXT_ENCODER, state_sha256, write_tensors
 
 __all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder"]
 
@@ -88,15 +88,6 @@ def _weights(repo: str, commit: str) -> dict[str, Path]:
     folder = hub_cache_dir() / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
     found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     return {path.name: path for path in found}
-
-
-def _tensor_hash(tensors: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 class _Transformer:
@@ -180,7 +171,7 @@ class _Transformer:
                 "vocabulary": hashlib.sha256(
                     json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()
                 ).hexdigest(),
-                "weights": _tensor_hash(dict(self.model.state_dict())),
+                "weights": state_sha256(self.model.state_dict(), TEXT_ENCODER),
             }
             self._fingerprint = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
         return self._fingerprint
@@ -336,10 +327,7 @@ class CachedText:
         self._remember(caption, tokens)
         path = self._path(caption)
         if path is not None:
-            from safetensors.torch import save_file
-
-            with explain_disk(path), atomic_path(path) as temporary:
-                save_file({"text": tokens.contiguous()}, temporary)
+            write_tensors(path, {"text": tokens})
         return tokens
 
     def _remember(self, caption: str, tokens: Tensor) -> None:

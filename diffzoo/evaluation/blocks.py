@@ -27,6 +27,7 @@ from diffzoo.evaluation.pictures import as_protocol_asks, to_pixels
 from diffzoo.evaluation.records import EvalProtocol, Plan, digest
 from diffzoo.files import atomic_path
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
+from diffzoo.tensors import write_tensors
 
 __all__ = ["Blocks", "Job"]
 
@@ -113,11 +114,8 @@ class Blocks:
 
     def write(self, index: int, tensors: dict[str, Tensor], what: str = "features") -> None:
         """Write a block atomically."""
-        from safetensors.torch import save_file
-
         count = len(next(iter(tensors.values())))
-        with atomic_path(self.path(index, what)) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"count": str(count)})
+        write_tensors(self.path(index, what), tensors, {"count": str(count)})
 
     def read(self, index: int, count: int, what: str = "features") -> dict[str, Tensor]:
         """The first `count` rows of a block."""

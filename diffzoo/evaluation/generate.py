@@ -14,12 +14,12 @@ from diffzoo import sampling
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.records import Plan, SamplePlan
 from diffzoo.metrics.features import float32_digits
-from diffzoo.metrics.weights import state_sha256
 from diffzoo.pipelines import Pipeline, pipeline
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.rng import keyed_generator
 from diffzoo.sampling import Autoguidance, ClassifierFree, ClassifierGuidance, Denoiser, Sampler, sample
 from diffzoo.sampling.upsample import quantise
+from diffzoo.tensors import state_sha256
 from diffzoo.typing import Condition
 from diffzoo.zoo.metadata import FORMULAS, Metadata, guidance_from, sampler_from
 from diffzoo.zoo.settings import setting_of

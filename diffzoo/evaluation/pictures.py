@@ -19,9 +19,8 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.records import EvalProtocol, ImagesPlan
-from diffzoo.files import atomic_path
+from diffzoo.files import atomic_path, sha256
 from diffzoo.metrics.resize import resize_bicubic
-from diffzoo.metrics.weights import file_sha256
 
 __all__ = ["FolderImages", "NpzImages", "as_protocol_asks", "open_images", "to_pixels", "write_npz"]
 
@@ -139,7 +138,7 @@ class FolderImages:
         """Which images these are."""
         hashed = hashlib.sha256()
         for file in self.files:
-            hashed.update(f"{file.relative_to(self.path)}:{file_sha256(file)}\n".encode())
+            hashed.update(f"{file.relative_to(self.path)}:{sha256(file)}\n".encode())
         return ImagesPlan(self.path, hashed.hexdigest())
 
 
@@ -221,7 +220,7 @@ class NpzImages:
 
     def plan(self) -> ImagesPlan:
         """Which images these are."""
-        return ImagesPlan(self.path, file_sha256(self.path))
+        return ImagesPlan(self.path, sha256(self.path))
 
 
 def open_images(path: str | os.PathLike[str]) -> FolderImages | NpzImages:

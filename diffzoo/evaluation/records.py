@@ -82,7 +82,7 @@ class SamplePlan(_Record):
 
     Args:
         model: a registered name, a run, a checkpoint: what `diffzoo.zoo.loading.load_any` takes.
-        weights_sha256: hash of the network's tensors (`diffzoo.metrics.weights.state_sha256`); filled in on loading.
+        weights_sha256: hash of the network's tensors (`diffzoo.tensors.state_sha256`); filled in on loading.
         sampler: class name and options of the sampler but its steps and grid, for example {"class": "DDIM"}.
         steps: of the sampler.
         grid: class name and options of the time grid.

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.pictures import NpzImages
-from diffzoo.files import atomic_path
+from diffzoo.files import atomic_path, sha256
 from diffzoo.hub import cache_dir
 from diffzoo.metrics.features import FeatureNetwork, extract
 from diffzoo.metrics.moments import Moments
-from diffzoo.metrics.weights import file_sha256
 
 __all__ = ["Reference", "find_reference", "make_reference", "reference_folder"]
 
@@ -61,7 +60,7 @@ class Reference:
                 f"{path} is no reference: expected statistics (mu, sigma) or images (arr_0), "
                 f"found {', '.join(sorted(reference.names)) or 'nothing'}"
             )
-        reference.sha256 = file_sha256(path)
+        reference.sha256 = sha256(path)
         return reference
 
     @property

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.metrics.weights import state_sha256
 from diffzoo.rng import keyed_generator
+from diffzoo.tensors import state_sha256
 
 __all__ = ["FEATURE_NETWORKS", "FeatureNetwork", "RandomConv", "extract", "float32_digits", "load_features"]
 

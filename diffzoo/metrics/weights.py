@@ -1,37 +1,16 @@
 """Where the weights of feature networks come from: a path, their usual place, or an installed package."""
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import Tensor
-
 from diffzoo.errors import UserError
 
-__all__ = ["carried_by_package", "environment_path", "file_sha256", "missing_weights", "state_sha256"]
+__all__ = ["carried_by_package", "environment_path", "missing_weights"]
 
 ENTRY_POINTS = "diffzoo.feature_weights"
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of tensors by name, shape and bytes, in the order of the names: independent of the file format."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        if name.endswith("num_batches_tracked"):  # a counter of training that no result depends on
-            continue
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment_variable(network: str) -> str:

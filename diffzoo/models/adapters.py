@@ -8,14 +8,13 @@ layer computes with
 Other tensors of an adapter are parameters that were trained whole, under their own names.
 """
 
-import hashlib
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from diffzoo.errors import UserError
 
-__all__ = ["base_digest", "merge", "plain_name"]
+__all__ = ["merge", "plain_name"]
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -24,15 +23,6 @@ def plain_name(name: str) -> str:
     """A parameter's name without what PEFT puts into it and around it."""
     name = name.removeprefix("network.").replace(".base_layer.", ".")
     return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
-
-
-def base_digest(parameters: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the weights that adapters belong to, in order of their plain names, as float32."""
-    total = hashlib.sha256()
-    for name in sorted(parameters):
-        total.update(name.encode())
-        total.update(parameters[name].detach().float().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 def merge(state: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: float, where: str) -> dict[str, Tensor]:

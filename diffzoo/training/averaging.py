@@ -14,9 +14,9 @@ stay as they are (frozen, integer) need no average. With FSDP2 every rank averag
 the shards are gathered when a checkpoint or a snapshot is written.
 """
 
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.training.profiles import list_snapshots, power_decay, power_gamma, reconstruct, save_tensors
+from diffzoo.tensors import write_tensors
+from diffzoo.training.profiles import list_snapshots, power_decay, power_gamma, reconstruct
+from diffzoo.training.side_files import write_or_warn
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -329,12 +331,8 @@ class EMA(Callback):
                 continue
             path = self._place(trainer) / f"step_{self._step:08d}_{label}.safetensors"
             metadata = {"format": "pt", "label": label, "std": std, "updates": self.updates[label], "step": self._step}
-            try:
-                save_tensors(tensors, path, metadata)
-            except Exception as error:
-                if not _is_disk_trouble(error):
-                    raise
-                rank_zero_warn(f"the snapshot {path} could not be written ({error}); training goes on without it")
+            header = {k: str(v) for k, v in metadata.items()}
+            write_or_warn(path, partial(write_tensors, path, tensors, header))
 
     def _place(self, trainer: Trainer) -> Path:
         return self.folder or Path(trainer.default_root_dir) / "averages"
@@ -451,12 +449,3 @@ def _put_back(network: nn.Module, places: list[Tensor], kept: list[Tensor]) -> N
         _reshard(network)
         _copy(places, kept)
         raise
-
-
-def _is_disk_trouble(error: BaseException) -> bool:
-    """A full or failing disk; safetensors reports it as its own error with the system's words."""
-    if isinstance(error, OSError):
-        return True
-    return type(error).__name__ == "SafetensorError" and any(
-        f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
-    )

@@ -5,6 +5,7 @@ predict, weigh. Mathematics lives in `diffzoo.process`, networks in `diffzoo.mod
 """
 
 import functools
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
@@ -20,7 +21,8 @@ from diffzoo import __version__
 from diffzoo.encoders.autoencoder import Autoencoder
 from diffzoo.encoders.text import CLIPEncoder, T5Encoder, TextEncoder
 from diffzoo.errors import UserError
-from diffzoo.models.adapters import base_digest, plain_name
+from diffzoo.files import to_json, write_text
+from diffzoo.models.adapters import plain_name
 from diffzoo.models.base import Network
 from diffzoo.models.registry import config_to_dict
 from diffzoo.process import (
@@ -33,6 +35,7 @@ from diffzoo.process import (
     to_config,
 )
 from diffzoo.sampling import DDIM, Sampler
+from diffzoo.tensors import ADAPTER_BASE, state_sha256, write_tensors
 from diffzoo.training import draws, freezing
 from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.averaging import EMA, averaged, whole_state
@@ -41,7 +44,6 @@ from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
 from diffzoo.training.recipe_settings import Settings, apply_changes, settings_of
 from diffzoo.training.sharding import shard
 from diffzoo.training.side_files import write_or_warn
-from diffzoo.training.weights_file import write_weights
 from diffzoo.typing import Condition
 
 __all__ = ["DiffusionModule"]
@@ -442,7 +444,7 @@ class DiffusionModule(L.LightningModule):
     def _adapter_metadata(self, lora: LoRA) -> dict[str, Any]:
         if self._base_digest is None:
             frozen = {plain_name(n): p for n, p in self.network.named_parameters() if not p.requires_grad}
-            self._base_digest = base_digest(frozen)
+            self._base_digest = state_sha256(frozen, ADAPTER_BASE)
         base = str(self.weights)
         if Path(base).exists():
             base = str(Path(base).resolve())
@@ -480,7 +482,9 @@ class DiffusionModule(L.LightningModule):
             self.on_save_checkpoint(held)
             record = held["diffzoo"]
             metadata = {**record.pop("model"), **record, "provenance": {"global_step": self.trainer.global_step}}
-            write_weights(state, {k: v for k, v in metadata.items() if v not in (None, [], {})}, path)
+            known = {k: v for k, v in metadata.items() if v not in (None, [], {})}
+            write_tensors(path, state, {"diffzoo": json.dumps(known, sort_keys=True)})
+            write_text(folder / "config.json", to_json(known))
         return path
 
 

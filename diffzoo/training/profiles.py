@@ -23,13 +23,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.files import atomic_path
 
 __all__ = [
     "Snapshot",
@@ -40,7 +38,6 @@ __all__ = [
     "power_gamma",
     "power_std",
     "reconstruct",
-    "save_tensors",
 ]
 
 MAX_STD = 12**-0.5
@@ -120,14 +117,6 @@ class Snapshot:
     updates: int
     std: float
     step: int
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {k: str(v) for k, v in metadata.items()})
 
 
 def list_snapshots(folder: str | Path) -> list[Snapshot]:

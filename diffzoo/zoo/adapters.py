@@ -4,7 +4,7 @@ They lie in `adapter.safetensors`, or in a checkpoint of a run with LoRA, as `di
 facts have a field `adapter`:
 
     base         source of the weights that it belongs to       rank, alpha    of the product, scaled by alpha / rank
-    base_sha256  of these weights (`base_digest`)
+    base_sha256  of these weights (`diffzoo.tensors.ADAPTER_BASE`)
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.models.adapters import base_digest, merge, plain_name
+from diffzoo.models.adapters import merge, plain_name
+from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.zoo import formats
 from diffzoo.zoo.adapt import adapt_to
 from diffzoo.zoo.loading import Weights, file_metadata, folder_file, locate
@@ -99,7 +100,7 @@ def join(tensors: Mapping[str, Tensor], metadata: Metadata, where: str) -> Weigh
     network = adapt_to(base, metadata.build_config())
     state = dict(network.state_dict())
     frozen = {n: p for n, p in network.named_parameters() if n not in tensors}
-    if adapter.get("base_sha256") and base_digest(frozen) != adapter["base_sha256"]:
+    if adapter.get("base_sha256") and state_sha256(frozen, ADAPTER_BASE) != adapter["base_sha256"]:
         raise UserError(
             f"the adapters in {where} were trained on other weights than {source} now holds: restore those, or name "
             "their place in the field base of config.json"

@@ -24,11 +24,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from diffzoo.errors import UserError
-from diffzoo.files import atomic_path
-from diffzoo.hub import cache_dir, check_repo, explain_disk, free_space_for, hub_file
+from diffzoo.hub import cache_dir, check_repo, free_space_for, hub_file
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import Kind, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, to_config
+from diffzoo.tensors import write_tensors
 from diffzoo.zoo import cache, formats
 from diffzoo.zoo.fetch import fetch
 from diffzoo.zoo.manifest import Checkpoint, checkpoint, entry_config, has_checkpoint, load_manifest
@@ -218,17 +218,13 @@ def _entry_weights(item: Checkpoint) -> Weights:
 
 
 def _convert_once(item: Checkpoint, path: Path) -> None:
-    from safetensors.torch import save_file
-
     source, original = fetch(item)
     state = convert(item, source)
     problem = _difference(build_meta(entry(item.model).network, entry_config(item)).state_dict(), state)
     if problem:
         raise UserError(f"{item.source} does not fit {item.model}: {problem}")
     free_space_for(sum(v.nbytes for v in state.values()), path)
-    with explain_disk(path), atomic_path(path) as temporary:
-        # a view of a memory-mapped file may share storage with its neighbours, which safetensors refuses
-        save_file({k: v.contiguous().clone() for k, v in state.items()}, temporary, {"original": json.dumps(original)})
+    write_tensors(path, state, {"original": json.dumps(original)})
 
 
 # -- files and folders

@@ -38,6 +38,7 @@ from diffzoo.hub import (
 )
 from diffzoo.models.base import Network
 from diffzoo.process import GaussianProcess
+from diffzoo.tensors import write_tensors
 from diffzoo.zoo.adapters import find_adapter, portable_base, read_adapter
 from diffzoo.zoo.cache import sha256, to_json
 from diffzoo.zoo.card import model_card
@@ -57,13 +58,7 @@ FORM = ("model.safetensors", "config.json", "recipe.yaml", "samples.png", "READM
 
 def write_weights(state: Mapping[str, Tensor], metadata: Metadata, path: Path) -> Path:
     """Write a safetensors file with the facts in its header, atomically; equal input gives equal bytes."""
-    from safetensors.torch import save_file
-
-    header = {"diffzoo": json.dumps(metadata.to_dict(), sort_keys=True)}  # one key: safetensors does not keep an order
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    with explain_disk(path), atomic_path(path) as temporary:
-        save_file(tensors, temporary, header)
-    return path
+    return write_tensors(path, state, {"diffzoo": json.dumps(metadata.to_dict(), sort_keys=True)})
 
 
 def save_pretrained(

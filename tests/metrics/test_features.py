@@ -15,7 +15,7 @@ from diffzoo.metrics.dino import DinoV2, shrink_positions
 from diffzoo.metrics.features import FEATURE_NETWORKS, RandomConv, float32_digits
 from diffzoo.metrics.inception import Inception2015, _convolutions, load_inception, spatial_layer
 from diffzoo.metrics.resize import resize_tf1
-from diffzoo.metrics.weights import carried_by_package, state_sha256
+from diffzoo.metrics.weights import carried_by_package
 
 
 def pixels(n: int = 2, size: int = 32) -> Tensor:
@@ -238,18 +238,6 @@ def test_random_conv_is_the_same_everywhere_and_tells_sets_apart() -> None:
 
 def test_extracting_nothing_gives_empty_layers() -> None:
     assert extract(load_features("random-conv"), pixels(0))["pool"].shape == (0, 128)
-
-
-def test_the_state_hash_sees_names_shapes_and_values() -> None:
-    base = {"a": torch.zeros(2, 3)}
-    others = [
-        {"b": torch.zeros(2, 3)},
-        {"a": torch.zeros(3, 2)},
-        {"a": torch.ones(2, 3)},
-        {"a": torch.zeros(2, 3).half()},
-    ]
-    assert len({state_sha256(s) for s in (base, *others)}) == 5
-    assert state_sha256({**base, "n.num_batches_tracked": torch.tensor(5)}) == state_sha256(base)
 
 
 def test_every_network_has_a_loader() -> None:

@@ -15,10 +15,11 @@ from torch import nn
 
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.tensors import write_tensors
 from diffzoo.training import averaging
 from diffzoo.training.averaging import EMA, averaged, averages_of, list_snapshots, reconstruct
 from diffzoo.training.checkpointing import find_resume
-from diffzoo.training.profiles import coefficients, mismatch, power_gamma, power_std, save_tensors
+from diffzoo.training.profiles import coefficients, mismatch, power_gamma, power_std
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -441,7 +442,7 @@ def test_reconstruction_of_a_known_trajectory(tmp_path: Path) -> None:
         for std in (0.05, 0.1):
             value = torch.tensor([t * (power_gamma(std) + 1) / (power_gamma(std) + 2)])
             path = tmp_path / f"step_{t:08d}_power_{std:.3f}.safetensors"
-            save_tensors({"w": value}, path, {"updates": t, "std": std, "step": t})
+            write_tensors(path, {"w": value}, {"updates": str(t), "std": str(std), "step": str(t)})
     for std in (0.03, 0.07, 0.12, 0.2):
         g = power_gamma(std)
         value = float(reconstruct(list_snapshots(tmp_path), std)["w"])
@@ -489,7 +490,7 @@ def test_averages_as_in_ema_pytorch(tmp_path: Path) -> None:
         theirs.update()
         for label, std in ours.stds.items() if step % 20 == 0 else []:
             path = tmp_path / "ours" / f"step_{step:08d}_{label}.safetensors"
-            save_tensors(ours.averages[label], path, {"updates": step, "std": std, "step": step})
+            write_tensors(path, ours.averages[label], {"updates": str(step), "std": str(std), "step": str(step)})
     for label, kept in zip(ours.labels, theirs.ema_models, strict=True):
         torch.testing.assert_close(ours.averages[label]["weight"], kept.ema_model.weight, atol=1e-6, rtol=1e-5)
     with torch.no_grad():
@@ -510,7 +511,7 @@ def test_full_disk_leaves_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(averaging, "save_tensors", full)
+    monkeypatch.setattr(averaging, "write_tensors", full)
     callback = EMA(decays=[], stds=[0.1], snapshot_every=4)
     with pytest.warns(UserWarning, match="training goes on without it"):
         fit(tmp_path, callback, 6)

@@ -15,10 +15,11 @@ from diffzoo import load_any
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.models import entry, list_models, registry, simple_uvit
-from diffzoo.models.adapters import base_digest, merge, plain_name
+from diffzoo.models.adapters import merge, plain_name
 from diffzoo.models.base import Network
 from diffzoo.models.summary import example_inputs
 from diffzoo.process import Cosine, GaussianProcess
+from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.training.freezing import depths
 from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.planning import flops_per_image
@@ -57,7 +58,7 @@ def test_merged_weights_compute_what_the_adapted_network_does(family: str) -> No
         torch.testing.assert_close(merged(*inputs), adapted, rtol=1e-4, atol=1e-5)
         assert (adapted - before).abs().max() > 1e-3
     frozen = {plain_name(n): p for n, p in net.named_parameters() if not p.requires_grad}
-    assert base_digest(frozen) == base_digest({k: v for k, v in base.items() if k in frozen})
+    assert state_sha256(frozen, ADAPTER_BASE) == state_sha256({k: base[k] for k in frozen}, ADAPTER_BASE)
     assert flops_per_image(net) == flops_per_image(merged)
     assert set(depths(net).values()) <= set(depths(merged).values())
 

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from diffzoo.cli.main import main
-from diffzoo.training import callbacks, held_out, weights_file
+from diffzoo.tensors import write_tensors
+from diffzoo.training import callbacks, held_out
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.side_files import write_or_warn
 from diffzoo.training.throughput import CsvLog
@@ -128,6 +129,4 @@ def test_wrapped_errors_are_the_disks_too(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", full_in_rust)
         with pytest.warns(UserWarning, match="best could not be written"):
-            assert not write_or_warn(
-                folder, lambda: weights_file.write_weights({"w": torch.ones(2)}, {}, folder / "model.safetensors")
-            )
+            assert not write_or_warn(folder, lambda: write_tensors(folder / "model.safetensors", {"w": torch.ones(2)}))

@@ -10,10 +10,10 @@ from hub_server import FakeHub
 from diffzoo import load_any, pull, push_to_hub
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
-from diffzoo.models.adapters import base_digest
 from diffzoo.models.base import Network
 from diffzoo.models.registry import config_to_dict
 from diffzoo.process import Eps, GaussianProcess, to_config
+from diffzoo.tensors import ADAPTER_BASE, state_sha256
 
 # the client's own use of its HTTP library
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -35,7 +35,7 @@ def run_with_adapters(tiny: Network, base: str, folder: Path) -> Path:
         "model": {"name": "dimr_tiny", "family": "DiMR", "config": config_to_dict(tiny.config)},
         "process": to_config(GaussianProcess(prediction=Eps())),
         "class_names": [f"cat {i}" for i in range(10)],
-        "adapter": {"base": base, "rank": 2, "alpha": 3.0, "base_sha256": base_digest(frozen)},
+        "adapter": {"base": base, "rank": 2, "alpha": 3.0, "base_sha256": state_sha256(frozen, ADAPTER_BASE)},
     }
     torch.save({"state_dict": state, "diffzoo": record}, folder / "checkpoints" / "step_00000007.ckpt")
     return folder

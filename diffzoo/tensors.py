@@ -1,0 +1,81 @@
+"""Named tensors: their hash, and the one way to write them to a safetensors file.
+
+A hash that was recorded in a file is compared for ever, so every kind of record keeps the form that it began with:
+
+    STATE           weights of networks in the results of evaluations
+    ADAPTER_BASE    `base_sha256` of a low-rank adapter: the frozen parameters, as float32
+    TEXT_ENCODER    weights in the fingerprint of a text encoder, which names its folder of cached embeddings
+    AUTOENCODER     weights in the hash of an autoencoder, as float32, which a latent cache states
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffzoo.files import atomic_path
+from diffzoo.hub import explain_disk
+
+__all__ = ["ADAPTER_BASE", "AUTOENCODER", "STATE", "TEXT_ENCODER", "HashForm", "state_sha256", "write_tensors"]
+
+
+class HashForm(NamedTuple):
+    """What of a tensor is hashed: the text `head` about it, then its bytes, of float32 if `float32`."""
+
+    head: str
+    float32: bool = False
+
+
+STATE = HashForm("{name}:{dtype}:{shape}\n")
+ADAPTER_BASE = HashForm("{name}", float32=True)
+TEXT_ENCODER = HashForm("{name} {dtype} {shape}")
+AUTOENCODER = HashForm("{name}{shape}", float32=True)
+
+
+def state_sha256(state: Mapping[str, Tensor], form: HashForm = STATE, start: bytes = b"") -> str:
+    """SHA-256 of tensors in the order of their names, 64 hexadecimal digits: independent of file format and device.
+
+    Args:
+        state: of any shapes and dtypes. Batch norm's `num_batches_tracked`, on which no result depends, is left out.
+        form: what is hashed of each tensor.
+        start: what is hashed before the first one.
+    """
+    digest = hashlib.sha256(start)
+    for name in sorted(state):
+        if name.endswith("num_batches_tracked"):
+            continue
+        value = state[name].detach()
+        value = (value.float() if form.float32 else value).cpu().contiguous()
+        digest.update(form.head.format(name=name, dtype=value.dtype, shape=tuple(value.shape)).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a safetensors file, whole or not at all; equal input gives equal bytes.
+
+    Args:
+        path: of the file; its folder is made.
+        tensors: on any device; they may be views and may share memory.
+        metadata: text by name, for the file's header. With more than one name, their order is safetensors' own.
+
+    Raises:
+        UserError: if the disk is full or may not be written to.
+    """
+    from safetensors.torch import save_file
+
+    whole: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in held:  # safetensors refuses shared memory
+            value = value.clone()
+        held.add(value.untyped_storage().data_ptr())
+        whole[name] = value
+    with explain_disk(path), atomic_path(path) as temporary:
+        save_file(whole, temporary, dict(metadata) if metadata else None)
+    return path
