@@ -193,11 +193,12 @@ def _frechet(x: Tensor, reference: FrechetReference, groups: int) -> Value:
     # the mean and scatter are summed in pieces, so that float64 copies of all features never exist at once
     many = groups if groups >= 2 and n >= 2 * groups else 1
     parts = [merge_all(Moments.of(p) for p in x[a:b].split(5000)) for a, b in _bounds(n, many)]
-    value = reference.distance_of(merge_all(parts))
+    whole = merge_all(parts)
+    value = reference.distance_of(whole)
     # leaving out a group of a set that barely spans the space says nothing about its distance
     if many == 1 or n - -(-n // many) <= x.shape[1]:
         return Value(value, None, None)
-    return Value(value, jackknife([reference.distance_of(m) for m in _without_each(parts)]), _jackknife_text(many))
+    return Value(value, jackknife(reference.changes(whole, _without_each(parts))), _jackknife_text(many))
 
 
 def _inception(logits: Tensor, split_size: int, groups: int) -> Value:

@@ -1,16 +1,21 @@
 """Fréchet distance of two Gaussians fitted to features (arXiv:1706.08500, Eq. 6).
 
-    d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
+    (1)  d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
 
-The eigenvalues of S1 S2 are those of the symmetric L^T S2 L for any L L^T = S1, so that symmetric eigenproblems
-replace the square root of a nonsymmetric matrix. Where S1 is singular L comes from its eigenvectors, so that this holds
-for covariances of any rank, where the matrix square root of SciPy turns noisy or complex.
+With factors S1 = L1 L1^T and S2 = L2 L2^T of any kind,
+
+    (2)  tr (S1 S2)^(1/2) = sum of the singular values of L1^T L2.
+
+The eigenvalues of S1 S2 are the squares of these singular values: where they are below the largest one times the
+rounding error they are lost, though their square roots are not small. (2) never forms the square, so it holds for
+spectra of any width and, with factors that have no columns for the eigenvalue zero, for covariances of any rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -18,49 +23,85 @@ from diffzoo.metrics.moments import Moments
 
 __all__ = ["FrechetReference", "frechet_distance"]
 
+ASYMMETRY = 1e-4  # relative; float32 statistics are symmetric to 1e-6
+
 
 @dataclass(frozen=True)
 class FrechetReference:
-    """Mean, covariance and a factor of the covariance, so that many distances to one reference cost one each.
+    """Mean, covariance and a factor of the covariance, so that many distances to one reference factorise it once.
 
     Args:
-        mean: `(d,)`, float64.
-        covariance: `(d, d)`, float64.
-        factor: `(d, r)` with factor factor^T = covariance.
+        mean: float64.
+        covariance: float64.
+        factor: factor factor^T = covariance, of rank r.
     """
 
-    mean: Tensor
-    covariance: Tensor
-    factor: Tensor
+    mean: Float64[Tensor, "d"]
+    covariance: Float64[Tensor, "d d"]
+    factor: Float64[Tensor, "d r"]
 
     @classmethod
-    def of(cls, mean: Tensor, covariance: Tensor) -> "FrechetReference":
-        """Factorise a covariance; raises a `UserError` for statistics that are none."""
+    def of(cls, mean: Float[Tensor, "d"], covariance: Float[Tensor, "..."]) -> "FrechetReference":
+        """Factorise a covariance.
+
+        Raises:
+            UserError: for a covariance of another shape, values that are not finite, or a matrix that is not symmetric.
+        """
         mean, covariance = mean.to(torch.float64), covariance.to(torch.float64)
         d = mean.shape[0]
         if covariance.shape != (d, d):
             raise UserError(f"expected a covariance of shape ({d}, {d}), got {tuple(covariance.shape)}")
         if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
             raise UserError("the statistics are not finite: make them again from the images")
-        return cls(mean, covariance, _factor((covariance + covariance.T) / 2))
+        asymmetry = (covariance - covariance.T).abs().max()
+        if asymmetry > ASYMMETRY * covariance.abs().max():
+            raise UserError(
+                f"expected a covariance, got a matrix that is not symmetric (by up to {float(asymmetry):.3g}): "
+                "did you save a triangle or a factor of it?"
+            )
+        covariance = (covariance + covariance.T) / 2
+        return cls(mean, covariance, _factor(covariance))
 
-    def distance(self, mean: Tensor, covariance: Tensor) -> float:
-        """Squared Fréchet distance, as FID is reported, to a Gaussian of this dimension."""
-        mean, covariance = mean.to(self.mean), covariance.to(self.mean)
+    def distance(self, mean: Float[Tensor, "e"], covariance: Float[Tensor, "..."]) -> float:
+        """Squared Fréchet distance (1), as FID is reported, to another Gaussian.
+
+        Raises:
+            UserError: for statistics of another dimension, or that `of` refuses.
+        """
         if mean.shape != self.mean.shape:
             raise UserError(
                 f"the statistics have {mean.shape[0]} dimensions and the reference {self.mean.shape[0]}: "
                 "they come from different feature networks"
             )
-        product = self.factor.T @ covariance @ self.factor
-        values = torch.linalg.eigvalsh((product + product.T) / 2)
-        root = values[values > _rounding(values)].sqrt().sum()
-        gap = (mean - self.mean).square().sum()
-        return float(gap + self.covariance.trace() + covariance.trace() - 2 * root)
+        other = FrechetReference.of(mean.to(self.mean), covariance.to(self.mean))
+        root = torch.linalg.svdvals(self.factor.T @ other.factor).sum()
+        gap = (other.mean - self.mean).square().sum()
+        return float(gap + self.covariance.trace() + other.covariance.trace() - 2 * root)
 
     def distance_of(self, moments: Moments) -> float:
         """Squared Fréchet distance to the Gaussian with these moments."""
         return self.distance(moments.mean, moments.covariance())
+
+    def changes(self, moments: Moments, others: Iterable[Moments]) -> list[float]:
+        """To first order, how much further than `moments` each of `others` is from the reference.
+
+        With L L^T the covariance of the reference and L^T S L = U s^2 U^T, the derivative of (1) in the mean m and the
+        covariance S is
+
+            (3)  2 (m - mean)   and   I - L U s^-1 U^T L^T.
+
+        One eigenproblem serves any number of neighbours of one set: a jackknife costs little more than the distance.
+        """
+        covariance = moments.covariance()
+        inner = self.factor.T @ covariance @ self.factor
+        values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+        kept = values > _rounding(values)
+        half = self.factor @ vectors[:, kept] * values[kept] ** -0.25
+        slope = torch.eye(len(covariance), dtype=half.dtype, device=half.device) - half @ half.T
+        gap = 2 * (moments.mean - self.mean)
+        return [
+            float(gap @ (o.mean - moments.mean) + (slope * (o.covariance() - covariance)).sum()) for o in others
+        ]  # fmt: skip
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.metrics import FrechetReference, Moments, frechet_distance, merge_all
+from diffzoo.metrics.in_training import FrechetDistance
 
 
 def normals(n: int, d: int, seed: int = 0) -> Tensor:
@@ -59,6 +60,65 @@ def test_closed_form_of_commuting_covariances() -> None:
     want = (m1 - m2).square().sum() + (s1 - s2).square().sum()
     c1, c2 = (rotation @ torch.diag(s.square()) @ rotation.T for s in (s1, s2))
     assert FrechetReference.of(m1, c1).distance(m2, c2) == pytest.approx(float(want), rel=1e-10)
+
+
+def rotated(spectrum: Tensor) -> Tensor:
+    """A covariance with these eigenvalues; all have the same eigenvectors."""
+    basis = torch.linalg.qr(normals(len(spectrum), len(spectrum), 5)).Q
+    return (basis * spectrum) @ basis.T
+
+
+SPECTRA = {
+    # dimension, smallest exponent of ten below 10, factor, how many eigenvalues are zero
+    "narrow": (128, 0, 2.0, 0),
+    "wide": (512, -6, 1.02, 0),
+    "wide, nearly equal": (512, -7, 1.001, 0),
+    "wide, half the rank": (256, -6, 1.1, 128),
+}
+
+
+@pytest.mark.parametrize(("d", "low", "factor", "zeros"), SPECTRA.values(), ids=SPECTRA)
+def test_wide_spectra(d: int, low: int, factor: float, zeros: int) -> None:
+    """For S2 = f S1 the distance is (1 - sqrt f)^2 tr S1."""
+    spectrum = torch.logspace(1, low, d, dtype=torch.float64)
+    spectrum[d - zeros :] = 0
+    want = float(spectrum.sum() * (1 - factor**0.5) ** 2)
+    mean, first, second = torch.zeros(d), rotated(spectrum), rotated(factor * spectrum)
+    assert FrechetReference.of(mean, first).distance(mean, second) == pytest.approx(want, rel=1e-7)
+    # the metric in training, of features that have the second covariance exactly
+    basis = torch.linalg.qr(normals(d, d, 5)).Q
+    rows = (basis * (factor * spectrum).sqrt()).T * ((2 * d - 1) / 2) ** 0.5
+    metric = FrechetDistance(mean, first)
+    metric.update(torch.cat([rows, -rows]))
+    assert float(metric.compute()) == pytest.approx(want, rel=1e-7)
+
+
+@pytest.mark.slow
+def test_wide_spectrum_of_inception_features() -> None:
+    spectrum = torch.logspace(1, -6, 2048, dtype=torch.float64)
+    distance = FrechetReference.of(torch.zeros(2048), rotated(spectrum))
+    assert distance.distance(torch.zeros(2048), rotated(1.02 * spectrum)) == pytest.approx(0.12624147, abs=1e-8)
+
+
+@pytest.mark.parametrize(("n", "d"), [(600, 30), (90, 30)])
+def test_changes_are_those_of_the_distance(n: int, d: int) -> None:
+    """The jackknife by the derivative, with the one that measures every distance; the error is of second order."""
+    scales = torch.logspace(0, -2, d, dtype=torch.float64)
+    reference = FrechetReference.of(torch.zeros(d), rotated(1.5 * scales))
+    parts = [Moments.of(p) for p in (normals(n, d) * scales).split(n // 10)]
+    whole = merge_all(parts)
+    without = [merge_all(p for p in parts if p is not left_out) for left_out in parts]
+    exact = torch.tensor([reference.distance_of(m) for m in without])
+    linear = torch.tensor(reference.changes(whole, without))
+    assert float(linear.std()) == pytest.approx(float(exact.std()), rel=0.1)
+    # along a line, the second-order rest falls with the square of the step
+    rest = []
+    for step in (1e-2, 1e-3):
+        near = Moments(whole.n, whole.mean + step * scales, whole.scatter + step * without[0].scatter)
+        rest.append(
+            abs(reference.distance_of(near) - reference.distance_of(whole) - reference.changes(whole, [near])[0])
+        )
+    assert rest[1] < rest[0] / 50
 
 
 def test_closed_form_in_two_dimensions() -> None:
@@ -124,6 +184,10 @@ def test_statistics_of_another_network_are_refused() -> None:
         FrechetReference.of(torch.zeros(4), torch.eye(3))
     with pytest.raises(UserError, match="not finite"):
         FrechetReference.of(torch.full((4,), float("nan")), torch.eye(4))
+    with pytest.raises(UserError, match="not symmetric"):
+        FrechetReference.of(torch.zeros(4), torch.ones(4, 4).tril())
+    with pytest.raises(UserError, match="not symmetric"):
+        reference.distance(torch.zeros(4), torch.ones(4, 4).tril())
 
 
 def test_merging_in_one_order_is_bit_exact() -> None:
@@ -134,19 +198,13 @@ def test_merging_in_one_order_is_bit_exact() -> None:
 
 
 @pytest.mark.slow
-def test_fid_at_2048_dimensions_takes_less_than_15_seconds_on_two_cores() -> None:
+def test_fid_at_2048_dimensions_takes_less_than_20_seconds_of_a_processor() -> None:
     import time
 
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(3000, 2048, generator=generator) for _ in range(2))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        start = time.perf_counter()
-        value = frechet_distance(Moments.of(x), Moments.of(y))
-        seconds = time.perf_counter() - start
-    finally:
-        torch.set_num_threads(threads)
-    assert seconds < 15
+    start = time.process_time()
+    value = frechet_distance(Moments.of(x), Moments.of(y))
+    assert time.process_time() - start < 20
     # two samples of one Gaussian: a bias alone, which grows with the dimension and falls with the number
     assert 100 < value < 2048
