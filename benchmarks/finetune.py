@@ -137,13 +137,14 @@ def train_arm(arm: str, work: Path, args: argparse.Namespace, seed: int) -> Path
 def held_out_loss(source: Path, pixels: Tensor, classes: Sequence[str], repeats: int) -> float:
     """Mean squared error of v on pictures, over times that are spread evenly and fixed noise."""
     from diffzoo import load_any
+    from diffzoo.images import to_float
     from diffzoo.process import UniformV, denoising_loss
     from diffzoo.typing import Condition
 
     loaded = load_any(source)
     names = list(loaded.class_names)
     label = torch.tensor([names.index(c) for c in classes])
-    x = pixels.float() / 127.5 - 1
+    x = to_float(pixels)
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     for r in range(repeats):

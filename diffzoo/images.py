@@ -1,4 +1,4 @@
-"""Pictures out: rounding, grids and PNG files, in one place so that every picture is rounded alike."""
+"""Raw pixels, images in [-1, 1], grids and PNG files: the one place where images are scaled and rounded."""
 
 import os
 from collections.abc import Mapping
@@ -11,12 +11,28 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 
-__all__ = ["make_grid", "save_grid", "save_png", "to_uint8"]
+__all__ = ["SUFFIXES", "make_grid", "save_grid", "save_png", "to_float", "to_uint8"]
+
+# of image files, in lower case
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to raw pixels: clamped, then rounded to the nearest of 0..255."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Raw pixels 0…255 as images in [-1, 1], on the device where they are."""
+    return pixels.to(dtype) / 127.5 - 1
+
+
+def to_uint8(images: Tensor, rounding: str = "round") -> Tensor:
+    """Images in [-1, 1] as raw pixels 0…255; what lies outside is clamped.
+
+    Args:
+        images: of any shape.
+        rounding: "round" to the nearest level, or "truncate" to the one below, half a grey level darker on average.
+    """
+    scaled = (images.clamp(-1, 1) + 1) * 127.5
+    return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
 
 
 def make_grid(pixels: Tensor, columns: int, margin: int = 2) -> Tensor:

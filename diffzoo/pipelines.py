@@ -26,7 +26,7 @@ from diffzoo.encoders.autoencoder import Autoencoder, Identity, KLAutoencoder
 from diffzoo.encoders.pins import recorded_revision
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.images import make_grid, save_png, to_uint8
+from diffzoo.images import make_grid, save_png, to_float, to_uint8
 from diffzoo.process import to_config
 from diffzoo.sampling import (
     ClassifierFree,
@@ -469,7 +469,7 @@ class Pipeline:
         images = upsample(
             denoise,
             solver,
-            pixels.float() / 127.5 - 1,
+            to_float(pixels),
             (config.in_channels, config.image_size, config.image_size),
             seeds,
             torch.tensor(ids) if ids else None,

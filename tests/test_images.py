@@ -5,17 +5,20 @@ import torch
 from PIL import Image
 
 from diffzoo.errors import UserError
-from diffzoo.images import make_grid, save_grid, save_png, to_uint8
+from diffzoo.images import make_grid, save_grid, save_png, to_float, to_uint8
 
 
 def test_pixels_survive_the_round_trip() -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(pixels.float() / 127.5 - 1), pixels)
+    images = to_float(pixels)
+    assert (images.min(), images.max(), images.dtype) == (-1, 1, torch.float32)
+    assert torch.equal(to_uint8(images), pixels)
 
 
 def test_pixels_are_rounded_and_clamped() -> None:
     values = torch.tensor([-3.0, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 3.0])
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
+    assert to_uint8(values, "truncate").tolist() == [0, 0, 0, 0, 255, 255]
 
 
 def test_grid_places_pictures_row_by_row() -> None:

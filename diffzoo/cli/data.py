@@ -125,7 +125,7 @@ def _has_shards(folder: Path) -> bool:
 def _splits(folder: Path) -> list[str]:
     """The sub-folders with pictures, if all are named after splits, so that they are no classes."""
     from diffzoo.data.hub import VALIDATION_SPLITS
-    from diffzoo.data.sources import SUFFIXES
+    from diffzoo.images import SUFFIXES
 
     known = {"train", "training", *VALIDATION_SPLITS}
     entries = sorted(f for f in folder.iterdir() if not f.name.startswith("."))

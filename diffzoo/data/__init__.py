@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from diffzoo.data.folder import ImageFolder
     from diffzoo.data.hub import Cifar10, Coco, HFDataset, ImageNet
     from diffzoo.data.latents import Latents
-    from diffzoo.data.transforms import to_images
 
 _HOME = {
     "Cifar10": "hub",
@@ -23,7 +22,6 @@ _HOME = {
     "ImageFolder": "folder",
     "ImageNet": "hub",
     "Latents": "latents",
-    "to_images": "transforms",
 }
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "Latents",
-    "to_images",
 ]
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from diffzoo.data.latents import CACHE_METADATA, HEADER, CacheMetadata, header, open_shard, shard_name
 from diffzoo.data.sources import Record, Source
 from diffzoo.data.stream import BatchMaker, RawBatch, Sequential, Transform, WorkerLoader, check_bad, hash_of_ids
-from diffzoo.data.transforms import to_images
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.images import to_float
 from diffzoo.tensors import write_tensors
 
 __all__ = ["Progress", "encode", "make_cache_metadata"]
@@ -271,7 +271,7 @@ class _Work:
 def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> np.ndarray[Any, Any]:
     """Moments `(b, flips, 2 c, h, w)` of raw pixels `(b, 3, h, w)`."""
     views = [pixels, pixels.flip(-1)][:flips]
-    moments = [torch.cat(encoder(to_images(view)), dim=1) for view in views]
+    moments = [torch.cat(encoder(to_float(view)), dim=1) for view in views]
     return torch.stack(moments, dim=1).to("cpu", torch.float16).numpy()
 
 

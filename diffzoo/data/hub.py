@@ -19,7 +19,6 @@ from diffzoo.data.sources import (
     CAPTION_COLUMNS,
     LABEL_COLUMNS,
     METADATA,
-    SUFFIXES,
     FolderSource,
     Indices,
     Notes,
@@ -32,6 +31,7 @@ from diffzoo.data.sources import (
 )
 from diffzoo.data.tar import TarSource
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.images import SUFFIXES
 
 __all__ = ["Cifar10", "Coco", "HFDataset", "ImageNet"]
 

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.images import SUFFIXES
 from diffzoo.rng import key
 
 __all__ = ["FolderSource", "Notes", "Record", "Source", "SubSource", "fingerprint"]
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"})
 
 AUTO = "auto"
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")

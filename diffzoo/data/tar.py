@@ -10,7 +10,6 @@ import numpy as np
 
 from diffzoo.data.remote import file_system, index_folder, retried
 from diffzoo.data.sources import (
-    SUFFIXES,
     Indices,
     Record,
     Source,
@@ -21,6 +20,7 @@ from diffzoo.data.sources import (
 )
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.images import SUFFIXES
 
 __all__ = ["TarSource"]
 

@@ -12,15 +12,12 @@ import io
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.rng import key
-from diffzoo.typing import Images, RawPixels
 
-__all__ = ["Crop", "Resize", "augment", "check_choice", "decode", "resize_crop", "to_images", "uniform"]
+__all__ = ["Crop", "Resize", "augment", "check_choice", "decode", "resize_crop", "uniform"]
 
 Resize = Literal["adm", "area", "lanczos"]
 Crop = Literal["center", "random"]
@@ -144,8 +141,3 @@ def augment(seed: int, row: int, visit: int, crop: Crop, flip: bool) -> tuple[tu
     """The random choices of one visit to one picture: (draws of `resize_crop`, whether to mirror it)."""
     draws = tuple(uniform("crop", seed, row, visit, i) for i in range(3)) if crop == "random" else ()
     return draws, flip and uniform("flip", seed, row, visit) < 0.5
-
-
-def to_images(raw: RawPixels, dtype: torch.dtype = torch.float32) -> Images:
-    """Raw pixels 0…255 to images in [-1, 1], on the device where they are."""
-    return Tensor.to(raw, dtype) / 127.5 - 1

@@ -20,13 +20,13 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.evaluation.records import EvalProtocol, ImagesPlan
 from diffzoo.files import atomic_path, sha256
+from diffzoo.images import SUFFIXES, to_uint8
 from diffzoo.metrics.resize import resize_bicubic
 
 __all__ = ["FolderImages", "NpzImages", "as_protocol_asks", "open_images", "to_pixels", "write_npz"]
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a member of a zip file; its last two fields are lengths
 LOCAL_HEADER_LENGTHS = struct.Struct("<2H")  # of the name and of the extra field, which lie between header and data
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 def to_pixels(images: Tensor, rounding: str = "round", start: int = 0) -> Tensor:
@@ -49,8 +49,7 @@ def to_pixels(images: Tensor, rounding: str = "round", start: int = 0) -> Tensor
             f"{int(bad.sum())} of {len(images)} images hold values that are not finite (NaN), the first is image "
             f"{first} of the run: the weights are broken, or the precision is too low (try fp32)"
         )
-    scaled = (images.clamp(-1, 1) + 1) * 127.5
-    return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
+    return to_uint8(images, rounding)
 
 
 def as_protocol_asks(pixels: Tensor, protocol: EvalProtocol, where: str = "the images") -> Tensor:

@@ -22,6 +22,7 @@ from diffzoo.encoders.autoencoder import Autoencoder
 from diffzoo.encoders.text import CLIPEncoder, T5Encoder, TextEncoder
 from diffzoo.errors import UserError
 from diffzoo.files import to_json, write_text
+from diffzoo.images import to_float
 from diffzoo.models.adapters import plain_name
 from diffzoo.models.base import Network
 from diffzoo.models.registry import config_to_dict
@@ -240,7 +241,7 @@ class DiffusionModule(L.LightningModule):
         if "moments" in batch:
             mean, std = batch["moments"].float().chunk(2, dim=1)
             return mean + std * draws.normal("latent", self.seed, index, mean.shape[1:], self.device)
-        images = batch["image"].to(torch.float32) / 127.5 - 1
+        images = to_float(batch["image"])
         if self.autoencoder is None:
             return images
         with torch.no_grad():

@@ -20,8 +20,8 @@ from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder, Latents
 from diffzoo.data.encode import encode, make_cache_metadata
 from diffzoo.data.latents import HEADER, CacheMetadata, LatentSource, open_shard, shard_name
-from diffzoo.data.transforms import to_images
 from diffzoo.errors import UserError
+from diffzoo.images import to_float
 
 ROWS, SHARD = 40, 12
 
@@ -71,7 +71,7 @@ def test_the_cache_holds_what_the_pixels_give(folder: Path, tmp_path: Path) -> N
         [b for _ in range(2) for b in latents(tmp_path / "cache").train_dataloader()],
         strict=True,
     ):
-        moments = torch.cat(Halves().encode(to_images(raw["image"])), dim=1)
+        moments = torch.cat(Halves().encode(to_float(raw["image"])), dim=1)
         assert torch.allclose(cached["moments"].float(), moments, atol=1e-3)
         assert cached["moments"].dtype == torch.float16
         for name in ("label", "index"):

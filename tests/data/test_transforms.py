@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffzoo.data.transforms import augment, decode, resize_crop, to_images
-from diffzoo.images import to_uint8
+from diffzoo.data.transforms import augment, decode, resize_crop
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -170,10 +169,3 @@ def test_truncated_is_an_error() -> None:
     data = encoded(photo(200, 200), "JPEG")
     with pytest.raises(OSError, match="truncated"):
         decode(data[: len(data) // 2])
-
-
-def test_to_images_inverts_to_uint8() -> None:
-    raw = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    images = to_images(raw)
-    assert (images.min(), images.max()) == (-1, 1)
-    assert torch.equal(to_uint8(images), raw)
