@@ -1,74 +1,156 @@
-"""The Hugging Face Hub and its cache on disk: where they are, and what goes wrong there as one sentence each.
-
-The client reads its environment variables when it is imported; here they are read at each call, so that a program
-may set them later.
-"""
+"""The client of the Hugging Face Hub, and one table of sentences about what goes wrong on a network."""
 
 import contextlib
-import errno
+import http.client
 import os
 import re
-import shutil
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffzoo.cache import cache_dir, explain_disk, hub_cache_dir
 from diffzoo.errors import UserError
 
 __all__ = [
-    "cache_dir",
+    "LOG_IN",
     "cached_revision",
     "check_repo",
-    "explain_disk",
     "explain_hub",
-    "free_space_for",
-    "gigabytes",
-    "hub_cache_dir",
     "hub_endpoint",
     "hub_file",
     "is_offline",
-    "lock",
-    "offline_sentence",
-    "status_sentence",
+    "network_error",
+    "offline_error",
 ]
 
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+# by the name of an exception's class, the most special first in its own order of classes, or by HTTP status;
+# {who} is "HOST, asked for WHAT,"
+SENTENCES: dict[str | int, str] = {
+    "GatedRepoError": f"{{repo}} is gated: accept its conditions at {{page}}, then {LOG_IN}",
+    "RevisionNotFoundError": "{repo} has no such revision, needed for {what}: check the branch, tag or commit",
+    "RepositoryNotFoundError": f"the Hub has no repository {{repo}}, or it is private: check the name, or {LOG_IN}",
+    "EntryNotFoundError": "the Hub repository {repo} has no such file: {what}",
+    "HFValidationError": "expected a repository 'owner/name', got {repo!r}",
+    "offline": "offline (HF_HUB_OFFLINE=1) and {what} is not in the cache at {cache}: run the same command once with "
+    "a connection, or copy the cache here",
+    "unreachable": "{host} cannot be reached and {what} is not in the cache: check the connection, then try again",
+    "cut": "the download of {what} was cut short: try again, it goes on where it stopped",
+    401: f"{{who}} answered 401: the token is missing or wrong: {LOG_IN}",
+    403: "{who} answered 403: your token does not have the right to do this",
+    404: "{who} answered 404: there is nothing at this address any more",
+    409: "{who} answered 409: something of this name exists already",
+    429: "{who} answered 429: too many requests from your address: wait a few minutes, or log in for a higher limit",
+    500: "{who} answered {status}: the server has a fault of its own: try again later",
+}
+NO_LOGIN = (
+    "{who} answered {status}: the file is no longer public, or its quota of downloads is exceeded: try again "
+    "tomorrow, or see in a browser whether {page} still gives it"
+)
+# at hosts where nobody logs in
+ELSEWHERE: dict[str | int, str] = {
+    **SENTENCES,
+    401: NO_LOGIN,
+    403: NO_LOGIN,
+    429: "{who} answered 429: too many requests from your address: wait a few minutes, then try again",
+}
 
-def _hf_home() -> Path:
-    home = os.environ.get("HF_HOME")
-    if home:
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface"
+
+def is_offline() -> bool:
+    """Whether the user asked for no network: `HF_HUB_OFFLINE=1`."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def cache_dir() -> Path:
-    """The folder of converted weights and pins: `$HF_HOME/diffzoo`, or in `$HF_HUB_CACHE` where that alone is set."""
-    # a user who moved only the client's cache moved it to the disk that has the room
-    home = hub_cache_dir() if os.environ.get("HF_HUB_CACHE") and not os.environ.get("HF_HOME") else _hf_home()
-    return home / "diffzoo"
+def hub_endpoint() -> str:
+    """The Hub's address: `HF_ENDPOINT`, or the public one."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def hub_cache_dir() -> Path:
-    """The Hub client's own cache."""
-    path = os.environ.get("HF_HUB_CACHE")
-    return Path(path).expanduser() if path else _hf_home() / "hub"
+# -- what goes wrong
+
+
+def offline_error(what: str) -> UserError:
+    """What to tell someone who is offline and lacks `what`."""
+    return UserError(SENTENCES["offline"].format(what=what, cache=cache_dir().parent))
+
+
+def network_error(error: BaseException, what: str, repo: str = "", url: str = "") -> UserError | None:
+    """One sentence for what a client of the Hub or of another host raised; None if the network is not to blame.
+
+    Args:
+        error: what was raised.
+        what: is fetched or sent.
+        repo: repository on the Hub.
+        url: the address, where it is not the Hub's.
+    """
+    kind = _kind(error)
+    if kind is None:
+        return None
+    if kind == "offline" or (kind == "unreachable" and is_offline()):
+        return offline_error(what)
+    host = url.split("/")[2] if url else hub_endpoint()
+    who = f"{host if url else 'the Hub'}, asked for {what},"
+    page = url or f"{hub_endpoint()}/{repo}"
+    table = ELSEWHERE if url else SENTENCES
+    plain = "{who} answered {status}"
+    sentence = table.get(kind) or (table[500] if isinstance(kind, int) and kind >= 500 else plain)
+    return UserError(sentence.format(repo=repo, what=what, who=who, page=page, host=host, status=kind))
+
+
+def _kind(error: BaseException) -> str | int | None:
+    """Which sentence an exception deserves."""
+    names = [c.__name__ for c in type(error).__mro__]
+    if "OfflineModeIsEnabled" in names:
+        return "offline"
+    if "LocalEntryNotFoundError" in names:  # the client's word for a network that gave nothing
+        return (_kind(error.__cause__) if error.__cause__ else None) or "unreachable"
+    known = next((name for name in names if name in SENTENCES), None)
+    if known is not None:
+        return known
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None) if response is not None else getattr(error, "code", None)
+    if isinstance(status, int) and status >= 400:
+        return status
+    if "Consistency check failed" in str(error):
+        return "cut"
+    if isinstance(error, urllib.error.URLError) or type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
+        return "unreachable"
+    if isinstance(error, http.client.HTTPException):
+        return "cut"
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return _kind(error.__cause__)  # the client wraps what stops an upload of a large file
+    return "unreachable" if isinstance(error, ConnectionError | TimeoutError) else None
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock beside `path`; other processes wait."""
-    from huggingface_hub.utils import WeakFileLock
+def explain_hub(repo: str, what: str = "") -> Iterator[None]:
+    """Turn what the Hub's client raises into one sentence each."""
+    try:
+        with explain_disk(hub_cache_dir()):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = network_error(error, what or f"the Hub repository {repo}", repo)
+        if said is None:
+            raise
+        raise said from error
 
-    with explain_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path.with_name(path.name + ".lock")):
-        yield
+
+# -- files
+
+
+def check_repo(repo: str) -> None:
+    """Raise a `UserError` unless `repo` can be the name of a repository."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(SENTENCES["HFValidationError"].format(repo=repo))
 
 
 def cached_revision(repo: str, file: str = "config.json") -> str | None:
     """The commit of a repository's main branch that is in the cache already, with `file` in it.
 
     It follows every download by any program, so it can change from one call to the next; what must not change is
-    recorded elsewhere (`diffzoo.encoders.pins`). None if there is none yet, or offline, where the client takes what it
-    has.
+    recorded elsewhere (`diffzoo.pins`). None if there is none yet, or offline, where the client takes what it has.
     """
     if is_offline():
         return None
@@ -77,168 +159,6 @@ def cached_revision(repo: str, file: str = "config.json") -> str | None:
         return None
     commit = ref.read_text().strip()
     return commit if (ref.parent.parent / "snapshots" / commit / file).is_file() else None
-
-
-def is_offline() -> bool:
-    """Whether the user asked for no network: `HF_HUB_OFFLINE=1`."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def gigabytes(size: float) -> str:
-    """A number of bytes for people: "2.02 GB"."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
-
-
-@contextlib.contextmanager
-def explain_disk(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a sentence that names it."""
-    try:
-        yield
-    except Exception as error:
-        number = _os_error(error)
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            free = f"{gigabytes(shutil.disk_usage(_existing(path)).free)} free"
-            raise UserError(
-                f"the disk is full while writing {path} ({free}): make room, or {_move(path, 'another disk')}"
-            ) from error
-        if number == errno.EFBIG:
-            raise UserError(f"cannot write {path}: a file this large is not allowed here: {_move(path)}") from error
-        if number in (errno.EACCES, errno.EROFS):
-            raise UserError(f"cannot write {path}: {_move(path)}") from error
-        raise
-
-
-def _os_error(error: Exception) -> int | None:
-    """The number of the system's error; safetensors has it in its text only."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(found.group(1)) if found else None
-
-
-def _move(path: Path, where: str = "a folder you may write to") -> str:
-    """What to do about a place that cannot take a file: only the cache is moved by a variable."""
-    ours = [folder.absolute() for folder in (cache_dir(), hub_cache_dir())]
-    if not any(folder in (path.absolute(), *path.absolute().parents) for folder in ours):
-        return f"choose {where}"
-    alone = os.environ.get("HF_HUB_CACHE") and not os.environ.get("HF_HOME")
-    return f"point {'HF_HUB_CACHE' if alone else 'HF_HOME'} to {where}"
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
-
-
-def free_space_for(size: int | None, path: Path) -> None:
-    """Refuse before a download starts when `size` bytes cannot fit beside `path`."""
-    free = shutil.disk_usage(_existing(path)).free
-    if size is not None and size > free:
-        raise UserError(
-            f"the disk is too full for {path.name}: it needs {gigabytes(size)} and {gigabytes(free)} are free at "
-            f"{path.parent}: make room, or {_move(path, 'another disk')}"
-        )
-
-
-def check_repo(repo: str) -> None:
-    """Raise a `UserError` unless `repo` can be the name of a repository."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"expected a repository 'owner/name', got {repo!r}")
-
-
-def hub_endpoint() -> str:
-    """The Hub's address: `HF_ENDPOINT`, or the public one."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-@contextlib.contextmanager
-def explain_hub(repo: str, what: str = "") -> Iterator[None]:
-    """Turn what the Hub's client raises into one sentence each."""
-    import huggingface_hub.errors as hub
-
-    what = what or f"the Hub repository {repo}"
-    page = f"{hub_endpoint()}/{repo}"
-    try:
-        with explain_disk(hub_cache_dir()):
-            yield
-    except hub.GatedRepoError as error:  # a subclass of RepositoryNotFoundError
-        raise UserError(
-            f"{repo} is gated: accept its conditions at {page}, then log in with `hf auth login` or set HF_TOKEN"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise UserError(f"{repo} has no such revision, needed for {what}: check the branch, tag or commit") from error
-    except hub.RepositoryNotFoundError as error:
-        raise UserError(
-            f"the Hub has no repository {repo}, or it is private: check the name, or log in with `hf auth login`"
-        ) from error
-    except hub.LocalEntryNotFoundError as error:  # before its parent EntryNotFoundError
-        raise _unreachable(what, error.__cause__) from error
-    except hub.EntryNotFoundError as error:
-        raise UserError(f"the Hub repository {repo} has no such file: {what}") from error
-    except hub.OfflineModeIsEnabled as error:
-        raise UserError(offline_sentence(what)) from error
-    except hub.HfHubHTTPError as error:
-        raise UserError(status_sentence(error.response.status_code, f"the Hub, asked for {what},")) from error
-    except hub.HFValidationError as error:
-        raise UserError(f"expected a repository 'owner/name', got {repo!r}: {error}") from error
-    except UserError:
-        raise
-    except RuntimeError as error:  # the client wraps what stops an upload of a large file
-        if isinstance(error.__cause__, hub.HfHubHTTPError | OSError):
-            with explain_hub(repo, what):
-                raise error.__cause__ from error
-        raise
-    except OSError as error:
-        if _is_network(error):
-            raise _unreachable(what, error) from error
-        raise
-    except Exception as error:
-        if not type(error).__module__.startswith("httpx"):
-            raise
-        raise _unreachable(what, error) from error
-
-
-def _is_network(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError | TimeoutError) or "Consistency check failed" in str(error)
-
-
-def _unreachable(what: str, cause: BaseException | None) -> UserError:
-    response = getattr(cause, "response", None)
-    if response is not None and getattr(response, "status_code", 200) >= 400:
-        return UserError(status_sentence(response.status_code, f"the Hub, asked for {what},"))
-    if is_offline():
-        return UserError(offline_sentence(what))
-    if cause is not None and "Consistency check failed" in str(cause):
-        return UserError(f"the download of {what} was cut short: try again, it goes on where it stopped")
-    return UserError(
-        f"{hub_endpoint()} cannot be reached and {what} is not in the cache: check the connection, then try again"
-    )
-
-
-def offline_sentence(what: str) -> str:
-    """What to tell someone who is offline and lacks `what`."""
-    return (
-        f"offline (HF_HUB_OFFLINE=1) and {what} is not in the cache at {cache_dir().parent}: run the same "
-        "command once with a connection, or copy the cache here"
-    )
-
-
-def status_sentence(status: int, who: str) -> str:
-    """What an HTTP status of 400 or more means for the user; `who` is the grammatical subject."""
-    if status == 401:
-        return f"{who} answered 401: the token is missing or wrong: log in with `hf auth login` or set HF_TOKEN"
-    if status == 403:
-        return f"{who} answered 403: your token does not have the right to do this"
-    if status == 404:
-        return f"{who} answered 404: there is nothing at this address any more"
-    if status == 409:
-        return f"{who} answered 409: something of this name exists already"
-    if status == 429:
-        return (
-            f"{who} answered 429: too many requests from your address: wait a few minutes, or log in for a higher limit"
-        )
-    if status >= 500:
-        return f"{who} answered {status}: the server has a fault of its own: try again later"
-    return f"{who} answered {status}"
 
 
 def hub_file(repo: str, file: str, revision: str | None, what: str = "") -> tuple[Path, str]:

@@ -23,10 +23,10 @@ from torch import Tensor
 from diffzoo import __version__, sampling
 from diffzoo.encoders import text
 from diffzoo.encoders.autoencoder import Autoencoder, Identity, KLAutoencoder
-from diffzoo.encoders.pins import recorded_revision
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.images import make_grid, save_png, to_float, to_uint8
+from diffzoo.pins import encoder_record, read_record
 from diffzoo.process import to_config
 from diffzoo.sampling import (
     ClassifierFree,
@@ -248,7 +248,9 @@ class Pipeline:
             found["autoencoder"] = self.autoencoder.id
         if self._text_encoder is not None:
             known = dict(self.metadata.text_encoder or {"class": type(self._text_encoder).__name__})
-            revision = known.get("revision") or recorded_revision(str(known.get("source", "")))
+            revision = known.get("revision") or read_record(encoder_record(str(known.get("source", "")))).get(
+                "revision"
+            )
             found["text_encoder"] = {**known, "revision": revision}
         return found
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffzoo.cache import explain_disk
 from diffzoo.files import atomic_path
-from diffzoo.hub import explain_disk
 
 __all__ = ["ADAPTER_BASE", "AUTOENCODER", "STATE", "TEXT_ENCODER", "HashForm", "state_sha256", "write_tensors"]
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffzoo"
 
-BASE = {"typing", "errors", "rng", "files", "images", "hub", "tensors"}
+BASE = {"typing", "errors", "rng", "files", "images", "cache", "hub", "pins", "tensors"}
 # layer: the layers of diffzoo it may import, besides itself and BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
@@ -16,6 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "images": set(),
     "hub": set(),
+    "cache": set(),
+    "pins": set(),
     "tensors": set(),
     "process": set(),
     "nn": set(),

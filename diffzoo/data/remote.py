@@ -8,8 +8,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError
-from diffzoo.hub import cache_dir
 
 __all__ = ["LOG_IN", "file_system", "hub_file_of", "index_folder", "retried", "revision_of"]
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 
-from diffzoo.encoders.pins import check_weights, first_revision
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.hub import hub_file
+from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import AUTOENCODER, state_sha256
 from diffzoo.typing import Images, Latents
 
@@ -86,7 +86,7 @@ class KLAutoencoder:
         repo: Hub repository in diffusers' layout, or a local folder.
         scaling_factor: what latents are multiplied by to have unit variance.
         revision: commit, tag or branch; None = what the Hub's main branch was when it was first downloaded here,
-            which is recorded (`diffzoo.encoders.pins`), and which `id` names.
+            which is recorded (`diffzoo.pins`), and which `id` names.
         subfolder: folder inside the repository, such as "vae".
         dtype: of weights and arithmetic, "float32", "float16" or "bfloat16"; results are float32.
         batch_size: images at a time; a decoder needs about 1 GB per image of 512 px in float32.
@@ -150,7 +150,7 @@ class KLAutoencoder:
         hub_file(self.repo, config, revision, what)
         path, commit = hub_file(self.repo, weights, revision, what)
         if self.revision is None:
-            check_weights(self.repo, {weights: path})
+            check_files(self.repo, {weights: path})
         self.revision = commit
         return path.parent
 

@@ -21,9 +21,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from diffzoo.encoders.pins import check_weights, first_revision
+from diffzoo.cache import hub_cache_dir
 from diffzoo.errors import MissingExtraError, UserError
-from diffzoo.hub import hub_cache_dir
+from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import TEXT_ENCODER, state_sha256, write_tensors
 
 __all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder"]
@@ -66,7 +66,7 @@ def _load(loader: Any, what: str, source: str, revision: str | None) -> Any:
         first = None if revision or not _on_hub(source) else first_revision(source, what=f"the {what} {source}")
         loaded = loader.from_pretrained(source, revision=revision or first, cache_dir=hub_cache_dir())
         if first and isinstance(loaded, nn.Module):
-            check_weights(source, _weights(source, first))
+            check_files(source, _weights(source, first))
         return loaded
     except UserError:
         raise
@@ -187,7 +187,7 @@ class CLIPEncoder(_Transformer):
     Args:
         source: folder or Hub name with the text tower and its tokenizer.
         revision: branch, tag or commit on the Hub; None = the first one used here, which is recorded
-            (`diffzoo.encoders.pins`).
+            (`diffzoo.pins`).
         max_tokens: tokens per caption, with start and end; default: all positions the model has, 77.
         keep_padding: treat padding as real tokens, with states and a mask of True.
     """
@@ -219,7 +219,7 @@ class T5Encoder(_Transformer):
     Args:
         source: folder or Hub name with the encoder and its tokenizer.
         revision: branch, tag or commit on the Hub; None = the first one used here, which is recorded
-            (`diffzoo.encoders.pins`).
+            (`diffzoo.pins`).
         max_tokens: tokens per caption, with the end token.
         keep_padding: treat padding as real tokens, with states and a mask of True.
     """

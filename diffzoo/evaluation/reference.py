@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.pictures import NpzImages
 from diffzoo.files import atomic_path, sha256
-from diffzoo.hub import cache_dir
 from diffzoo.metrics.features import FeatureNetwork, extract
 from diffzoo.metrics.moments import Moments
 

@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from diffzoo.cache import explain_disk
 from diffzoo.errors import UserError
 from diffzoo.evaluation.measure import metric_of
 from diffzoo.evaluation.memorisation import report
 from diffzoo.evaluation.pictures import to_pixels
 from diffzoo.evaluation.reference import make_reference
 from diffzoo.evaluation.run import load_networks
-from diffzoo.hub import explain_disk
 from diffzoo.training.averaging import averaged
 from diffzoo.training.metrics_callback import ImageMetrics
 from diffzoo.training.side_files import write_or_warn

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from diffzoo.hub import _os_error
+from diffzoo.cache import system_error
 
 __all__ = ["write_or_warn"]
 
@@ -43,7 +43,7 @@ def _system_error(error: Exception) -> int | None:
     """The number of the system's error, which others may be wrapped around; None if there is none."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, Exception) and (number := _os_error(seen)) is not None:
+        if isinstance(seen, Exception) and (number := system_error(seen)) is not None:
             return number
         seen = seen.__cause__ or seen.__context__
     return None

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffzoo.cache import gigabytes
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.hub import gigabytes
+from diffzoo.files import sha256
 from diffzoo.models.registry import config_to_dict, entry
-from diffzoo.zoo.cache import sha256
 from diffzoo.zoo.loading import assign, build_meta, locate
 from diffzoo.zoo.metadata import Metadata, guidance_from
 from diffzoo.zoo.publish import agreed_licence, write_weights

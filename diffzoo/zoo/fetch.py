@@ -18,9 +18,11 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
+from diffzoo.cache import cache_dir, explain_disk, free_space_for, lock
 from diffzoo.errors import UserError
-from diffzoo.hub import explain_disk, free_space_for, hub_file, is_offline, offline_sentence, status_sentence
-from diffzoo.zoo import cache
+from diffzoo.files import sha256
+from diffzoo.hub import hub_file, is_offline, network_error, offline_error
+from diffzoo.pins import read_record, record_first, weights_record
 from diffzoo.zoo.manifest import Checkpoint
 
 __all__ = ["HashMismatchError", "download", "fetch"]
@@ -39,7 +41,7 @@ class HashMismatchError(UserError):
     """A file is not the one that the manifest, or an earlier download, knows."""
 
 
-class _CutShort(OSError):
+class _CutShort(http.client.HTTPException):
     """The connection ended before the file did."""
 
 
@@ -58,7 +60,7 @@ def download(url: str, path: Path, what: str = "", size: int | None = None, atte
     """
     what = what or url
     if is_offline():
-        raise UserError(offline_sentence(what))
+        raise offline_error(what)
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
     free_space_for(size, path)
     for attempt in range(attempts):
@@ -66,39 +68,14 @@ def download(url: str, path: Path, what: str = "", size: int | None = None, atte
         try:
             with explain_disk(path):
                 return _download_once(opener, url, path, what)
-        except urllib.error.HTTPError as error:
-            error.close()  # it holds the connection
-            if last or not (error.code == 429 or error.code >= 500):
-                raise UserError(_refused(error.code, url, what)) from error
-            _pause(attempt, error.headers.get("Retry-After"))
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, _CutShort) as error:
-            if last:
-                raise UserError(_cut_sentence(error, url, what)) from error
-            _pause(attempt)
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            refused = error if isinstance(error, urllib.error.HTTPError) else None
+            if refused is not None:
+                refused.close()  # it holds the connection
+            if last or (refused is not None and refused.code != 429 and refused.code < 500):
+                raise network_error(error, what, url=url) or error from error
+            _pause(attempt, refused.headers.get("Retry-After") if refused is not None else None)
     raise AssertionError("unreachable")
-
-
-def _refused(status: int, url: str, what: str) -> str:
-    """What a status of 400 or more means from a host at which nobody logs in."""
-    who = f"{_host(url)}, asked for {what},"
-    if status in (401, 403):
-        return (
-            f"{who} answered {status}: the file is no longer public, or its quota of downloads is exceeded: try again "
-            f"tomorrow, or see in a browser whether {url} still gives it"
-        )
-    if status == 429:
-        return f"{who} answered 429: too many requests from your address: wait a few minutes, then try again"
-    return status_sentence(status, who)
-
-
-def _cut_sentence(error: Exception, url: str, what: str) -> str:
-    if isinstance(error, urllib.error.URLError):
-        return f"{_host(url)} cannot be reached and {what} is not in the cache: check the connection, then try again"
-    return f"the download of {what} was cut short: try again, it goes on where it stopped"
-
-
-def _host(url: str) -> str:
-    return urllib.parse.urlsplit(url).netloc
 
 
 def _pause(attempt: int, retry_after: str | None = None) -> None:
@@ -129,7 +106,10 @@ def _download_once(opener: urllib.request.OpenerDirector, url: str, path: Path, 
         total = offset + int(length) if length else None
         free_space_for(int(length) if length else None, path)
         tag.write_text(response.headers.get("ETag") or "")
-        _copy(response, part, offset)
+        try:
+            _copy(response, part, offset)
+        except (ConnectionError, TimeoutError) as error:
+            raise _CutShort from error
     if total is not None and part.stat().st_size != total:
         raise _CutShort(f"{part.stat().st_size} of {total} bytes")
     part.replace(path)
@@ -180,26 +160,27 @@ def fetch(entry: Checkpoint) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: if it cannot be had, or is not the file that the manifest or an earlier download knows.
     """
-    pin = cache.read_pin(entry.name)
-    path, revision = _SOURCES[entry.source.kind](entry, pin or {})
-    metadata = {"sha256": cache.sha256(path), "size": path.stat().st_size, "revision": revision}
-    expected = {"sha256": entry.sha256 or (pin or {}).get("sha256"), "size": entry.size or (pin or {}).get("size")}
+    record = weights_record(entry.name)
+    known = read_record(record)
+    path, revision = _SOURCES[entry.source.kind](entry, known)
+    metadata = {"sha256": sha256(path), "size": path.stat().st_size, "revision": revision}
+    expected = {"sha256": entry.sha256 or known.get("sha256"), "size": entry.size or known.get("size")}
     for key, value in expected.items():
         if value is not None and metadata[key] != value:
             _discard(entry, path)
-            known = "the manifest" if getattr(entry, key) else "an earlier download"
+            knows = "the manifest" if getattr(entry, key) else "an earlier download"
             raise HashMismatchError(
-                f"{entry.source} is not the file that {known} knows: expected {key} {value}, got {metadata[key]}; "
+                f"{entry.source} is not the file that {knows} knows: expected {key} {value}, got {metadata[key]}; "
                 "it was deleted and nothing was loaded from it"
             )
-    if pin is None and entry.source.kind != "package":
+    if not known and entry.source.kind != "package":
         if entry.sha256 is None:
             warnings.warn(
                 f"{entry.name} is unpinned ({entry.unpinned}): recorded on first download as sha256 "
                 f"{metadata['sha256']}, compared ever after",
                 stacklevel=2,
             )
-        cache.write_pin(entry.name, {**metadata, "source": str(entry.source)})
+        record_first(record, {**metadata, "source": str(entry.source)})
     return path, metadata
 
 
@@ -210,31 +191,31 @@ def _discard(entry: Checkpoint, path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _from_hub(entry: Checkpoint, pin: dict[str, Any]) -> tuple[Path, str | None]:
+def _from_hub(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, str | None]:
     source = entry.source
-    revision = source.revision or pin.get("revision")
+    revision = source.revision or known.get("revision")
     return hub_file(str(source.repo), str(source.file), revision, f"{entry.name} ({source.file} of {source.repo})")
 
 
-def _from_url(entry: Checkpoint, pin: dict[str, Any]) -> tuple[Path, None]:
+def _from_url(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, None]:
     return _cached(entry, str(entry.source.url))
 
 
-def _from_drive(entry: Checkpoint, pin: dict[str, Any]) -> tuple[Path, None]:
+def _from_drive(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, None]:
     query = urllib.parse.urlencode({"id": entry.source.drive, "export": "download"})
     return _cached(entry, f"{os.environ.get('DIFFZOO_DRIVE_ENDPOINT', DRIVE)}?{query}")
 
 
 def _cached(entry: Checkpoint, url: str) -> tuple[Path, None]:
-    path = cache.entry_dir(entry.name) / "original" / entry.source.filename
+    path = cache_dir() / entry.name / "original" / entry.source.filename
     if not path.exists():
-        with cache.lock(path):
+        with lock(path):
             if not path.exists():
                 download(url, path, f"{entry.name} ({entry.source})", entry.size)
     return path, None
 
 
-def _from_package(entry: Checkpoint, pin: dict[str, Any]) -> tuple[Path, None]:
+def _from_package(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, None]:
     path = PACKAGE / str(entry.source.package)
     if not path.is_file():
         raise UserError(f"{path} is missing from the installation: install diffzoo again")

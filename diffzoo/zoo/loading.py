@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from diffzoo.cache import cache_dir, free_space_for, lock
 from diffzoo.errors import UserError
-from diffzoo.hub import cache_dir, check_repo, free_space_for, hub_file
+from diffzoo.hub import check_repo, hub_file
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import Kind, config_to_dict, entry, list_models
 from diffzoo.process import GaussianProcess, to_config
 from diffzoo.tensors import write_tensors
-from diffzoo.zoo import cache, formats
+from diffzoo.zoo import formats
 from diffzoo.zoo.fetch import fetch
 from diffzoo.zoo.manifest import Checkpoint, checkpoint, entry_config, has_checkpoint, load_manifest
 from diffzoo.zoo.metadata import Metadata, class_list
@@ -210,7 +211,7 @@ def _entry_weights(item: Checkpoint) -> Weights:
         path, original = fetch(item)
         return Weights(formats.read_tensors(path), entry_metadata(item, original), item.name)
     if not path.is_file():
-        with cache.lock(path):
+        with lock(path):
             if not path.is_file():
                 _convert_once(item, path)
     original = json.loads(formats.read_header(path)["original"])

@@ -23,24 +23,14 @@ from typing import Any
 
 from torch import Tensor
 
+from diffzoo.cache import explain_disk, gigabytes, hub_cache_dir
 from diffzoo.errors import UserError
-from diffzoo.files import atomic_path, write_text
-from diffzoo.hub import (
-    check_repo,
-    explain_disk,
-    explain_hub,
-    gigabytes,
-    hub_cache_dir,
-    hub_endpoint,
-    hub_file,
-    is_offline,
-    offline_sentence,
-)
+from diffzoo.files import atomic_path, sha256, to_json, write_text
+from diffzoo.hub import check_repo, explain_hub, hub_endpoint, hub_file, is_offline, offline_error
 from diffzoo.models.base import Network
 from diffzoo.process import GaussianProcess
 from diffzoo.tensors import write_tensors
 from diffzoo.zoo.adapters import find_adapter, portable_base, read_adapter
-from diffzoo.zoo.cache import sha256, to_json
 from diffzoo.zoo.card import model_card
 from diffzoo.zoo.formats import INDEX, weight_map
 from diffzoo.zoo.loading import json_metadata, locate
@@ -357,7 +347,7 @@ def _upload(plan: Plan) -> str:
     from huggingface_hub import HfApi
 
     if is_offline():
-        raise UserError(offline_sentence(f"a connection to publish {plan.repo}"))
+        raise offline_error(f"a connection to publish {plan.repo}")
     api = HfApi(endpoint=hub_endpoint(), library_name="diffzoo")
     with explain_hub(plan.repo):
         api.create_repo(plan.repo, private=plan.private, exist_ok=True)

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffzoo.cache import gigabytes
 from diffzoo.errors import UserError
-from diffzoo.hub import gigabytes
 from diffzoo.models.base import Network
 from diffzoo.models.registry import entry
+from diffzoo.pins import read_record, record_first, weights_record
 from diffzoo.process import GaussianProcess
 from diffzoo.rng import keyed_generator
 from diffzoo.typing import Condition
-from diffzoo.zoo import cache
 from diffzoo.zoo.fetch import HashMismatchError, fetch
 from diffzoo.zoo.formats import read_tensors
 from diffzoo.zoo.loading import assign, build_meta, convert, converted_path, entry_config
@@ -133,7 +133,7 @@ def verify(name: str) -> Report:
     """
     item = checkpoint(name)
     report = _begun(item)
-    before = cache.read_pin(item.name)
+    before = read_record(weights_record(item.name))
     try:
         path, original = fetch(item)
         report.sha256, report.size = original["sha256"], original["size"]
@@ -167,8 +167,8 @@ class _NoFit(UserError):
     """The converted weights are not what the network needs."""
 
 
-def _unpinned(item: Checkpoint, before: Mapping[str, Any] | None) -> str:
-    if before is None:
+def _unpinned(item: Checkpoint, before: Mapping[str, Any]) -> str:
+    if not before:
         return f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
     return (
         f"unpinned: recorded on first download, compared ever after ({item.unpinned}); unchanged since, which nobody "
@@ -198,11 +198,11 @@ def _network(item: Checkpoint, path: Path, report: Report) -> Network:
 def _compare(item: Checkpoint, network: Network, report: Report) -> None:
     now = fingerprint(network, item.build_process())
     report.fingerprint = _plain(now)
-    pin = cache.read_pin(item.name) or {}
-    stored = pin.get("fingerprint")
+    record = weights_record(item.name)
+    stored = read_record(record).get("fingerprint")
     then = item.fingerprint or (Fingerprint(stored["mean"], stored["std"], tuple(stored["first"])) if stored else None)
     if then is None:
-        cache.write_pin(item.name, {**pin, "fingerprint": report.fingerprint})
+        record_first(record, {"fingerprint": report.fingerprint})
         report.notes.append(f"no fingerprint in the manifest ({item.fingerprint_pending}): recorded here")
         report.ok, report.verdict = True, "hash, names and shapes fit; the output is now on record"
         return

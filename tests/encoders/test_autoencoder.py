@@ -190,7 +190,7 @@ def test_a_damaged_record_is_named(folder: Path, hub: FakeHub, unpinned: None, t
     _ = KLAutoencoder("a/vae").model
     record = tmp_path / "home" / "diffzoo" / "companions" / "a--vae.json"
     record.write_text('{"revision": 3}')
-    with pytest.raises(UserError, match=r"a--vae\.json is damaged: delete it to record the revision"):
+    with pytest.raises(UserError, match=r"a--vae\.json is damaged: delete it to record what is there anew"):
         _ = KLAutoencoder("a/vae").model
 
 

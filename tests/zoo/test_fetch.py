@@ -14,8 +14,9 @@ import torch
 from hub_server import FakeHub
 
 from diffzoo import create_model
+from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError
-from diffzoo.zoo import cache
+from diffzoo.pins import read_record, weights_record
 from diffzoo.zoo.fetch import HashMismatchError, download, fetch
 from diffzoo.zoo.manifest import checkpoint
 
@@ -199,12 +200,11 @@ def test_first_download_is_recorded_loudly_and_compared_ever_after(
     sha = hashlib.sha256(hub.files["w.pth"]).hexdigest()
     with pytest.warns(UserWarning, match=f"dimr_tiny.test is unpinned .* recorded on first download as sha256 {sha}"):
         create_model("dimr_tiny", pretrained=True)
-    pin = cache.read_pin("dimr_tiny.test")
-    assert pin is not None
+    pin = read_record(weights_record("dimr_tiny.test"))
     assert (pin["sha256"], pin["size"]) == (sha, len(hub.files["w.pth"]))
     create_model("dimr_tiny", pretrained=True)  # warm, and without a second warning, which would be an error here
 
-    folder = cache.entry_dir("dimr_tiny.test")
+    folder = cache_dir() / "dimr_tiny.test"
     shutil.rmtree(folder / "original")
     for converted in folder.glob("*.safetensors"):
         converted.unlink()
@@ -223,7 +223,7 @@ def test_a_wrong_hash_is_refused_before_the_file_is_opened(
     monkeypatch.setattr("torch.load", lambda *args, **options: pytest.fail("opened before its hash was checked"))
     with pytest.raises(HashMismatchError, match="not the file that the manifest knows: expected sha256 0000"):
         create_model("dimr_tiny", pretrained=True)
-    assert not list(cache.entry_dir("dimr_tiny.test").rglob("*.pth"))
+    assert not list((cache_dir() / "dimr_tiny.test").rglob("*.pth"))
 
 
 def test_a_file_that_was_cut_on_disk_is_refused(

@@ -12,12 +12,14 @@ from hub_server import FakeHub
 from torch import Tensor
 
 from diffzoo import GaussianProcess
+from diffzoo.cache import cache_dir
 from diffzoo.cli.main import main
+from diffzoo.files import to_json, write_text
 from diffzoo.models import adm
 from diffzoo.models.base import Network
 from diffzoo.models.registry import entry
+from diffzoo.pins import read_record, weights_record
 from diffzoo.process import Eps, TimeConditioning
-from diffzoo.zoo import cache
 from diffzoo.zoo.loading import build_meta, load_any
 from diffzoo.zoo.verify import fingerprint, largest_error, probe, verify
 
@@ -144,13 +146,12 @@ def test_unpinned_is_explained_recorded_and_compared(hub: FakeHub, at_url: Any, 
     assert sentence in first.notes
     assert f"  note         {sentence}\n" in str(first)
     assert any(sentence in note and "unchanged since" in note for note in verify("dimr_tiny").notes)
-    pin = cache.read_pin("dimr_tiny.test")
-    assert pin is not None
+    pin = read_record(weights_record("dimr_tiny.test"))
     assert pin["fingerprint"] == recorded(tiny)
     second = verify("dimr_tiny")
     assert second.ok
     assert second.largest_error == 0
-    cache.write_pin("dimr_tiny.test", {**pin, "fingerprint": {**pin["fingerprint"], "mean": 9.0}})
+    write_text(weights_record("dimr_tiny.test"), to_json({**pin, "fingerprint": {**pin["fingerprint"], "mean": 9.0}}))
     assert not verify("dimr_tiny").ok
 
 
@@ -160,7 +161,7 @@ def test_a_converted_copy_that_was_altered_is_found(at_url: Any) -> None:
     report = verify("dimr_tiny")
     assert report.ok
     assert "the converted copy in the cache is equal to the original" in report.notes
-    path = next(cache.entry_dir("dimr_tiny.test").glob("*.safetensors"))
+    path = next((cache_dir() / "dimr_tiny.test").glob("*.safetensors"))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffzoo.hub import cache_dir, hub_cache_dir
+from diffzoo.cache import cache_dir, hub_cache_dir
 
 
 @pytest.mark.parametrize(
