@@ -52,7 +52,7 @@ def write_averages(
         updates: time of the averages in optimizer steps; None = that of the last snapshot.
         output: folder; None = `averages/reconstructed` in the run.
     """
-    from diffzoo.training.profiles import list_snapshots, mismatch, reconstruct
+    from diffzoo.training.profiles import REACHED, list_snapshots, mismatch, reconstruct
 
     snapshots = list_snapshots(run)
     end = updates or max(s.updates for s in snapshots)
@@ -65,8 +65,8 @@ def write_averages(
         path = folder / f"power_{std:.3f}_{end:08d}.safetensors"
         _write(run, tensors, path, {"std": std, "updates": end, "mismatch": error})
         print(f"width {std:g} at update {end}: {path}  ({len(used)} snapshots, profile off by {100 * error:.2g} %)")
-        if error > 0.1:
-            print(f"  the snapshots are too sparse for width {std:g}: ask for a width nearer to theirs")
+        if error > REACHED:
+            print(f"  width {std:g} is not reached: ask for one nearer to those of the snapshots, or keep more of them")
         paths.append(path)
     return paths
 
@@ -90,18 +90,22 @@ def _write(run: str, tensors: "dict[str, Tensor]", path: Path, metadata: dict[st
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from diffzoo.training.profiles import list_snapshots, reconstruct
+    from diffzoo.training.profiles import REACHED, list_snapshots, mismatch, reconstruct
 
     config = Path(args.run) / "config.yaml"
     if not config.is_file():
         raise UserError(f"no config.yaml in {args.run}: `ema sweep` needs the directory of a run, to know its data")
     snapshots = list_snapshots(args.run)
+    end = args.updates or max(s.updates for s in snapshots)
+    used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
     measure = _Measure(args.run, config, args.batches)
     results = []
     for std in args.std:
-        loss = measure(reconstruct(snapshots, std, args.updates))
+        loss = measure(reconstruct(snapshots, std, end))
         results.append((loss, std))
-        print(f"width {std:<6g} loss {loss:.6f}", flush=True)
+        off = mismatch(used, end, std)
+        note = f"  (not reached: the profile is off by {100 * off:.2g} %)" if off > REACHED else ""
+        print(f"width {std:<6g} loss {loss:.6f}{note}", flush=True)
     loss, std = min(results)
     print(f"best: width {std:g}, loss {loss:.6f}. Write it with `diffzoo ema reconstruct {args.run} --std {std:g}`")
     print("The loss is a proxy: compare widths near it by Fréchet distance with `diffzoo eval`")

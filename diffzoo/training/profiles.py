@@ -14,7 +14,8 @@ standard deviation relative to t,
     σ = (γ+1)^½ / ((γ+2) (γ+3)^½),   0 < σ ≤ 12^-½ (the uniform average, γ = 0)   (3)   Eq. 123
 
 A profile that was not kept is the least-squares combination of those that were: with A_ij = ⟨p_i, p_j⟩ over all
-snapshots and b_i = ⟨p_i, p_target⟩, the weights solve A x = b (Section C.3), where, for t_a ≤ t_b,
+snapshots and b_i = ⟨p_i, p_target⟩, the weights solve A x = b (Section C.3) and are divided by their sum, so that
+weights that never changed stay what they are. For t_a ≤ t_b,
 
     ⟨p_a, p_b⟩ = (γ_a + 1)(γ_b + 1) / (γ_a + γ_b + 1) · (t_a / t_b)^γ_b / t_b     (4)   Eq. 138
 """
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 MAX_STD = 12**-0.5
+REACHED = 0.05  # a profile with a larger `mismatch` is not the one that was asked for
 
 
 def power_std(gamma: float) -> float:
@@ -84,7 +86,7 @@ def _vectors(profiles: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
 
 
 def coefficients(profiles: Sequence[tuple[float, float]], updates: float, std: float) -> Tensor:
-    """Weights of the snapshots that come closest to a profile, float64 `(number of snapshots,)`.
+    """Weights of the snapshots that come closest to a profile, float64 `(number of snapshots,)`; their sum is 1.
 
     Args:
         profiles: time (number of updates) and relative width of each snapshot.
@@ -95,11 +97,12 @@ def coefficients(profiles: Sequence[tuple[float, float]], updates: float, std: f
     t_target, gamma_target = _vectors([(updates, std)])
     matrix = _products(t, gamma, t, gamma) * updates  # in units of the target's time: all entries near 1
     vector = _products(t, gamma, t_target, gamma_target) * updates
-    return torch.linalg.lstsq(matrix, vector, driver="gelsd").solution[:, 0]
+    x = torch.linalg.lstsq(matrix, vector, driver="gelsd").solution[:, 0]
+    return x / x.sum()
 
 
 def mismatch(profiles: Sequence[tuple[float, float]], updates: float, std: float) -> float:
-    """How far the reconstruction of a profile is from it: ‖Σ xᵢ pᵢ − p‖ / ‖p‖."""
+    """How far the reconstruction of a profile is from it: ‖Σ xᵢ pᵢ − p‖ / ‖p‖, where x are its `coefficients`."""
     x = coefficients(profiles, updates, std)
     t, gamma = _vectors(profiles)
     t_target, gamma_target = _vectors([(updates, std)])

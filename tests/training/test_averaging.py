@@ -19,7 +19,7 @@ from diffzoo.tensors import write_tensors
 from diffzoo.training import averaging
 from diffzoo.training.averaging import EMA, averaged, averages_of, list_snapshots, reconstruct
 from diffzoo.training.checkpointing import find_resume
-from diffzoo.training.profiles import coefficients, mismatch, power_gamma, power_std
+from diffzoo.training.profiles import REACHED, coefficients, mismatch, power_gamma, power_std
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -147,6 +147,15 @@ def test_coefficients_reproduce_what_was_kept() -> None:
             expected[i] = 1
             torch.testing.assert_close(coefficients(profiles, t, s), expected, atol=1e-6, rtol=0)
     assert mismatch(profiles, 1000, 0.05) < 1e-6
+
+
+@pytest.mark.parametrize("std", [0.02, 0.07, 0.15, 0.2, 0.25, 12**-0.5])
+def test_weights_that_never_changed_stay_what_they_are(std: float) -> None:
+    profiles = [(t, s) for t in range(125, 1001, 125) for s in (0.05, 0.1)]
+    assert float(coefficients(profiles, 1000, std).sum()) == pytest.approx(1, abs=1e-12)
+    assert float(coefficients(profiles[:5], 1000, std).sum()) == pytest.approx(1, abs=1e-12)
+    off = mismatch(profiles, 1000, std)
+    assert (off > REACHED) == (std not in (0.07, 0.15)), off
 
 
 def test_more_snapshots_fit_better() -> None:
@@ -459,7 +468,8 @@ def test_coefficients_as_in_ema_pytorch() -> None:
     for std in (0.04, 0.07, 0.15):
         assert post_hoc.sigma_rel_to_gamma(std) == pytest.approx(power_gamma(std), rel=1e-9)
         theirs = post_hoc.solve_weights(t, gamma, torch.tensor([900.0]), torch.tensor([power_gamma(std)]))[:, 0]
-        torch.testing.assert_close(coefficients(profiles, 900, std), theirs, atol=1e-5, rtol=1e-4)
+        # it leaves out the division by the sum, which NVlabs' code has
+        torch.testing.assert_close(coefficients(profiles, 900, std), theirs / theirs.sum(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parity
@@ -495,8 +505,12 @@ def test_averages_as_in_ema_pytorch(tmp_path: Path) -> None:
         torch.testing.assert_close(ours.averages[label]["weight"], kept.ema_model.weight, atol=1e-6, rtol=1e-5)
     with torch.no_grad():
         state = theirs.synthesize_ema_model(sigma_rel=0.07).ema_model.state_dict()
+    kept = [(s.updates, s.std) for s in list_snapshots(tmp_path / "ours")]
+    t, gamma = (torch.tensor(v, dtype=torch.float64) for v in zip(*((t, power_gamma(s)) for t, s in kept), strict=True))
+    solve = ema_pytorch.post_hoc_ema.solve_weights
+    total = float(solve(t, gamma, t[-1:], torch.tensor([power_gamma(0.07)])).sum())  # theirs are not divided by it
     for name, value in reconstruct(list_snapshots(tmp_path / "ours"), 0.07).items():
-        torch.testing.assert_close(value, state[name].float(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(value * total, state[name].float(), atol=1e-5, rtol=1e-5)
 
 
 def test_snapshot_faults(tmp_path: Path) -> None:
