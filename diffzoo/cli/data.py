@@ -1,12 +1,8 @@
 """`diffzoo data`: look at a source, cache latents, compute reference statistics."""
 
 import argparse
-import contextlib
-import itertools
 import json
 import sys
-import time
-import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +11,9 @@ from diffzoo.errors import UserError
 
 if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
-    from diffzoo.data.sources import Record, Source
 
 __all__ = ["configure", "run"]
 
-SAMPLED_BLOCKS = 8
-SHEET_SIZE, SHEET_COLUMNS = 64, 12  # pixels, pictures
-MEASURED_SECONDS = 3.0
 CACHE_METADATA = "passport.json"  # of latents, whose module takes long to import
 USUAL: dict[str, Any] = {"config": None, "revision": None, "split": "train", "download": False}
 USUAL |= {"image": "auto", "label": "auto", "caption": "auto"}  # what these flags are if nobody sets them
@@ -124,7 +116,7 @@ def _has_shards(folder: Path) -> bool:
 
 def _splits(folder: Path) -> list[str]:
     """The sub-folders with pictures, if all are named after splits, so that they are no classes."""
-    from diffzoo.data.hub import VALIDATION_SPLITS
+    from diffzoo.data.datasets import VALIDATION_SPLITS
     from diffzoo.images import SUFFIXES
 
     known = {"train", "training", *VALIDATION_SPLITS}
@@ -137,7 +129,7 @@ def _splits(folder: Path) -> list[str]:
 
 def _choose(args: argparse.Namespace, splits: list[str]) -> tuple[str, str | None]:
     """(folder to take, folder that is held out) among those of the splits, and say so."""
-    from diffzoo.data.hub import VALIDATION_SPLITS
+    from diffzoo.data.datasets import VALIDATION_SPLITS
 
     wanted = "training" if args.split == "train" and "train" not in splits else args.split
     if wanted not in splits:
@@ -164,12 +156,14 @@ def _refuse_flags(args: argparse.Namespace, but: Collection[str] = ()) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from diffzoo.data.inspect import contact_sheet, report
+
     data = open_data(args)
-    report = _report(data, 256 if args.sample is None else args.sample)
+    found = report(data, 256 if args.sample is None else args.sample)
     if not args.no_sheet:
         path = args.sheet or Path(f"{_short_name(args.source)}-sheet.png")
-        report["contact sheet"] = str(_contact_sheet(data, path))
-    return _show(report, args.json)
+        found["contact sheet"] = str(contact_sheet(data, path))
+    return _show(found, args.json)
 
 
 def _inspect_latents(args: argparse.Namespace) -> int:
@@ -177,7 +171,9 @@ def _inspect_latents(args: argparse.Namespace) -> int:
     given += [name for name in ("size", "resize", "sample", "sheet") if getattr(args, name) is not None]
     if given:
         raise UserError(f"--{given[0]} means nothing to {args.source}, which is a cache of latents: leave it out")
-    return _show(_latent_report(Path(args.source), args.workers), args.json)
+    from diffzoo.data.inspect import latent_report
+
+    return _show(latent_report(Path(args.source), args.workers), args.json)
 
 
 def _short_name(source: str) -> str:
@@ -199,166 +195,6 @@ def _show(report: dict[str, Any], as_json: bool) -> int:
         else:
             print(f"{name}: {value}")
     return 0
-
-
-def _report(data: "ImageDataModule", sample: int) -> dict[str, Any]:
-    source = data.train_source
-    report: dict[str, Any] = {
-        "source": source.name,
-        "rows": {"train": len(source), "held out": len(data.val_source) if data.val_source else 0},
-        "columns": ", ".join(source.columns()),
-        "licence": source.licence or "not stated",
-        "revision": source.revision or "none",
-        "read": f"{len(source.block_sizes)} blocks"
-        + (", any row alone" if source.random_access else ", block by block"),
-        "captions": "yes" if source.has_captions else "no",
-        "fingerprint": source.fingerprint,
-    }
-    report |= _classes(source)
-    report |= _measure(source, sample)
-    report["throughput"] = _throughput(data)
-    return report
-
-
-def _classes(source: "Source") -> dict[str, Any]:
-    """How many rows each class has, where there are classes."""
-    labels = source.labels()
-    if labels is None:
-        return {}
-    counts = {name: int((labels == i).sum()) for i, name in enumerate(source.class_names)}
-    return {"classes": len(counts), "class histogram": counts}
-
-
-def _latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
-    """What the passports of a cache of latents say, and what of it is there."""
-    from diffzoo.data.latents import CacheMetadata, Latents, LatentSource, shard_name
-
-    report: dict[str, Any] = {"source": f"latents in {folder}"}
-    whole: dict[str, LatentSource] = {}
-    for part in ("train", "validation"):
-        if not (folder / part / CACHE_METADATA).is_file():
-            continue
-        cache_metadata = CacheMetadata.read(folder / part)
-        there = sum((folder / part / shard_name(k)).is_file() for k in range(cache_metadata.shards))
-        report[part] = {
-            "pictures": f"{cache_metadata.pictures} of the {cache_metadata.rows} of {cache_metadata.source}",
-            "shards": f"{there} of {cache_metadata.shards}"
-            + ("" if there == cache_metadata.shards else ", incomplete"),
-            "picture size": f"{cache_metadata.image_size} px, resize {cache_metadata.resize}",
-            "mirror images": "yes" if cache_metadata.flips > 1 else "no",
-            "autoencoder": f"{cache_metadata.autoencoder} ({cache_metadata.autoencoder_hash[:12]})",
-            "classes": len(cache_metadata.class_names),
-            "captions": "yes" if cache_metadata.has_captions else "no",
-            "revision": cache_metadata.revision or "none",
-            "licence": cache_metadata.licence or "not stated",
-            "fingerprint of the rows": cache_metadata.source_fingerprint,
-            "hash of their ids": cache_metadata.ids or "none yet",
-        }
-        if cache_metadata.pictures is None:
-            report[part]["pictures"] = f"none counted yet of the {cache_metadata.rows} of {cache_metadata.source}"
-            continue
-        whole[part] = LatentSource(folder / part)
-        report[part]["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
-    if "train" in whole:
-        source = whole["train"]
-        report |= {k: v for k, v in _classes(source).items() if k == "class histogram"}
-        mirrored = source.cache_metadata.flips > 1
-        data = Latents(str(folder), source.shape[1], flip=mirrored, num_workers=workers)
-        report["throughput"] = _throughput(data)
-    return report
-
-
-def _some(source: "Source", count: int) -> Iterator["Record"]:
-    """Evenly spread rows, by class where that is known; of a source that is read by block, from a few blocks."""
-    import numpy as np
-
-    if source.random_access:
-        labels = source.labels()
-        ranked = np.arange(len(source)) if labels is None else np.argsort(labels, kind="stable")
-        count = min(count, len(source))
-        yield from (source.read_row(int(ranked[len(source) * i // count])) for i in range(count))
-        return
-    blocks = min(SAMPLED_BLOCKS, len(source.block_sizes))
-    for k in range(blocks):
-        records = source.read_block(len(source.block_sizes) * k // blocks)
-        take = min(len(records), -(-count // blocks))
-        yield from (records[len(records) * i // take] for i in range(take))
-
-
-def _measure(source: "Source", sample: int) -> dict[str, Any]:
-    """Sizes and aspect ratios of evenly spread pictures."""
-    import numpy as np
-
-    from diffzoo.data.transforms import decode
-
-    shapes, bad = [], []
-    for record in _some(source, sample):
-        try:
-            shapes.append(decode(record.image or b"").size)
-        except Exception as error:  # Pillow raises nearly any type on broken data
-            bad.append(f"{record.name}: {type(error).__name__}: {error}")
-    count = len(shapes) + len(bad)
-    if not shapes:
-        return {"bad pictures": f"{len(bad)} of {count}"}
-    width, height = np.array(shapes).T
-    quantiles = {"smallest": 0, "5 %": 5, "median": 50, "95 %": 95, "largest": 100}
-
-    def spread(values: Any, digits: int) -> str:
-        return ", ".join(f"{name} {np.percentile(values, q):.{digits}f}" for name, q in quantiles.items())
-
-    result: dict[str, Any] = {
-        f"sizes of {count} pictures": {
-            "width": spread(width, 0),
-            "height": spread(height, 0),
-            "short side": spread(np.minimum(width, height), 0),
-            "width / height": spread(width / height, 2),
-        },
-        "bad pictures": f"{len(bad)} of {count}",
-    }
-    if bad:
-        result["first bad picture"] = bad[0]
-    return result
-
-
-def _throughput(data: "ImageDataModule") -> str:
-    """Pictures per second that training would get, without cached ones. Small sets are passed over and over."""
-    passes = data.train_dataloader()
-    batches = itertools.chain.from_iterable(itertools.repeat(passes))
-    with _quiet():
-        next(batches)  # the workers start
-        images, start = 0, time.perf_counter()
-        while not images or time.perf_counter() - start < MEASURED_SECONDS:
-            images += len(next(batches)["id"])
-        rate = images / (time.perf_counter() - start)
-    data.teardown()
-    number = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-    return f"{number} pictures/s at {data.image_size} px with {data.num_workers} workers"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a warning for each bad picture: reports count them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(skipped|left out) a bad picture")
-        yield
-
-
-def _contact_sheet(data: "ImageDataModule", path: Path) -> Path:
-    """Evenly spread pictures of the training rows, by class where there are classes."""
-    import numpy as np
-    import torch
-
-    from diffzoo.data.stream import BadImage, Transform
-    from diffzoo.images import make_grid, save_png
-
-    source, transform = data.train_source, Transform(SHEET_SIZE, flip=False)
-    pictures = []
-    for record in _some(source, SHEET_COLUMNS**2):
-        with contextlib.suppress(BadImage):
-            pictures.append(transform.pixels(record, ()))
-    if not pictures:
-        raise UserError(f"none of the pictures of {source.name} that were tried can be decoded")
-    return save_png(make_grid(torch.from_numpy(np.stack(pictures)), SHEET_COLUMNS), path)
 
 
 # ---- encode
@@ -424,7 +260,8 @@ def _shard_line(part: str) -> Any:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from diffzoo.data.stream import hash_of_ids
+    from diffzoo.data.inspect import quiet
+    from diffzoo.data.sources import ids_hash
     from diffzoo.evaluation.reference import make_reference
     from diffzoo.files import write_text
     from diffzoo.metrics.features import load_features
@@ -435,20 +272,20 @@ def _stats(args: argparse.Namespace) -> int:
         raise UserError(f"{args.source} has no held-out pictures: use --part train")
     networks = [load_features(name, device=_device(args.device)) for name in args.networks]
     ids: list[int] = []
-    with _quiet():
+    with quiet():
         batches = data.one_pass(args.part)
         reference = make_reference(_first(batches, args.limit, ids), networks, args.out, keep=args.keep)
 
     record: dict[str, Any] = {
         "source": source.name,
         "revision": source.revision,
-        "source_fingerprint": source.fingerprint,
+        "source_fingerprint": source.rows_hash,
         "image_size": args.size,
         "resize": args.resize,
         "licence": source.licence,
     }
     record |= {"part": args.part, "networks": args.networks, "sha256": reference.sha256}
-    record |= {"pictures": len(ids), "ids": hash_of_ids(ids), "left_out": len(batches.bad)}
+    record |= {"pictures": len(ids), "ids": ids_hash(ids), "left_out": len(batches.bad)}
     write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     left_out = f", {len(batches.bad)} that cannot be decoded left out" if batches.bad else ""
     print(f"{record['pictures']} pictures{left_out} in {args.out} (sha256 {reference.sha256[:12]}), passport beside it")

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
+    from diffzoo.data.datasets import Cifar10, Coco, HFDataset, ImageNet
     from diffzoo.data.demo import DemoData
     from diffzoo.data.folder import ImageFolder
-    from diffzoo.data.hub import Cifar10, Coco, HFDataset, ImageNet
     from diffzoo.data.latents import Latents
 
 _HOME = {
-    "Cifar10": "hub",
-    "Coco": "hub",
+    "Cifar10": "datasets",
+    "Coco": "datasets",
     "DemoData": "demo",
     "ImageDataModule": "base",
-    "HFDataset": "hub",
+    "HFDataset": "datasets",
     "ImageFolder": "folder",
-    "ImageNet": "hub",
+    "ImageNet": "datasets",
     "Latents": "latents",
 }
 

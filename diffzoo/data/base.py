@@ -15,24 +15,17 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
+from diffzoo.data.bad_images import check_bad, note_bad, share_bad
+from diffzoo.data.batches import BatchMaker, Transform
 from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
+from diffzoo.data.position import Position
 from diffzoo.data.sources import Source
-from diffzoo.data.stream import (
-    BatchMaker,
-    EvalBatches,
-    EvalSpans,
-    Sequential,
-    Spans,
-    Transform,
-    WorkerLoader,
-    auto_workers,
-    check_bad,
-    note_bad,
-)
+from diffzoo.data.spans import EvalBatches, EvalSpans, Sequential, Spans, micro_batches
 from diffzoo.data.transforms import Crop, Resize, check_choice
+from diffzoo.data.workers import WorkerLoader, auto_workers
 from diffzoo.errors import UserError
 
-__all__ = ["ImageDataModule", "TrainBatches"]
+__all__ = ["ImageDataModule"]
 
 CACHE_BYTES = 512 * 2**20  # decoded training sets up to this size are kept in memory
 BatchDict = dict[str, Any]
@@ -100,7 +93,7 @@ class ImageDataModule(LightningDataModule):
         self._window, self._lanes = shuffle_window, lanes
         self.allow_changed_source = allow_changed_source
         self._layout: Layout | None = None
-        self._anchor, self._taken, self._finished_at_anchor = 0, 0, 0
+        self.position = Position()
         self._loader: TrainBatches | None = None
 
     # ---- what subclasses say
@@ -152,27 +145,8 @@ class ImageDataModule(LightningDataModule):
         return self.micro_batches(self._ranks()[1])
 
     def micro_batches(self, world: int) -> int:
-        """Micro-batches that each of `world` ranks takes per global batch.
-
-        Raises:
-            UserError: the global batch does not divide.
-        """
-        if self.batch_size % world:
-            near = [b for b in (self.batch_size // world * world, -(-self.batch_size // world) * world) if b]
-            raise UserError(
-                f"the global batch of {self.batch_size} does not divide among {world} ranks: "
-                f"set batch_size to {' or '.join(map(str, near))}"
-            )
-        share = self.batch_size // world
-        micro = min(self.micro_batch_size or share, share)
-        if share % micro:
-            fits = [m for m in range(1, share + 1) if share % m == 0]
-            near = [max(m for m in fits if m < micro), min(m for m in fits if m > micro)]
-            raise UserError(
-                f"a rank's share of the global batch, {share} of {self.batch_size}, does not divide into micro-batches "
-                f"of {micro}: set micro_batch_size to {' or '.join(map(str, near))}"
-            )
-        return share // micro
+        """Micro-batches that each of `world` ranks takes per global batch; see `spans.micro_batches`."""
+        return micro_batches(self.batch_size, self.micro_batch_size, world)
 
     @property
     def cached(self) -> bool:
@@ -192,13 +166,14 @@ class ImageDataModule(LightningDataModule):
     @property
     def images_seen(self) -> int:
         """Samples of the global sequence that training has finished with."""
-        return self._anchor + self._batches_finished() // self.accumulate * self.batch_size
+        finished = self.position.finished(self._progress())
+        return self.position.anchor + finished // self.accumulate * self.batch_size
 
     def set_position(self, images_seen: int) -> None:
         """Continue after this many samples."""
         if images_seen < 0:
             raise UserError(f"images_seen is at least 0, got {images_seen}")
-        self._anchor, self._taken = images_seen, 0
+        self.position.move(images_seen)
         if self._loader is not None:
             self._loader.close()
 
@@ -210,36 +185,20 @@ class ImageDataModule(LightningDataModule):
         total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         return int(total.processed)
 
-    def _batches_finished(self) -> int:
-        """Micro-batches since the anchor. One that was handed out but whose step was cut short does not count."""
-        progress = self._progress()
-        if progress is None or not self._taken:
-            return self._taken
-        return min(self._taken, progress - self._finished_at_anchor)
-
-    def _begin(self) -> None:
-        """Move the anchor here; called when a trainer asks for the first batch of an epoch."""
-        self._anchor, self._taken = self.images_seen, 0
-        self._finished_at_anchor = self._progress() or 0
-        self._share_bad_images()
-
-    def _share_bad_images(self) -> None:
-        """Every rank learns of the bad pictures that the others met, so that the limit and checkpoints count all."""
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self.trainer is None or not self.trainer.training or not ready or self._ranks()[1] == 1:
-            return
-        shares: list[Any] = [None] * self._ranks()[1]
-        torch.distributed.all_gather_object(shares, self.bad_images)
-        for share in shares:
-            self.bad_images.update(share)
-        check_bad(self.bad_images, self.max_bad, self.train_source.name)
+    def begin(self) -> Position:
+        """The position, fixed where a trainer asks for the first batch of an epoch; ranks share what they know."""
+        self.position.move(self.images_seen, self._progress() or 0)
+        if self.trainer is not None and self.trainer.training and self._ranks()[1] > 1:
+            share_bad(self.bad_images, self._ranks()[1])
+            check_bad(self.bad_images, self.max_bad, self.train_source.name)
+        return self.position
 
     def state_dict(self) -> dict[str, Any]:
         """The position, what gives it meaning, and the pictures that were found bad on the way."""
         return {
             "images_seen": self.images_seen,
             "order": self.order.state(),
-            "source": self.train_source.fingerprint,
+            "source": self.train_source.rows_hash,
             "bad_images": dict(self.bad_images),
         }
 
@@ -249,7 +208,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: the rows are not those of the checkpoint, or `balance` is not.
         """
-        changed = state_dict["source"] != self.train_source.fingerprint
+        changed = state_dict["source"] != self.train_source.rows_hash
         if changed and not self.allow_changed_source:
             raise UserError(
                 f"{self.train_source.name} is no longer what the checkpoint was trained on (other rows or another "
@@ -258,12 +217,7 @@ class ImageDataModule(LightningDataModule):
             )
         order = dict(state_dict["order"])
         balanced = order.pop("kind") == "balanced"
-        if balanced != self.balance:
-            raise UserError(
-                f"the checkpoint was trained with balance set to {str(balanced).lower()}, so its position has no "
-                f"meaning in an order with balance set to {str(self.balance).lower()}: set it back, or begin a new run "
-                "from the weights alone"
-            )
+        _check_balance(balanced, self.balance)
         if order["seed"] != self.seed:
             warnings.warn(f"the order, crops and flips of the data keep the seed {order['seed']} of the checkpoint")
             self.seed = order["seed"]
@@ -283,17 +237,9 @@ class ImageDataModule(LightningDataModule):
             if labels is None or not source.random_access:
                 raise UserError(f"balance needs labels and random access, which {source.name} does not have")
             return Balanced(labels, self.seed)
-        small = source.random_access or len(source) <= self._window
         if self._layout is None:
-            self._layout = (
-                full_shuffle(self.seed, len(source))
-                if small
-                else lanes_for(self.seed, self.batch_size, self._lanes, self._window)
-            )
-        # A full shuffle does not depend on blocks: pixels and their latents come alike. What else there is follows from
-        # the layout alone, so that a checkpoint goes on the same where rows are no longer streamed.
-        whole = self._layout.lanes == 1 and self._layout.window >= len(source)
-        return LaneOrder(np.array([len(source)]) if whole else source.block_sizes, self._layout)
+            self._layout = _layout_for(source, self.seed, self.batch_size, self._lanes, self._window)
+        return _streamed(source, self._layout)
 
     # ---- loaders
 
@@ -318,25 +264,11 @@ class ImageDataModule(LightningDataModule):
                 f"trainer accumulates {trainer.accumulate_grad_batches}: leave accumulate_grad_batches out for "
                 f"`diffzoo fit`, or pass {accumulate} to your own Trainer"
             )
-        self._warn_of_copies()
+        rank, world = self._ranks()
+        if not rank and not self.balance:
+            _warn_of_copies(self.train_source, world * max(1, self.num_workers), self._window)
         self._loader = TrainBatches(self)
         return self._loader
-
-    def _warn_of_copies(self) -> None:
-        """Say that a small streamed set is fetched by every process.
-
-        It could be cut into lanes as large ones are, but then every epoch would fetch it anew, which costs more after a
-        few epochs; and lanes for several processes alone would make the order depend on their number.
-        """
-        source, (rank, world) = self.train_source, self._ranks()
-        processes = world * max(1, self.num_workers)
-        if rank or processes == 1 or self.balance or source.random_access or not source.remote:
-            return
-        if len(source) <= self._window:
-            warnings.warn(
-                f"each of {processes} processes fetches and holds all {len(source)} rows of {source.name} before its "
-                "first batch, because shuffle_window mixes them all: set streaming to false to fetch them once"
-            )
 
     def val_dataloader(self) -> "EvalBatches | list[Any]":
         """The held-out rows, each once over all ranks; an empty list if there are none."""
@@ -386,7 +318,7 @@ class ImageDataModule(LightningDataModule):
     def take(self, batch: BatchDict) -> BatchDict:
         """Count a batch that is handed to the trainer, and report the pictures that were skipped in it."""
         note_bad(self.bad_images, batch.pop("bad"), self.max_bad, self.train_source.name, "skipped")
-        self._taken += 1
+        self.position.taken += 1
         return batch
 
     def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
@@ -416,11 +348,10 @@ class TrainBatches:
         return self._data.steps_per_epoch * self._data.accumulate
 
     def __iter__(self) -> Iterator[BatchDict]:
-        self._data._begin()
-        parts = self._data.accumulate
+        begun, parts = self._data.begin(), self._data.accumulate
         for _ in range(len(self)):
-            steps, part = divmod(self._data._taken, parts)
-            position = self._data._anchor + steps * self._data.batch_size
+            steps, part = divmod(begun.taken, parts)
+            position = begun.anchor + steps * self._data.batch_size
             if self._workers is None or self._next != (position, part):
                 self.close()
                 self._workers = self._data.make_worker_loader(position)  # a position is always that of a whole step
@@ -440,3 +371,37 @@ class TrainBatches:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def _check_balance(theirs: bool, ours: bool) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"the checkpoint was trained with balance set to {str(theirs).lower()}, so its position has no meaning in "
+            f"an order with balance set to {str(ours).lower()}: set it back, or begin a new run from the weights alone"
+        )
+
+
+def _layout_for(source: Source, seed: int, batch_size: int, lanes: int, window: int) -> Layout:
+    if source.random_access or len(source) <= window:
+        return full_shuffle(seed, len(source))
+    return lanes_for(seed, batch_size, lanes, window)
+
+
+def _streamed(source: Source, layout: Layout) -> LaneOrder:
+    # A full shuffle does not depend on blocks: pixels and their latents come alike. What else there is follows from
+    # the layout alone, so that a checkpoint goes on the same where rows are no longer streamed.
+    whole = layout.lanes == 1 and layout.window >= len(source)
+    return LaneOrder(np.array([len(source)]) if whole else source.block_sizes, layout)
+
+
+def _warn_of_copies(source: Source, processes: int, window: int) -> None:
+    """Say that a small streamed set is fetched by every process.
+
+    It could be cut into lanes as large ones are, but then every epoch would fetch it anew, which costs more after a
+    few epochs; and lanes for several processes alone would make the order depend on their number.
+    """
+    if processes > 1 and source.remote and not source.random_access and len(source) <= window:
+        warnings.warn(
+            f"each of {processes} processes fetches and holds all {len(source)} rows of {source.name} before its "
+            "first batch, because shuffle_window mixes them all: set streaming to false to fetch them once"
+        )

@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffzoo.data.bad_images import check_bad
+from diffzoo.data.batches import BatchMaker, RawBatch, Transform
 from diffzoo.data.latents import CACHE_METADATA, HEADER, CacheMetadata, header, open_shard, shard_name
-from diffzoo.data.sources import Record, Source
-from diffzoo.data.stream import BatchMaker, RawBatch, Sequential, Transform, WorkerLoader, check_bad, hash_of_ids
+from diffzoo.data.sources import Record, Source, ids_hash
+from diffzoo.data.spans import Sequential
+from diffzoo.data.workers import WorkerLoader
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.images import to_float
@@ -57,7 +60,7 @@ def make_cache_metadata(
     return CacheMetadata(
         source.name,
         source.revision,
-        source.fingerprint,
+        source.rows_hash,
         transform.image_size,
         transform.resize,
         transform.fast_jpeg,
@@ -158,7 +161,7 @@ def _complete(folder: Path, cache_metadata: CacheMetadata, source: Source, progr
     rows = np.concatenate([shard.get_tensor("row") for shard in shards])
     if not len(rows):
         raise UserError(f"none of the {len(source)} pictures of {source.name} can be decoded")
-    complete = replace(cache_metadata, pictures=len(rows), ids=hash_of_ids(rows))
+    complete = replace(cache_metadata, pictures=len(rows), ids=ids_hash(rows))
     if CacheMetadata.read(folder) != complete:
         write_text(folder / CACHE_METADATA, complete.to_json())
 

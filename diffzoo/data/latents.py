@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from diffzoo.data.base import ImageDataModule
+from diffzoo.data.batches import BatchMaker, Transform
 from diffzoo.data.order import Order, Place
-from diffzoo.data.sources import Indices, Record, Source, fingerprint
-from diffzoo.data.stream import BatchMaker, Transform, hash_of_ids
+from diffzoo.data.sources import Indices, Record, Source, ids_hash, rows_hash
 from diffzoo.data.transforms import augment
 from diffzoo.errors import UserError
 
@@ -67,7 +67,7 @@ class CacheMetadata:
     rows, shard_rows:    rows of the source, and how many of them a shard takes.
     class_names, has_captions: as the source has them.
     licence:             of the source.
-    pictures, ids:       how many were encoded, and `hash_of_ids` of their rows; None and "" until all are.
+    pictures, ids:       how many were encoded, and `ids_hash` of their rows; None and "" until all are.
     """
 
     source: str
@@ -101,7 +101,7 @@ class CacheMetadata:
     @property
     def mark(self) -> str:
         """What shards carry to say that they belong to it."""
-        return fingerprint([self.begun.to_json()])
+        return rows_hash([self.begun.to_json()])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -173,7 +173,7 @@ class LatentSource(Source):
                     f"{folder / shard_name(k)} does not belong to the cache that its passport describes: delete it and "
                     "encode again"
                 )
-        pictures, ids = len(self), hash_of_ids(row for part in rows for row in part)
+        pictures, ids = len(self), ids_hash(row for part in rows for row in part)
         if (pictures, ids) != (self.cache_metadata.pictures, self.cache_metadata.ids):
             raise UserError(
                 f"the shards in {str(folder)!r} hold {pictures} pictures (rows {ids[:12]}), but their "
@@ -184,8 +184,8 @@ class LatentSource(Source):
         self._slices: dict[int, Any] = {}
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        return fingerprint([self.cache_metadata.to_json()])
+    def rows_hash(self) -> str:  # type: ignore[override]
+        return rows_hash([self.cache_metadata.to_json()])
 
     @cached_property
     def _labels(self) -> Indices:

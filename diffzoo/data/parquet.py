@@ -19,9 +19,9 @@ from diffzoo.data.sources import (
     Record,
     Source,
     below_common_folder,
-    fingerprint,
     missing_column,
     number_classes,
+    rows_hash,
     unlabelled,
 )
 from diffzoo.errors import UserError
@@ -100,7 +100,7 @@ class ParquetSource(Source):
         self.has_captions = columns.caption is not None
         self._select()
         known = zip(paths or below_common_folder(self.files), self._index["prints"], strict=True)
-        self.fingerprint = fingerprint([revision, *known, self._index["rows"], sorted(columns.where.items())])
+        self.rows_hash = rows_hash([revision, *known, self._index["rows"], sorted(columns.where.items())])
 
     # ---- index
 
@@ -130,7 +130,7 @@ class ParquetSource(Source):
         """Where something about all files is kept on disk; None for files that may change."""
         if not (self.remote and self.revision):
             return None
-        return index_folder() / f"{fingerprint([INDEX_FORMAT, self.revision, *self.files, *what])}.json"
+        return index_folder() / f"{rows_hash([INDEX_FORMAT, self.revision, *self.files, *what])}.json"
 
     def _build_index(self) -> dict[str, Any]:
         """Row groups, columns and a fingerprint of every file; kept on disk for remote files of a known revision."""

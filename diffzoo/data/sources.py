@@ -22,7 +22,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.images import SUFFIXES
 from diffzoo.rng import key
 
-__all__ = ["FolderSource", "Notes", "Record", "Source", "SubSource", "fingerprint"]
+__all__ = ["FolderSource", "LazyRows", "Notes", "Record", "Source", "SubSource", "ids_hash", "rows_hash"]
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -48,12 +48,17 @@ class Record:
     name: str = ""
 
 
-def fingerprint(parts: Iterable[object]) -> str:
-    """A short hash of what identifies a source; a run refuses to resume on a source with another one."""
+def rows_hash(parts: Iterable[object]) -> str:
+    """A short hash of what identifies the rows of a source; a run refuses to resume on other rows."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part}\x1e".encode())
     return digest.hexdigest()[:32]
+
+
+def ids_hash(ids: Iterable[int]) -> str:
+    """SHA-256 of rows in their order, each as eight bytes, little-endian."""
+    return hashlib.sha256(np.fromiter(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 class Source:
@@ -66,7 +71,7 @@ class Source:
         has_captions: whether rows have texts.
         random_access: whether one row costs no more than its own bytes.
         remote: whether blocks come over a network.
-        fingerprint: changes when the rows change.
+        rows_hash: changes when the rows change.
         licence: as the source states it, or "".
         revision: of the published data set, or "".
     """
@@ -77,7 +82,7 @@ class Source:
     has_captions: bool = False
     random_access: bool = False
     remote: bool = False
-    fingerprint: str = ""
+    rows_hash: str = ""
     licence: str = ""
     revision: str = ""
 
@@ -304,9 +309,9 @@ class FolderSource(Source):
         return sorted(pictures), texts, tables
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def rows_hash(self) -> str:  # type: ignore[override]
         sizes = ((f, (self.root / f).stat().st_size) for f in self.files)
-        return fingerprint([*sizes, *self._metadata.items()])
+        return rows_hash([*sizes, *self._metadata.items()])
 
     def read_row(self, row: int) -> Record:
         path = self.root / self.files[row]
@@ -322,13 +327,13 @@ class FolderSource(Source):
         return Record(data, self._notes.labels[row] if self._notes.labels else None, captions, str(path))
 
     def read_block(self, block: int) -> Sequence[Record]:
-        return _Lazy(len(self), self.read_row)
+        return LazyRows(len(self), self.read_row)
 
     def labels(self) -> Indices | None:
         return self._notes.label_array(self.name)
 
 
-class _Lazy(Sequence[Record]):
+class LazyRows(Sequence[Record]):
     """Rows that are made when asked for."""
 
     def __init__(self, size: int, make: Callable[[int], Record]):
@@ -363,14 +368,14 @@ class SubSource(Source):
         self.licence, self.revision = base.licence, base.revision
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        return fingerprint([self.base.fingerprint, self.part, len(self.kept), self.kept.tobytes().hex()])
+    def rows_hash(self) -> str:  # type: ignore[override]
+        return rows_hash([self.base.rows_hash, self.part, len(self.kept), self.kept.tobytes().hex()])
 
     def read_block(self, block: int) -> Sequence[Record]:
         records = self.base.read_block(int(self.blocks[block]))
         first = int(self.base.starts[self.blocks[block]])
         rows = self.kept[self.starts[block] : self.starts[block + 1]] - first
-        return _Lazy(len(rows), lambda i: records[int(rows[i])])
+        return LazyRows(len(rows), lambda i: records[int(rows[i])])
 
     def read_row(self, row: int) -> Record:
         return self.base.read_row(int(self.kept[row]))

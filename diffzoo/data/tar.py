@@ -14,8 +14,8 @@ from diffzoo.data.sources import (
     Record,
     Source,
     below_common_folder,
-    fingerprint,
     missing_column,
+    rows_hash,
     unlabelled,
 )
 from diffzoo.errors import UserError
@@ -83,7 +83,7 @@ class TarSource(Source):
         self.has_captions = caption is not None
         self.class_names = self._classes(class_names)
         prints = [printed for printed, _ in shards]
-        self.fingerprint = fingerprint([revision, *zip(paths or below_common_folder(self.files), prints, strict=True)])
+        self.rows_hash = rows_hash([revision, *zip(paths or below_common_folder(self.files), prints, strict=True)])
 
     def _retried(self, file: str, action: Callable[[], Value]) -> Value:
         return retried(file, action, remote=self.remote)
@@ -91,13 +91,13 @@ class TarSource(Source):
     def _index(self, file: str) -> tuple[str, list[Sample]]:
         """(fingerprint, samples) of a file; kept on disk."""
         stat = self._retried(file, lambda: self._fs.info(file))
-        identity = fingerprint([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self.revision])
+        identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self.revision])
         path = index_folder() / f"{identity}.json"
         if path.is_file():
             printed, kept = json.loads(path.read_text(encoding="utf-8"))
             return printed, [(name, {s: (o, n) for s, (o, n) in parts.items()}, short) for name, parts, short in kept]
         parts, samples = self._retried(file, lambda: self._scan(file))
-        index = fingerprint([stat["size"], *parts]), samples
+        index = rows_hash([stat["size"], *parts]), samples
         write_text(path, json.dumps(index))
         return index
 

@@ -24,7 +24,7 @@ def _quick_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Contact sheets go to the current folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("diffzoo.cli.data.MEASURED_SECONDS", 0.05)
+    monkeypatch.setattr("diffzoo.data.inspect.MEASURED_SECONDS", 0.05)
 
 
 @pytest.fixture

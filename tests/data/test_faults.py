@@ -12,7 +12,7 @@ from data.pictures import Shards, picture, rows, signature, write_parquet
 from PIL import Image
 
 from diffzoo.data import DemoData, ImageFolder
-from diffzoo.data.stream import EvalSpans
+from diffzoo.data.spans import EvalSpans
 from diffzoo.errors import UserError
 
 COMMON = {"image_size": 8, "batch_size": 8, "num_workers": 0}
@@ -213,7 +213,7 @@ def test_a_row_without_picture(tmp_path: Path) -> None:
 KILLED = """
 import json, os, signal, sys
 from diffzoo.data import ImageFolder
-from diffzoo.data.stream import worker_failure
+from diffzoo.data.workers import worker_failure
 data = ImageFolder(sys.argv[1], image_size=8, batch_size=2, num_workers=2)
 main, read = os.getpid(), data.train_source.read_row
 

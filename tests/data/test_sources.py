@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data.pictures import picture, rows, signature, uneven_shards, write_parquet
-from data.test_hub import COMMON, NAME, STREAM, publish, samples, shard, walk
+from data.test_datasets import COMMON, NAME, STREAM, publish, samples, shard, walk
 from hub_server import FakeHub
 
 from diffzoo.data import HFDataset, ImageFolder
@@ -72,12 +72,12 @@ def test_the_same_files_elsewhere_are_the_same_source(tmp_path: Path) -> None:
         base = tmp_path / place
         base.mkdir(parents=True)
         files = uneven_shards(base)
-        prints["parquet"].add(ParquetSource(files, Columns(), "x").fingerprint)
+        prints["parquet"].add(ParquetSource(files, Columns(), "x").rows_hash)
         for k in range(2):
             (base / f"{k}.tar").write_bytes(shard(samples(10 * k, 5)))
-        prints["tar"].add(TarSource([str(base / f"{k}.tar") for k in range(2)], "x").fingerprint)
+        prints["tar"].add(TarSource([str(base / f"{k}.tar") for k in range(2)], "x").rows_hash)
         folder = pictures(base / "p", ["a/1.png", "b/2.png"])
-        prints["folder"].add(FolderSource(folder).fingerprint)
+        prints["folder"].add(FolderSource(folder).rows_hash)
     assert all(len(p) <= 1 for p in prints.values())
 
 
@@ -88,7 +88,7 @@ def test_a_tar_with_another_label_or_picture_is_another_source(tmp_path: Path) -
         changed[2][1].update(change)
         (tmp_path / "x.tar").write_bytes(shard(changed))
         os.utime(tmp_path / "x.tar", (len(prints), len(prints)))
-        prints.add(TarSource([str(tmp_path / "x.tar")], "x").fingerprint)
+        prints.add(TarSource([str(tmp_path / "x.tar")], "x").rows_hash)
     assert len(prints) == 3
 
 
@@ -121,7 +121,7 @@ def test_tar_and_picture_files_are_the_same_streamed_and_downloaded(hub: FakeHub
     hub.add_repo("owner/set", files, "dataset")
     sources = [HFDataset("owner/set", val_split=None, streaming=s, **COMMON).train_source for s in (True, False)]
     assert [s.remote for s in sources] == [True, False]
-    assert sources[0].fingerprint == sources[1].fingerprint
+    assert sources[0].rows_hash == sources[1].rows_hash
     assert [sources[0].read_row(i).image for i in range(20)] == [sources[1].read_row(i).image for i in range(20)]
 
 
@@ -347,10 +347,10 @@ def test_metadata_that_is_wrong_is_named(tmp_path: Path, content: str, message: 
 
 def test_other_captions_are_another_source(tmp_path: Path) -> None:
     describe(tmp_path, "jsonl")
-    before = FolderSource(tmp_path).fingerprint
+    before = FolderSource(tmp_path).rows_hash
     text = (tmp_path / "metadata.jsonl").read_text()
     (tmp_path / "metadata.jsonl").write_text(text.replace("bee", "fly"))
-    assert FolderSource(tmp_path).fingerprint != before
+    assert FolderSource(tmp_path).rows_hash != before
 
 
 def test_a_bad_picture_is_named_the_same_in_every_process(tmp_path: Path) -> None:

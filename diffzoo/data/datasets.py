@@ -21,13 +21,13 @@ from diffzoo.data.sources import (
     METADATA,
     FolderSource,
     Indices,
+    LazyRows,
     Notes,
     Record,
     Source,
-    _Lazy,
     below_common_folder,
-    fingerprint,
     pick,
+    rows_hash,
 )
 from diffzoo.data.tar import TarSource
 from diffzoo.errors import UserError, did_you_mean
@@ -172,7 +172,7 @@ class PictureFiles(Source):
         self.block_sizes = np.array([len(self.files)])
         # of a revision the names say it all; other files may change under their names
         sizes = [] if revision else [self._fs.size(file) for file in self.files]
-        self.fingerprint = fingerprint([revision, *self._notes.files, *sizes, *metadata.items()])
+        self.rows_hash = rows_hash([revision, *self._notes.files, *sizes, *metadata.items()])
 
     def _bytes(self, file: str) -> bytes:
         return retried(file, lambda: bytes(self._fs.cat_file(file)), remote=self.remote)
@@ -184,7 +184,7 @@ class PictureFiles(Source):
         return Record(self._bytes(self.files[row]), label, captions, self.files[row])
 
     def read_block(self, block: int) -> Sequence[Record]:
-        return _Lazy(len(self), self.read_row)
+        return LazyRows(len(self), self.read_row)
 
     def labels(self) -> Indices | None:
         return self._notes.label_array(self.name)

@@ -1,0 +1,67 @@
+"""Images that cannot be decoded: how many a run tolerates, and who is told of them."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed
+
+from diffzoo.errors import UserError
+
+__all__ = ["BadImage", "check_bad", "note_bad", "share_bad"]
+
+
+class BadImage(Exception):
+    """A picture that cannot be decoded."""
+
+
+def check_bad(bad: Mapping[int, str], max_bad: int, name: str) -> None:
+    """Stop when more pictures are bad than the settings allow.
+
+    Args:
+        bad: reasons by row.
+        max_bad: how many there may be.
+        name: of the source.
+
+    Raises:
+        UserError: there are more.
+    """
+    if len(bad) > max_bad:
+        raise UserError(
+            f"{len(bad)} pictures of {name} cannot be decoded, more than max_bad = {max_bad} allows; "
+            f"the last is {list(bad.values())[-1]}"
+        )
+
+
+def note_bad(known: dict[int, str], new: Mapping[int, str], max_bad: int, name: str, verb: str) -> None:
+    """Add bad pictures to those that are known, warn of each once, and stop when there are too many.
+
+    Args:
+        known: reasons by row, changed in place.
+        new: those of a batch.
+        max_bad: how many there may be in all.
+        name: of the source.
+        verb: what was done with them, for the warning.
+
+    Raises:
+        UserError: there are too many.
+    """
+    for row, reason in new.items():
+        if row not in known:
+            known[row] = reason
+            warnings.warn(f"{verb} a bad picture ({len(known)} so far): {reason}")
+    check_bad(known, max_bad, name)
+
+
+def share_bad(known: dict[int, str], world: int) -> None:
+    """Every rank learns of the bad images that the others met, so that the limit and checkpoints count all.
+
+    Args:
+        known: reasons by row, changed in place.
+        world: how many ranks there are.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        shares: list[Any] = [None] * world
+        torch.distributed.all_gather_object(shares, known)
+        for share in shares:
+            known.update(share)

@@ -1,0 +1,173 @@
+"""What a source holds: counts, sizes, classes, licence, speed, a contact sheet."""
+
+import contextlib
+import itertools
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffzoo.data.bad_images import BadImage
+from diffzoo.data.base import ImageDataModule
+from diffzoo.data.batches import Transform
+from diffzoo.data.latents import CACHE_METADATA, CacheMetadata, Latents, LatentSource, shard_name
+from diffzoo.data.sources import Record, Source
+from diffzoo.data.transforms import decode
+from diffzoo.errors import UserError
+from diffzoo.images import make_grid, save_png
+
+__all__ = ["contact_sheet", "latent_report", "quiet", "report"]
+
+SAMPLED_BLOCKS = 8
+SHEET_SIZE, SHEET_COLUMNS = 64, 12  # pixels, images
+MEASURED_SECONDS = 3.0
+
+
+def report(data: ImageDataModule, sample: int) -> dict[str, Any]:
+    source = data.train_source
+    report: dict[str, Any] = {
+        "source": source.name,
+        "rows": {"train": len(source), "held out": len(data.val_source) if data.val_source else 0},
+        "columns": ", ".join(source.columns()),
+        "licence": source.licence or "not stated",
+        "revision": source.revision or "none",
+        "read": f"{len(source.block_sizes)} blocks"
+        + (", any row alone" if source.random_access else ", block by block"),
+        "captions": "yes" if source.has_captions else "no",
+        "fingerprint": source.rows_hash,
+    }
+    report |= _classes(source)
+    report |= _measure(source, sample)
+    report["throughput"] = _throughput(data)
+    return report
+
+
+def _classes(source: Source) -> dict[str, Any]:
+    """How many rows each class has, where there are classes."""
+    labels = source.labels()
+    if labels is None:
+        return {}
+    counts = {name: int((labels == i).sum()) for i, name in enumerate(source.class_names)}
+    return {"classes": len(counts), "class histogram": counts}
+
+
+def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
+    """What the passports of a cache of latents say, and what of it is there."""
+    report: dict[str, Any] = {"source": f"latents in {folder}"}
+    whole: dict[str, LatentSource] = {}
+    for part in ("train", "validation"):
+        if not (folder / part / CACHE_METADATA).is_file():
+            continue
+        cache_metadata = CacheMetadata.read(folder / part)
+        there = sum((folder / part / shard_name(k)).is_file() for k in range(cache_metadata.shards))
+        report[part] = {
+            "pictures": f"{cache_metadata.pictures} of the {cache_metadata.rows} of {cache_metadata.source}",
+            "shards": f"{there} of {cache_metadata.shards}"
+            + ("" if there == cache_metadata.shards else ", incomplete"),
+            "picture size": f"{cache_metadata.image_size} px, resize {cache_metadata.resize}",
+            "mirror images": "yes" if cache_metadata.flips > 1 else "no",
+            "autoencoder": f"{cache_metadata.autoencoder} ({cache_metadata.autoencoder_hash[:12]})",
+            "classes": len(cache_metadata.class_names),
+            "captions": "yes" if cache_metadata.has_captions else "no",
+            "revision": cache_metadata.revision or "none",
+            "licence": cache_metadata.licence or "not stated",
+            "fingerprint of the rows": cache_metadata.source_fingerprint,
+            "hash of their ids": cache_metadata.ids or "none yet",
+        }
+        if cache_metadata.pictures is None:
+            report[part]["pictures"] = f"none counted yet of the {cache_metadata.rows} of {cache_metadata.source}"
+            continue
+        whole[part] = LatentSource(folder / part)
+        report[part]["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
+    if "train" in whole:
+        source = whole["train"]
+        report |= {k: v for k, v in _classes(source).items() if k == "class histogram"}
+        mirrored = source.cache_metadata.flips > 1
+        data = Latents(str(folder), source.shape[1], flip=mirrored, num_workers=workers)
+        report["throughput"] = _throughput(data)
+    return report
+
+
+def _some(source: Source, count: int) -> Iterator[Record]:
+    """Evenly spread rows, by class where that is known; of a source that is read by block, from a few blocks."""
+    if source.random_access:
+        labels = source.labels()
+        ranked = np.arange(len(source)) if labels is None else np.argsort(labels, kind="stable")
+        count = min(count, len(source))
+        yield from (source.read_row(int(ranked[len(source) * i // count])) for i in range(count))
+        return
+    blocks = min(SAMPLED_BLOCKS, len(source.block_sizes))
+    for k in range(blocks):
+        records = source.read_block(len(source.block_sizes) * k // blocks)
+        take = min(len(records), -(-count // blocks))
+        yield from (records[len(records) * i // take] for i in range(take))
+
+
+def _measure(source: Source, sample: int) -> dict[str, Any]:
+    """Sizes and aspect ratios of evenly spread pictures."""
+    shapes, bad = [], []
+    for record in _some(source, sample):
+        try:
+            shapes.append(decode(record.image or b"").size)
+        except Exception as error:  # Pillow raises nearly any type on broken data
+            bad.append(f"{record.name}: {type(error).__name__}: {error}")
+    count = len(shapes) + len(bad)
+    if not shapes:
+        return {"bad pictures": f"{len(bad)} of {count}"}
+    width, height = np.array(shapes).T
+    quantiles = {"smallest": 0, "5 %": 5, "median": 50, "95 %": 95, "largest": 100}
+
+    def spread(values: Any, digits: int) -> str:
+        return ", ".join(f"{name} {np.percentile(values, q):.{digits}f}" for name, q in quantiles.items())
+
+    result: dict[str, Any] = {
+        f"sizes of {count} pictures": {
+            "width": spread(width, 0),
+            "height": spread(height, 0),
+            "short side": spread(np.minimum(width, height), 0),
+            "width / height": spread(width / height, 2),
+        },
+        "bad pictures": f"{len(bad)} of {count}",
+    }
+    if bad:
+        result["first bad picture"] = bad[0]
+    return result
+
+
+def _throughput(data: ImageDataModule) -> str:
+    """Pictures per second that training would get, without cached ones. Small sets are passed over and over."""
+    passes = data.train_dataloader()
+    batches = itertools.chain.from_iterable(itertools.repeat(passes))
+    with quiet():
+        next(batches)  # the workers start
+        images, start = 0, time.perf_counter()
+        while not images or time.perf_counter() - start < MEASURED_SECONDS:
+            images += len(next(batches)["id"])
+        rate = images / (time.perf_counter() - start)
+    data.teardown()
+    number = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{number} pictures/s at {data.image_size} px with {data.num_workers} workers"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without a warning for each bad picture: reports count them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(skipped|left out) a bad picture")
+        yield
+
+
+def contact_sheet(data: ImageDataModule, path: Path) -> Path:
+    """Evenly spread pictures of the training rows, by class where there are classes."""
+    source, transform = data.train_source, Transform(SHEET_SIZE, flip=False)
+    pictures = []
+    for record in _some(source, SHEET_COLUMNS**2):
+        with contextlib.suppress(BadImage):
+            pictures.append(transform.pixels(record, ()))
+    if not pictures:
+        raise UserError(f"none of the pictures of {source.name} that were tried can be decoded")
+    return save_png(make_grid(torch.from_numpy(np.stack(pictures)), SHEET_COLUMNS), path)
