@@ -4,8 +4,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 HEAVY = ("torch", "lightning", "datasets", "transformers", "diffusers", "huggingface_hub", "torchmetrics", "timm")
 
 
@@ -27,12 +25,11 @@ def test_the_check_can_fail() -> None:
     assert "torch" in loaded_after("import diffzoo.process")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "simple_*"]], ids=" ".join)
-def test_help_and_list_answer_at_once(args: list[str]) -> None:
+def test_help_answers_at_once() -> None:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "diffzoo", *args], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-m", "diffzoo", "--help"], capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - start)
     assert done.stdout
     assert min(times) < 0.5

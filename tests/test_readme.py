@@ -57,10 +57,20 @@ def test_commands_are_those_that_exist(command: str) -> None:
     assert options <= known, f"no option {options - known}"
 
 
-def test_the_table_is_that_of_the_registry() -> None:
+def shown_table() -> str:
     shown = re.search(r"<!-- zoo table.*?-->\n(.*?)\n\n<!-- end of zoo table -->", README, re.DOTALL)
     assert shown is not None
-    assert shown.group(1).strip() == zoo_table().strip(), "regenerate it: see the comment above the table"
+    return shown.group(1).strip()
+
+
+def test_the_table_names_what_the_registry_has() -> None:
+    names = re.findall(r"^\| `(\w+)` \|", shown_table(), re.MULTILINE)
+    assert names == list_models(), "regenerate the table: see the comment above it"
+
+
+@pytest.mark.slow  # half a minute: every network runs on the meta device
+def test_the_table_is_that_of_the_registry() -> None:
+    assert shown_table() == zoo_table().strip(), "regenerate it: see the comment above the table"
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)|src=\"([^\"]+)\"", README))))

@@ -4,11 +4,16 @@ Papers: ADM, arXiv:2105.05233; the learned variance and the cosine table, arXiv:
 Section 4 of the former. Reference: openai/guided-diffusion (MIT). The code here is written anew; parameter names are
 our own, and `diffzoo.zoo.converters.guided_diffusion` maps the released files onto them, tensor by tensor.
 
+Improved DDPM (arXiv:2102.09672, openai/improved-diffusion), EDM's ImageNet-64 model (arXiv:2206.00364) and consistency
+models with their teachers (arXiv:2303.01469, openai/consistency_models) have the same network with other options; they
+are the variants `iddpm_*` and `edm_*`. What their outputs mean and what they read is a fact of each set of weights.
+
 Notable features
 - BigGAN residual blocks: the embedding scales and shifts the second norm; up- and downsampling happen inside a block.
 - Attention at several resolutions, with two layouts of the qkv channels. Shapes do not tell them apart, so the layout
-  is a fact of the config: only the released 64 px model uses "new".
-- The network reads the index 0..999 of the noise step as a plain number; any real number is legal.
+  is a fact of the config: only the released 64 px model and the EDM family use "new".
+- The network reads the index 0..999 of the noise step as a plain number; any real number is legal, and the EDM family
+  reads 250 ln(sigma) or ln(sigma) / 4.
 - Twice the output channels with learned variance: noise, then the interpolation between two bounds of log variance.
 - Classes are added to the time embedding. Released models have no null class, so they cannot do classifier-free
   guidance; a noise-aware classifier (`ADMClassifier`) guides them instead.
@@ -464,6 +469,7 @@ DEFAULT_MULTIPLIERS: dict[int, tuple[float, ...]] = {
     256: (1, 1, 2, 2, 4, 4),
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
 }
 
 
@@ -484,6 +490,18 @@ def adm_levels(
 
 def _lsun(dropout: float) -> ADMConfig:
     return ADMConfig(image_size=256, levels=adm_levels(256, 256, 2, dropout=dropout))
+
+
+def _iddpm(levels: tuple[Level, ...], width: int, **options: Any) -> ADMConfig:
+    """Improved DDPM: resampling by convolutions between blocks, attention counted in heads."""
+    return ADMConfig(
+        image_size=levels[0].resolution,
+        base_width=width,
+        residual_resampling=False,
+        head_channels=None,
+        levels=levels,
+        **options,
+    )
 
 
 VARIANTS: dict[str, ADMConfig] = {
@@ -516,6 +534,26 @@ VARIANTS: dict[str, ADMConfig] = {
         base_width=192,
         upsampler=True,
         levels=adm_levels(512, 192, 2, (1, 1, 2, 2, 4, 4), attention=(32, 16)),
+    ),
+    "iddpm_32_uncond": _iddpm(adm_levels(32, 128, 3, attention=(16, 8), dropout=0.3), 128),
+    "iddpm_64_uncond": _iddpm(adm_levels(64, 128, 3, attention=(16, 8)), 128),
+    "iddpm_64": _iddpm(adm_levels(64, 192, 3, attention=(16, 8)), 192, num_classes=1000),
+    "iddpm_256_uncond": _iddpm(adm_levels(256, 128, 2, attention=(16,), heads=1), 128, scale_shift_norm=False),
+    "iddpm_64_to_256": _iddpm(adm_levels(256, 192, 2, attention=(16, 8)), 192, num_classes=1000, upsampler=True),
+    "edm_64": ADMConfig(
+        image_size=64,
+        num_classes=1000,
+        base_width=192,
+        attention_order="new",
+        learned_variance=False,
+        levels=adm_levels(64, 192, 3, dropout=0.1),
+    ),
+    "edm_256_uncond": ADMConfig(
+        image_size=256,
+        scale_shift_norm=False,
+        attention_order="new",
+        learned_variance=False,
+        levels=adm_levels(256, 256, 2, dropout=0.1),
     ),
 }
 

@@ -25,7 +25,7 @@ through `expand_like`.
 
 from dataclasses import dataclass, field
 from math import log
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -82,7 +82,7 @@ class GaussianProcess:
     noise_conditioning: NoiseConditioning = field(default_factory=LogSNRConditioning)
     learned_variance: bool = False
     data_scale: float = 1.0
-    output_sign: Literal[1, -1] = 1
+    output_sign: int = 1
 
     def __post_init__(self) -> None:
         if self.data_scale <= 0:
