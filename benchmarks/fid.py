@@ -58,8 +58,8 @@ def state_with_head(weights: Path) -> dict[str, Tensor]:
 
 def ours(args: argparse.Namespace) -> None:
     """The way of `diffzoo data stats` and `diffzoo eval --images`."""
-    from diffzoo.evaluation import EvalProtocol, Settings, evaluate, make_reference
-    from diffzoo.evaluation.pictures import NpzImages, write_npz
+    from diffzoo.evaluation import EvalProtocol, RunOptions, evaluate, make_reference
+    from diffzoo.evaluation.image_files import NpzImages, write_npz
     from diffzoo.metrics import load_features
 
     args.work.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,9 @@ def ours(args: argparse.Namespace) -> None:
     settings = {"is_split": COUNT // 10, "precision_recall_k": 3, "kid_subsets": 1, "kid_subset_size": COUNT}
     metrics = ("fid", "is", "kid", "precision", "recall", "sfid")
     protocol = EvalProtocol("cifar10-test-train", "cifar10-train", COUNT, metrics, image_size=32, settings=settings)
-    how = Settings(args.work / "eval", block_size=500, features_per_batch=25, weights={"inception-2015": str(weights)})
+    how = RunOptions(
+        args.work / "eval", block_size=500, features_per_batch=25, weights={"inception-2015": str(weights)}
+    )
     found = evaluate(NpzImages(str(test)), protocol, reference, how).values
     values: dict[str, Any] = {THEIR_NAMES[name]: found[name].value for name in THEIR_NAMES}
     values["seconds"] = time.perf_counter() - start

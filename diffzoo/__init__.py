@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "create_model": "diffzoo.factory",
     "load_any": "diffzoo.zoo",
-    "pipeline": "diffzoo.pipelines",
+    "pipeline": "diffzoo.generation.pipeline",
     "pull": "diffzoo.zoo.publish",
     "push_to_hub": "diffzoo.zoo.publish",
     "list_checkpoints": "diffzoo.zoo",

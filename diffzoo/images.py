@@ -1,8 +1,12 @@
-"""Raw pixels, images in [-1, 1], grids and PNG files: the one place where images are scaled and rounded."""
+"""Images in and out: [-1, 1] to raw pixels and back, grids and image files, in one place so that all are rounded alike.
+
+Everything that is written or measured passes through `to_uint8`, which refuses values that are not finite.
+"""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,37 +15,62 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 
-__all__ = ["SUFFIXES", "make_grid", "save_grid", "save_png", "to_float", "to_uint8"]
+__all__ = ["SUFFIXES", "Rounding", "check_format", "make_grid", "save_image", "to_float", "to_uint8"]
 
-# of image files, in lower case
+# of the image files that are read, in lower case
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 )
+# of those that are written: the format, and how it is saved
+_FORMATS: dict[str, tuple[str, dict[str, object]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+_EXIF_DESCRIPTION = 0x010E
+
+Rounding = Literal["round", "truncate"]
 
 
-def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Raw pixels 0…255 as images in [-1, 1], on the device where they are."""
-    return pixels.to(dtype) / 127.5 - 1
-
-
-def to_uint8(images: Tensor, rounding: str = "round") -> Tensor:
-    """Images in [-1, 1] as raw pixels 0…255; what lies outside is clamped.
+def to_uint8(images: Tensor, rounding: Rounding = "round", first: int = 0) -> Tensor:
+    """Raw pixels, uint8, from images in [-1, 1]; raw pixels pass unchanged.
 
     Args:
-        images: of any shape.
-        rounding: "round" to the nearest level, or "truncate" to the one below, half a grey level darker on average.
+        images: `(b, c, h, w)`; values beyond the range are clamped.
+        rounding: "round" to the nearest of 0..255; "truncate" as ADM's sampling scripts do, half a grey level darker on
+            average.
+        first: number of the first image in the run, for the message.
+
+    Raises:
+        UserError: if a value is not finite: says in how many images, and which is the first.
     """
+    if images.dtype == torch.uint8:
+        return images
+    finite = torch.isfinite(images)
+    if not finite.all():
+        bad = ~finite.reshape(len(images), -1).all(dim=1)
+        number = first + int(bad.nonzero()[0])
+        raise UserError(
+            f"{int(bad.sum())} of {len(images)} images hold values that are not finite (NaN), the first is image "
+            f"{number} of the run: the weights are broken, or the precision is too low (try fp32)"
+        )
     scaled = (images.clamp(-1, 1) + 1) * 127.5
     return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
 
 
+def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Raw pixels 0...255 as images in [-1, 1], on the device where they are."""
+    return pixels.to(dtype) / 127.5 - 1
+
+
 def make_grid(pixels: Tensor, columns: int, margin: int = 2) -> Tensor:
-    """Raw pixels `(n, c, h, w)` as one picture `(3, H, W)`, row by row, on white.
+    """Raw pixels `(n, c, h, w)` as one image `(3, H, W)`, row by row, on white.
 
     Args:
         pixels: uint8; one channel is repeated to three, more than three are cut to three.
-        columns: pictures per row.
-        margin: pixels between pictures.
+        columns: images per row.
+        margin: pixels between images.
     """
     n, c, h, w = pixels.shape
     pixels = pixels.expand(n, 3, h, w) if c == 1 else pixels[:, :3]
@@ -49,40 +78,46 @@ def make_grid(pixels: Tensor, columns: int, margin: int = 2) -> Tensor:
     blank = pixels.new_full((rows * columns - n, 3, h, w), 255)
     cells = F.pad(torch.cat([pixels, blank]), (margin, 0, margin, 0), value=255)
     cells = cells.reshape(rows, columns, 3, h + margin, w + margin)
-    picture = cells.permute(2, 0, 3, 1, 4).reshape(3, rows * (h + margin), columns * (w + margin))
-    return F.pad(picture, (0, margin, 0, margin), value=255)
+    grid = cells.permute(2, 0, 3, 1, 4).reshape(3, rows * (h + margin), columns * (w + margin))
+    return F.pad(grid, (0, margin, 0, margin), value=255)
 
 
-def save_png(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> Path:
-    """Write raw pixels `(3, h, w)` as PNG, under a temporary name first.
+def save_image(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> Path:
+    """Write raw pixels `(3, h, w)` to an image file of the format that its name says, under a temporary name first.
 
     Args:
         pixels: uint8.
-        path: where; folders are made.
-        text: what to record in the file, for example how the picture was made.
+        path: ends in .png, .webp (lossless) or .jpg (quality 95); folders are made.
+        text: what to record in the file, for example how the image was made: text chunks of a PNG, the EXIF image
+            description of others.
 
     Raises:
-        UserError: if the folder cannot be written.
+        UserError: for another suffix, or if the folder cannot be written.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     path = Path(path)
-    info = PngInfo()
-    for key, value in (text or {}).items():
-        info.add_itxt(key, value)
+    check_format(path)
+    format_, options = _FORMATS[path.suffix.lower()]
+    if format_ == "PNG":
+        info = PngInfo()
+        for key, value in (text or {}).items():
+            info.add_itxt(key, value)
+        options = {"pnginfo": info}
+    elif text:
+        exif = Image.Exif()
+        exif[_EXIF_DESCRIPTION] = "\n".join(text.values())
+        options = {**options, "exif": exif}
     try:
         with atomic_path(path) as temporary:
-            Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=info)
+            Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, format_, **options)
     except OSError as error:
-        raise UserError(f"could not write the picture {path}: {error.strerror or error}") from error
+        raise UserError(f"could not write the image {path}: {error.strerror or error}") from error
     return path
 
 
-def save_grid(
-    images: Tensor, path: str | os.PathLike[str], columns: int, text: Mapping[str, str] | None = None
-) -> Tensor:
-    """Write images in [-1, 1] `(n, c, h, w)` as one PNG grid; returns the picture, uint8 `(3, H, W)`."""
-    grid = make_grid(to_uint8(images), columns)
-    save_png(grid, path, text)
-    return grid
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Raise a `UserError` unless images can be written to a file of this name."""
+    if Path(path).suffix.lower() not in _FORMATS:
+        raise UserError(f"images are written as {', '.join(_FORMATS)}, got the file name {str(path)!r}")

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffzoo"
 
-BASE = {"typing", "errors", "rng", "files", "images", "cache", "hub", "pins", "tensors"}
+BASE = {"typing", "errors", "rng", "files", "images", "cache", "hub", "pins", "tensors", "precision"}
 # layer: the layers of diffzoo it may import, besides itself and BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rng": set(),
     "files": set(),
     "images": set(),
+    "precision": set(),
     "hub": set(),
     "cache": set(),
     "pins": set(),
@@ -28,9 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "zoo": {"models", "process", "sampling", "encoders"},
     "factory": {"models", "zoo", "process", "sampling", "encoders"},
-    "pipelines": {"zoo", "process", "sampling", "encoders"},
-    "training": {"process", "sampling", "models", "encoders", "metrics", "factory", "evaluation"},
-    "evaluation": {"factory", "pipelines", "metrics", "sampling", "encoders", "process", "models", "zoo"},
+    "generation": {"zoo", "models", "process", "sampling", "encoders"},
+    "training": {"process", "sampling", "models", "encoders", "metrics", "factory", "generation", "evaluation"},
+    "evaluation": {"generation", "metrics", "data", "sampling", "encoders", "process", "models", "zoo"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},
@@ -48,7 +49,7 @@ NEVER: dict[str, set[str]] = {
     "metrics": {"lightning", "datasets"},
     "zoo": {"lightning", "datasets"},
     "factory": {"lightning", "datasets"},
-    "pipelines": {"lightning", "datasets"},
+    "generation": {"lightning", "datasets"},
     "evaluation": {"lightning"},
 }
 

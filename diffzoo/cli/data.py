@@ -201,7 +201,7 @@ def _show(report: dict[str, Any], as_json: bool) -> int:
 
 
 def _device(name: str | None) -> str:
-    from diffzoo.pipelines import device_of
+    from diffzoo.generation.generator import device_of
 
     return str(device_of(name))
 

@@ -1,4 +1,4 @@
-"""`diffzoo sample SOURCE`: draw images from a run, a checkpoint or a published model."""
+"""`diffzoo sample SOURCE`: sample images from a run, a checkpoint or a published model."""
 
 import argparse
 import re
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--classes", nargs="+", metavar="CLASS", help="names, numbers or captions; default: some of the classes"
     )
     parser.add_argument(
-        "--seeds", default="0-7", help='such as "0-7" or "0-15,20"; every class is drawn with every seed'
+        "--seeds", default="0-7", help='such as "0-7" or "0-15,20"; every class is sampled with every seed'
     )
     parser.add_argument("--steps", type=int, help="of the sampler; default: the published number, else 50")
     parser.add_argument("--guidance", type=float, help="strength, in the formula that belongs to the weights")
@@ -53,24 +53,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide only where t lies between"
     )
     parser.add_argument("--classifier", help="a noise-aware classifier that does the guidance: adm_classifier_256")
-    parser.add_argument("--setting", help="a published way to draw: guided, ddim25, ...; see `diffzoo describe`")
-    parser.add_argument("--upsample", metavar="SOURCE", help="enlarge what was drawn with this model: adm_64_to_256")
+    parser.add_argument("--setting", help="a published way to sample: guided, ddim25, ...; see `diffzoo describe`")
+    parser.add_argument("--upsample", metavar="SOURCE", help="enlarge the images with this model: adm_64_to_256")
     parser.add_argument(
         "--upsample-steps", type=int, metavar="STEPS", help="of that model; default: the published number"
     )
     parser.add_argument("--sampler", help="name of a sampler, such as DDIM or DPMSolver; default: the published one")
-    parser.add_argument("--weights", default="average", help="of a checkpoint: average (default), raw, or a label")
-    parser.add_argument("--out", default="samples.png", help="the grid, a row per class (default: samples.png)")
-    parser.add_argument("--dir", help="write each picture into this folder too, with its record in the metadata")
+    parser.add_argument("--weights", default="ema", help="of a checkpoint: ema (default), raw, or the label of an EMA")
+    parser.add_argument(
+        "--out", default="samples.png", help="the grid, a row per class: .png, .webp or .jpg (default: samples.png)"
+    )
+    parser.add_argument("--dir", help="write each image into this folder too, with its record in the metadata")
     parser.add_argument(
         "--trajectory",
         metavar="FILE",
-        help="what the model believed on the way: an animation (.gif) or a sheet with a row per picture (.png)",
+        help="what the model believed on the way: an animation (.gif) or a sheet with a row per image (.png)",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: 16)")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     parser.add_argument("--precision", choices=["bf16", "fp16"], help="of the network; default: float32")
-    parser.add_argument("--compile", action="store_true", help="compile the network: worth it for many pictures")
+    parser.add_argument("--compile", action="store_true", help="compile the network: worth it for many images")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -99,57 +101,54 @@ def _trajectory(args: argparse.Namespace, steps: int) -> Any:
 
 
 def _save_trajectory(found: Any, path: str, columns: int) -> None:
-    from diffzoo.images import save_png
+    from diffzoo.images import save_image
 
     if path.lower().endswith(".gif"):
         found.save_gif(path, columns)
     else:
-        save_png(found.contact_sheet(), path)
+        save_image(found.contact_sheet(), path)
     print(f"{path}: {len(found.frames())} steps on the way")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, write, and print where."""
-    seeds = parse_seeds(args.seeds)
-    from diffzoo.pipelines import pipeline
+    """Sample, write, and print where."""
+    from diffzoo.images import check_format
 
-    pipe = pipeline(args.source, args.device, classifier=args.classifier, setting=args.setting, prefer=args.weights)
-    classes = args.classes
-    count = pipe.class_count
+    seeds = parse_seeds(args.seeds)
+    check_format(args.out)
+    from diffzoo.generation import pipeline
+
+    pipe = pipeline(args.source, args.device, classifier=args.classifier, setting=args.setting, weights=args.weights)
+    classes, count = args.classes, pipe.classes.count
     if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
     larger = pipeline(args.upsample, args.device) if args.upsample else None
-    if larger is not None and larger.condition_kind != "picture":
-        raise UserError(f"{args.upsample} does not enlarge pictures: --upsample takes a model such as adm_64_to_256")
-    trajectory = _trajectory(args, (pipe.base or pipe)._sampler(None if pipe.base else args.sampler, args.steps).steps)
-    pictures = pipe(
+    if larger is not None and larger.generator.kind != "image":
+        raise UserError(f"{args.upsample} does not enlarge images: --upsample takes a model such as adm_64_to_256")
+    first = pipe.base or pipe
+    trajectory = _trajectory(args, first.published.sampler(None if pipe.base else args.sampler, args.steps).steps)
+    options = {"progress": not args.quiet, "precision": args.precision}
+    samples = pipe(
         classes,
         seeds,
         guidance=_guidance(args),
         steps=args.steps,
         sampler=args.sampler,
         batch_size=args.batch_size,
-        progress=not args.quiet,
-        precision=args.precision,
         compile=args.compile,
         trajectory=trajectory,
+        **options,
     )
     if trajectory is not None:
-        _save_trajectory(trajectory, args.trajectory, pictures.columns)
+        _save_trajectory(trajectory, args.trajectory, samples.columns)
     if larger is not None:
         each = [c for c in classes or () for _ in seeds]
-        pictures = larger.upsample(
-            pictures,
-            each,
-            [record["seed"] for record in pictures.records],
-            steps=args.upsample_steps,
-            batch_size=max(1, args.batch_size // 4),
-            progress=not args.quiet,
-            precision=args.precision,
-        )
-    rows = [label for label in pictures.labels[:: pictures.columns] if label]
-    print(f"{pictures.save_grid(args.out)}: {len(pictures)} pictures" + (f", rows: {', '.join(rows)}" if rows else ""))
+        few = max(1, args.batch_size // 4)
+        again = [record["seed"] for record in samples.records]
+        samples = larger.upsample(samples, each, again, steps=args.upsample_steps, batch_size=few, **options)
+    rows = [label for label in samples.labels[:: samples.columns] if label]
+    print(f"{samples.save_grid(args.out)}: {len(samples)} images" + (f", rows: {', '.join(rows)}" if rows else ""))
     if args.dir:
-        print(f"{args.dir}: {len(pictures.save_png(args.dir))} files")
+        print(f"{args.dir}: {len(samples.save_png(args.dir))} files")
     return 0

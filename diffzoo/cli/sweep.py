@@ -2,18 +2,22 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from diffzoo.cli.eval import (
+from diffzoo.cli.eval_options import (
     default_device,
     default_out,
-    open_reference,
-    parse_weights,
+    open_model,
     plan_arguments,
+    read_protocol,
+    run_options,
     shared_arguments,
 )
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import write_text
+
+if TYPE_CHECKING:
+    from diffzoo.generation import SamplePlan
 
 __all__ = ["configure", "run"]
 
@@ -31,9 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LOW-HIGH",
         help='in t, such as 0.2-0.8; "all" = everywhere; default: that of the plan',
     )
-    parser.add_argument("--averages", nargs="+", default=None, help="labels of weight averages of a run")
     parser.add_argument(
-        "--stds", nargs="+", type=float, metavar="WIDTH", help="averaging lengths, reconstructed from a run's snapshots"
+        "--stds", nargs="+", type=float, metavar="WIDTH", help="widths of EMAs, reconstructed from a run's snapshots"
     )
     parser.add_argument("--metric", help="to order by; default: the protocol's first")
     parser.add_argument("--first-part", type=float, default=0.2, help="share of images before bad ones are given up")
@@ -59,41 +62,35 @@ def run(args: argparse.Namespace) -> int:
     """Try all, print the table, write plot and plan."""
     if args.what not in WHAT:
         raise UserError(f"diffzoo sweep varies guidance, not {args.what!r}{did_you_mean(args.what, WHAT)}")
-    if not args.protocol:
-        raise UserError("which protocol? Give --protocol, for example --protocol demo")
     if not 0 < args.first_part <= 1:
         raise UserError(f"--first-part is a share in (0, 1], got {args.first_part}")
+    protocol = read_protocol(args)
     from diffzoo.cli.ema import write_averages
-    from diffzoo.cli.eval import open_model, read_protocol
-    from diffzoo.evaluation import Settings, sweep
-    from diffzoo.evaluation.generate import ModelImages
+    from diffzoo.evaluation import sweep
+    from diffzoo.evaluation.demo import open_reference
+    from diffzoo.evaluation.model_images import ModelImages
+    from diffzoo.generation.guidance import no_guidance
 
     device = default_device(args.device)
     args.out = args.out or default_out(args.target[0], "sweep")
-    source: Any = open_model(args, device)
-    protocol, reference = open_reference(read_protocol(args), args.reference, source.image_size)
-    settings = Settings(
-        out=args.out, processes=args.processes, device=device, block_size=args.block_size,
-        weights=parse_weights(args.weights), few=args.few, groups=0, progress=not args.quiet,
-    )  # fmt: skip
+    source = open_model(args, device)
+    protocol, reference = open_reference(protocol, args.reference, source.image_size)
     base = source.sample_plan
     intervals = [parse_interval(v) for v in args.intervals] if args.intervals else [sweep.KEEP]
-    averages: list[str | None] = list(args.averages or [])
+    weights: list[str | None] = list(args.weights) if len(args.weights) > 1 else []
     if args.stds:
-        averages += [str(path) for path in write_averages(args.target[0], args.stds)]
-    tried = sweep.candidates(args.scales, intervals, averages or [None], none=sweep.no_guidance(base))
+        weights = [*args.weights, *(str(path) for path in write_averages(args.target[0], args.stds))]
+    tried = sweep.candidates(args.scales, intervals, weights or [None], none=no_guidance(base.guidance))
 
-    def images(plan: Any) -> ModelImages:
-        made = ModelImages(plan, device, source.captions)
-        if (plan.model, plan.average) == (base.model, base.average):  # the network is in memory already
-            made.__dict__["pipe"] = source.pipe
-        return made
+    def images(plan: "SamplePlan") -> ModelImages:
+        same = (plan.model, plan.weights) == (base.model, base.weights)  # the network is in memory already
+        return ModelImages(plan, device, source.captions, source.loaded if same else None)
 
-    for average in averages:  # a label that does not exist is better known before hours of work
-        images(sweep.Candidate(base.guidance["scale"] if base.guidance else 1.0, None, average).plan(base)).plan()
+    for label in weights:  # a label that does not exist is better known before hours of work
+        images(sweep.Candidate(base.guidance["scale"] if base.guidance else 1.0, None, label).plan(base)).plan()
     metric = args.metric or protocol.metrics[0]
     trials = sweep.sweep_guidance(
-        images, base, protocol, reference, tried, settings,
+        images, base, protocol, reference, tried, run_options(args, device, groups=0),
         metric=metric, first_part=args.first_part, margin=args.margin,
         report=lambda t: print(f"{t.candidate}: {metric} {t.value:.5g} ({t.n} images)", flush=True),
     )  # fmt: skip
@@ -105,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     again += f" --n {args.n}" if args.n is not None else ""
     print(f"\n{text}\n\nbest: {trials[0].candidate}; plan written back: {again}")
     scale, others = trials[0].candidate.scale, sorted(set(args.scales))
-    if len(others) > 1 and scale in (others[0], others[-1]) and scale != sweep.no_guidance(base):
+    if len(others) > 1 and scale in (others[0], others[-1]) and scale != no_guidance(base.guidance):
         print(f"note: {scale:g} is the {'largest' if scale == others[-1] else 'smallest'} scale tried: try some beyond")
     print(f"plot: {sweep.plot(trials, metric, out / 'sweep.png')}")
     return 0

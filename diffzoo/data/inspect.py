@@ -18,7 +18,7 @@ from diffzoo.data.latents import CACHE_METADATA, CacheMetadata, Latents, LatentS
 from diffzoo.data.sources import Record, Source
 from diffzoo.data.transforms import decode
 from diffzoo.errors import UserError
-from diffzoo.images import make_grid, save_png
+from diffzoo.images import make_grid, save_image
 
 __all__ = ["contact_sheet", "latent_report", "quiet", "report"]
 
@@ -170,4 +170,4 @@ def contact_sheet(data: ImageDataModule, path: Path) -> Path:
             pictures.append(transform.pixels(record, ()))
     if not pictures:
         raise UserError(f"none of the pictures of {source.name} that were tried can be decoded")
-    return save_png(make_grid(torch.from_numpy(np.stack(pictures)), SHEET_COLUMNS), path)
+    return save_image(make_grid(torch.from_numpy(np.stack(pictures)), SHEET_COLUMNS), path)

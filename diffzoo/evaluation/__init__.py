@@ -1,23 +1,24 @@
 """Evaluation whose numbers can be trusted and repeated: plans, protocols, resumable runs, records."""
 
-from diffzoo.evaluation.presets import PRESETS, preset
-from diffzoo.evaluation.records import EvalProtocol, ImagesPlan, NetworkSpec, SamplePlan
+from diffzoo.evaluation.image_files import ImagesPlan
+from diffzoo.evaluation.protocols import PROTOCOLS, EvalProtocol, NetworkSpec, protocol
 from diffzoo.evaluation.reference import Reference, find_reference, make_reference
 from diffzoo.evaluation.result import Result, compare
-from diffzoo.evaluation.run import Settings, evaluate
+from diffzoo.evaluation.run import RunOptions, evaluate
+from diffzoo.generation.plan import SamplePlan
 
 __all__ = [
-    "PRESETS",
+    "PROTOCOLS",
     "EvalProtocol",
     "ImagesPlan",
     "NetworkSpec",
     "Reference",
     "Result",
+    "RunOptions",
     "SamplePlan",
-    "Settings",
     "compare",
     "evaluate",
     "find_reference",
     "make_reference",
-    "preset",
+    "protocol",
 ]

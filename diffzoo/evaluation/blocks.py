@@ -22,10 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffzoo.errors import UserError
-from diffzoo.evaluation.generate import ImageSource, one_thread
-from diffzoo.evaluation.pictures import as_protocol_asks, to_pixels
-from diffzoo.evaluation.records import EvalProtocol, Plan, digest
+from diffzoo.evaluation.image_files import ImagesPlan, as_protocol_asks
+from diffzoo.evaluation.model_images import one_thread
+from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.files import atomic_path
+from diffzoo.generation.generator import ImageSource
+from diffzoo.generation.plan import SamplePlan, digest
+from diffzoo.images import to_uint8
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
 from diffzoo.tensors import write_tensors
 
@@ -68,7 +71,7 @@ class Blocks:
     """
 
     folder: Path
-    plan: Plan
+    plan: SamplePlan | ImagesPlan
     protocol: EvalProtocol
     size: int = 1000
     made_with: Mapping[str, str] = field(default_factory=dict)
@@ -202,7 +205,7 @@ def _compute(blocks: Blocks, job: Job, networks: Sequence[FeatureNetwork], span:
     with one_thread(job.device):
         images = job.source.images(start, count)
         where = f"images {start} to {start + count - 1}"
-        pixels = as_protocol_asks(to_pixels(images, job.protocol.rounding, start), job.protocol, where)
+        pixels = as_protocol_asks(to_uint8(images, job.protocol.rounding, start), job.protocol, where)
         features = {
             f"{network.name}/{layer}": value
             for network in networks

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.evaluation.records import EvalProtocol
+from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference
 from diffzoo.metrics.clip_score import clip_scores
 from diffzoo.metrics.features import FEATURE_NETWORKS, FeatureNetwork

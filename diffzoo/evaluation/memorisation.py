@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
-from diffzoo.images import make_grid, save_png
+from diffzoo.images import make_grid, save_image
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
 from diffzoo.metrics.neighbours import nearest
 
@@ -110,7 +110,7 @@ def report(
     distance, index = (v.cpu() for v in nearest(x, y, 3))
     own = nearest(y, y, 2)[0][:, 1]  # the nearest is the image itself
     order = distance[:, 0].argsort(stable=True)
-    picture = save_png(_pairs(samples, training, order[:pairs], index), Path(folder) / "memorisation.png")
+    picture = save_image(_pairs(samples, training, order[:pairs], index), Path(folder) / "memorisation.png")
     found = Memorisation(
         network,
         order.tolist(),

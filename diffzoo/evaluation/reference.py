@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.evaluation.pictures import NpzImages
+from diffzoo.evaluation.image_files import NpzImages
 from diffzoo.files import atomic_path, sha256
 from diffzoo.metrics.features import FeatureNetwork, extract
 from diffzoo.metrics.moments import Moments

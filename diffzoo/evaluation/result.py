@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from diffzoo.errors import UserError
+from diffzoo.evaluation.image_files import ImagesPlan
 from diffzoo.evaluation.measure import Value
-from diffzoo.evaluation.records import EvalProtocol, ImagesPlan, Plan, SamplePlan, canonical_json, differences
+from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.files import write_text
+from diffzoo.generation.plan import SamplePlan, canonical_json, differences, digest
 
 __all__ = ["Result", "compare", "software_versions"]
 
@@ -59,7 +61,7 @@ class Result:
         date: ISO 8601, UTC.
     """
 
-    plan: Plan
+    plan: SamplePlan | ImagesPlan
     protocol: EvalProtocol
     values: Mapping[str, Value]
     remarks: Sequence[str] = ()
@@ -95,16 +97,16 @@ class Result:
             raise UserError(f"{where} is no result of `diffzoo eval`: expected format {FORMAT!r}")
         try:
             of_images = "images" in data["plan"]
-            plan: Plan = (ImagesPlan if of_images else SamplePlan).from_dict(data["plan"])
+            plan = (ImagesPlan if of_images else SamplePlan).from_dict(data["plan"])
             protocol = EvalProtocol.from_dict(data["protocol"])
-            hashes = {"plan": data["plan_sha256"], "protocol": data["protocol_sha256"]}
+            # of what was written: names of fields may have changed since
+            edited = [n for n in ("plan", "protocol") if digest(data[n]) != data[f"{n}_sha256"]]
             values = {name: Value(**value) for name, value in data["values"].items()}
             rest = {k: data[k] for k in ("remarks", "software", "device", "timing", "date")}
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where} is no whole result of `diffzoo eval`: {error} is missing or wrong") from error
-        for name, record in (("plan", plan), ("protocol", protocol)):
-            if record.sha256 != hashes[name]:
-                raise UserError(f"{where}: the hash of its {name} does not fit its content: it was changed by hand")
+        if edited:
+            raise UserError(f"{where}: the hash of its {edited[0]} does not fit its content: it was changed by hand")
         return cls(plan, protocol, values, **rest)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -4,25 +4,27 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.blocks import Blocks, Job
-from diffzoo.evaluation.generate import ImageSource, ModelImages, labels_of
+from diffzoo.evaluation.image_files import FolderImages, ImagesPlan, NpzImages, write_npz
 from diffzoo.evaluation.measure import GROUPS, Features, check_count, check_reference, measure, metric_of
-from diffzoo.evaluation.pictures import FolderImages, NpzImages, write_npz
-from diffzoo.evaluation.records import EvalProtocol, NetworkSpec, Plan, SamplePlan
+from diffzoo.evaluation.model_images import ModelImages
+from diffzoo.evaluation.protocols import EvalProtocol, NetworkSpec
 from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.result import Result, hardware, software_versions
+from diffzoo.generation.generator import ImageSource
+from diffzoo.generation.plan import SamplePlan, labels_of
 from diffzoo.metrics.features import FeatureNetwork, load_features
 
-__all__ = ["Settings", "evaluate", "load_networks", "resolve", "result_path"]
+__all__ = ["RunOptions", "evaluate", "load_networks", "resolve", "result_path"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunOptions:
     """What changes speed and place but not the values.
 
     Args:
@@ -88,7 +90,7 @@ def resolve(protocol: EvalProtocol, reference: Reference, networks: Mapping[str,
                     f"but the weights found have {getattr(spec, what)}"
                 )
         specs.append(spec)
-    return protocol.with_(reference_sha256=reference.sha256, networks=tuple(specs))
+    return replace(protocol, reference_sha256=reference.sha256, networks=tuple(specs))
 
 
 def _check_source(source: Any, protocol: EvalProtocol) -> None:
@@ -112,61 +114,61 @@ def _scored_captions(source: Any, protocol: EvalProtocol) -> tuple[list[str], li
 
 
 def evaluate(
-    source: ImageSource | SamplePlan, protocol: EvalProtocol, reference: Reference, settings: Settings | None = None
+    source: ImageSource | SamplePlan, protocol: EvalProtocol, reference: Reference, options: RunOptions | None = None
 ) -> Result:
     """Evaluate images by a protocol.
 
-    Blocks of seeds are written to `settings.out/blocks`; the result to `settings.out`. Values
+    Blocks of seeds are written to `options.out/blocks`; the result to `options.out`. Values
     do not depend on the number of processes, nor on having been killed and run again. See `result_path` for its name.
 
     Args:
         source: a plan, or a folder, a file, or any other source of images.
         protocol: how to measure; a preset with its `n` changed, for example.
         reference: what to measure against.
-        settings: speed and place.
+        options: speed and place.
 
     Raises:
         UserError: for whatever does not fit; one sentence.
     """
-    settings = settings or Settings()
-    if settings.processes < 1:
-        raise UserError(f"processes must be at least 1, got {settings.processes}")
+    options = options or RunOptions()
+    if options.processes < 1:
+        raise UserError(f"processes must be at least 1, got {options.processes}")
     started = time.perf_counter()
     if isinstance(source, SamplePlan):
-        source = ModelImages(source, settings.device)
+        source = ModelImages(source, options.device)
     _check_source(source, protocol)
-    networks = load_networks(protocol.metrics, settings.weights, settings.device)
+    networks = load_networks(protocol.metrics, options.weights, options.device)
     scorers, captions = _scored_captions(source, protocol)
-    remarks = check_count(protocol, networks, settings.few) + check_reference(protocol, reference, networks)
+    remarks = check_count(protocol, networks, options.few) + check_reference(protocol, reference, networks)
     protocol = resolve(protocol, reference, networks)
     plan = source.plan()
-    size = settings.block_size
+    size = options.block_size
     if size is None:
         size = 1000 if protocol.n >= 5000 else 100
     made_with = {k: v for k, v in software_versions().items() if k in ("diffzoo", "torch")}
-    made_with["device"] = hardware(settings.device)
-    blocks = Blocks(Path(settings.out) / "blocks", plan, protocol, size, made_with)
+    made_with["device"] = hardware(options.device)
+    blocks = Blocks(Path(options.out) / "blocks", plan, protocol, size, made_with)
     _check_first(source, protocol, reference)
-    weights = tuple((name, settings.weights.get(name)) for name in networks)
-    job = Job(source, protocol, weights, settings.device, settings.features_per_batch, settings.keep_images)
-    made = blocks.fill(job, settings.processes, settings.progress)
+    weights = tuple((name, options.weights.get(name)) for name in networks)
+    job = Job(source, protocol, weights, options.device, options.features_per_batch, options.keep_images)
+    made = blocks.fill(job, options.processes, options.progress)
     generated = time.perf_counter()
     embedded = {name: networks[name].embed_captions(captions) for name in scorers}  # type: ignore[operator]
     features = Features(blocks.gather(), embedded)
-    values = measure(protocol, features, reference, networks, groups=settings.groups, device=settings.device)
+    values = measure(protocol, features, reference, networks, groups=options.groups, device=options.device)
     timing = {
         "images_made": float(made),
         "generate_seconds": generated - started,
         "measure_seconds": time.perf_counter() - generated,
     }
-    result = Result(plan, protocol, values, remarks, device=hardware(settings.device), timing=timing)
-    result.save(result_path(settings.out, plan, protocol))
-    if settings.keep_images:
-        _write_samples(source, blocks, Path(settings.out) / "samples.npz")
+    result = Result(plan, protocol, values, remarks, device=hardware(options.device), timing=timing)
+    result.save(result_path(options.out, plan, protocol))
+    if options.keep_images:
+        _write_samples(source, blocks, Path(options.out) / "samples.npz")
     return result
 
 
-def result_path(out: str | os.PathLike[str], plan: Plan, protocol: EvalProtocol) -> Path:
+def result_path(out: str | os.PathLike[str], plan: SamplePlan | ImagesPlan, protocol: EvalProtocol) -> Path:
     """Where the result of a resolved plan and protocol lies: `<protocol>_<n>.json` in `out`; with the hashes in its
     name if the result of another plan or protocol lies there already, which is kept."""
     path = Path(out) / f"{protocol.name}_{protocol.n}.json"

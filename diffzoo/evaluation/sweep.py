@@ -1,6 +1,6 @@
 """Search guidance scale and interval with common random numbers.
 
-All candidates draw the same images from the same seeds, so that their differences are differences of guidance and not
+All candidates sample the same images from the same seeds, so that their differences are differences of guidance and not
 of luck. A candidate whose value after a part of the images lies clearly above the best is given up.
 """
 
@@ -14,45 +14,41 @@ from typing import Any, Literal, cast
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.measure import metric_of
-from diffzoo.evaluation.records import EvalProtocol, SamplePlan, digest
+from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.result import Result
-from diffzoo.evaluation.run import Settings, evaluate
+from diffzoo.evaluation.run import RunOptions, evaluate
 from diffzoo.files import atomic_path, write_text
+from diffzoo.generation.guidance import no_guidance
+from diffzoo.generation.plan import SamplePlan, digest
 
-__all__ = ["KEEP", "Candidate", "Trial", "candidates", "no_guidance", "plot", "sweep_guidance", "table", "write_plan"]
+__all__ = ["KEEP", "Candidate", "Trial", "candidates", "plot", "sweep_guidance", "table", "write_plan"]
 
 KEEP: Literal["keep"] = "keep"
 Interval = tuple[float, float] | Literal["keep"] | None
 HIGHER_IS_BETTER = ("inception-score", "precision", "recall", "density", "coverage", "clip-score")
 
 
-def no_guidance(base: SamplePlan) -> float:
-    """The scale that means none in the plan's formula: 1 in "uncond", 0 in "cond" and of a classifier."""
-    guidance = base.guidance or {}
-    return 0.0 if guidance.get("formula") == "cond" or "classifier" in guidance else 1.0
-
-
 @dataclass(frozen=True)
 class Candidate:
-    """One setting of the sweep.
+    """One point of the sweep.
 
     Args:
         scale: of guidance.
         interval: where it acts, in t; None = everywhere; "keep" = as the base plan has it.
-        average: label of the weight average, or the file of a reconstructed one; None = that of the base plan.
+        weights: label of an EMA, or the file of a reconstructed one; None = those of the base plan.
     """
 
     scale: float
     interval: Interval = None
-    average: str | None = None
+    weights: str | None = None
 
     def plan(self, base: SamplePlan) -> SamplePlan:
-        """The base plan with this guidance and average."""
-        if self.average is not None:
-            model, label = (self.average, "average") if self._is_file else (base.model, self.average)
-            base = replace(base, model=model, average=label, weights_sha256=None)
-        if self.scale == no_guidance(base):
+        """The base plan with this guidance and these weights."""
+        if self.weights is not None:
+            model, label = (self.weights, "ema") if self._is_file else (base.model, self.weights)
+            base = replace(base, model=model, weights=label, weights_sha256=None)
+        if self.scale == no_guidance(base.guidance):
             return replace(base, guidance=None)
         guidance: dict[str, Any] = {**(base.guidance or {"formula": "uncond"}), "scale": self.scale}
         if "classifier" in guidance and self.interval not in (None, KEEP):
@@ -64,13 +60,13 @@ class Candidate:
         return replace(base, guidance=guidance)
 
     @property
-    def weights(self) -> str:
-        """The average in words."""
-        return Path(self.average).stem if self.average and self._is_file else self.average or "as planned"
+    def which(self) -> str:
+        """The weights in words."""
+        return Path(self.weights).stem if self.weights and self._is_file else self.weights or "as planned"
 
     @property
     def _is_file(self) -> bool:
-        return (self.average or "").endswith(".safetensors")
+        return (self.weights or "").endswith(".safetensors")
 
     @property
     def where(self) -> str:
@@ -80,7 +76,7 @@ class Candidate:
         return "where the plan says" if self.interval == KEEP else "t in [{:g}, {:g}]".format(*self.interval)
 
     def __str__(self) -> str:
-        return f"scale {self.scale:g}, {self.where}" + (f", {self.weights}" if self.average else "")
+        return f"scale {self.scale:g}, {self.where}" + (f", {self.which}" if self.weights else "")
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Trial:
     """A candidate and what came of it.
 
     Args:
-        candidate: the setting.
+        candidate: what was tried.
         plan: its plan, with the hash of its weights.
         value: of the metric, from `n` images.
         n: images it was given before it was finished or given up.
@@ -107,13 +103,13 @@ class Trial:
 def candidates(
     scales: Sequence[float],
     intervals: Sequence[Interval] = (None,),
-    averages: Sequence[str | None] = (None,),
+    weights: Sequence[str | None] = (None,),
     none: float = 1.0,
 ) -> list[Candidate]:
     """All combinations; the scale `none`, no guidance, has no interval."""
     if not scales:
         raise UserError("a sweep needs at least one guidance scale, for example --scales 1 1.5 2")
-    found = dict.fromkeys(Candidate(s, None if s == none else i, a) for a, s, i in product(averages, scales, intervals))
+    found = dict.fromkeys(Candidate(s, None if s == none else i, w) for w, s, i in product(weights, scales, intervals))
     return list(found)
 
 
@@ -125,15 +121,15 @@ def _runner(
     base: SamplePlan,
     protocol: EvalProtocol,
     reference: Reference,
-    settings: Settings,
+    options: RunOptions,
 ) -> Run:
     def run(candidate: Candidate, n: int) -> Result:
         plan = candidate.plan(base)
-        folder = Path(settings.out) / "candidates" / digest(plan)[:12]
+        folder = Path(options.out) / "candidates" / digest(plan)[:12]
         # a first part serves to rank: it may be too small for a value that is worth printing
-        few = settings.few or n < protocol.n
-        mine = replace(settings, out=folder, few=few)
-        return evaluate(source(plan), protocol.with_(n=n), reference, mine)
+        few = options.few or n < protocol.n
+        mine = replace(options, out=folder, few=few)
+        return evaluate(source(plan), replace(protocol, n=n), reference, mine)
 
     return run
 
@@ -144,7 +140,7 @@ def sweep_guidance(
     protocol: EvalProtocol,
     reference: Reference,
     tried: Sequence[Candidate],
-    settings: Settings,
+    options: RunOptions,
     *,
     metric: str | None = None,
     first_part: float = 0.2,
@@ -155,7 +151,7 @@ def sweep_guidance(
 
     Each candidate is measured on the first part of the images. In the order of these values the candidates then get
     all images, but those that lie more than `margin` (relative) above the best first part are given up. Blocks are
-    kept, so the first part is not drawn twice, and a killed sweep goes on where it stopped.
+    kept, so the first part is not sampled twice, and a killed sweep goes on where it stopped.
 
     Args:
         source: makes an image source from a plan.
@@ -163,7 +159,7 @@ def sweep_guidance(
         protocol: how to measure, with its n.
         reference: what to measure against.
         tried: the candidates.
-        settings: speed and place.
+        options: speed and place.
         metric: to order by; default: the protocol's first.
         first_part: share of the images that decides who is given up; 1 = no early stopping.
         margin: relative to the best.
@@ -173,7 +169,7 @@ def sweep_guidance(
     if name not in protocol.metrics:
         raise UserError(f"the protocol {protocol.name} does not measure {name!r}: it has {', '.join(protocol.metrics)}")
     sign = -1 if metric_of(name).kind in HIGHER_IS_BETTER else 1
-    run = _runner(source, base, protocol, reference, settings)
+    run = _runner(source, base, protocol, reference, options)
     part = min(protocol.n, max(1, int(protocol.n * first_part)))
     first = [_trial(run, c, part, name, part == protocol.n, report) for c in tried]
     if part == protocol.n:
@@ -226,14 +222,14 @@ def plot(trials: Sequence[Trial], metric: str, path: str | os.PathLike[str]) -> 
     axes = figure.subplots()
     lines: dict[str, list[Trial]] = {}
     for t in trials:
-        average = f", {t.candidate.weights}" if t.candidate.average else ""
-        lines.setdefault(t.candidate.where + average, []).append(t)
+        weights = f", {t.candidate.which}" if t.candidate.weights else ""
+        lines.setdefault(t.candidate.where + weights, []).append(t)
     for label, line in lines.items():
         line.sort(key=lambda t: t.candidate.scale)
         finished = [t for t in line if t.finished]
-        drawn = axes.plot([t.candidate.scale for t in finished], [t.value for t in finished], "o-", label=label)
+        line_ = axes.plot([t.candidate.scale for t in finished], [t.value for t in finished], "o-", label=label)
         given_up = [t for t in line if not t.finished]
-        colour = drawn[0].get_color()
+        colour = line_[0].get_color()
         axes.plot([t.candidate.scale for t in given_up], [t.value for t in given_up], "o", mfc="none", mec=colour)
     axes.set(xlabel="guidance scale", ylabel=metric)
     if not all(t.finished for t in trials):

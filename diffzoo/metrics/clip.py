@@ -64,7 +64,7 @@ def load_clip(weights: Path | None = None, size: int = 224) -> Clip:
         from transformers import CLIPModel, CLIPTokenizer
     except ImportError as error:
         raise MissingExtraError("transformers", "eval", f"the feature network {name}") from error
-    path = existing(weights, f"--weights {name}") if weights is not None else environment_path(name)
+    path = existing(weights, f"--feature-weights {name}") if weights is not None else environment_path(name)
     path = path or carried_by_package(name)
     source = str(path or SOURCES[size])
     try:

@@ -94,7 +94,7 @@ def _build(state: dict[str, Tensor] | None) -> DinoV2:
 
 def load_dino(weights: Path | None = None) -> DinoV2:
     """DINOv2 from a path, its environment variable, an installed package, or the Hub through timm."""
-    path = existing(weights, f"--weights {NAME}") if weights is not None else environment_path(NAME)
+    path = existing(weights, f"--feature-weights {NAME}") if weights is not None else environment_path(NAME)
     path = path or carried_by_package(NAME)
     if path is not None:
         try:

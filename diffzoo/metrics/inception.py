@@ -206,5 +206,5 @@ def _find() -> Path:
 
 def load_inception(weights: Path | None = None) -> Inception2015:
     """The 2015 Inception network from a path, its environment variable, its usual place or an installed package."""
-    path = existing(weights, f"--weights {NAME}") if weights is not None else environment_path(NAME) or _find()
+    path = existing(weights, f"--feature-weights {NAME}") if weights is not None else environment_path(NAME) or _find()
     return Inception2015(_read(path))

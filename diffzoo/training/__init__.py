@@ -1,13 +1,13 @@
 """Wiring for Lightning: the module, averages, checkpoints, guards and what is seen during training."""
 
 from diffzoo.training.averaging import EMA, averaged
-from diffzoo.training.callbacks import SampleGrid
 from diffzoo.training.checkpointing import Checkpointing, find_resume
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance, MemorisationReport
 from diffzoo.training.lora import LoRA
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
+from diffzoo.training.previews import SampleGrid
 from diffzoo.training.progress import RunProgress
 from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
 from diffzoo.training.throughput import CsvLog, TrainingLog

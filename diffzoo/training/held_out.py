@@ -16,11 +16,10 @@ from diffzoo.cache import explain_disk
 from diffzoo.errors import UserError
 from diffzoo.evaluation.measure import metric_of
 from diffzoo.evaluation.memorisation import report
-from diffzoo.evaluation.pictures import to_pixels
 from diffzoo.evaluation.reference import make_reference
 from diffzoo.evaluation.run import load_networks
-from diffzoo.training.averaging import averaged
-from diffzoo.training.metrics_callback import ImageMetrics
+from diffzoo.images import Rounding, to_uint8
+from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.side_files import write_or_warn
 
 __all__ = ["HeldOutDistance", "MemorisationReport"]
@@ -60,7 +59,7 @@ class HeldOutDistance(ImageMetrics):
         batch_size: int = 50,
         average: str | None = None,
         weights: dict[str, str] | None = None,
-        rounding: str = "round",
+        rounding: Rounding = "round",
     ):
         super().__init__(
             "", [metric], every_n_steps, n or 2, steps, guidance, batch_size, average, weights, rounding
@@ -195,17 +194,11 @@ class MemorisationReport(ImageMetrics):
         write_or_warn(folder / "memorisation.json", write)
 
     def draw(self, trainer: L.Trainer, module: Any) -> Tensor:
-        """The pictures, raw pixels `(n, 3, h, w)` on the CPU; every rank draws them all, as sharded networks need."""
-        was_training = module.network.training
-        module.network.eval()
-        try:
-            with averaged(module, self.average), torch.no_grad():
-                generator = self._generator(trainer, module)
-                starts = range(0, self.n, self.batch_size)
-                parts = [generator.images(s, min(self.batch_size, self.n - s)) for s in starts]
-        finally:
-            module.network.train(was_training)
-        return torch.cat([to_pixels(p, self.rounding).cpu() for p in parts])
+        """The images, raw pixels `(n, 3, h, w)` on the CPU; every rank samples them all, as sharded networks need."""
+        with self._planned(trainer, module) as planned:
+            starts = range(0, self.n, self.batch_size)
+            parts = [planned.images(s, min(self.batch_size, self.n - s)) for s in starts]
+        return torch.cat([to_uint8(p, self.rounding) for p in parts])
 
 
 def _data(trainer: Any) -> Any:

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from diffzoo.errors import UserError
 from diffzoo.evaluation.reference import make_reference
 from diffzoo.evaluation.run import load_networks
-from diffzoo.training.callbacks import SampleGrid
 from diffzoo.training.held_out import MemorisationReport
-from diffzoo.training.metrics_callback import ImageMetrics
+from diffzoo.training.image_metrics import ImageMetrics
+from diffzoo.training.previews import SampleGrid
 
 __all__ = ["FewSamplerSteps", "TrialEvaluation"]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
-from diffzoo.evaluation.generate import default_plan
+from diffzoo.generation.plan import default_plan
 from diffzoo.zoo import load_any
 
 pytestmark = [

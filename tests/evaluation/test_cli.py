@@ -9,7 +9,8 @@ import torch
 
 from diffzoo.cli.main import main
 from diffzoo.evaluation import Result, SamplePlan
-from diffzoo.evaluation.sweep import KEEP, Candidate, Trial, candidates, no_guidance, plot, sweep_guidance, table
+from diffzoo.evaluation.sweep import KEEP, Candidate, Trial, candidates, plot, sweep_guidance, table
+from diffzoo.generation.guidance import no_guidance
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
 from diffzoo.zoo.publish import save_pretrained
@@ -79,7 +80,10 @@ def test_eval_compare_and_evaluate_the_images_again(
         (["eval", "MODEL", "--protocol", "demo", "--n", "20", *METRICS], "at least 129 images, got 20"),
         (["eval", "MODEL", "--protocol", "demo", "--classes", "3", "11"], "do not fit the model: 11"),
         (["eval", "MODEL", "--protocol", "demo", "--sampler", "DDMI"], "did you mean 'DDIM'"),
-        (["eval", "MODEL", "--protocol", "demo", "--weights", "random-conv"], "expected --weights NETWORK=PATH"),
+        (
+            ["eval", "MODEL", "--protocol", "demo", "--feature-weights", "random-conv"],
+            "expected --feature-weights NETWORK=PATH",
+        ),
         (["eval", "MODEL", "--protocol", "adm-imagenet64"], "/imagenet/64/VIRTUAL_imagenet64_labeled.npz"),
         (["eval", "MODEL", "--protocol", "demo", "--plan", "none.json"], "could not read the plan none.json"),
         (["eval", "MODEL", "--protocol", "demo", "--n", "130", "--processes", "0", *METRICS], "at least 1, got 0"),
@@ -89,7 +93,10 @@ def test_eval_compare_and_evaluate_the_images_again(
         ),
         (["eval", "MODEL", "--protocol", "demo", "--device", "cuda:63"], "there is no device cuda:63"),
         (["eval", "MODEL", "--protocol", "demo", "--device", "gpu"], "expected a device such as cpu"),
-        (["eval", "MODEL", "--protocol", "demo", "--guidance", "nan", "--n", "130", *METRICS], "not finite"),
+        (
+            ["eval", "MODEL", "--protocol", "demo", "--guidance", "nan", "--n", "130", *METRICS],
+            "a finite scale, got nan",
+        ),
         (["eval", "MODEL", "--protocol", "demo", "--captions", "PNG"], "could not read the captions"),
         (["sweep", "scales", "MODEL"], "varies guidance, not 'scales'"),
         (["sweep", "guidance", "MODEL"], "which protocol?"),
@@ -134,8 +141,8 @@ class Value:
 def searched(monkeypatch: pytest.MonkeyPatch, values: dict[float, float], **options: object) -> list[Trial]:
     seen = []
 
-    def evaluate(source: SamplePlan, protocol: object, reference: object, settings: object) -> object:
-        seen.append((source.first_seed, settings.few))
+    def evaluate(source: SamplePlan, protocol: object, reference: object, options: object) -> object:
+        seen.append((source.first_seed, options.few))
         scale = source.guidance["scale"] if source.guidance else 1.0
         measured = {"frechet:random-conv": Value(values[scale] + 100 / protocol.n)}
         return type("Result", (), {"plan": source, "values": measured})()
@@ -143,10 +150,12 @@ def searched(monkeypatch: pytest.MonkeyPatch, values: dict[float, float], **opti
     monkeypatch.setattr("diffzoo.evaluation.sweep.evaluate", evaluate)
     from evaluation.stand_ins import protocol
 
-    from diffzoo.evaluation import Settings
+    from diffzoo.evaluation import RunOptions
 
     p = protocol(1000, metrics=("frechet:random-conv",))
-    found = sweep_guidance(lambda plan: plan, SamplePlan("x"), p, None, candidates(list(values)), Settings(), **options)
+    found = sweep_guidance(
+        lambda plan: plan, SamplePlan("x"), p, None, candidates(list(values)), RunOptions(), **options
+    )
     assert {s for s, _ in seen} == {0}  # common random numbers
     return found
 
@@ -171,7 +180,7 @@ def test_guidance_of_a_candidate() -> None:
     assert Candidate(2.0).plan(base).guidance == {"scale": 2.0, "formula": "uncond"}
     assert Candidate(2.0, (0.3, 0.6)).plan(base).guidance["interval"] == {"low": 0.3, "high": 0.6, "unit": "t"}
     kept = Candidate(2.0, KEEP, "0.9").plan(base)
-    assert (kept.guidance["interval"], kept.average) == ({"low": 0.1, "high": 0.2}, "0.9")
+    assert (kept.guidance["interval"], kept.weights) == ({"low": 0.1, "high": 0.2}, "0.9")
     assert len(candidates([1, 2], [None, (0.1, 0.5)], ["a", "b"])) == 6
 
 
@@ -179,7 +188,7 @@ def test_no_guidance_is_zero_where_the_formula_says_so() -> None:
     base = SamplePlan("x", guidance={"scale": 0.4, "formula": "cond"})
     assert Candidate(0.0).plan(base).guidance is None
     assert Candidate(1.0, (0.3, 0.6)).plan(base).guidance["interval"]["low"] == 0.3
-    tried = candidates([0, 1], [None, (0.1, 0.5)], none=no_guidance(base))
+    tried = candidates([0, 1], [None, (0.1, 0.5)], none=no_guidance(base.guidance))
     assert tried == [Candidate(0), Candidate(1), Candidate(1, (0.1, 0.5))]
 
 

@@ -9,9 +9,10 @@ import torch
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.evaluation import Result, SamplePlan
-from diffzoo.evaluation.generate import ModelImages, build_guidance
-from diffzoo.metrics.features import float32_digits
+from diffzoo.evaluation.model_images import ModelImages
+from diffzoo.generation.guidance import build_guidance
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
+from diffzoo.precision import float32_digits
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM, Autoguidance, ClassifierFree, Denoiser, sample
 from diffzoo.typing import Condition
@@ -117,7 +118,7 @@ def test_autoguidance_on_the_command_line(
 def test_fp32_means_all_digits(strong: tuple[Path, Denoiser], precision: str, digits: str) -> None:
     source = ModelImages(plan(strong[0], precision=precision))
     seen = set()
-    source.pipe.network.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.fp32_precision))
+    source.generator.network.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.fp32_precision))
     with float32_digits():
         torch.set_float32_matmul_precision("high")
         source.images(0, 2)
@@ -129,4 +130,4 @@ def test_compiled_images_are_those_of_the_plain_network(strong: tuple[Path, Deno
     source = ModelImages(plan(strong[0], compile=True, guidance={"scale": 2.0}))
     assert source.plan().sha256 != replace(source.plan(), compile=False).sha256
     torch.testing.assert_close(source.images(0, 6), drawn(ClassifierFree(strong[1], 2.0)), rtol=1e-3, atol=1e-3)
-    assert any(u._compiled_call_impl is not None for u in source.pipe.network.units())
+    assert any(u._compiled_call_impl is not None for u in source.generator.network.units())

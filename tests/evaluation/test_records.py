@@ -9,11 +9,12 @@ import torch
 from evaluation.stand_ins import Pictures, protocol, reference
 
 from diffzoo.errors import UserError
-from diffzoo.evaluation import PRESETS, EvalProtocol, NetworkSpec, Reference, Result, SamplePlan, compare, preset
-from diffzoo.evaluation.generate import build_guidance, build_sampler, labels_of
+from diffzoo.evaluation import PROTOCOLS, EvalProtocol, NetworkSpec, Reference, Result, SamplePlan, compare
+from diffzoo.evaluation import protocol as named
 from diffzoo.evaluation.measure import ALIASES, Value, jackknife, metric_of
-from diffzoo.evaluation.records import canonical_json, differences
 from diffzoo.evaluation.run import resolve
+from diffzoo.generation.guidance import build_guidance
+from diffzoo.generation.plan import build_sampler, canonical_json, differences, labels_of
 from diffzoo.metrics import load_features
 from diffzoo.sampling import DDIM, Interval, Karras
 
@@ -31,9 +32,9 @@ def test_a_plan_survives_json(plan: SamplePlan) -> None:
     assert again.sha256 == plan.sha256
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_a_protocol_survives_json_and_its_metrics_exist(name: str) -> None:
-    p = preset(name)
+    p = named(name)
     assert EvalProtocol.from_dict(json.loads(canonical_json(p))) == p
     for metric in p.metrics:
         metric_of(metric)
@@ -49,18 +50,18 @@ def test_every_field_is_in_the_hash() -> None:
     assert len({p.sha256, *(replace(p, **{k: v}).sha256 for k, v in changed.items())}) == len(changed) + 1
 
 
-def test_the_adm_presets_are_the_published_protocol() -> None:
-    p = preset("adm-imagenet256")
+def test_the_adm_protocols_are_the_published_protocol() -> None:
+    p = named("adm-imagenet256")
     assert (p.n, p.image_size, p.rounding, p.resize) == (50_000, 256, "truncate", "none")
     assert p.metrics == ("fid", "sfid", "is", "precision", "recall")
     assert p.settings == {"is_split": 5000, "precision_recall_k": 3}
 
 
-def test_all_presets() -> None:
+def test_all_named_protocols() -> None:
     adm = {f"adm-imagenet{size}" for size in (64, 128, 256, 512)}
-    assert {"demo", "edm2-fdd", "coco30k-val2014", "cifar10", "celeba64", *adm} == set(PRESETS)
+    assert {"demo", "edm2-fdd", "coco30k-val2014", "cifar10", "celeba64", *adm} == set(PROTOCOLS)
     with pytest.raises(UserError, match="did you mean 'adm-imagenet256'"):
-        preset("adm-imagnet256")
+        named("adm-imagnet256")
 
 
 def test_unknown_fields_metrics_and_networks_name_the_nearest() -> None:
@@ -76,10 +77,10 @@ def test_unknown_fields_metrics_and_networks_name_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"precision": "half"}, "precision 'fp32', 'tf32', 'bf16' or 'fp16'"),
-        ({"labels": "random"}, "labels 'none'"),
-        ({"first_seed": -1}, "not negative"),
-        ({"images_per_batch": 0}, "at least 1"),
+        ({"precision": "half"}, r"plan\.precision: expected one of .*'tf32', 'bf16', .* got 'half'"),
+        ({"labels": "random"}, r"plan\.labels: expected one of \('none', .* got 'random'"),
+        ({"first_seed": -1}, "at least 0, got -1"),
+        ({"images_per_batch": 0}, "at least 1, got 0"),
     ],
 )
 def test_plans_reject_nonsense(values: dict, message: str) -> None:

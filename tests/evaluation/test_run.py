@@ -13,7 +13,7 @@ import torch
 from evaluation.stand_ins import METRICS, Pictures, picture, protocol, reference
 
 from diffzoo.errors import UserError
-from diffzoo.evaluation import Reference, Result, Settings, evaluate
+from diffzoo.evaluation import Reference, Result, RunOptions, evaluate
 from diffzoo.evaluation.measure import Features, measure
 from diffzoo.evaluation.run import result_path
 from diffzoo.metrics import Moments, extract, frechet_distance, load_features
@@ -24,8 +24,8 @@ def ref(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return reference(tmp_path_factory.mktemp("reference"))
 
 
-def settings(folder: Path, **changes: object) -> Settings:
-    return Settings(**{"out": folder, "block_size": 40, **changes})
+def settings(folder: Path, **changes: object) -> RunOptions:
+    return RunOptions(**{"out": folder, "block_size": 40, **changes})
 
 
 def test_values_are_those_of_the_plain_computation(tmp_path: Path, ref: Reference) -> None:
@@ -98,7 +98,7 @@ def test_blocks_are_of_a_thousand_seeds_and_smaller_for_few_images(
 ) -> None:
     (tmp_path / "log").mkdir()
     source = Pictures(log=str(tmp_path / "log"), size=8)
-    evaluate(source, protocol(n, metrics=("inception-score:random-conv",)), ref, Settings(out=tmp_path))
+    evaluate(source, protocol(n, metrics=("inception-score:random-conv",)), ref, RunOptions(out=tmp_path))
     counts = [
         int(p.name.split("_")[1]) for p in sorted((tmp_path / "log").iterdir(), key=lambda p: int(p.name.split("_")[0]))
     ]
@@ -116,7 +116,7 @@ KILLED = """
 import sys, time
 sys.path[:0] = {paths!r}
 from evaluation.stand_ins import Pictures, protocol
-from diffzoo.evaluation import Reference, Settings, evaluate
+from diffzoo.evaluation import Reference, RunOptions, evaluate
 
 class Slow(Pictures):
     def images(self, start, count):
@@ -124,7 +124,7 @@ class Slow(Pictures):
         return super().images(start, count)
 
 if __name__ == "__main__":
-    evaluate(Slow(), protocol(), Reference.open({reference!r}), Settings(out={out!r}, block_size=10, processes={n}))
+    evaluate(Slow(), protocol(), Reference.open({reference!r}), RunOptions(out={out!r}, block_size=10, processes={n}))
 """
 
 
@@ -207,7 +207,7 @@ def test_kept_images_are_the_measured_ones(tmp_path: Path, ref: Reference) -> No
     with np.load(tmp_path / "samples.npz") as archive:
         pixels = torch.from_numpy(archive["arr_0"]).permute(0, 3, 1, 2)
     assert torch.equal(pixels, ((picture(range(150)) + 1) * 127.5).round().to(torch.uint8))
-    from diffzoo.evaluation.pictures import NpzImages
+    from diffzoo.evaluation.image_files import NpzImages
 
     again = evaluate(NpzImages(str(tmp_path / "samples.npz")), protocol(), ref, settings(tmp_path / "npz"))
     for name in METRICS:

@@ -11,11 +11,13 @@ import torch
 from evaluation.stand_ins import picture
 from torch import Tensor
 
-from diffzoo.evaluation import EvalProtocol, Reference, Settings, evaluate
-from diffzoo.evaluation.generate import ModelImages, default_plan
-from diffzoo.evaluation.pictures import to_pixels, write_npz
+from diffzoo.evaluation import EvalProtocol, Reference, RunOptions, evaluate
+from diffzoo.evaluation.image_files import write_npz
+from diffzoo.evaluation.model_images import ModelImages
+from diffzoo.generation import Generator
+from diffzoo.generation.plan import default_plan
+from diffzoo.images import to_uint8
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
-from diffzoo.pipelines import Pipeline
 from diffzoo.process import GaussianProcess
 from diffzoo.zoo.loading import load_any
 from diffzoo.zoo.publish import save_pretrained
@@ -101,15 +103,13 @@ def source(folder: Path, latent: bool = False) -> ModelImages:
     loaded = load_any(folder / "model")
     if latent:
         loaded = replace(loaded, metadata=replace(loaded.metadata, autoencoder={"repo": "doubling"}))
-    pipe = Pipeline(loaded, "cpu", autoencoder=Doubling() if latent else None, text_encoder=Words())
-    plan = default_plan(str(folder / "model"), pipe.metadata, steps=2, guidance={"scale": 3.0})
-    made = ModelImages(plan, "cpu", CAPTIONS)
-    made.__dict__["pipe"] = pipe
-    return made
+    generator = Generator.of(loaded, "cpu", Doubling() if latent else None, Words())
+    plan = default_plan(str(folder / "model"), loaded.metadata, steps=2, guidance={"scale": 3.0})
+    return ModelImages(plan, "cpu", CAPTIONS, generator)
 
 
 def reference(folder: Path, size: int) -> Reference:
-    return Reference.open(write_npz(folder / "r.npz", [to_pixels(picture(range(20), size))], 20))
+    return Reference.open(write_npz(folder / "r.npz", [to_uint8(picture(range(20), size))], 20))
 
 
 def in_transformers(weights: str, pixels: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ def in_transformers(weights: str, pixels: Tensor, size: int) -> tuple[Tensor, Te
 
 def test_captions_to_scores(tmp_path: Path, weights: dict[str, str]) -> None:
     p = EvalProtocol("text", "pictures", 12, ("clip_score", "cmmd"), image_size=8)
-    settings = Settings(tmp_path, block_size=5, weights=weights, groups=3, keep_images=True)
+    settings = RunOptions(tmp_path, block_size=5, weights=weights, groups=3, keep_images=True)
     result = evaluate(source(tmp_path), p, reference(tmp_path, 8), settings)
     assert result.plan.labels == "captions"
     assert len(result.plan.captions_sha256) == 64
@@ -138,8 +138,8 @@ def test_captions_to_scores(tmp_path: Path, weights: dict[str, str]) -> None:
     wrong = 100 * (images * texts.roll(1, 0)).sum(1).clamp(min=0).mean()
     assert abs(float(wrong - want)) > 2  # the check can fail: captions matter
     x, _ = in_transformers(weights["clip-vitl14-336"], pixels, 336)
-    y, _ = in_transformers(weights["clip-vitl14-336"], to_pixels(picture(range(12), 8)), 336)
-    more, _ = in_transformers(weights["clip-vitl14-336"], to_pixels(picture(range(12, 20), 8)), 336)
+    y, _ = in_transformers(weights["clip-vitl14-336"], to_uint8(picture(range(12), 8)), 336)
+    more, _ = in_transformers(weights["clip-vitl14-336"], to_uint8(picture(range(12, 20), 8)), 336)
     y = torch.cat([y, more])
     kernels = [
         torch.exp(-torch.cdist(a.double(), b.double()).square() / 200).mean() for a, b in ((x, x), (y, y), (x, y))
@@ -156,6 +156,6 @@ def test_latents_are_decoded_before_they_are_measured(tmp_path: Path) -> None:
     assert made.image_size == 16
     assert torch.equal(made.images(3, 4), Doubling().decode(plain.images(3, 4)))
     p = EvalProtocol("latent", "pictures", 12, ("precision:random-conv",), image_size=16)
-    result = evaluate(made, p, reference(tmp_path, 16), Settings(tmp_path, groups=0))
+    result = evaluate(made, p, reference(tmp_path, 16), RunOptions(tmp_path, groups=0))
     assert result.plan.autoencoder == "doubling"
     assert result.plan.sha256 != plain.plan().sha256

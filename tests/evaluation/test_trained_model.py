@@ -108,7 +108,7 @@ def test_killed_and_resumed_writes_the_same_json(
 
 @pytest.mark.filterwarnings("ignore")
 def test_other_weights_other_numbers(run: Path, by_one: dict[str, Any], tmp_path: Path) -> None:
-    assert main([*arguments(run, tmp_path), "--average", "raw"]) == 0
+    assert main([*arguments(run, tmp_path), "--weights", "raw"]) == 0
     raw = numbers(tmp_path)
     assert raw["plan"]["weights_sha256"] != by_one["plan"]["weights_sha256"]
     assert raw["values"] != by_one["values"]
@@ -119,7 +119,7 @@ def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ["--protocol", "demo", "--n", "140", "--steps", "2", "--quiet", "--device", "cpu"]
-    options = ["--scales", "1", "2", "--averages", "raw", "ema_0.9", "--first-part", "1", "--out", str(tmp_path / "s")]
+    options = ["--scales", "1", "2", "--weights", "raw", "ema_0.9", "--first-part", "1", "--out", str(tmp_path / "s")]
     assert (
         main(
             [
@@ -128,7 +128,7 @@ def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
                 str(run),
                 *shared,
                 *options[:-2],
-                "--averages",
+                "--weights",
                 "raw",
                 "0.99",
                 "--out",
@@ -142,7 +142,7 @@ def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
     table = (tmp_path / "s" / "sweep.txt").read_text().splitlines()
     assert len(table) == 5
     chosen = json.loads((tmp_path / "s" / "plan.json").read_text())
-    assert chosen["average"] in table[1]
+    assert chosen["weights"] in table[1]
     assert chosen["weights_sha256"]
     # the command that the sweep prints gives the number in its first row
     command = next(line for line in capsys.readouterr().out.splitlines() if "diffzoo eval" in line)
@@ -155,7 +155,7 @@ def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
 @pytest.mark.filterwarnings("ignore")
 def test_a_sweep_over_averaging_lengths(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ["--protocol", "demo", "--n", "140", "--steps", "2", "--quiet", "--device", "cpu", "--out", str(tmp_path)]
-    options = ["--scales", "1", "--stds", "0.07", "0.2", "--averages", "raw", "--first-part", "1"]
+    options = ["--scales", "1", "--stds", "0.07", "0.2", "--weights", "raw", "--first-part", "1"]
     assert main(["sweep", "guidance", str(run), *shared, *options]) == 0
     table = (tmp_path / "sweep.txt").read_text()
     assert all(name in table for name in ("raw", "power_0.070_00000040", "power_0.200_00000040"))
@@ -164,4 +164,4 @@ def test_a_sweep_over_averaging_lengths(run: Path, tmp_path: Path, capsys: pytes
     assert len(set(values)) == 3
     chosen = json.loads((tmp_path / "plan.json").read_text())
     assert chosen["model"] in capsys.readouterr().out
-    assert Path(chosen["model"]).stem in table.splitlines()[1] or chosen["average"] == "raw"
+    assert Path(chosen["model"]).stem in table.splitlines()[1] or chosen["weights"] == "raw"

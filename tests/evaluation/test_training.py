@@ -12,14 +12,15 @@ from evaluation.stand_ins import protocol, reference
 from torch import nn
 from torch.utils.data import DataLoader
 
+from diffzoo.encoders import Identity
 from diffzoo.errors import UserError
-from diffzoo.evaluation import Reference, SamplePlan, Settings, evaluate
-from diffzoo.evaluation.generate import Generator
+from diffzoo.evaluation import Reference, RunOptions, SamplePlan, evaluate
+from diffzoo.generation import Generator, PlannedImages
 from diffzoo.models.base import Config, Network
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM
 from diffzoo.training.averaging import EMA, averaged
-from diffzoo.training.metrics_callback import ImageMetrics
+from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.module import DiffusionModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval).*")
@@ -59,17 +60,9 @@ def ref(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return reference(tmp_path_factory.mktemp("reference"))
 
 
-class OfTraining:
+def of_training(module: DiffusionModule, plan: SamplePlan) -> PlannedImages:
     """The module's images as a source for `evaluate`."""
-
-    def __init__(self, module: DiffusionModule, plan: SamplePlan):
-        self.generator = Generator(module.network, module.process, plan)
-
-    def images(self, start: int, count: int) -> torch.Tensor:
-        return self.generator.images(start, count)
-
-    def plan(self) -> SamplePlan:
-        return self.generator.plan
+    return PlannedImages(Generator(module.network, module.process, Identity()), plan)
 
 
 def test_values_are_those_of_eval_on_the_averaged_weights(tmp_path: Path, ref: Reference) -> None:
@@ -92,8 +85,8 @@ def test_values_are_those_of_eval_on_the_averaged_weights(tmp_path: Path, ref: R
     plan = SamplePlan("in training", sampler={"class": "DDIM"}, steps=2, labels="balanced", images_per_batch=35)
     p = protocol(140, metrics=("frechet:random-conv", "inception-score:random-conv"))
     with averaged(module):
-        want = evaluate(OfTraining(module, plan), p, ref, Settings(out=tmp_path / "average", block_size=35))
-    raw = evaluate(OfTraining(module, plan), p, ref, Settings(out=tmp_path / "raw", block_size=35))
+        want = evaluate(of_training(module, plan), p, ref, RunOptions(out=tmp_path / "average", block_size=35))
+    raw = evaluate(of_training(module, plan), p, ref, RunOptions(out=tmp_path / "raw", block_size=35))
     value = want.values["frechet:random-conv"].value
     assert logged.seen[4] == pytest.approx(value, rel=1e-5)
     assert abs(raw.values["frechet:random-conv"].value - value) > 1e-3 * value
@@ -106,7 +99,7 @@ def test_every_image_is_drawn_by_one_rank_and_all_take_equally_many_turns(ref: R
     module = DiffusionModule(Tiny(Config(image_size=16, num_classes=5)), process=GaussianProcess(), sampler=DDIM(2))
     callback = ImageMetrics(str(ref.path), ["frechet:random-conv"], n=50, batch_size=8)
     calls: list[int] = []
-    original = Generator.images
+    original = PlannedImages.images
 
     class Rank:
         world_size = 3
@@ -118,8 +111,8 @@ def test_every_image_is_drawn_by_one_rank_and_all_take_equally_many_turns(ref: R
     for rank in range(3):
         calls.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Generator, "images", lambda self, a, n: (calls.append(a), original(self, a, n))[1])
-            drawn += [len(p) for p in callback._pictures(Rank(rank), module)]
+            patch.setattr(PlannedImages, "images", lambda self, a, n: (calls.append(a), original(self, a, n))[1])
+            drawn += [len(p) for p in callback._images(Rank(rank), module)]
         turns.append(len(calls))
     assert sum(drawn) == 50
     assert turns == [3, 3, 3]  # seven batches for three ranks
@@ -143,7 +136,7 @@ def test_two_processes_log_what_eval_measures_with_one(tmp_path: Path, ref: Refe
     module.network.eval()
     plan = SamplePlan("in training", sampler={"class": "DDIM"}, steps=2, labels="balanced", images_per_batch=20)
     p = protocol(140, metrics=tuple(first["values"]))
-    want = evaluate(OfTraining(module, plan), p, ref, Settings(out=tmp_path, block_size=20)).values
+    want = evaluate(of_training(module, plan), p, ref, RunOptions(out=tmp_path, block_size=20)).values
     assert first["values"] == pytest.approx({name: v.value for name, v in want.items()}, rel=1e-5)
 
 

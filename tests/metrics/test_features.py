@@ -12,10 +12,11 @@ from diffzoo.errors import UserError
 from diffzoo.metrics import extract, load_features
 from diffzoo.metrics.clip import Clip
 from diffzoo.metrics.dino import DinoV2, shrink_positions
-from diffzoo.metrics.features import FEATURE_NETWORKS, RandomConv, float32_digits
+from diffzoo.metrics.features import FEATURE_NETWORKS, RandomConv
 from diffzoo.metrics.inception import Inception2015, _convolutions, load_inception, spatial_layer
 from diffzoo.metrics.resize import resize_tf1
 from diffzoo.metrics.weights import carried_by_package
+from diffzoo.precision import float32_digits
 
 
 def pixels(n: int = 2, size: int = 32) -> Tensor:

@@ -14,7 +14,7 @@ from diffzoo.cli.lightning_cli import ParsedRecipe
 from diffzoo.cli.main import VERBS
 from diffzoo.cli.plan import plan_recipe
 from diffzoo.cli.recipe_files import find_recipe, recipe_names
-from diffzoo.evaluation.presets import preset
+from diffzoo.evaluation import protocol
 from diffzoo.models import Network, entry
 from diffzoo.sampling import Denoiser, sample
 from diffzoo.training.module import DiffusionModule
@@ -73,7 +73,7 @@ def test_the_other_commands_of_the_header_parse(recipe: Path) -> None:
             importlib.import_module(VERBS[verb][0]).configure(parser)
             arguments = parser.parse_args(words)
             if verb == "eval":
-                preset(arguments.protocol)
+                protocol(arguments.protocol)
                 evaluations += 1
     assert evaluations == 1
 

@@ -27,12 +27,12 @@ import diffzoo.models  # noqa: F401  registers the families
 from diffzoo.data import DemoData
 from diffzoo.models import entry, list_models
 from diffzoo.training.averaging import EMA
-from diffzoo.training.callbacks import SampleGrid
 from diffzoo.training.checkpointing import Checkpointing, find_resume
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import FusedAdamW
+from diffzoo.training.previews import SampleGrid
 from diffzoo.training.throughput import TrainingLog
 
 STEPS = 4

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from diffzoo.cli.main import main
 from diffzoo.tensors import write_tensors
-from diffzoo.training import callbacks, held_out
+from diffzoo.training import held_out, previews
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.side_files import write_or_warn
 from diffzoo.training.throughput import CsvLog
@@ -61,7 +61,7 @@ def test_a_run_on_a_full_disk_ends_as_usual(
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     recipe.write_text(RECIPE)
     monkeypatch.setattr(CsvLog, "_write", full)
-    monkeypatch.setattr(callbacks, "save_grid", full)
+    monkeypatch.setattr(previews, "save_image", full)
     monkeypatch.setattr(held_out, "report", full)
     monkeypatch.setattr("safetensors.torch.save_file", full_in_rust)
     monkeypatch.setattr("diffzoo.files.write_text", full)  # config.yaml

@@ -11,10 +11,10 @@ from PIL import Image
 from diffzoo import pipeline
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.generation import Pipeline
 from diffzoo.models import registry
 from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
 from diffzoo.models.base import Network
-from diffzoo.pipelines import Pipeline
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning
 from diffzoo.sampling import ClassifierGuidance, Denoiser, RespacedAncestral, sample
 from diffzoo.typing import Condition
@@ -53,7 +53,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_classifier_guides(zoo: dict[str, str], name: str) -> None:
     pipe = pipeline(zoo[name], "cpu", classifier=zoo["classifier"])
     got = pipe([1, 7], seeds=[5], guidance=30.0)
-    classifier = pipe._classifier.network  # type: ignore[union-attr]
+    classifier = pipe.generator.classifier
     guided = ClassifierGuidance(Denoiser(pipe.network, PROCESS), classifier, 30.0, conditional=name == "small")
     want = sample(guided, RespacedAncestral(3), (3, 16, 16), [5, 5], Condition(label=torch.tensor([1, 7])))
     pixels = ((want.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -65,7 +65,7 @@ def test_a_classifier_guides(zoo: dict[str, str], name: str) -> None:
 def test_bad_classifiers_and_classes(zoo: dict[str, str]) -> None:
     with pytest.raises(UserError, match="is no classifier"):
         pipeline(zoo["small"], "cpu", classifier=zoo["free"])
-    with pytest.raises(UserError, match="reads images of 32 px, this model draws 16 px"):
+    with pytest.raises(UserError, match="reads images of 32 px, this model samples 16 px"):
         pipeline(zoo["small"], "cpu", classifier=zoo["other_classifier"])
     with pytest.raises(UserError, match="unconditional: leave out the classes"):
         pipeline(zoo["free"], "cpu")([1], seeds=[0])
@@ -80,15 +80,15 @@ def test_bad_classifiers_and_classes(zoo: dict[str, str]) -> None:
 def test_an_upsampler_enlarges(zoo: dict[str, str]) -> None:
     small = pipeline(zoo["small"], "cpu")([1, 2], seeds=[3, 4])
     pipe = pipeline(zoo["large"], "cpu")
-    assert "draws from a picture" in repr(pipe)
+    assert "samples from a image" in repr(pipe)
     large = pipe.upsample(small, [1, 1, 2, 2], [3, 4, 3, 4])
     assert large.pixels.shape == (4, 32, 32, 3)
     assert (large.columns, [r["seed"] for r in large.records]) == (2, [3, 4, 3, 4])
     alone = pipe.upsample(small.pixels[3:], [2], [4])
     assert np.abs(alone.pixels[0].astype(int) - large.pixels[3].astype(int)).max() <= 1
-    with pytest.raises(UserError, match="expected 4 seeds and classes, one per picture, got 4 and 1"):
+    with pytest.raises(UserError, match="expected 4 seeds and classes, one per image, got 4 and 1"):
         pipe.upsample(small, [1], [3, 4, 3, 4])
-    with pytest.raises(UserError, match="does not enlarge pictures"):
+    with pytest.raises(UserError, match="does not enlarge images"):
         pipeline(zoo["small"], "cpu").upsample(small, [1], [3])
     with pytest.raises(UserError, match="needs low-resolution images"):
         pipe([1], seeds=[0])
@@ -175,7 +175,7 @@ def test_an_upsampler_draws_its_small_pictures_itself(published: None, tmp_path:
 
 
 def test_a_classifier_draws_nothing(zoo: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="is a classifier and draws nothing: guide a model"):
+    with pytest.raises(UserError, match="is a classifier and samples nothing: guide a model"):
         pipeline(zoo["classifier"], "cpu")
     cosine = GaussianProcess(
         DiscreteBetas("cosine"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0)

@@ -17,7 +17,8 @@ from torch import Tensor
 from diffzoo import Condition, load_any, pipeline
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
-from diffzoo.evaluation.generate import build_guidance, default_plan
+from diffzoo.generation.guidance import build_guidance
+from diffzoo.generation.plan import default_plan
 from diffzoo.images import to_uint8
 from diffzoo.process.gaussian import Estimate
 from diffzoo.sampling import Denoiser, sample
@@ -74,7 +75,7 @@ def test_the_decay_of_the_manifest_is_drawn_with(served: Callable[..., None], tm
 
     plan = default_plan("dimr_tiny", loaded.metadata)
     assert plan.guidance == {**DECAY, "formula": "uncond"}
-    guided = build_guidance(pipe.denoiser, plan.guidance)
+    guided = build_guidance(pipe.generator.denoiser, plan.guidance)
     t = torch.tensor(0.25, dtype=torch.float64)
     assert float(guided.weight(t, None)) == pytest.approx(1 + 2 * (1 - math.cos(math.pi * 0.75**2)) / 2)
 

@@ -36,7 +36,7 @@ RECIPE = "model:\n  network: dimr_tiny\ndata:\n  class_path: ImageFolder\n  init
 @pytest.fixture
 def run(tiny: Network, tmp_path: Path) -> Path:
     """A finished run: a checkpoint with an average, a recipe, pictures, an evaluation."""
-    from diffzoo.images import save_png
+    from diffzoo.images import save_image
 
     folder = tmp_path / "run"
     for name in ("checkpoints", "samples", "eval/demo"):
@@ -52,7 +52,7 @@ def run(tiny: Network, tmp_path: Path) -> Path:
     state = {f"network.{k}": v for k, v in tiny.state_dict().items()}
     torch.save({"state_dict": state, "diffzoo": metadata, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
     (folder / "config.yaml").write_text(RECIPE)
-    save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_7.png")
+    save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_7.png")
     protocol = EvalProtocol("demo", "diffzoo-demo-8", 140, ("fid",))
     plan = SamplePlan("x", guidance={"formula": "uncond", "scale": 2.0})
     Result(plan, protocol, {"fid": Value(12.3456, 0.25, "jackknife")}).save(folder / "eval" / "demo" / "demo_140.json")

@@ -16,10 +16,11 @@ from diffzoo.cli.main import main
 from diffzoo.cli.sample import parse_seeds
 from diffzoo.encoders import Identity, KLAutoencoder
 from diffzoo.errors import MissingExtraError, UserError
+from diffzoo.generation import Pipeline, Samples
+from diffzoo.generation.classes import Classes
 from diffzoo.images import to_uint8
 from diffzoo.models import adm, dimr, registry, uvit_bao
 from diffzoo.models.base import Level, Network
-from diffzoo.pipelines import Pictures, Pipeline
 from diffzoo.process import Eps, V
 from diffzoo.sampling import DDIM, ClassifierFree, Denoiser, sample
 
@@ -126,7 +127,7 @@ def test_unconditional_models_take_no_classes(unconditional: Path) -> None:
     assert pipe(seeds=range(3), steps=2).pixels.shape == (3, 8, 8, 3)
     with pytest.raises(UserError, match="this model is unconditional: leave out the classes"):
         pipe([1])
-    with pytest.raises(UserError, match="guidance has nothing to act on"):
+    with pytest.raises(UserError, match="no condition that guidance could act on"):
         pipe(guidance=2)
 
 
@@ -134,7 +135,7 @@ def test_unconditional_models_take_no_classes(unconditional: Path) -> None:
     ("wanted", "index"), [("cat", 0), ("Dog", 1), ("hound", 1), ("dog, hound", 1), ("4", 4), (9, 9), (np.int64(2), 2)]
 )
 def test_classes_have_names_and_numbers(pixels: Path, wanted: Any, index: int) -> None:
-    assert pipeline(pixels, "cpu").class_id(wanted) == index
+    assert pipeline(pixels, "cpu").classes.index(wanted) == index
 
 
 @pytest.mark.parametrize(
@@ -156,16 +157,16 @@ def test_imagenet_classes_have_their_names(tmp_path: Path, monkeypatch: pytest.M
     config = uvit_bao.UViTBaoConfig(image_size=8, in_channels=3, num_classes=1000, width=32, depth=3, heads=4)
     uvit_bao.UViTBao(config).save_pretrained(tmp_path, process=GaussianProcess(), class_names="imagenet-1k")
     pipe = pipeline(tmp_path, "cpu")
-    assert [pipe.class_id(c) for c in ("golden retriever", 207, "tench", "Tinca tinca", "great white shark")] == [
+    assert [pipe.classes.index(c) for c in ("golden retriever", 207, "tench", "Tinca tinca", "great white shark")] == [
         207, 207, 0, 0, 2,
     ]  # fmt: skip
     with pytest.raises(UserError, match="did you mean 'golden retriever'"):
-        pipe.class_id("golden retreiver")
-    assert pipe._label(207) == "golden retriever"
+        pipe.classes.index("golden retreiver")
+    assert pipe.classes.label(207) == "golden retriever"
     for word, numbers in {"crane": r"134 \(crane\) and 517 \(crane\)", "Maillot": "638 .* and 639 "}.items():
         with pytest.raises(UserError, match=f"'{word}' is the name of several classes, {numbers}"):
-            pipe.class_id(word)
-    assert pipe.class_id("maillot, tank suit") == 639
+            pipe.classes.index(word)
+    assert pipe.classes.index("maillot, tank suit") == 639
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_imagenet_classes_have_their_names(tmp_path: Path, monkeypatch: pytest.M
     [
         ({"seeds": []}, "there are no seeds"),
         ({"sampler": "DIMM"}, "DDIM"),
-        ({"classes": None}, "this model draws from a class: say which"),
+        ({"classes": None}, "this model samples from a class: say which"),
         ({"steps": 0}, "at least 1 step"),
     ],
 )
@@ -208,7 +209,7 @@ def latent_model(folder: Path, vae: Path) -> Path:
 
 def test_latents_go_through_the_autoencoder_of_the_weights(vae: Path, tmp_path: Path) -> None:
     pipe = pipeline(latent_model(tmp_path, vae), "cpu")
-    assert isinstance(pipe.autoencoder, KLAutoencoder)
+    assert isinstance(pipe.generator.autoencoder, KLAutoencoder)
     pictures = pipe([2], seeds=[0, 1], steps=3)
     cond = Condition(label=torch.tensor([2, 2]))
     latents = sample(Denoiser(pipe.network, pipe.process), DDIM(steps=3), (4, 16, 16), [0, 1], cond)
@@ -302,7 +303,7 @@ def test_every_png_says_how_it_was_made(pixels: Path, tmp_path: Path) -> None:
 
 def test_records_say_the_precision_and_which_of_two_classes_of_one_name(pixels: Path, unconditional: Path) -> None:
     pipe = pipeline(pixels, "cpu")
-    pipe._names = ("crane", "heron", "crane", *NAMES[3:])
+    pipe.published.__dict__["classes"] = Classes(10, ("crane", "heron", "crane", *NAMES[3:]))
     pictures = pipe([0, 2], seeds=[5, 6], steps=1, precision="bf16")
     assert pictures.labels == ["crane"] * 4
     assert [(r["class_id"], r["seed"]) for r in pictures.records] == [(0, 5), (0, 6), (2, 5), (2, 6)]
@@ -326,7 +327,7 @@ LONG = "a photograph of a harbour in the early morning with many small boats"
 def test_every_picture_has_a_file_of_its_own(labels: list[str], names: list[str], tmp_path: Path) -> None:
     pixels = np.arange(len(labels), dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     records = [{"seed": 0, "drawn": label} for label in labels]
-    paths = Pictures(pixels, labels, records, 1).save_png(tmp_path)
+    paths = Samples(pixels, labels, records, 1).save_png(tmp_path)
     assert [p.stem for p in paths] == names
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     for path, value, record in zip(paths, range(len(labels)), records, strict=True):
@@ -340,7 +341,7 @@ def test_long_captions_have_files_of_their_own_in_every_call(tmp_path: Path) -> 
     paths = [
         path
         for label in labels
-        for path in Pictures(np.zeros((1, 1, 1, 3), np.uint8), [label], [{"seed": 2**62}], 1).save_png(tmp_path)
+        for path in Samples(np.zeros((1, 1, 1, 3), np.uint8), [label], [{"seed": 2**62}], 1).save_png(tmp_path)
     ]
     assert len(set(paths)) == len(labels)
     assert all(path.is_file() for path in paths)
@@ -352,7 +353,7 @@ def test_letters_that_the_file_system_cannot_write_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsencode", lambda name: str(name).encode("ascii"))
-    pictures = Pictures(np.zeros((2, 1, 1, 3), np.uint8), ["猫 2", "犬 2"], [{"seed": 0}] * 2, 1)
+    pictures = Samples(np.zeros((2, 1, 1, 3), np.uint8), ["猫 2", "犬 2"], [{"seed": 0}] * 2, 1)
     assert [path.name for path in pictures.save_png(tmp_path)] == ["2_seed0.png", "2_seed0_2.png"]
 
 
@@ -375,7 +376,7 @@ def test_the_command_writes_a_grid_with_a_row_per_class(
     grid, folder = tmp_path / "new" / "grid.png", tmp_path / "each"
     args = ["sample", str(pixels), "--classes", "hound", "7", "--seeds", "0-2", "--steps", "3", "--guidance", "0.3"]
     assert main([*args, "--out", str(grid), "--dir", str(folder), "--device", "cpu", "--quiet"]) == 0
-    assert "6 pictures, rows: dog, thing 5" in capsys.readouterr().out
+    assert "6 images, rows: dog, thing 5" in capsys.readouterr().out
     pictures = pipeline(pixels, "cpu")(["hound", 7], seeds=range(3), steps=3, guidance=0.3)
     with Image.open(grid) as image:
         drawn = np.asarray(image)
@@ -391,9 +392,9 @@ def test_the_command_draws_unconditional_models_and_some_classes(
 ) -> None:
     options = ["--seeds", "0", "--steps", "1", "--device", "cpu", "--quiet", "--out", str(tmp_path / "g.png")]
     assert main(["sample", str(unconditional), *options]) == 0
-    assert "1 pictures" in capsys.readouterr().out
+    assert "1 images" in capsys.readouterr().out
     assert main(["sample", str(pixels / "model.safetensors"), *options]) == 0
-    assert "8 pictures, rows: cat, dog, thing 0" in capsys.readouterr().out
+    assert "8 images, rows: cat, dog, thing 0" in capsys.readouterr().out
     assert main(["sample", str(pixels), "--classes", "hounds", *options]) == 2
     assert "did you mean 'hound'" in capsys.readouterr().err
     assert main(["sample", str(tmp_path / "none.ckpt"), *options]) == 2
@@ -443,5 +444,5 @@ def test_compilation_is_handed_on(pixels: Path, tmp_path: Path, monkeypatch: pyt
 def test_a_pipeline_says_what_it_is(pixels: Path) -> None:
     pipe = pipeline(pixels, "cpu")
     assert isinstance(pipe, Pipeline)
-    assert isinstance(pipe.autoencoder, Identity)
-    assert repr(pipe) == "Pipeline(UViTBao, draws from a class, on cpu)"
+    assert isinstance(pipe.generator.autoencoder, Identity)
+    assert repr(pipe) == "Pipeline(UViTBao, samples from a class, on cpu)"

@@ -56,7 +56,7 @@ def test_samples_are_reproducible() -> None:
 def test_without_a_source_the_command_draws_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seeds", "0", "--steps", "1", "--device", "cpu", "--quiet", "--out", str(tmp_path / "g.png")]
     assert main(["sample", *options]) == 0
-    assert "8 pictures, rows: Activities, Animals & Nature" in capsys.readouterr().out
+    assert "8 images, rows: Activities, Animals & Nature" in capsys.readouterr().out
     with Image.open(tmp_path / "g.png") as grid:
         records = json.loads(grid.text["diffzoo"])  # type: ignore[attr-defined]
     assert {r["weights"]["checkpoint"] for r in records} == {NAME}
@@ -75,7 +75,9 @@ def test_the_help_names_them(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_that_enlarges_nothing_is_refused_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffzoo.pipelines.sample", lambda *args, **options: pytest.fail("drawn before the refusal"))
+    monkeypatch.setattr(
+        "diffzoo.generation.generator.sample", lambda *args, **options: pytest.fail("drawn before the refusal")
+    )
     options = ["--out", str(tmp_path / "g.png"), "--device", "cpu", "--quiet"]
     assert main(["sample", "--upsample", NAME, *options]) == 2
-    assert f"{NAME} does not enlarge pictures" in capsys.readouterr().err
+    assert f"{NAME} does not enlarge images" in capsys.readouterr().err

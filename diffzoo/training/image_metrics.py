@@ -1,23 +1,23 @@
-"""FID and its relatives during training, on the averaged weights, with every rank at work."""
+"""FID and its relatives during training, on the EMA weights, with every rank at work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.evaluation.generate import Generator
 from diffzoo.evaluation.measure import metric_of
-from diffzoo.evaluation.pictures import to_pixels
-from diffzoo.evaluation.records import SamplePlan
 from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.run import load_networks
+from diffzoo.generation import PlannedImages, SamplePlan
+from diffzoo.images import Rounding, to_uint8
 from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
 from diffzoo.process import to_config
-from diffzoo.training.averaging import averaged
-from diffzoo.typing import Condition
+from diffzoo.training.previews import sampling_from
 
 __all__ = ["ImageMetrics"]
 
@@ -25,9 +25,9 @@ ADDITIVE = ("frechet", "frechet-spatial", "inception-score")
 
 
 class ImageMetrics(L.Callback):
-    """Draws images at intervals and logs `eval/<metric>`, for example `eval/fid`.
+    """Samples images at intervals and logs `eval/<metric>`, for example `eval/fid`.
 
-    Every rank draws its share of the same seeds; what is kept are sums, so memory does not grow with `n`, and the
+    Every rank samples its share of the same seeds; what is kept are sums, so memory does not grow with `n`, and the
     values do not depend on the number of ranks beyond rounding. They are those of `diffzoo eval` with equal plan,
     except for the Inception Score, which is taken here as one split. The metrics of neighbours need all features at
     once: run `diffzoo eval` on a checkpoint for them.
@@ -40,7 +40,7 @@ class ImageMetrics(L.Callback):
         steps: of the sampler; None = the module's.
         guidance: classifier-free guidance scale; 1 = none.
         batch_size: images at a time, on each rank.
-        average: label of the weight average; None = the first.
+        average: label of the EMA; None = the first.
         weights: paths of feature weights by network name.
         rounding: "round" or "truncate", from floats to pixels.
     """
@@ -56,7 +56,7 @@ class ImageMetrics(L.Callback):
         batch_size: int = 50,
         average: str | None = None,
         weights: dict[str, str] | None = None,
-        rounding: str = "round",
+        rounding: Rounding = "round",
     ):
         for name in metrics:
             if metric_of(name).kind not in ADDITIVE:
@@ -103,17 +103,12 @@ class ImageMetrics(L.Callback):
         networks = load_networks(self.metrics, self.weights, device)
         reference = self._opened or Reference.open(self.reference)
         states = {name: self._state(name, networks, reference).to(device) for name in self.metrics}
-        was_training = module.network.training
-        module.network.eval()
-        try:
-            with averaged(module, self.average), torch.no_grad():
-                for pixels in self._pictures(trainer, module):
-                    layers = {name: network(pixels) for name, network in networks.items()}
-                    for name, state in states.items():
-                        metric = metric_of(name)
-                        state.update(layers[metric.network][metric.layer])
-        finally:
-            module.network.train(was_training)
+        for pixels in self._images(trainer, module):
+            with torch.no_grad():
+                layers = {name: network(pixels) for name, network in networks.items()}
+            for name, state in states.items():
+                metric = metric_of(name)
+                state.update(layers[metric.network][metric.layer])
         return {name: float(state.compute()) for name, state in states.items()}
 
     @staticmethod
@@ -126,51 +121,40 @@ class ImageMetrics(L.Callback):
             return InceptionScore(network.dims[metric.layer])
         return FrechetDistance(*reference.statistics(network, metric.layer))
 
-    def _pictures(self, trainer: L.Trainer, module: Any) -> Any:
-        """This rank's share of the pictures, as raw pixels."""
-        generator = self._generator(trainer, module)
+    def _images(self, trainer: L.Trainer, module: Any) -> Iterator[Tensor]:
+        """This rank's share of the images, as raw pixels."""
         starts = range(0, self.n, self.batch_size)
         world, rank = trainer.world_size, trainer.global_rank
-        # a sharded network communicates in its forward: all ranks take equally many turns, some for nothing
-        for turn in range(-(-len(starts) // world)):
-            index = turn * world + rank
-            start = starts[min(index, len(starts) - 1)]
-            images = generator.images(start, min(self.batch_size, self.n - start))
-            if index < len(starts):
-                yield to_pixels(images, self.rounding)
+        with self._planned(trainer, module) as planned:
+            # a sharded network communicates in its forward: all ranks take equally many turns, some for nothing
+            for turn in range(-(-len(starts) // world)):
+                index = turn * world + rank
+                start = starts[min(index, len(starts) - 1)]
+                images = planned.images(start, min(self.batch_size, self.n - start))
+                if index < len(starts):
+                    yield to_uint8(images, self.rounding, start)
 
-    def _generator(self, trainer: L.Trainer, module: Any) -> Generator:
+    @contextmanager
+    def _planned(self, trainer: L.Trainer, module: Any) -> Iterator[PlannedImages]:
+        """The images of the module, with EMA weights for the length of the block."""
         config = module.network.config
         sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
         options = to_config(sampler)
         steps, grid = options.pop("steps"), options.pop("grid")
-        text, null = self._captions(trainer, module)
+        captions: list[str] = []
+        if module.text_encoder is not None:  # those held out, over and over
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            held_out = [c for batch in data.val_dataloader() for c in batch["caption"]]
+            captions = [held_out[i % len(held_out)] for i in range(self.n)]
         plan = SamplePlan(
             model="in training",
             sampler=options,
             steps=steps,
             grid=grid,
             guidance={"scale": self.guidance, "formula": "uncond"} if self.guidance != 1 else None,
-            labels="captions" if text else "balanced" if config.num_classes else "none",
+            labels="captions" if captions else "balanced" if config.num_classes else "none",
             classes=tuple(range(len(module.class_names))) or None if config.num_classes else None,
             images_per_batch=self.batch_size,
         )
-        decode = module.autoencoder.decode if module.autoencoder is not None else None
-        return Generator(module.network, module.process, plan, decode, text, null, module.device)
-
-    @staticmethod
-    def _captions(trainer: L.Trainer, module: Any) -> tuple[Any, Condition | None]:
-        """Conditions from the held-out captions, over and over, and the one that stands for none."""
-        if module.text_encoder is None:
-            return None, None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        captions = [c for batch in data.val_dataloader() for c in batch["caption"]]
-
-        def encode(start: int, count: int) -> Condition:
-            embedded, mask = module.text_encoder.encode(
-                [captions[i % len(captions)] for i in range(start, start + count)]
-            )
-            return Condition(text=embedded, text_mask=mask)
-
-        embedded, mask = module.text_encoder.null(1)
-        return encode, Condition(text=embedded, text_mask=mask)
+        with sampling_from(module, self.average) as generator:
+            yield PlannedImages(generator, plan, captions)

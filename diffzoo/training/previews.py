@@ -1,37 +1,41 @@
-"""What is seen during training: grids of samples, drawn from the averaged weights."""
+"""Previews: grids of images sampled during training, from the EMA weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from diffzoo.encoders import Identity
 from diffzoo.errors import UserError
-from diffzoo.images import save_grid
-from diffzoo.sampling import ClassifierFree, Denoiser, sample
+from diffzoo.generation import Generator
+from diffzoo.images import make_grid, save_image, to_uint8
 from diffzoo.training.averaging import averaged
 from diffzoo.training.side_files import write_or_warn
 from diffzoo.typing import Condition
 
-__all__ = ["SampleGrid"]
+__all__ = ["SampleGrid", "sampling_from"]
 
 
 class SampleGrid(L.Callback):
     """Writes `samples/step_*.png` at intervals and `samples/final.png` at the end of training.
 
-    The same seeds and classes every time, so that the pictures can be compared: one row per class (unconditional
-    networks: one square). The other ranks idle while rank 0 draws, or draw along where the network is sharded.
+    The same seeds and classes every time, so that the grids can be compared: one row per class (unconditional
+    networks: one row). The other ranks idle while rank 0 samples, or sample along where the network is sharded.
 
     Args:
         every_n_steps: interval in optimizer steps; 0 = at the end only.
         classes: class indices of the rows; None = the first eight.
-        per_class: pictures per row.
+        per_class: images per row.
         guidance: classifier-free guidance scale; 1 = none.
         final_steps: sampler steps of the final grid; None = as for the others.
-        batch_size: pictures drawn at once.
-        captions: what to draw with a text model, one row each; None = captions of the first validation batch.
+        batch_size: images sampled at once.
+        captions: what to sample with a text model, one row each; None = captions of the first validation batch.
     """
 
     def __init__(
@@ -68,41 +72,40 @@ class SampleGrid(L.Callback):
             self.draw(trainer, pl_module, "final", self.final_steps)
 
     def draw(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path | None:
-        """Draw one grid and write it; returns the path, or None on ranks with nothing to do and on a full disk."""
-        from dataclasses import replace
-
+        """Sample one grid and write it; returns the path, or None where there is nothing to write: on other ranks, on a
+        full disk, and for images that are not finite."""
         sharded = any(hasattr(p, "device_mesh") for p in module.network.parameters())
         if not trainer.is_global_zero and not sharded:  # a sharded network needs every rank in its forward
             return None
 
         cond, rows = self._conditions(trainer, module)
-        seeds = [i % self.per_class for i in range(rows * self.per_class)]
-        sampler = module.sampler if steps is None else replace(module.sampler, steps=steps)
-        was_training = module.network.training
-        module.network.eval()
-        try:
-            with averaged(module), torch.no_grad():
-                denoise: Any = Denoiser(module.network, module.process)
-                if self.guidance != 1 and cond is not None and module.network.config.null_class:
-                    denoise = ClassifierFree(denoise, self.guidance)
-                shape = (module.network.config.in_channels, *(module.network.config.image_size,) * 2)
-                z = sample(denoise, sampler, shape, seeds, cond, device=module.device, batch_size=self.batch_size)
-        finally:
-            module.network.train(was_training)
+        guided = self.guidance != 1 and cond is not None and module.network.config.null_class
+        with sampling_from(module) as generator:
+            images = generator.images(
+                [i % self.per_class for i in range(rows * self.per_class)],
+                cond,
+                sampler=module.sampler if steps is None else replace(module.sampler, steps=steps),
+                guidance={"scale": self.guidance} if guided else None,
+                batch_size=self.batch_size,
+            )
         if not trainer.is_global_zero:
             return None
         path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
-        images = self._decode(module, z)
-        if not write_or_warn(path.parent, lambda: self._log(trainer, save_grid(images, path, columns=self.per_class))):
+        try:
+            grid = make_grid(to_uint8(images), self.per_class)
+        except UserError as error:  # a preview is no reason to stop: `LossGuard` decides on that
+            rank_zero_warn(f"no preview at step {trainer.global_step}: {error}")
             return None
-        return path
+        written = write_or_warn(path.parent, lambda: self._log(trainer, grid, path))
+        return path if written else None
 
     def _conditions(self, trainer: L.Trainer, module: Any) -> tuple[Condition | None, int]:
+        """A row of conditions per image, and the number of rows of the grid."""
         config = module.network.config
         if module.text_encoder is not None:
             captions = list(self.captions or self._held_out_captions(trainer))
             text, mask = module.text_encoder.encode([c for c in captions for _ in range(self.per_class)])
-            return Condition(text=text.to(module.device), text_mask=mask.to(module.device)), len(captions)
+            return Condition(text=text, text_mask=mask), len(captions)
         if not config.num_classes:
             return None, self.per_class
         count = len(module.class_names) or config.num_classes
@@ -112,8 +115,7 @@ class SampleGrid(L.Callback):
                 raise UserError(
                     f"preview class {c} is out of range: the network has classes 0 to {config.num_classes - 1}"
                 )
-        label = torch.tensor([c for c in classes for _ in range(self.per_class)], device=module.device)
-        return Condition(label=label), len(classes)
+        return Condition(label=torch.tensor([c for c in classes for _ in range(self.per_class)])), len(classes)
 
     @staticmethod
     def _held_out_captions(trainer: L.Trainer) -> list[str]:
@@ -121,17 +123,34 @@ class SampleGrid(L.Callback):
         return list(next(iter(data.val_dataloader()))["caption"][:8])
 
     @staticmethod
-    def _decode(module: Any, z: Tensor) -> Tensor:
-        if module.autoencoder is None:
-            return z
-        parts = [module.autoencoder.decode(part.to(module.device)).cpu() for part in z.split(16)]
-        return torch.cat(parts)
-
-    @staticmethod
-    def _log(trainer: L.Trainer, grid: Tensor) -> None:
+    def _log(trainer: L.Trainer, grid: Tensor, path: Path) -> None:
+        save_image(grid, path)
         for logger in trainer.loggers:
             writer = getattr(getattr(logger, "experiment", None), "add_image", None)
             if writer is not None:
                 writer("samples", grid, trainer.global_step)
             elif hasattr(logger, "log_image"):  # Weights & Biases
                 logger.log_image("samples", [grid], trainer.global_step)
+
+
+@contextmanager
+def sampling_from(module: Any, label: str | None = None) -> Iterator[Generator]:
+    """The generator of a module in training, with EMA weights in its network for the length of the block.
+
+    Args:
+        module: a `DiffusionModule`.
+        label: which EMA; None = the first.
+    """
+    was_training = module.network.training
+    module.network.eval()
+    try:
+        with averaged(module, label), torch.no_grad():
+            yield Generator(
+                module.network,
+                module.process,
+                module.autoencoder if module.autoencoder is not None else Identity(),
+                module.text_encoder,
+                device=module.device,
+            )
+    finally:
+        module.network.train(was_training)

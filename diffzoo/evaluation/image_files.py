@@ -1,4 +1,4 @@
-"""Images in and out: folders of files, ADM-style `.npz` files, and the way from floats to raw pixels.
+"""Images that exist already: folders of files and ADM-style `.npz` files.
 
 An ADM `.npz` holds `arr_0`, uint8 NHWC, and `arr_1`, labels. It may be larger than the memory: both directions stream.
 """
@@ -7,49 +7,27 @@ import hashlib
 import os
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.evaluation.records import EvalProtocol, ImagesPlan
+from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.files import atomic_path, sha256
-from diffzoo.images import SUFFIXES, to_uint8
+from diffzoo.generation.plan import Record
+from diffzoo.images import SUFFIXES
 from diffzoo.metrics.resize import resize_bicubic
 
-__all__ = ["FolderImages", "NpzImages", "as_protocol_asks", "open_images", "to_pixels", "write_npz"]
+__all__ = ["FolderImages", "ImagesPlan", "NpzImages", "as_protocol_asks", "open_images", "write_npz"]
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a member of a zip file; its last two fields are lengths
 LOCAL_HEADER_LENGTHS = struct.Struct("<2H")  # of the name and of the extra field, which lie between header and data
-
-
-def to_pixels(images: Tensor, rounding: str = "round", start: int = 0) -> Tensor:
-    """Raw pixels, uint8, from floats in [-1, 1]; raw pixels pass unchanged.
-
-    Args:
-        images: `(b, c, h, w)`.
-        rounding: "round" to nearest; "truncate" as ADM's sampling scripts do, half a grey level darker on average.
-        start: position of the first image in the run, for the message.
-
-    Raises:
-        UserError: if a value is not finite; the message counts the images and says which is the first.
-    """
-    if images.dtype == torch.uint8:
-        return images
-    bad = ~torch.isfinite(images).flatten(1).all(dim=1)
-    if bad.any():
-        first = start + int(bad.nonzero()[0])
-        raise UserError(
-            f"{int(bad.sum())} of {len(images)} images hold values that are not finite (NaN), the first is image "
-            f"{first} of the run: the weights are broken, or the precision is too low (try fp32)"
-        )
-    return to_uint8(images, rounding)
 
 
 def as_protocol_asks(pixels: Tensor, protocol: EvalProtocol, where: str = "the images") -> Tensor:
@@ -68,6 +46,24 @@ def as_protocol_asks(pixels: Tensor, protocol: EvalProtocol, where: str = "the i
             "since every way to do so gives other numbers: give images of that size, or choose another protocol"
         )
     return resize_bicubic(pixels.float(), size).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class ImagesPlan(Record):
+    """Images that exist already.
+
+    Args:
+        images: the folder or file they came from.
+        images_sha256: hash of the file, or of the names and contents of the folder's files; filled in on reading.
+    """
+
+    images: str
+    images_sha256: str | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; unknown fields raise."""
+        return cls(**cls._checked(data))
 
 
 # -- reading
@@ -103,6 +99,11 @@ class FolderImages:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def image_size(self) -> int:
+        """Width of the first image in pixels."""
+        return int(self.images(0, 1).shape[-1])
 
     def images(self, start: int, count: int) -> Tensor:
         """Raw pixels of some pictures, `(count, 3, h, w)`.
@@ -178,6 +179,11 @@ class NpzImages:
 
     def __len__(self) -> int:
         return int(self._header[0][0])
+
+    @property
+    def image_size(self) -> int:
+        """Width of the images in pixels."""
+        return int(self._header[0][2])
 
     def images(self, start: int, count: int) -> Tensor:
         """Raw pixels of some images, `(count, 3, h, w)`.

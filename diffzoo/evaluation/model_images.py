@@ -1,0 +1,175 @@
+"""Images of a model by name, from a plan, seed by seed."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from diffzoo.encoders import Identity
+from diffzoo.errors import UserError
+from diffzoo.generation.generator import Generator, PlannedImages
+from diffzoo.generation.pipeline import load_weights
+from diffzoo.generation.plan import SamplePlan, build_sampler, default_plan, labels_of
+from diffzoo.models.base import Config, Network
+from diffzoo.tensors import state_sha256
+from diffzoo.typing import Condition, Images
+from diffzoo.zoo.loading import load_any
+
+__all__ = ["ModelImages", "one_thread"]
+
+
+@dataclass
+class ModelImages:
+    """Images of a model by name, run or checkpoint. The network is loaded on first use, in each process.
+
+    Args:
+        sample_plan: how to sample; `sample_plan.model` says what to load.
+        device: where to compute.
+        captions: one per image, for text models.
+        loaded: the model, where it is in memory already; other processes load it by name.
+    """
+
+    sample_plan: SamplePlan
+    device: str = "cpu"
+    captions: Sequence[str] = field(default=(), repr=False)
+    loaded: Generator | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "loaded": None}
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The network with its frozen encoders and guides, compiled if the plan says so."""
+        plan, guidance = self.sample_plan, self.sample_plan.guidance or {}
+        generator = self.loaded or Generator.of(load_weights(plan.model, plan.weights), self.device)
+        generator = replace(generator, classifier=None, weak=self.weak.denoiser if self.weak else None)
+        if "classifier" in guidance:
+            generator.guide_with(load_any(guidance["classifier"]))
+        if plan.compile:
+            for each in (generator, self.weak):
+                if each is not None:
+                    each.network.compile_units()
+        return generator
+
+    @cached_property
+    def weak(self) -> Generator | None:
+        """The weaker model, if the plan guides with one."""
+        guidance = self.sample_plan.guidance or {}
+        if "weak" not in guidance:
+            return None
+        return Generator.of(load_weights(guidance["weak"], guidance.get("weak_weights", "ema")), self.device)
+
+    @cached_property
+    def base(self) -> "ModelImages | None":
+        """For an upsampler: the images that it enlarges, from the same seeds and classes."""
+        plan = self.sample_plan
+        if plan.base is None:
+            return None
+        same: dict[str, Any] = {"first_seed": plan.first_seed, "labels": plan.labels, "classes": plan.classes}
+        if plan.base.keys() <= {"model", "setting"}:
+            same |= {"precision": plan.precision, "images_per_batch": plan.images_per_batch}
+            loaded = load_any(plan.base["model"])
+            base = default_plan(plan.base["model"], loaded.metadata, plan.base.get("setting"), **same)
+            return ModelImages(base, self.device, loaded=Generator.of(loaded, self.device))
+        return ModelImages(replace(SamplePlan.from_dict(plan.base), **same), self.device)
+
+    @cached_property
+    def _planned(self) -> PlannedImages:
+        return PlannedImages(self.generator, self.sample_plan, self.captions, self.base)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to choose from; 0 = unconditional."""
+        return self.generator.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of its images in pixels."""
+        return self.generator.image_size
+
+    def condition(self, start: int, count: int) -> Condition | None:
+        """What is sampled at some positions."""
+        return self._planned.condition(start, count)
+
+    def images(self, start: int, count: int) -> Images:
+        """Images in [-1, 1] at some positions."""
+        return self._planned.images(start, count)
+
+    def plan(self) -> SamplePlan:
+        """The plan with the hash of the loaded weights; checks that sampler, guidance and classes fit the model."""
+        plan, generator = self.sample_plan, self.generator
+        build_sampler(plan)
+        labels_of(plan, self.num_classes, 0, 1)
+        if (generator.kind == "image") != (self.base is not None):
+            raise UserError(
+                f"{plan.model} enlarges images and the plan does not say whose: give it a base"
+                if self.base is None
+                else f"{plan.model} samples without a smaller image: leave the base out"
+            )
+        if plan.labels == "captions" and generator.kind != "caption":
+            raise UserError(f"{plan.model} is no text-to-image model: leave the captions out")
+        text = hashlib.sha256("\n".join(self.captions).encode()).hexdigest() if self.captions else None
+        return replace(
+            plan,
+            weights_sha256=_hash_of(generator.network, plan.model, plan.weights_sha256, "weights_sha256"),
+            guidance=self._checked_guidance(),
+            base=self.base.plan().to_dict() if self.base is not None else None,
+            captions_sha256=text,
+            autoencoder=None if isinstance(generator.autoencoder, Identity) else generator.autoencoder.id,
+        )
+
+    def _checked_guidance(self) -> dict[str, Any] | None:
+        """The plan's guidance with the hashes of the weights that guide."""
+        guidance, generator, weak = self.sample_plan.guidance, self.generator, self.weak
+        if guidance is None:
+            return None
+        scale, config = guidance.get("scale"), generator.network.config
+        if isinstance(scale, list | tuple) and len(scale) != config.num_classes:
+            raise UserError(
+                f"the plan has {len(scale)} guidance scales and the model {config.num_classes} classes: give one "
+                "number, or one per class"
+            )
+        if weak is None and generator.kind == "nothing":
+            raise UserError("the plan asks for guidance but the model is unconditional: leave the guidance out")
+        if weak is not None and _kind_of(config) != _kind_of(weak.network.config):
+            raise UserError(
+                f"the weaker model {guidance['weak']} samples {_kind_of(weak.network.config)}, this one "
+                f"{_kind_of(config)}: autoguidance needs two of one kind"
+            )
+        generator.guided(guidance)
+        for key, guide in (("classifier", generator.classifier), ("weak", weak.network if weak else None)):
+            if guide is not None:
+                wanted = guidance.get(f"{key}_sha256")
+                guidance = {**guidance, f"{key}_sha256": _hash_of(guide, guidance[key], wanted, f"{key}_sha256")}
+        return guidance
+
+
+def _kind_of(config: Config) -> str:
+    return f"{config.in_channels} x {config.image_size} px, {config.num_classes} classes"
+
+
+def _hash_of(network: Network, name: str, wanted: str | None, field_: str) -> str:
+    """Hash of loaded weights; raises if the plan was made for others."""
+    found = state_sha256(network.state_dict())
+    if wanted not in (None, found):
+        raise UserError(
+            f"the plan was made for weights {wanted}, but {name} holds {found}: leave {field_} out to evaluate these"
+        )
+    return found
+
+
+@contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """One thread on the CPU for the length of a block: sums split over threads round differently, and results must
+    not depend on how many processes share the machine."""
+    before = torch.get_num_threads()
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

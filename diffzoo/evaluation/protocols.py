@@ -1,0 +1,147 @@
+"""How images are measured: protocols as frozen objects with a hash, and those that have a name.
+
+A number is comparable with another if the hashes of their protocols are equal.
+
+adm-imagenet64 ... 512   the evaluator of arXiv:2105.05233 on 50,000 images: reference file of its authors, with
+                         statistics of the training set and 10,000 images (1,000 at 512, where precision and recall
+                         are not comparable with those at other sizes)
+cifar10, celeba64        FID of 50,000 images against the training set; `diffzoo data stats` makes the reference
+coco30k-val2014          30,000 captions of MS-COCO val2014, one image each, at 256 pixels
+edm2-fdd                 FID and the Fréchet distance on DINOv2 (arXiv:2406.02507's FD_DINOv2), ImageNet-512
+demo                     1,000 images of the demo set, on a random convolutional network: runs anywhere in a minute;
+                         its numbers rank models of the demo and mean nothing else
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.generation.plan import Record
+from diffzoo.images import Rounding
+
+__all__ = ["PROTOCOLS", "EvalProtocol", "NetworkSpec", "protocol"]
+
+Resize = Literal["none", "bicubic-antialias"]
+
+
+@dataclass(frozen=True)
+class NetworkSpec(Record):
+    """A feature network of a protocol.
+
+    Args:
+        name: as in `diffzoo.metrics.load_features`.
+        rule: how it prepares pixels; filled in on loading, like the hashes.
+        weights_sha256: hash of its weights.
+        head_sha256: hash of the classifier's weights, where a metric uses them.
+    """
+
+    name: str
+    rule: str | None = None
+    weights_sha256: str | None = None
+    head_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class EvalProtocol(Record):
+    """How images are measured.
+
+    Args:
+        name: of the named protocol it was made from.
+        reference: id of the reference set.
+        reference_sha256: hash of the reference file; None = not pinned, filled in on loading.
+        n: number of images.
+        image_size: height and width of the images in pixels; None = whatever the images have.
+        resize: what happens to images of another size: "none" = they are refused; or "bicubic-antialias".
+        rounding: from float in [-1, 1] to 0..255: "round" to nearest, or "truncate" as ADM's scripts do.
+        networks: the feature networks.
+        metrics: names as in `diffzoo.evaluation.measure`.
+        settings: parameters of the metrics that change their values.
+    """
+
+    name: str
+    reference: str
+    n: int
+    metrics: tuple[str, ...]
+    networks: tuple[NetworkSpec, ...] = ()
+    reference_sha256: str | None = None
+    image_size: int | None = None
+    resize: Resize = "none"
+    rounding: Rounding = "round"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"a protocol needs at least 1 image, got n = {self.n}")
+        for name, kind in (("rounding", Rounding), ("resize", Resize)):
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(f"protocol.{name}: expected one of {get_args(kind)}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; unknown fields raise."""
+        values = cls._checked(data)
+        networks = tuple(NetworkSpec(**NetworkSpec._checked(v)) for v in values.get("networks", ()))
+        return cls(**{**values, "networks": networks, "metrics": tuple(values["metrics"])})
+
+
+_ADM_METRICS = ("fid", "sfid", "is", "precision", "recall")
+_ADM_SETTINGS = {"is_split": 5000, "precision_recall_k": 3}
+_ADM_FILES = {
+    64: "VIRTUAL_imagenet64_labeled",
+    128: "VIRTUAL_imagenet128_labeled",
+    256: "VIRTUAL_imagenet256_labeled",
+    512: "VIRTUAL_imagenet512",
+}
+
+
+def _adm(size: int) -> EvalProtocol:
+    return EvalProtocol(
+        name=f"adm-imagenet{size}",
+        reference=_ADM_FILES[size],
+        n=50_000,
+        metrics=_ADM_METRICS,
+        image_size=size,
+        rounding="truncate",
+        settings=_ADM_SETTINGS,
+    )
+
+
+_ALL = (
+    *(_adm(size) for size in _ADM_FILES),
+    EvalProtocol(name="cifar10", reference="cifar10-train", n=50_000, metrics=("fid",), image_size=32),
+    EvalProtocol(name="celeba64", reference="celeba64-train", n=50_000, metrics=("fid",), image_size=64),
+    EvalProtocol(
+        name="coco30k-val2014",
+        reference="coco-val2014-256",
+        n=30_000,
+        metrics=("fid", "clip_score", "cmmd"),
+        image_size=256,
+    ),
+    EvalProtocol(
+        name="edm2-fdd",
+        reference="imagenet512-train",
+        n=50_000,
+        metrics=("fid", "fdd", "precision_dinov2", "recall_dinov2"),
+        image_size=512,
+        settings={"precision_recall_k": 3},
+    ),
+    EvalProtocol(
+        name="demo",
+        reference="diffzoo-demo",
+        n=1000,
+        metrics=tuple(
+            f"{kind}:random-conv" for kind in ("frechet", "kid", "precision", "recall", "density", "coverage")
+        ),
+        settings={"precision_recall_k": 3, "density_coverage_k": 5, "kid_subsets": 50, "kid_subset_size": 500},
+    ),
+)
+
+PROTOCOLS: dict[str, EvalProtocol] = {p.name: p for p in _ALL}
+
+
+def protocol(name: str) -> EvalProtocol:
+    """A protocol by name; an unknown one raises and names the nearest."""
+    if name not in PROTOCOLS:
+        raise UserError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}")
+    return PROTOCOLS[name]

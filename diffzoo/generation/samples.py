@@ -1,0 +1,90 @@
+"""Images and how they were made, and their way into files."""
+
+import hashlib
+import itertools
+import json
+import os
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffzoo.images import make_grid, save_image
+
+__all__ = ["Samples"]
+
+
+class Samples:
+    """Images and how they were made.
+
+    pixels:  uint8 `(n, h, w, 3)`, a NumPy array.
+    labels:  what each shows, for people.
+    records: how each was made, as plain data.
+    columns: images per row of `grid`.
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: list[str], records: list[dict[str, Any]], columns: int):
+        self.pixels, self.labels, self.records, self.columns = pixels, labels, records, columns
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.pixels[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.pixels.astype(dtype) if dtype is not None else self.pixels
+
+    def pil(self) -> list[Any]:
+        """The images as PIL images."""
+        from PIL import Image
+
+        return [Image.fromarray(p) for p in self.pixels]
+
+    def save_png(self, folder: str | Path) -> list[Path]:
+        """One PNG per image, its record in the metadata field "diffzoo" as JSON; returns the paths.
+
+        Files are named by label and seed, and numbered where these are alike.
+        """
+        paths: list[Path] = []
+        taken: set[str] = set()
+        for image, label, record in zip(self._planar(), self.labels, self.records, strict=True):
+            stem = "_".join(part for part in (_file_part(label), f"seed{record['seed']}") if part)
+            numbered = (f"{stem}_{i}" for i in itertools.count(2))
+            name = next(n for n in itertools.chain([stem], numbered) if n not in taken)
+            taken.add(name)
+            paths.append(save_image(image, Path(folder) / f"{name}.png", _text(record)))
+        return paths
+
+    def save_grid(self, path: str | Path) -> Path:
+        """All images in one file, a row per class, with the records of all in its metadata."""
+        return save_image(make_grid(self._planar(), self.columns), path, _text(self.records))
+
+    def _planar(self) -> Tensor:
+        return torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
+
+    def __repr__(self) -> str:
+        n, h, w, _ = self.pixels.shape
+        return f"Samples({n} of {h}x{w})"
+
+
+def _text(record: Any) -> dict[str, str]:
+    return {"diffzoo": json.dumps(record, sort_keys=True, allow_nan=False)}
+
+
+def _file_part(label: str) -> str:
+    """The letters and digits of a label, of any script; a long one is cut and ends in a hash of the whole."""
+    text = unicodedata.normalize("NFC", label.casefold())
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
+    part = "_".join(word for word in words if any(map(str.isalnum, word)))
+    try:
+        os.fsencode(part)
+    except UnicodeEncodeError:  # a locale without these letters
+        part = part.encode("ascii", "ignore").decode().strip("_")
+    if len(part) <= 60 and len(part.encode()) <= 180:  # a file system takes 255 bytes
+        return part
+    digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{part[:51].encode()[:171].decode(errors='ignore').rstrip('_')}_{digest}"
