@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffzoo.models import Network, entry
 from diffzoo.models.dimr import DiMR, DiMRConfig
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
-from diffzoo.training.planning import present_gpu
+from diffzoo.training.gpus import present_gpu
 from diffzoo.typing import Condition
 
 FULL = ("dimr_xl_256", "uvit_bao_l_256", "uvit_bao_h_256")

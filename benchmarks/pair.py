@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffzoo.models.base import Level
 from diffzoo.models.simple_uvit import SimpleUViT, SimpleUViTConfig
-from diffzoo.training.planning import present_gpu
+from diffzoo.training.gpus import present_gpu
 
 Network = Callable[[Tensor, Tensor], Tensor]
 

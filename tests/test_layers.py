@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffzoo"
 
-BASE = {"typing", "errors", "rng", "files", "images", "cache", "hub", "pins", "tensors", "precision"}
+BASE = {"typing", "errors", "rng", "files", "images", "cache", "hub", "pins", "tensors", "runs", "precision"}
 # layer: the layers of diffzoo it may import, besides itself and BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": set(),
     "pins": set(),
     "tensors": set(),
+    "runs": set(),
     "process": set(),
     "nn": set(),
     "models": {"nn"},
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo": {"models", "process", "sampling", "encoders"},
     "factory": {"models", "zoo", "process", "sampling", "encoders"},
     "generation": {"zoo", "models", "process", "sampling", "encoders"},
-    "training": {"process", "sampling", "models", "encoders", "metrics", "factory", "generation", "evaluation"},
+    "training": {"process", "sampling", "models", "encoders", "metrics", "zoo", "factory", "generation", "evaluation"},
     "evaluation": {"generation", "metrics", "data", "sampling", "encoders", "process", "models", "zoo"},
     "cli": {"*"},
     "__init__": {"*"},

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from diffzoo.cli.train import train
+from diffzoo.runs import Run, is_first_process
+
 __all__ = ["dry_run"]
 
 EVALUATION = "--trainer.callbacks+=diffzoo.training.trial.TrialEvaluation"
@@ -26,14 +29,12 @@ def dry_run(recipes: Sequence[Path], rest: Sequence[str], folder: str | None = N
         rest: options in LightningCLI's form.
         folder: replaces the recipe's data by a folder of images.
     """
-    from diffzoo.cli.fit import train
-
     with _common_folder() as place:
         directory = place / "run"
         limits = ["--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1"]
         trainer = train(recipes, [*rest, *limits, EVALUATION, "--trainer.max_steps=2"], directory, folder=folder)
         if trainer.is_global_zero:
-            pictures = sorted(p.name for p in (directory / "samples").glob("*.png"))
+            pictures = sorted(p.name for p in Run(directory).samples.glob("*.png"))
             print(f"dry run: two steps done, previews: {', '.join(pictures) or 'none in this recipe'}")
         limits.append("--trainer.max_steps=3")
         trainer = train(recipes, [*rest, *limits, FEW_STEPS], directory, resume="auto", folder=folder)
@@ -47,9 +48,7 @@ def dry_run(recipes: Sequence[Path], rest: Sequence[str], folder: str | None = N
 @contextmanager
 def _common_folder() -> Iterator[Path]:
     """A folder that all processes of the run share; the first one makes it and removes it."""
-    from diffzoo.training.checkpointing import _is_first_process
-
-    if not _is_first_process():
+    if not is_first_process():
         yield Path(os.environ[FOLDER]) if FOLDER in os.environ else _agreed_folder(os.environ)
         return
     if _started_from_outside(os.environ):

@@ -1,16 +1,16 @@
 """`diffzoo ema`: weight averages that were not kept, made after training from the snapshots of those that were."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
+from diffzoo.runs import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["configure", "run", "write_averages"]
+__all__ = ["configure", "run"]
 
 WIDTHS = [0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25]
 
@@ -37,62 +37,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
-    write_averages(args.run, args.std, args.updates, args.output)
+    from diffzoo.training.reconstruction import write_reconstructed
+
+    write_reconstructed(args.run, args.std, args.updates, args.output)
     return 0
 
 
-def write_averages(
-    run: str, stds: Sequence[float], updates: int | None = None, output: str | Path | None = None
-) -> list[Path]:
-    """Reconstruct averages of some relative widths, write each as a file that can be loaded, and say where.
-
-    Args:
-        run: directory of the run.
-        stds: relative widths.
-        updates: time of the averages in optimizer steps; None = that of the last snapshot.
-        output: folder; None = `averages/reconstructed` in the run.
-    """
-    from diffzoo.training.profiles import REACHED, list_snapshots, mismatch, reconstruct
-
-    snapshots = list_snapshots(run)
-    end = updates or max(s.updates for s in snapshots)
-    folder = Path(output) if output else snapshots[0].path.parent / "reconstructed"
-    paths = []
-    for std in stds:
-        tensors = reconstruct(snapshots, std, end)
-        used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
-        error = mismatch(used, end, std)
-        path = folder / f"power_{std:.3f}_{end:08d}.safetensors"
-        _write(run, tensors, path, {"std": std, "updates": end, "mismatch": error})
-        print(f"width {std:g} at update {end}: {path}  ({len(used)} snapshots, profile off by {100 * error:.2g} %)")
-        if error > REACHED:
-            print(f"  width {std:g} is not reached: ask for one nearer to those of the snapshots, or keep more of them")
-        paths.append(path)
-    return paths
-
-
-def _write(run: str, tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, Any]) -> None:
-    """Write an average: complete, and saying which network it is of, if the run has a checkpoint that knows."""
-    from dataclasses import replace
-
-    from diffzoo.tensors import write_tensors
-    from diffzoo.training.checkpointing import list_checkpoints
-    from diffzoo.zoo.loading import locate
-    from diffzoo.zoo.publish import write_weights
-
-    found = list_checkpoints(run)
-    if not found:
-        write_tensors(path, tensors, {"format": "pt", **{k: str(v) for k, v in metadata.items()}})
-        return
-    raw = locate(found[0], prefer="raw")
-    state = dict(raw.state) | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
-    write_weights(state, replace(raw.metadata, provenance={**raw.metadata.provenance, "average": metadata}), path)
-
-
 def _sweep(args: argparse.Namespace) -> int:
-    from diffzoo.training.profiles import REACHED, list_snapshots, mismatch, reconstruct
+    from diffzoo.training.reconstruction import REACHED, list_snapshots, mismatch, reconstruct
 
-    config = Path(args.run) / "config.yaml"
+    config = Run(Path(args.run)).config
     if not config.is_file():
         raise UserError(f"no config.yaml in {args.run}: `ema sweep` needs the directory of a run, to know its data")
     snapshots = list_snapshots(args.run)

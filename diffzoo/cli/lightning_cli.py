@@ -22,7 +22,7 @@ import diffzoo.process
 import diffzoo.sampling
 import diffzoo.training
 from diffzoo.cli.explain import explain
-from diffzoo.cli.recipe_version import version_line
+from diffzoo.cli.recipe_files import version_line
 from diffzoo.errors import UserError
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard

@@ -19,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, draw, and say what was written where."""
-    from diffzoo.cli.fit import train
     from diffzoo.cli.recipe_files import find_recipe
+    from diffzoo.cli.train import train
 
     recipe = find_recipe(RECIPE)
     directory = _free(Path(args.run))

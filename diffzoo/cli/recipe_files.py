@@ -1,10 +1,25 @@
-"""Where recipes live: in a checkout at its top level, in an installed package inside it."""
+"""Where recipes live: in a checkout at its top level, in an installed package inside it; and who wrote one.
 
+Recipes say which version wrote them, so that one from the future can be told from one with a mistake: a line
+`# diffzoo 0.2.0` among the comments at the top. `config.yaml` of a run and copies of shipped recipes have it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["find_recipe", "recipe_name", "recipe_names", "recipes_folder"]
+__all__ = [
+    "find_recipe",
+    "newer_explained",
+    "recipe_name",
+    "recipe_names",
+    "recipes_folder",
+    "stated_version",
+    "version_line",
+]
 
 
 def recipes_folder() -> Path:
@@ -43,3 +58,50 @@ def recipe_name(path: Path) -> str:
     if "recipes" in parts[:-1]:
         return "/".join(parts[len(parts) - parts[::-1].index("recipes") :])
     return parts[-1]
+
+
+def version_line() -> str:
+    """The line that says which version wrote a recipe."""
+    from diffzoo import __version__
+
+    return f"# diffzoo {__version__}\n"
+
+
+def stated_version(path: Path) -> str | None:
+    """The version in the comments at the top of a recipe, if they say one."""
+    head = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line)
+    found = re.search(r"^# (?:Version: *)?diffzoo[ =]+(\d+(?:\.\d+)*)", "\n".join(head), re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+@contextmanager
+def newer_explained(recipes: Sequence[Path]) -> Iterator[None]:
+    """Warn of recipes that a newer version wrote; if something is wrong inside the block, the error says so too."""
+    from lightning.pytorch.utilities import rank_zero_warn
+
+    newer = [sentence for sentence in map(_if_newer, recipes) if sentence]
+    for sentence in newer:
+        rank_zero_warn(sentence)
+    try:
+        yield
+    except UserError as error:
+        if newer:
+            raise UserError(f"{error}; {newer[0]}") from error
+        raise
+
+
+def _if_newer(path: Path) -> str | None:
+    from diffzoo import __version__
+
+    stated = stated_version(path)
+    if not stated or _numbers(stated) <= _numbers(__version__):
+        return None
+    return f"{path} was written for diffzoo {stated} and this is {__version__}: pip install --upgrade diffzoo"

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from diffzoo.cli.recipe_files import find_recipe, recipe_names
-from diffzoo.cli.recipe_version import stated_version, version_line
+from diffzoo.cli.recipe_files import find_recipe, recipe_names, stated_version, version_line
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 

@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.first_part <= 1:
         raise UserError(f"--first-part is a share in (0, 1], got {args.first_part}")
     protocol = read_protocol(args)
-    from diffzoo.cli.ema import write_averages
     from diffzoo.evaluation import sweep
     from diffzoo.evaluation.demo import open_reference
     from diffzoo.evaluation.model_images import ModelImages
     from diffzoo.generation.guidance import no_guidance
+    from diffzoo.training.reconstruction import write_reconstructed
 
     device = default_device(args.device)
     args.out = args.out or default_out(args.target[0], "sweep")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     intervals = [parse_interval(v) for v in args.intervals] if args.intervals else [sweep.KEEP]
     weights: list[str | None] = list(args.weights) if len(args.weights) > 1 else []
     if args.stds:
-        weights = [*args.weights, *(str(path) for path in write_averages(args.target[0], args.stds))]
+        weights = [*args.weights, *(str(path) for path in write_reconstructed(args.target[0], args.stds))]
     tried = sweep.candidates(args.scales, intervals, weights or [None], none=no_guidance(base.guidance))
 
     def images(plan: "SamplePlan") -> ModelImages:

@@ -1,7 +1,8 @@
 """Wiring for Lightning: the module, averages, checkpoints, guards and what is seen during training."""
 
+from diffzoo.runs import find_resume
 from diffzoo.training.averaging import EMA, averaged
-from diffzoo.training.checkpointing import Checkpointing, find_resume
+from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance, MemorisationReport
 from diffzoo.training.lora import LoRA

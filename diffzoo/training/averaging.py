@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.tensors import write_tensors
-from diffzoo.training.profiles import list_snapshots, power_decay, power_gamma, reconstruct
+from diffzoo.training.reconstruction import list_snapshots, power_decay, power_gamma, reconstruct
 from diffzoo.training.side_files import write_or_warn
 
 __all__ = [

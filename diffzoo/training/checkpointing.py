@@ -1,8 +1,7 @@
 """Checkpoints that survive: atomic, checksummed, rotated; and leaving in time when a machine is taken away.
 
 A checkpoint is written under a temporary name, flushed, and renamed, so that a process killed at any moment leaves
-the old ones untouched. Beside `step_00001000.ckpt` lies `step_00001000.ckpt.sha256`, in the form of `sha256sum`, put
-there before the rename: a checkpoint without a matching checksum is damaged. `find_resume` takes the newest sound one.
+the old ones untouched. Its checksum file (`diffzoo.runs`) is put there before the rename.
 
 Saving happens at the end of an optimizer step and nowhere else, the only point at which Lightning's counters, the
 weights, the averages and the position in the data belong together.
@@ -13,15 +12,10 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -34,19 +28,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.runs import Run, checksum_file, checksum_lines, list_checkpoints, step_of
 
-__all__ = [
-    "Checkpointing",
-    "Preempted",
-    "RunLock",
-    "StreamingCheckpointIO",
-    "find_resume",
-    "is_sound",
-    "list_checkpoints",
-]
-
-FOLDER = "checkpoints"
-_CHUNK = 16 << 20
+__all__ = ["Checkpointing", "Preempted", "StreamingCheckpointIO"]
 
 
 class Preempted(SystemExit):
@@ -114,142 +98,6 @@ def _disk_error(error: BaseException) -> OSError | None:
     if "PytorchStreamWriter" in text or "unexpected pos" in text:
         return OSError(errno.EIO, text.splitlines()[0])
     return None
-
-
-def _digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(_CHUNK):
-            total.update(data)
-    return total.hexdigest()
-
-
-def _checksum_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _checksum_lines(path: Path, digest: str = "") -> str:
-    """What `sha256sum` would print in the folder of the checkpoint; a sharded checkpoint is a folder of files."""
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return "".join(f"{_digest(p)}  {path.name}/{p.relative_to(path)}\n" for p in files)
-    return f"{digest or _digest(path)}  {path.name}\n"
-
-
-def is_sound(path: Path) -> bool:
-    """Whether a checkpoint is whole: its checksums match, or, where it came without, its archive is intact."""
-    listed = _checksum_file(path)
-    try:
-        if listed.is_file():
-            return listed.read_text() == _checksum_lines(path)
-        if path.is_dir():
-            return False
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, EOFError):
-        return False
-
-
-def _step_of(path: Path) -> int:
-    digits = path.name.removeprefix("step_").split(".")[0]
-    return int(digits) if digits.isdigit() else -1
-
-
-def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints of a run, newest first, sound or not."""
-    return sorted((Path(run_dir) / FOLDER).glob("step_*.ckpt"), key=_step_of, reverse=True)
-
-
-def find_resume(run_dir: str | os.PathLike[str], report: Callable[[str], None] = warnings.warn) -> Path | None:
-    """The newest sound checkpoint of a run, or None if it has none yet.
-
-    Args:
-        run_dir: directory of the run.
-        report: told about every damaged checkpoint that is passed over.
-
-    Raises:
-        UserError: if there are checkpoints but every one is damaged, so that a fresh start would bury them.
-    """
-    found = list_checkpoints(run_dir)
-    for path, earlier in zip_longest(found, found[1:]):
-        if is_sound(path):
-            return path
-        then = f": trying the one before it, {earlier.name}" if earlier else ""
-        report(f"the checkpoint {path} is damaged (its checksum does not match){then}")
-    if found:
-        raise UserError(
-            f"all {len(found)} checkpoints in {found[0].parent} are damaged: move that folder away to start anew"
-        )
-    return None
-
-
-# -- one process per run directory
-
-
-class RunLock:
-    """Holds a run directory for this process, for the length of a block; the system frees it when the process dies.
-
-    Only the first process of a distributed run takes the lock.
-
-    Raises:
-        UserError: on entering, if another process holds it, naming that process.
-    """
-
-    def __init__(self, run_dir: str | os.PathLike[str]):
-        self.path = Path(run_dir) / ".lock"
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> "RunLock":
-        try:
-            import fcntl
-        except ImportError:  # a platform without file locks
-            return self
-        if not _is_first_process():
-            return self
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self.path, "a+")
-        except OSError as error:
-            raise UserError(
-                f"the run directory {self.path.parent} cannot be written to ({error.strerror or error}): choose "
-                "another with --run"
-            ) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise UserError(
-                f"the run directory {self.path.parent} is in use by {holder}: wait for it, stop it, or choose another "
-                "directory with --run"
-            ) from None
-        except OSError as error:  # a file system without locks
-            file.close()
-            rank_zero_warn(f"{self.path.parent} cannot be locked ({error}): start no second run in it")
-            return self
-        self._file = file
-        with suppress(OSError):  # a full disk: the lock holds without a name
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.truncate(0)
-            with suppress(OSError):
-                self._file.close()
-            self._file = None
-
-
-def _is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """By the variables of torchrun, SLURM and Lightning's own launcher, in that order."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in environment:
-            return environment[name] == "0"
-    return environment.get("NODE_RANK", "0") == "0" and environment.get("LOCAL_RANK", "0") == "0"
 
 
 # -- the callback
@@ -382,7 +230,7 @@ class Checkpointing(Checkpoint):
     @staticmethod
     def folder(trainer: Trainer) -> Path:
         """Where the checkpoints of a run lie."""
-        return Path(trainer.default_root_dir) / FOLDER
+        return Run(Path(trainer.default_root_dir)).checkpoints
 
     def save(self, trainer: Trainer) -> Path | None:
         """Save now; every process must call it, at the end of an optimizer step.
@@ -417,23 +265,23 @@ class Checkpointing(Checkpoint):
             if self._io.error is not None:
                 raise self._io.error
             digest = self._io.digest
-        lines = _checksum_lines(partial, digest).replace(partial.name, final.name)
+        lines = checksum_lines(partial, digest).replace(partial.name, final.name)
         _remove(final)  # of another course of this run, or damaged
-        write_text(_checksum_file(final), lines)
+        write_text(checksum_file(final), lines)
         os.replace(partial, final)
         _flush_folder(final.parent)
         self._rotate(final.parent)
 
     def _rotate(self, folder: Path) -> None:
-        found = sorted(folder.glob("step_*.ckpt"), key=_step_of)
-        ahead = [p for p in found if _step_of(p) > self._saved_step]
+        found = sorted(folder.glob("step_*.ckpt"), key=step_of)
+        ahead = [p for p in found if step_of(p) > self._saved_step]
         for path in [p for p in found if p not in ahead][: -self.keep]:
-            if not (self.keep_every_n_steps and _step_of(path) % self.keep_every_n_steps == 0):
+            if not (self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0):
                 _remove(path)
-                _checksum_file(path).unlink(missing_ok=True)
+                checksum_file(path).unlink(missing_ok=True)
         for path in ahead:  # of another course of this run, or damaged: a resume must not take them for the newest
             (folder / "stale").mkdir(exist_ok=True)
-            for part in (path, _checksum_file(path)):
+            for part in (path, checksum_file(path)):
                 if part.exists():
                     _remove(folder / "stale" / part.name)
                     part.rename(folder / "stale" / part.name)

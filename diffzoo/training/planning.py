@@ -20,84 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Network
+from diffzoo.training.gpus import GIB, GPU
 from diffzoo.typing import Condition
 
-__all__ = ["GPU", "GPUS", "NetworkCost", "Plan", "find_gpu", "flops_per_image", "network_cost", "present_gpu"]
+__all__ = ["NetworkCost", "Plan", "flops_per_image", "network_cost"]
 
-GIB = 2**30
 # CUDA's context and libraries, and what the caching allocator cannot use, as shares of a card's memory
 CONTEXT_BYTES = 0.8 * GIB
 FRAGMENTATION = 0.06
 BATCHES = (64, 128)
-
-
-@dataclass(frozen=True)
-class GPU:
-    """An accelerator.
-
-    Args:
-        name: short name, as in `--gpu`.
-        memory: bytes a process sees.
-        tflops: peak of dense bfloat16 (float16 before Ampere) matrix products, with float32 sums.
-        price: US dollars per hour; a typical on-demand price, an assumption.
-    """
-
-    name: str
-    memory: float
-    tflops: float
-    price: float
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        GPU("b200", 178 * GIB, 2250, 6.0),
-        GPU("h200", 139 * GIB, 989, 3.8),
-        GPU("h100", 79 * GIB, 989, 3.0),
-        GPU("a100-80", 79 * GIB, 312, 1.8),
-        GPU("a100-40", 39 * GIB, 312, 1.3),
-        GPU("l40s", 44 * GIB, 362, 1.2),
-        GPU("a10", 22 * GIB, 125, 0.8),
-        GPU("l4", 22 * GIB, 121, 0.7),
-        GPU("rtx4090", 23.5 * GIB, 165, 0.5),
-        GPU("rtx3090", 23.5 * GIB, 71, 0.3),
-        GPU("v100", 15.7 * GIB, 125, 0.8),
-        GPU("t4", 14.6 * GIB, 65, 0.4),
-    )
-}
-
-
-def find_gpu(name: str) -> GPU:
-    """A card by short name, or by the name its driver gives.
-
-    Raises:
-        UserError: for an unknown one, naming the nearest.
-    """
-    key = name.lower().replace("rtx ", "rtx").replace(" ", "-")
-    for maker in ("nvidia-", "geforce-", "tesla-"):
-        key = key.removeprefix(maker)
-    if key in GPUS:
-        return GPUS[key]
-    for short, gpu in GPUS.items():
-        base, _, size = short.partition("-")
-        rest = key.removeprefix(base)
-        if rest != key and not rest[:1].isdigit() and (not size or size in rest):
-            return gpu
-    raise UserError(f"unknown GPU {name!r}{did_you_mean(name, GPUS)}")
-
-
-def present_gpu() -> GPU | None:
-    """The card of this machine, with the memory it reports; None without one or for one that is not in the table."""
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    try:
-        known = find_gpu(properties.name)
-    except UserError:
-        return None
-    return GPU(known.name, properties.total_memory, known.tflops, known.price)
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.training.gpus import GIB, GPU, present_gpu
 from diffzoo.training.guards import GradientGuard
-from diffzoo.training.planning import GIB, GPU, flops_per_image, present_gpu
+from diffzoo.training.planning import flops_per_image
 from diffzoo.training.side_files import write_or_warn
 
 __all__ = ["CsvLog", "TrainingLog"]

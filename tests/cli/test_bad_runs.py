@@ -15,17 +15,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffzoo.cli import out_of_memory
 from diffzoo.cli.main import main
-from diffzoo.cli.out_of_memory import advice
-from diffzoo.cli.plan import plan_recipe
-from diffzoo.cli.recipe_version import stated_version
+from diffzoo.cli.recipe import read_recipe
+from diffzoo.cli.recipe_files import stated_version
 from diffzoo.errors import UserError
 from diffzoo.process import GaussianProcess
+from diffzoo.runs import RunLock
 from diffzoo.sampling import DDIM, DPMSolver
-from diffzoo.training.checkpointing import RunLock
+from diffzoo.training import gpus
+from diffzoo.training.gpus import GIB, GPU
 from diffzoo.training.module import DiffusionModule
-from diffzoo.training.planning import GIB, GPU, NetworkCost, Plan
+from diffzoo.training.planning import NetworkCost, Plan
+from diffzoo.training.recipe_plan import advice, plan_content
 from diffzoo.training.trial import FewSamplerSteps
 
 # Lightning's own: few workers, deprecated parts of torch
@@ -70,13 +71,13 @@ def test_out_of_memory_names_the_setting_that_fits(
     def step(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    plan, _ = plan_recipe(str(recipe))
+    plan, _ = plan_content(read_recipe(str(recipe)), "")
     # a card on which 8 of the 24 images fit, and 12 do not
     wanted = (plan.training(8) + plan.training(12)) / 2
-    card = GPU("toy", (wanted + 0.8 * GIB) / (1 - 0.06), 1, 0)
+    card = GPU("toy", (wanted + 0.8 * GIB) / (1 - 0.06), 1)
     assert abs(plan.usable(card) - wanted) < 1
     monkeypatch.setattr(DiffusionModule, "training_step", step)
-    monkeypatch.setattr(out_of_memory, "this_gpu", lambda: card)
+    monkeypatch.setattr(gpus, "this_gpu", lambda: card)
     said = failed(capsys, "-c", str(recipe), "--run", str(tmp_path / "run"))
     assert "out of memory with 24 images at once on a toy: `diffzoo plan` expects a peak of " in said
     assert f"{plan.peak(24) / GIB:.1f} GiB of {wanted / GIB:.1f} GiB usable" in said
@@ -88,7 +89,7 @@ def test_advice_falls_back_on_recomputation_and_then_on_more_devices() -> None:
     def plan(activations: float) -> Plan:
         return Plan(NetworkCost(10, 10, 1e9, activations * GIB, 0, 0, False), batch=8, evaluation_batch=0)
 
-    card = GPU("toy", (10.0 * GIB + 0.8 * GIB) / (1 - 0.06), 1, 0)
+    card = GPU("toy", (10.0 * GIB + 0.8 * GIB) / (1 - 0.06), 1)
     assert "micro_batch_size 2," in advice(plan(4.0), plan(1.0), card, 8)  # 3 would fit, and does not divide 8
     said = advice(plan(12.0), plan(3.0), card, 8)
     assert "expects a peak of 96.0 GiB of 10.0 GiB" in said
@@ -100,14 +101,14 @@ def test_advice_falls_back_on_recomputation_and_then_on_more_devices() -> None:
 
 
 def test_the_plan_knows_what_is_frozen(recipe: Path, tmp_path: Path) -> None:
-    whole, _ = plan_recipe(str(recipe))
+    whole, _ = plan_content(read_recipe(str(recipe)), "")
     other = tmp_path / "other.yaml"
     other.write_text(RECIPE.replace("model:\n", "model:\n  freeze: all_but_classes\n", 1))
-    frozen, _ = plan_recipe(str(other))
+    frozen, _ = plan_content(read_recipe(str(other)), "")
     assert frozen.cost.parameters == whole.cost.parameters == whole.cost.trainable
     assert frozen.cost.trainable == 11 * 128
     other.write_text(RECIPE.replace("model:\n", "model:\n  lora: {rank: 2}\n", 1))
-    lora, _ = plan_recipe(str(other))
+    lora, _ = plan_content(read_recipe(str(other)), "")
     assert 11 * 128 < lora.cost.trainable < 0.3 * whole.cost.trainable
     assert lora.parts()["optimizer"] < 0.3 * whole.parts()["optimizer"]
 

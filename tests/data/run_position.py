@@ -11,7 +11,8 @@ import lightning.pytorch as L
 import torch
 from data.pictures import Recorder, Shards, quiet_trainer, signature
 
-from diffzoo.training.checkpointing import Checkpointing, find_resume
+from diffzoo.runs import find_resume
+from diffzoo.training.checkpointing import Checkpointing
 
 SETTINGS = {"batch_size": 8, "crop": "random", "shuffle_window": 64, "lanes": 16}
 

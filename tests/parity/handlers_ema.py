@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from golden_case import Handler, Json, Tensors
 
-from diffzoo.training.profiles import coefficients, power_decay, power_gamma
+from diffzoo.training.reconstruction import coefficients, power_decay, power_gamma
 
 
 def _is_ema(case: Json) -> bool:

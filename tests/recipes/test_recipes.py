@@ -12,13 +12,14 @@ import yaml
 
 from diffzoo.cli.lightning_cli import ParsedRecipe
 from diffzoo.cli.main import VERBS
-from diffzoo.cli.plan import plan_recipe
+from diffzoo.cli.recipe import read_recipe
 from diffzoo.cli.recipe_files import find_recipe, recipe_names
 from diffzoo.evaluation import protocol
 from diffzoo.models import Network, entry
 from diffzoo.sampling import Denoiser, sample
+from diffzoo.training.gpus import find_gpu
 from diffzoo.training.module import DiffusionModule
-from diffzoo.training.planning import find_gpu
+from diffzoo.training.recipe_plan import plan_content
 from diffzoo.typing import Condition
 
 HEADER = ("Command:", "Hardware:", "Cost:", "Expected:", "Source:", "Evaluate:")
@@ -166,7 +167,7 @@ def test_fits_the_hardware_of_its_header(name: str) -> None:
     devices, card = ON_GPUS[name]
     trainer = yaml.safe_load(find_recipe(name).read_text())["trainer"]
     shards = devices if "ModelParallelStrategy" in str(trainer.get("strategy")) else 1
-    plan, micro = plan_recipe(name, devices, shards)
+    plan, micro = plan_content(read_recipe(name), name, devices, shards)
     assert micro is not None
     assert plan.batch // devices % micro == 0
     gib = 2**30

@@ -18,15 +18,10 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
+from diffzoo.runs import RunLock, find_resume, list_checkpoints
 from diffzoo.training import checkpointing
 from diffzoo.training.averaging import EMA
-from diffzoo.training.checkpointing import (
-    Checkpointing,
-    RunLock,
-    StreamingCheckpointIO,
-    find_resume,
-    list_checkpoints,
-)
+from diffzoo.training.checkpointing import Checkpointing, StreamingCheckpointIO
 
 
 class Module(L.LightningModule):

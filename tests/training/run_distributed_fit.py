@@ -26,8 +26,9 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 import diffzoo.models  # noqa: F401  registers the families
 from diffzoo.data import DemoData
 from diffzoo.models import entry, list_models
+from diffzoo.runs import find_resume
 from diffzoo.training.averaging import EMA
-from diffzoo.training.checkpointing import Checkpointing, find_resume
+from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance
 from diffzoo.training.module import DiffusionModule

@@ -15,11 +15,11 @@ from torch import nn
 
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.runs import find_resume
 from diffzoo.tensors import write_tensors
 from diffzoo.training import averaging
 from diffzoo.training.averaging import EMA, averaged, averages_of, list_snapshots, reconstruct
-from diffzoo.training.checkpointing import find_resume
-from diffzoo.training.profiles import REACHED, coefficients, mismatch, power_gamma, power_std
+from diffzoo.training.reconstruction import REACHED, coefficients, mismatch, power_gamma, power_std
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

@@ -16,15 +16,10 @@ import pytest
 import torch
 
 from diffzoo.errors import UserError
+from diffzoo.runs import RunLock, checksum_file, find_resume, is_first_process, is_sound, list_checkpoints
 from diffzoo.training import checkpointing
 from diffzoo.training.averaging import CHECKPOINT_KEY
-from diffzoo.training.checkpointing import (
-    Checkpointing,
-    RunLock,
-    find_resume,
-    is_sound,
-    list_checkpoints,
-)
+from diffzoo.training.checkpointing import Checkpointing
 
 sys.path.insert(0, str(Path(__file__).parent))
 import run_checkpointing
@@ -207,7 +202,7 @@ def damaged_copy(whole: Path, tmp_path: Path, damage: str) -> Path:
     newest.write_bytes(data)
     if damage == "no checksum and truncated":
         newest.write_bytes(data[:-100])
-        checkpointing._checksum_file(newest).unlink()
+        checksum_file(newest).unlink()
     return run
 
 
@@ -416,7 +411,7 @@ def test_run_directory_in_use(tmp_path: Path) -> None:
 
 
 def test_only_the_first_process_locks() -> None:
-    first = checkpointing._is_first_process
+    first = is_first_process
     assert first({})
     assert first({"RANK": "0", "LOCAL_RANK": "0"})
     assert not first({"RANK": "8", "LOCAL_RANK": "0"})

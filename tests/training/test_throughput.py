@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from diffzoo.errors import UserError
-from diffzoo.training.checkpointing import Checkpointing, list_checkpoints
+from diffzoo.runs import list_checkpoints
+from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.throughput import CsvLog, TrainingLog
 

@@ -22,13 +22,18 @@ weights that never changed stay what they are. For t_a ≤ t_b,
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.runs import list_checkpoints
+from diffzoo.tensors import write_tensors
+from diffzoo.zoo.loading import locate
+from diffzoo.zoo.publish import write_weights
 
 __all__ = [
     "Snapshot",
@@ -39,6 +44,7 @@ __all__ = [
     "power_gamma",
     "power_std",
     "reconstruct",
+    "write_reconstructed",
 ]
 
 MAX_STD = 12**-0.5
@@ -188,3 +194,42 @@ def reconstruct(snapshots: Sequence[Snapshot], std: float, updates: int | None =
         raise UserError(f"no snapshot at or before update {end}: the first is at {min(s.updates for s in snapshots)}")
     x = coefficients([(s.updates, s.std) for s in used], end, std)
     return _combine([s.path for s in used], x.tolist())
+
+
+def write_reconstructed(
+    run: str, stds: Sequence[float], updates: int | None = None, output: str | Path | None = None
+) -> list[Path]:
+    """Reconstruct averages of some relative widths, write each as a file that can be loaded, and say where.
+
+    Args:
+        run: directory of the run.
+        stds: relative widths.
+        updates: time of the averages in optimizer steps; None = that of the last snapshot.
+        output: folder; None = `averages/reconstructed` in the run.
+    """
+    snapshots = list_snapshots(run)
+    end = updates or max(s.updates for s in snapshots)
+    folder = Path(output) if output else snapshots[0].path.parent / "reconstructed"
+    paths = []
+    for std in stds:
+        tensors = reconstruct(snapshots, std, end)
+        used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
+        error = mismatch(used, end, std)
+        path = folder / f"power_{std:.3f}_{end:08d}.safetensors"
+        _write(run, tensors, path, {"std": std, "updates": end, "mismatch": error})
+        print(f"width {std:g} at update {end}: {path}  ({len(used)} snapshots, profile off by {100 * error:.2g} %)")
+        if error > REACHED:
+            print(f"  width {std:g} is not reached: ask for one nearer to those of the snapshots, or keep more of them")
+        paths.append(path)
+    return paths
+
+
+def _write(run: str, tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
+    """Write an average: complete, and saying which network it is of, if the run has a checkpoint that knows."""
+    found = list_checkpoints(run)
+    if not found:
+        write_tensors(path, tensors, {"format": "pt", **{k: str(v) for k, v in metadata.items()}})
+        return
+    raw = locate(found[0], prefer="raw")
+    state = dict(raw.state) | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
+    write_weights(state, replace(raw.metadata, provenance={**raw.metadata.provenance, "average": metadata}), path)
