@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
+from diffzoo.runs import Run
 
 if TYPE_CHECKING:
     from diffzoo.evaluation import EvalProtocol, RunOptions, SamplePlan
@@ -76,7 +77,7 @@ def default_device(device: str | None) -> str:
 def default_out(target: str, folder: str = "eval") -> str:
     """Where results of a model or of images go: into the run, if it is one, else into a folder with its name, so that
     two models do not write over each other."""
-    if (Path(target) / "checkpoints").is_dir():
+    if Run(Path(target)).exists:
         return str(Path(target) / folder)
     return str(Path(folder) / re.sub(r"[^A-Za-z0-9.-]+", "_", target).strip("_."))
 
