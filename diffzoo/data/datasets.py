@@ -387,7 +387,7 @@ class Cifar10(HFDataset):
     """CIFAR-10 at 32×32: 50,000 training and 10,000 test pictures in ten classes.
 
     Args:
-        source: a folder made by `python -m diffzoo.data.cifar10`, or the Hub's copy.
+        source: a folder made by `python tools/cifar10.py`, or the Hub's copy.
         **common: see `HFDataset` and `ImageDataModule`.
     """
 

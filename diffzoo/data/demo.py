@@ -19,7 +19,7 @@ class DemoData(ImageDataModule):
 
     Classes are Unicode's nine categories that have pictures here, with "People & Body" in its two halves. 374 pictures
     are held out: one emoji in ten with all its skin tones. Licence and attribution lie beside the file;
-    `diffzoo/data/build_demo.py` builds it from the published packages.
+    `tools/build_demo.py` builds it from the published packages.
 
     Args:
         image_size: up to 64; 32 for the quickstart.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar10 import CLASSES, convert, fetch
 from PIL import Image
 
 from diffzoo.data import Cifar10
-from diffzoo.data.cifar10 import CLASSES, convert, fetch
 from diffzoo.errors import UserError
 
 ROWS = 4  # pictures per sheet instead of 10,000

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from build_demo import SKIN_TONES, _caption, _class_of
 
 import diffzoo.data
 from diffzoo.data import DemoData
-from diffzoo.data.build_demo import SKIN_TONES, _caption, _class_of
 from diffzoo.data.demo import PATH
 from diffzoo.errors import UserError
 

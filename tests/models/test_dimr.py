@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from official_configs import dimr_config
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -14,7 +15,7 @@ from diffzoo.models.dimr import NOTES, TINY, VARIANTS, DiMR, DiMRConfig, DiMRSta
 from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
 from diffzoo.nn.time_dependent import NORMS, TimeDependentParameter, build_norm, gate_parameters
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters.dimr import config_from_official, from_official, to_official
+from diffzoo.zoo.converters.dimr import from_official, to_official
 
 CONVNEXT_FIRST = DiMRConfig(
     image_size=16,
@@ -384,4 +385,4 @@ def test_wrong_weights_are_refused_by_name() -> None:
 
 def test_official_config_with_a_typo_is_refused() -> None:
     with pytest.raises(UserError, match="norm_type"):
-        config_from_official({"channels": 4, "norm_typ": "LN", "stage_configs": []})
+        dimr_config({"channels": 4, "norm_typ": "LN", "stage_configs": []})

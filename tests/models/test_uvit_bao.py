@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from official_configs import uvit_config
 from torch._dynamo.testing import CompileCounter
 
 from diffzoo.errors import UserError
 from diffzoo.models import entry
 from diffzoo.models.uvit_bao import TINY, VARIANTS, UViTBao, UViTBaoConfig, time_sinusoid
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters.uvit_bao import config_from_official, from_official, to_official
+from diffzoo.zoo.converters.uvit_bao import from_official, to_official
 
 TEXT = replace(TINY, num_classes=0, null_class=False, text_width=12, text_tokens=7)
 CONFIGS = {
@@ -215,8 +216,8 @@ def test_conversion_there_and_back(config: UViTBaoConfig) -> None:
 
 
 def test_official_config() -> None:
-    config = config_from_official({"name": "uvit", "depth": 12, "num_classes": 11, "use_checkpoint": True})
+    config = uvit_config({"name": "uvit", "depth": 12, "num_classes": 11, "use_checkpoint": True})
     assert (config.depth, config.num_classes, config.null_class) == (13, 10, True)
-    assert config_from_official({"num_classes": 11}, null_class=False).num_classes == 11
+    assert uvit_config({"num_classes": 11}, null_class=False).num_classes == 11
     with pytest.raises(UserError, match="embed_dim"):
-        config_from_official({"embed_dims": 3})
+        uvit_config({"embed_dims": 3})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden_case import Handler, Json, Tensors, assert_close, load_case, roots, section
+from official_configs import adm_config
 from torch import Tensor
 
 from diffzoo.models.adm import ADMUNet
@@ -25,7 +26,7 @@ from diffzoo.sampling.discrete import Respaced, RespacedAncestral, RespacedDDIM
 from diffzoo.sampling.loop import Moment, integrate
 from diffzoo.sampling.samplers import Sampler
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters.guided_diffusion import config_from_official, from_official, to_official
+from diffzoo.zoo.converters.guided_diffusion import from_official, to_official
 
 # -- U-Nets
 
@@ -33,7 +34,7 @@ from diffzoo.zoo.converters.guided_diffusion import config_from_official, from_o
 def load_unet(config: Json, state: Tensors, image_size: int) -> ADMUNet:
     """The network of a case. These U-Nets take any size; ours is told the one of the recorded input."""
     options = {**config, "image_size": image_size}
-    ours = config_from_official(options)
+    ours = adm_config(options)
     network = ADMUNet(ours)  # type: ignore[arg-type]
     network.load_state_dict(from_official(state, ours))
     return network.eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from golden_case import Handler, Json, Tensors, assert_close, deviation, section
 from guided_sampling import run_sampling
+from official_configs import dimr_config
 from torch import Tensor, nn
 
 from diffzoo.models.dimr import DiMR, DiMRConfig, DiMRStage, Stage, Upsample
@@ -27,12 +28,12 @@ from diffzoo.process import (
     pool_target,
 )
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters.dimr import config_from_official, from_official, to_official
+from diffzoo.zoo.converters.dimr import from_official, to_official
 
 
 def network_of(case: Json, tensors: Tensors) -> DiMR:
     """The case's network with its official weights, through the production converter."""
-    network = DiMR(config_from_official(case["config"]))
+    network = DiMR(dimr_config(case["config"]))
     network.load_state_dict(from_official(section(tensors, "state/"), network.config))
     return network.eval()
 

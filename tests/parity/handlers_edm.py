@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from golden_case import Handler, Json, Tensors, assert_close, load_case, section
 from handlers_adm import Recorded, beside, losses, walk
+from official_configs import adm_config
 from torch import Tensor
 
 from diffzoo.models.adm import ADMUNet, adm_levels
@@ -45,7 +46,7 @@ def load_unet(model: str, config: Json, state: Tensors, size: int) -> tuple[ADMU
             config["channel_mult"],
             config["attn_resolutions"],
         )
-        ours = guided_diffusion.config_from_official(
+        ours = adm_config(
             {"image_size": size, "model_channels": config["model_channels"], "out_channels": 3, "num_res_blocks": 1}
         )
         ours = replace(
@@ -61,7 +62,7 @@ def load_unet(model: str, config: Json, state: Tensors, size: int) -> tuple[ADMU
         converter: Any = edm
     else:
         new = {"use_new_attention_order": True} if model == "CM U-Net" else {}  # whatever the flag says
-        ours = guided_diffusion.config_from_official({**config, **new, "image_size": size})
+        ours = adm_config({**config, **new, "image_size": size})
         converter = consistency_models if new else guided_diffusion
     network = ADMUNet(ours)  # type: ignore[arg-type]
     network.load_state_dict(converter.from_official(state, ours))

@@ -5,16 +5,17 @@ from pathlib import Path
 import torch
 from golden_case import Handler, Json, Tensors, assert_close, section
 from guided_sampling import run_sampling
+from official_configs import uvit_config
 
 from diffzoo.models.uvit_bao import UViTBao, time_sinusoid
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning, UniformEps, denoising_loss
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters.uvit_bao import config_from_official, from_official, to_official
+from diffzoo.zoo.converters.uvit_bao import from_official, to_official
 
 
 def network_of(case: Json, tensors: Tensors) -> UViTBao:
     """The case's network with its official weights, through the production converter."""
-    network = UViTBao(config_from_official(case["config"]))
+    network = UViTBao(uvit_config(case["config"]))
     network.load_state_dict(from_official(section(tensors, "state/"), network.config))
     return network.eval()
 

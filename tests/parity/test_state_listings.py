@@ -1,6 +1,7 @@
 """Names, shapes, parameter counts and FLOPs of the full-size official models, against the registered variants."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from golden_case import find_listings
+from official_configs import dimr_config, uvit_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffzoo.errors import UserError
@@ -22,11 +24,11 @@ from diffzoo.zoo.converters import dimr, uvit_bao
 pytestmark = pytest.mark.parity
 
 
-def family(listing: dict[str, Any]) -> tuple[ModuleType, type[Network], dict[str, Any]] | None:
+def family(listing: dict[str, Any]) -> tuple[ModuleType, Callable[..., Any], type[Network], dict[str, Any]] | None:
     config = listing.get("config", {})
     if "stage_configs" in config:
-        return dimr, DiMR, DIMR_VARIANTS
-    return (uvit_bao, UViTBao, UVIT_VARIANTS) if {"embed_dim", "patch_size"} <= config.keys() else None
+        return dimr, dimr_config, DiMR, DIMR_VARIANTS
+    return (uvit_bao, uvit_config, UViTBao, UVIT_VARIANTS) if {"embed_dim", "patch_size"} <= config.keys() else None
 
 
 def listings() -> list[Path]:
@@ -44,8 +46,8 @@ def test_there_are_listings() -> None:
 @pytest.mark.parametrize("path", listings(), ids=lambda p: p.stem)
 def test_listing_maps_both_ways_without_remainder(path: Path) -> None:
     listing = json.loads(path.read_text())
-    converter, network_class, variants = family(listing)  # type: ignore[misc]
-    config = converter.config_from_official(listing["config"])
+    converter, read_config, network_class, variants = family(listing)  # type: ignore[misc]
+    config = read_config(listing["config"])
     # CIFAR-10's and CelebA's networks, say, must each be some registered variant
     assert config in variants.values()
     official = {name: torch.empty(shape, device="meta") for name, shape in listing["state"].items()}
@@ -67,8 +69,8 @@ def test_listing_maps_both_ways_without_remainder(path: Path) -> None:
 @pytest.mark.parametrize("path", listings(), ids=lambda p: p.stem)
 def test_forward_flops_are_the_official_ones(path: Path) -> None:
     listing = json.loads(path.read_text())
-    converter, network_class, _ = family(listing)  # type: ignore[misc]
-    config = converter.config_from_official(listing["config"])
+    _, read_config, network_class, _ = family(listing)  # type: ignore[misc]
+    config = read_config(listing["config"])
     with torch.device("meta"):
         network = network_class(config).eval()
         z, level = torch.empty(1, *listing["input"]), torch.empty(1)

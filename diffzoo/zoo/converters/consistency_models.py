@@ -20,7 +20,7 @@ def from_official(state: Mapping[str, Tensor], config: ADMConfig) -> dict[str, T
     """Their state dict as ours.
 
     Raises:
-        UserError: if the tensors are not those of `config`; the message says whose they are, or what is wrong.
+        UserError: for unknown or missing names and for wrong shapes, naming them.
     """
     flat = {k: v[..., 0] if k.endswith(_POINTWISE) and v.ndim == 4 else v for k, v in state.items()}
     return guided_diffusion.from_official(flat, config)

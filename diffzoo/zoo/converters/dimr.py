@@ -1,4 +1,4 @@
-"""The official layout of DiMR (github.com/qihao067/DiMR): its config and its state dict.
+"""The official layout of DiMR (github.com/qihao067/DiMR): its state dict.
 
 A renaming without arithmetic; the official gate parameters are stored as ours are (slope minus one).
 """
@@ -6,24 +6,13 @@ A renaming without arithmetic; the official gate parameters are stored as ours a
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from torch import Tensor
 
-from diffzoo.errors import UserError, did_you_mean
-from diffzoo.models.dimr import DiMR, DiMRConfig, DiMRStage
+from diffzoo.models.dimr import DiMR, DiMRConfig
 from diffzoo.zoo.converters.renaming import Renaming, on_meta
 
-__all__ = ["config_from_official", "from_official", "to_official"]
-
-_NORMS = {"LN": "td_ln", "RMSN": "rmsn", "TDRMSN": "td_rmsn", "ADARMSN": "ada_rmsn"}
-_POSITIONS = {"APE": "learned", "Axial_RoPE": "axial_rope"}
-_KINDS = {"TransformerBlock": "transformer", "ConvNeXtBlock": "convnext"}
-_MODEL_FIELDS = {"channels", "num_classes", "block_grad_to_lowres", "norm_type", "pe_type", "condition_dim",
-                 "stage_configs", "name"}  # fmt: skip
-_STAGE_FIELDS = {"block_type", "dim", "hidden_dim", "num_attention_heads", "num_blocks", "kernel_size", "max_height",
-                 "max_width", "image_input_ratio", "input_feature_ratio", "final_kernel_size",
-                 "dropout_prob"}  # fmt: skip
+__all__ = ["from_official", "to_official"]
 
 # ours to official, tried in order on the part below stages.N
 _RULES = [
@@ -57,61 +46,6 @@ _GATE_RULES = [
     (r"\.slope$", ".nodecay_weight"),
     (r"\.shift$", ".nodecay_bias"),
 ]
-
-
-def config_from_official(official: Mapping[str, Any]) -> DiMRConfig:
-    """Our config for the official `nnet` dict.
-
-    The official class table counts the null class as its last row (1001 for ImageNet); an even `num_blocks` builds
-    one block more.
-
-    Raises:
-        UserError: for a field or value that the official network does not have.
-    """
-    _check_fields(official, _MODEL_FIELDS, "DiMR config")
-    rows = int(official.get("num_classes") or 0)
-    stages = tuple(_stage(stage) for stage in official["stage_configs"])
-    last = stages[-1]
-    return DiMRConfig(
-        image_size=max(last.grid) * last.ratio,
-        in_channels=official["channels"],
-        num_classes=max(rows - 1, 0),
-        null_class=True,
-        stages=stages,
-        norm=_lookup(_NORMS, official.get("norm_type", "LN"), "norm_type"),
-        positions=_lookup(_POSITIONS, official.get("pe_type", "APE"), "pe_type"),
-        detach_features=bool(official.get("block_grad_to_lowres", False)),
-        text_width=int(official.get("condition_dim") or 0),
-    )
-
-
-def _stage(official: Mapping[str, Any]) -> DiMRStage:
-    _check_fields(official, _STAGE_FIELDS, "DiMR stage")
-    return DiMRStage(
-        kind=_lookup(_KINDS, official["block_type"], "block_type"),
-        grid=(official["max_height"], official["max_width"]),
-        width=official["dim"],
-        hidden=official["hidden_dim"],
-        depth=official["num_blocks"] // 2 * 2 + 1,
-        image_ratio=official.get("image_input_ratio", 1),
-        patch=official.get("input_feature_ratio", 1),
-        heads=official.get("num_attention_heads", 1),
-        kernel_size=official.get("kernel_size", 7),
-        head_kernel_size=official["final_kernel_size"],
-        dropout=float(official.get("dropout_prob", 0)),
-    )
-
-
-def _check_fields(given: Mapping[str, Any], known: set[str], what: str) -> None:
-    for name in given:
-        if name not in known:
-            raise UserError(f"{what} has no field {name!r}{did_you_mean(name, known)}")
-
-
-def _lookup(table: Mapping[str, Any], value: str, field: str) -> Any:
-    if value not in table:
-        raise UserError(f"unknown {field} {value!r}{did_you_mean(value, table)}")
-    return table[value]
 
 
 def _official_name(ours: str) -> str:

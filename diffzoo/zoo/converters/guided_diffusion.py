@@ -1,4 +1,4 @@
-"""ADM's released files (openai/guided-diffusion, MIT): their flags to our configs, their tensors to ours and back.
+"""ADM's released files (openai/guided-diffusion, MIT): their tensors to ours and back.
 
 The files are plain state dicts. The two layouts differ in names, in 1x1 kernels over positions (theirs are `(out, in,
 1)` convolutions, ours are linear layers) and in the classifier's table of positions (theirs is channels first). No
@@ -7,140 +7,15 @@ value is changed; in particular the layout of the qkv channels stays as it is an
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.models.adm import (
-    CLASSIFIERS,
-    DEFAULT_MULTIPLIERS,
-    VARIANTS,
-    ADMClassifier,
-    ADMClassifierConfig,
-    ADMConfig,
-    ADMEncoderConfig,
-    ADMUNet,
-)
-from diffzoo.models.base import Level
+from diffzoo.models.adm import ADMClassifier, ADMClassifierConfig, ADMEncoderConfig, ADMUNet
+from diffzoo.zoo.converters.renaming import check_tensors
 
-__all__ = ["config_from_official", "from_official", "identify", "to_official"]
-
-IMAGENET_CLASSES = 1000
-
-
-# -- configs
-
-
-def config_from_official(options: Mapping[str, Any]) -> ADMConfig | ADMClassifierConfig:
-    """Our config for theirs.
-
-    Args:
-        options: the arguments of their U-Net's constructor (`model_channels`, attention as downsampling factors;
-            `superres` marks the upsampler, whose `in_channels` counts the noisy image alone), or the flags of their
-            scripts (`num_channels` or `classifier_width`, attention as pixels in a string; `large_size` marks the
-            upsampler).
-
-    Raises:
-        UserError: for options that no network of this family has.
-    """
-    if "classifier_width" in options:
-        return _classifier_config(options)
-    return _unet_config(options if "model_channels" in options else _constructor_arguments(options))
-
-
-def _unet_config(options: Mapping[str, Any]) -> ADMConfig:
-    channels, outputs = options.get("in_channels", 3), options["out_channels"]
-    if outputs not in (channels, 2 * channels):
-        raise UserError(f"expected {channels} or {2 * channels} output channels, got {outputs}")
-    head_channels = options.get("num_head_channels", -1)
-    heads, heads_up = options.get("num_heads", 1), options.get("num_heads_upsample", -1)
-    factors = {int(f) for f in options.get("attention_resolutions", options.get("attention_resolutions_ds", ()))}
-    levels = _levels(
-        options["image_size"],
-        [int(m * options["model_channels"]) for m in options.get("channel_mult", (1, 2, 4, 8))],
-        options["num_res_blocks"],
-        factors,
-        heads,
-        options.get("dropout", 0.0),
-    )
-    return ADMConfig(
-        image_size=options["image_size"],
-        in_channels=channels,
-        num_classes=options.get("num_classes") or 0,
-        levels=levels,
-        base_width=options["model_channels"],
-        scale_shift_norm=options.get("use_scale_shift_norm", False),
-        residual_resampling=options.get("resblock_updown", False),
-        conv_resampling=options.get("conv_resample", True),
-        head_channels=None if head_channels == -1 else head_channels,
-        attention_order="new" if options.get("use_new_attention_order", False) else "legacy",
-        learned_variance=outputs == 2 * channels,
-        upsampler=bool(options.get("superres", False)),
-        heads_up=heads_up if head_channels == -1 and heads_up not in (-1, heads) else None,
-    )
-
-
-def _levels(
-    image_size: int, widths: list[int], depth: int, factors: set[int], heads: int, dropout: float
-) -> tuple[Level, ...]:
-    return tuple(
-        Level(image_size >> i, width, depth, attention=2**i in factors, heads=heads, dropout=dropout)
-        for i, width in enumerate(widths)
-    )
-
-
-def _factors(pixels: str, image_size: int) -> set[int]:
-    return {image_size // int(p) for p in pixels.split(",")}
-
-
-def _constructor_arguments(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments that their scripts derive from command-line flags, with the scripts' defaults."""
-    upsampler = "large_size" in flags
-    size = flags["large_size"] if upsampler else flags.get("image_size", 64)
-    given = flags.get("channel_mult")
-    multipliers: tuple[float, ...]
-    if given:
-        multipliers = tuple(int(m) for m in given.split(","))
-    elif upsampler and size == 512:  # the upsampler has no half-width level
-        multipliers = DEFAULT_MULTIPLIERS[256]
-    elif size in DEFAULT_MULTIPLIERS:
-        multipliers = DEFAULT_MULTIPLIERS[size]
-    else:
-        raise UserError(f"no default widths for {size} px, only for {sorted(DEFAULT_MULTIPLIERS)}: give channel_mult")
-    kept = ("num_res_blocks", "num_heads", "num_heads_upsample", "num_head_channels", "dropout", "resblock_updown")
-    return {
-        **{"num_res_blocks": 2, "num_heads": 4},
-        **{k: flags[k] for k in kept if k in flags},
-        "image_size": size,
-        "model_channels": flags.get("num_channels", 128),
-        "out_channels": 6 if flags.get("learn_sigma", False) else 3,
-        "attention_resolutions": _factors(flags.get("attention_resolutions", "16,8"), size),
-        "channel_mult": multipliers,
-        "num_classes": IMAGENET_CLASSES if flags.get("class_cond", False) else None,
-        "use_scale_shift_norm": flags.get("use_scale_shift_norm", True),
-        "use_new_attention_order": flags.get("use_new_attention_order", False),
-        "superres": upsampler,
-    }
-
-
-def _classifier_config(flags: Mapping[str, Any]) -> ADMClassifierConfig:
-    size, width = flags.get("image_size", 64), flags["classifier_width"]
-    pool = flags.get("classifier_pool", "attention")
-    if pool != "attention":
-        raise UserError(f"only classifiers with attention pooling were released, got classifier_pool {pool!r}")
-    widths = [int(m * width) for m in DEFAULT_MULTIPLIERS[size]]
-    factors = _factors(flags.get("classifier_attention_resolutions", "32,16,8"), size)
-    return ADMClassifierConfig(
-        image_size=size,
-        num_classes=IMAGENET_CLASSES,
-        base_width=width,
-        scale_shift_norm=flags.get("classifier_use_scale_shift_norm", True),
-        residual_resampling=flags.get("classifier_resblock_updown", True),
-        levels=_levels(size, widths, flags.get("classifier_depth", 2), factors, heads=1, dropout=0.0),
-    )
-
+__all__ = ["from_official", "to_official"]
 
 # -- names
 
@@ -252,73 +127,16 @@ def from_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict
         config: the network that it is meant for.
 
     Raises:
-        UserError: if the tensors are not those of `config`; the message says whose they are, or what is wrong.
+        UserError: for unknown or missing names and for wrong shapes, naming them.
     """
     layout = _layout(config)
-    wanted = dict(layout.values())
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if given != wanted:
-        raise UserError(_complaint(given, wanted, config))
+    check_tensors(state, dict(layout.values()), "official ADM weights")
     return {ours: _to_ours(theirs, state[theirs]) for ours, (theirs, _) in layout.items()}
 
 
 def to_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict[str, Tensor]:
     """The inverse of `from_official`: our state dict under their names, loadable by their code."""
     layout = _layout(config)
-    missing, extra = layout.keys() - state.keys(), state.keys() - layout.keys()
-    if missing or extra:
-        raise UserError(f"this state dict does not belong to the config: {_sample(missing, extra)}")
-    return {theirs: _to_theirs(theirs, state[ours]) for ours, (theirs, _) in layout.items()}
-
-
-# -- which member of the family
-
-_CLASS_TABLES = ("label_emb.weight", "out.2.c_proj.weight", "out.2.c_proj.bias")
-
-
-def identify(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The registered names whose released files have these tensors, whatever the number of classes."""
-    wanted = _without_classes(shapes)
-    return [
-        name
-        for name, config in {**VARIANTS, **CLASSIFIERS}.items()
-        if _without_classes(dict(_layout(config).values())) == wanted
-    ]
-
-
-def _without_classes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {k: v[1:] if k in _CLASS_TABLES else v for k, v in shapes.items()}
-
-
-def _names(config: ADMEncoderConfig) -> list[str]:
-    return [name for name, known in {**VARIANTS, **CLASSIFIERS}.items() if _layout(known) == _layout(config)]
-
-
-def _complaint(
-    given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], config: ADMEncoderConfig
-) -> str:
-    expected = " or ".join(_names(config)) or f"a network for {config.image_size} px"
-    members = identify(given)
-    if members and members == identify(wanted):
-        rows = next(given[name][0] for name in _CLASS_TABLES if name in given)
-        return f"expected {config.class_rows} rows of classes, got weights of {members[0]} with {rows}"
-    if members:
-        same = ", which share their shapes" if len(members) > 1 else ""
-        return (
-            f"expected the weights of {expected}, got those of {' or '.join(members)}{same}: build that network instead"
-        )
-    missing, extra = wanted.keys() - given.keys(), given.keys() - wanted.keys()
-    if missing or extra:
-        return f"these are not the weights of {expected}, nor of any released ADM model: {_sample(missing, extra)}"
-    name = next(k for k in wanted if wanted[k] != given[k])
-    return (
-        f"these are not the weights of {expected}, nor of any released ADM model: "
-        f"{name} has shape {given[name]}, expected {wanted[name]}"
-    )
-
-
-def _sample(missing: set[str], extra: set[str]) -> str:
-    parts = [
-        f"{len(v)} tensors {word}, such as {min(v)}" for word, v in (("missing", missing), ("unknown", extra)) if v
-    ]
-    return " and ".join(parts)
+    official = {theirs: _to_theirs(theirs, state[ours]) for ours, (theirs, _) in layout.items() if ours in state}
+    check_tensors(official | {k: v for k, v in state.items() if k not in layout}, dict(layout.values()), "ADM weights")
+    return official

