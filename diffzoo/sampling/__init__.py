@@ -1,31 +1,51 @@
 """From noise to images: denoisers, guidance, time grids, samplers and the one loop."""
 
+from diffzoo.sampling.ancestral_solvers import DPMSolverAncestral, DPMSolverSDE
 from diffzoo.sampling.classifier import ClassifierGuidance
 from diffzoo.sampling.consistency import KarrasStops, MultistepConsistency
 from diffzoo.sampling.denoiser import Denoise, Denoiser
 from diffzoo.sampling.discrete import Respaced, RespacedAncestral, RespacedDDIM
-from diffzoo.sampling.dpm_solver import DPMSolver, DPMSolverMultistep
-from diffzoo.sampling.euler import Euler, EulerMaruyama, Heun
-from diffzoo.sampling.grids import Grid, Karras, PowerTime, ShiftedTime, UniformLogSNR, UniformThenZero, UniformTime
+from diffzoo.sampling.dpm_solver import DPMSolver
+from diffzoo.sampling.edm import DPM2, LMS, EDMEuler, Heun
+from diffzoo.sampling.euler import Euler, EulerMaruyama
+from diffzoo.sampling.grids import (
+    Given,
+    Grid,
+    Karras,
+    Polyexponential,
+    PowerTime,
+    ShiftedTime,
+    UniformLogSNR,
+    UniformThenZero,
+    UniformTime,
+)
 from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, GuidanceSchedule, Interval, PowerCosine
 from diffzoo.sampling.loop import Moment, integrate, sample
+from diffzoo.sampling.multistep import DEIS, DPMSolverMultistep, UniPC
 from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
 from diffzoo.sampling.trajectory import Trajectory
 from diffzoo.sampling.upsample import upsample
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "DPM2",
+    "LMS",
     "AdjustedDDIM",
     "Ancestral",
     "Autoguidance",
     "ClassifierFree",
     "ClassifierGuidance",
     "DPMSolver",
+    "DPMSolverAncestral",
     "DPMSolverMultistep",
+    "DPMSolverSDE",
     "Denoise",
     "Denoiser",
+    "EDMEuler",
     "Euler",
     "EulerMaruyama",
+    "Given",
     "Grid",
     "GuidanceSchedule",
     "Heun",
@@ -34,6 +54,7 @@ __all__ = [
     "KarrasStops",
     "Moment",
     "MultistepConsistency",
+    "Polyexponential",
     "PowerCosine",
     "PowerTime",
     "Respaced",
@@ -42,6 +63,7 @@ __all__ = [
     "Sampler",
     "ShiftedTime",
     "Trajectory",
+    "UniPC",
     "UniformLogSNR",
     "UniformThenZero",
     "UniformTime",

@@ -116,7 +116,7 @@ def integrate(
         settled.first = None
         before = z
         if i == last and sampler.final == "x_hat":
-            z = settled(z, t).x
+            z = sampler.finish(settled, z, t, noise)
         else:
             z, memory = sampler.step(settled, z, t, s, memory, noise)
         if trajectory is not None and settled.first is not None:
@@ -124,7 +124,7 @@ def integrate(
         if tick is not None:
             tick()
     if sampler.final == "denoise":
-        z = settled(z, times[-1]).x
+        z = sampler.finish(settled, z, times[-1], noise)
     if trajectory is not None:
         trajectory(Moment(-1, float(times[-1]), z, z, rows))
     return z

@@ -3,8 +3,8 @@
 A sampler is a frozen dataclass with one method, `step`. It needs of the process no more than log-SNR, alpha and sigma
 at two times, so each is written once and is valid on every path: its images on the variance-preserving, straight and
 variance-exploding path differ only by the factor between those paths. This file has the contract and the samplers
-that follow from the Gaussian posterior; `dpm_solver.py` has the exponential integrators, `euler.py` those that step
-in sigma / alpha or in t.
+that follow from the Gaussian posterior; `dpm_solver.py` and `multistep.py` have the exponential integrators,
+`ancestral_solvers.py` their ancestral kin, `edm.py` and `euler.py` those that step in sigma / alpha and in t.
 
 With c = exp(logsnr_t - logsnr_s) < 1 the posterior of the forward process is
 
@@ -109,6 +109,10 @@ class Sampler(ABC):
             memory: what the last step returned beside z; None at the start. Multistep methods keep old estimates here.
             noise: where random draws come from; a deterministic sampler draws none.
         """
+
+    def finish(self, denoise: Denoised, z: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        """From z at `t` to zero noise, in one network call: what the network believes there."""
+        return denoise(z, t).x
 
 
 @dataclass(frozen=True)

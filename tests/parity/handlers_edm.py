@@ -234,8 +234,6 @@ def run_edm_sampling(case: Json, tensors: Tensors, folder: Path) -> None:
     for entry in case["entries"]:
         churn = {"S_churn": "churn", "S_min": "churn_min", "S_max": "churn_max", "S_noise": "churn_noise"}
         options = {ours: float(entry[theirs]) for theirs, ours in churn.items() if theirs in entry}
-        # their churn is spread over one step more, the last one to zero noise
-        options["churn"] = options.get("churn", 0.0) * (entry["num_steps"] - 1) / entry["num_steps"]
         key = entry["key"]
         with watched(network) as (_, levels):
             draws = tensors[f"in/{key}/step_noise"]

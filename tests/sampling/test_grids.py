@@ -8,7 +8,19 @@ from process_parts import SCHEDULES
 
 from diffzoo.errors import UserError
 from diffzoo.process import Cosine, GaussianProcess, LinearTime, Straight
-from diffzoo.sampling import Grid, Karras, PowerTime, ShiftedTime, UniformLogSNR, UniformThenZero, UniformTime, grids
+from diffzoo.sampling import (
+    DDIM,
+    Given,
+    Grid,
+    Karras,
+    Polyexponential,
+    PowerTime,
+    ShiftedTime,
+    UniformLogSNR,
+    UniformThenZero,
+    UniformTime,
+    grids,
+)
 
 GRIDS: dict[str, Grid] = {
     "time": UniformTime(),
@@ -21,11 +33,12 @@ GRIDS: dict[str, Grid] = {
     "shifted to data": ShiftedTime(1.0, 0.01, 0.5),
     "Karras": Karras(1.0, 1e-3),
     "Karras, rho 3": Karras(1.0, 1e-3, 3.0),
+    "polyexponential": Polyexponential(1.0, 1e-3, 2.0),
 }
 
 
 def test_every_grid_is_listed() -> None:
-    assert {getattr(grids, n) for n in grids.__all__} - {Grid} == {type(g) for g in GRIDS.values()}
+    assert {getattr(grids, n) for n in grids.__all__} - {Grid, Given} == {type(g) for g in GRIDS.values()}
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -77,9 +90,42 @@ def test_edm_grid() -> None:
     assert Karras.for_sigmas(process, 1e-9, 1e9) == Karras(1.0, 0.0), "cut to what the schedule covers"
 
 
+def test_polyexponential_sigmas() -> None:
+    """The grid of that name in k-diffusion: log sigma from its largest to its smallest value as (1 - u)^rho."""
+    process = GaussianProcess(Cosine(-15, 15))
+    u = torch.linspace(0, 1, 9, dtype=torch.float64)
+    for rho in (1.0, 0.5, 3.0):
+        sigma = torch.exp(-process.logsnr(Polyexponential.for_sigmas(process, 0.01, 50, rho=rho).times(process, 8)) / 2)
+        want = torch.exp((1 - u) ** rho * (math.log(50) - math.log(0.01)) + math.log(0.01))
+        torch.testing.assert_close(sigma, want, rtol=1e-7, atol=0)
+    exponential = UniformLogSNR.for_sigmas(process, 0.01, 50).times(process, 8)
+    torch.testing.assert_close(exponential, Polyexponential.for_sigmas(process, 0.01, 50).times(process, 8))
+
+
+def test_given_values() -> None:
+    process = GaussianProcess(Cosine(-15, 15))
+    times = [0.9, 0.5, 0.2, 0.05]
+    logsnr = process.logsnr(torch.tensor(times, dtype=torch.float64))
+    for values, unit in ((times, "t"), (logsnr.tolist(), "logsnr"), (torch.exp(-logsnr / 2).tolist(), "sigma")):
+        got = DDIM(3, Given(values=values, unit=unit)).times(process)
+        torch.testing.assert_close(got, torch.tensor(times, dtype=torch.float64))
+    for values, unit, steps, words in (
+        ([2.0, 1.0], "sigma", 3, "2 values make 1 steps, got steps=3"),
+        ([1e5, 1.0], "sigma", 1, "sigma = 100000 lies outside"),
+        ([1.5, 0.5], "t", 1, "t = 1.5 lies outside"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Given(values=values, unit=unit).times(process, steps)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: Given(values=(0.2, 0.5)), "strictly decreasing values of t"),
+        (lambda: Given(values=(0.2, 0.1), unit="logsnr"), "strictly increasing values of logsnr"),
+        (lambda: Given(values=(1.0, 0.0), unit="sigma"), "leave out the last 0"),
+        (lambda: Given(values=(1.0, 0.0), unit="s"), "got 's'"),
+        (lambda: Polyexponential(rho=0), "must be positive"),
         (lambda: UniformTime(0.2, 0.5), "t_end < t_start"),
         (lambda: UniformTime(1.5), "t_start <= 1"),
         (lambda: PowerTime(power=0), "must be positive"),

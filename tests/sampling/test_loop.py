@@ -13,13 +13,17 @@ from diffzoo.errors import UserError
 from diffzoo.process import Cosine, Estimate, GaussianProcess, LogSNRConditioning, Straight, V, VarianceExploding
 from diffzoo.sampling import (
     DDIM,
+    DEIS,
+    LMS,
     AdjustedDDIM,
     Ancestral,
     Autoguidance,
     ClassifierFree,
     Denoiser,
     DPMSolver,
+    DPMSolverAncestral,
     DPMSolverMultistep,
+    DPMSolverSDE,
     EulerMaruyama,
     Heun,
     Interval,
@@ -28,6 +32,7 @@ from diffzoo.sampling import (
     Trajectory,
     UniformLogSNR,
     UniformTime,
+    UniPC,
     integrate,
     sample,
 )
@@ -43,6 +48,11 @@ SAMPLERS: dict[str, Sampler] = {
     "fast": DPMSolver(7),
     "2M": DPMSolverMultistep(6),
     "SDE 2M": DPMSolverMultistep(6, eta=1.0),
+    "DEIS": DEIS(6),
+    "UniPC": UniPC(6),
+    "LMS": LMS(6),
+    "DPM++ SDE": DPMSolverSDE(6),
+    "2S, ancestral": DPMSolverAncestral(6),
     "Heun with churn": Heun(6, churn=3.0),
     "Euler-Maruyama": EulerMaruyama(6, UniformTime(0.95), diffusion="sigma"),
 }

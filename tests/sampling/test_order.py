@@ -22,10 +22,16 @@ from diffzoo import sampling
 from diffzoo.process import Cosine, Estimate, GaussianProcess, LinearLogSNR, Path
 from diffzoo.sampling import (
     DDIM,
+    DEIS,
+    DPM2,
+    LMS,
     AdjustedDDIM,
     Ancestral,
     DPMSolver,
+    DPMSolverAncestral,
     DPMSolverMultistep,
+    DPMSolverSDE,
+    EDMEuler,
     Euler,
     EulerMaruyama,
     Heun,
@@ -35,6 +41,7 @@ from diffzoo.sampling import (
     Sampler,
     UniformLogSNR,
     UniformTime,
+    UniPC,
     integrate,
 )
 from diffzoo.typing import Condition
@@ -71,10 +78,21 @@ DETERMINISTIC = {
         lambda n: DPMSolver(n, LOGSNR, order=3, form="noise", method="singlestep", inner="logsnr"),
         steps=(66, 132, 264),
     ),
+    "DEIS (2)": Claim(2, lambda n: DEIS(n, LOGSNR, final="state", order=2)),
+    "DEIS (3)": Claim(3, lambda n: DEIS(n, LOGSNR, final="state")),
+    "UniPC (1)": Claim(2, lambda n: UniPC(n, LOGSNR, final="state", order=1)),
+    "UniPC (2)": Claim(3, lambda n: UniPC(n, LOGSNR, final="state"), steps=(256, 512)),
+    "UniPC (3)": Claim(4, lambda n: UniPC(n, LOGSNR, final="state", order=3)),
+    "UniPC (2), noise": Claim(3, lambda n: UniPC(n, LOGSNR, final="state", form="noise"), steps=(128, 256)),
     # "fast" ends in a smaller group; one of 2 leaves the order at 3, one of 1 makes a last step of first order
     "DPM-Solver++ fast": Claim(3, lambda n: DPMSolver(n - n % 3 + 2, LOGSNR)),
     "DPM-Solver fast, noise": Claim(3, lambda n: DPMSolver(n - n % 3 + 2, LOGSNR, form="noise", inner="logsnr")),
     "Heun": Claim(2, lambda n: Heun(n, Karras(), final="state")),
+    "EDM's Euler": Claim(1, lambda n: EDMEuler(n, LOGSNR, final="state")),
+    "DPM2": Claim(2, lambda n: DPM2(n, LOGSNR, final="state")),
+    "LMS (2)": Claim(2, lambda n: LMS(n, Karras(), final="state", order=2)),
+    "LMS (3)": Claim(3, lambda n: LMS(n, Karras(), final="state", order=3), steps=(128, 256, 512)),
+    "LMS (4)": Claim(4, lambda n: LMS(n, Karras(), final="state"), steps=(192, 384)),
     "Euler": Claim(1, lambda n: Euler(n, UniformTime(), final="state"), -4.0),
 }
 STOCHASTIC = {
@@ -86,6 +104,16 @@ STOCHASTIC = {
     "SDE-DPM-Solver++ (1)": Claim(1, lambda n: DPMSolverMultistep(n, LOGSNR, final="state", order=1, eta=1.0)),
     "SDE-DPM-Solver++ (2M)": Claim(2, lambda n: DPMSolverMultistep(n, LOGSNR, final="state", eta=1.0)),
     "SDE-DPM-Solver++ (2M), eta 0.5": Claim(2, lambda n: DPMSolverMultistep(n, LOGSNR, final="state", eta=0.5)),
+    # a better constant, not a higher order
+    "SDE-DPM-Solver++ (3M)": Claim(
+        2, lambda n: DPMSolverMultistep(n, LOGSNR, final="state", order=3, eta=1.0), steps=(1024, 2048)
+    ),
+    "DPM-Solver++ (2S), ancestral": Claim(2, lambda n: DPMSolverAncestral(n, LOGSNR, final="state")),
+    "DPM-Solver++ (2S), ancestral, eta 0.5": Claim(2, lambda n: DPMSolverAncestral(n, LOGSNR, final="state", eta=0.5)),
+    "DPM++ SDE": Claim(2, lambda n: DPMSolverSDE(n, LOGSNR, final="state")),
+    "DPM++ SDE, eta 0.5": Claim(2, lambda n: DPMSolverSDE(n, LOGSNR, final="state", eta=0.5)),
+    "EDM's Euler with churn": Claim(1, lambda n: EDMEuler(n, LOGSNR, final="state", churn=4.0)),
+    "DPM2 with churn": Claim(2, lambda n: DPM2(n, LOGSNR, final="state", churn=4.0)),
     "Heun with churn": Claim(2, lambda n: Heun(n, LOGSNR, final="state", churn=4.0)),
     "Euler-Maruyama": Claim(1, lambda n: EulerMaruyama(n, UniformTime(t_end=1e-9), final="state"), -4.0),
     "Euler-Maruyama, double": Claim(
@@ -163,7 +191,7 @@ class UnitNoise:
 
 def exact_moments(oracle: GaussianOracle, sampler: Sampler) -> tuple[float, float]:
     """Mean and standard deviation of what a sampler returns, from the exact law at its start."""
-    rows = sampler.steps + 2
+    rows = 2 * sampler.steps + 2  # some draw twice a step
     z = torch.zeros(rows, 1, 1, 1, dtype=torch.float64)
     z[1] = 1
     out = integrate(oracle, sampler, z, UnitNoise(rows)).flatten()
@@ -190,7 +218,7 @@ def test_paths_give_the_same_images(name: str) -> None:
     """Samplers that know log-SNR, alpha and sigma alone: z on two paths differs by the paths' own factor."""
     claim, results = (DETERMINISTIC | STOCHASTIC)[name], []
     unit = torch.randn(4, 1, 2, 2, dtype=torch.float64)
-    draws = torch.randn(24, 4, 1, 2, 2, dtype=torch.float64)
+    draws = torch.randn(32, 4, 1, 2, 2, dtype=torch.float64)
     for path in PATHS.values():
         oracle = oracle_of(claim, path)
         (a, s), (a_end, _) = (oracle.process.coefficients(torch.tensor(t, dtype=torch.float64)) for t in (1.0, 0.0))

@@ -8,13 +8,16 @@ import torch
 from oracles import GaussianOracle, Replay
 
 from diffzoo.errors import UserError
-from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, LinearTime, Straight
+from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, LinearTime, Straight, VarianceExploding
 from diffzoo.sampling import (
     DDIM,
+    DEIS,
+    LMS,
     AdjustedDDIM,
     Ancestral,
     DPMSolver,
     DPMSolverMultistep,
+    DPMSolverSDE,
     Euler,
     EulerMaruyama,
     Heun,
@@ -22,6 +25,7 @@ from diffzoo.sampling import (
     Sampler,
     UniformLogSNR,
     UniformTime,
+    UniPC,
     integrate,
 )
 
@@ -119,9 +123,13 @@ def test_heun_averages_two_slopes() -> None:
 
 
 def test_churn_adds_the_noise_of_the_later_time() -> None:
-    """sigma_hat = sigma (1 + gamma), gamma = min(churn / steps, sqrt 2 - 1), only between the limits."""
+    """sigma_hat = sigma (1 + gamma), gamma = min(churn / N, sqrt 2 - 1), only between the limits.
+
+    N counts the last step, to zero noise: with final "denoise" it is one more than `steps`.
+    """
     noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
-    out, z, _, a_t, s_t, *_ = step_of(Heun(steps=10, churn=2.0), noise)
+    out, z, _, a_t, s_t, *_ = step_of(Heun(steps=9, churn=2.0), noise)
+    torch.testing.assert_close(out, step_of(Heun(steps=10, churn=2.0, final="x_hat"), noise)[0])
     r = s_t / a_t
     later = PROCESS.schedule.time(-2 * torch.log(1.2 * r))
     a_hat, _ = PROCESS.coefficients(later)
@@ -130,7 +138,58 @@ def test_churn_adds_the_noise_of_the_later_time() -> None:
     want, _ = Heun().step(Bound(GaussianOracle(PROCESS)), z_hat, later, s, None, Replay(z[:0]))
     torch.testing.assert_close(out, want)
     for limits in ({"churn_min": 2 * float(r)}, {"churn_max": 0.5 * float(r)}):
-        torch.testing.assert_close(step_of(Heun(steps=10, churn=2.0, **limits))[0], step_of(Heun())[0])
+        torch.testing.assert_close(step_of(Heun(steps=9, churn=2.0, **limits))[0], step_of(Heun())[0])
+
+
+def edm_heun(
+    oracle: GaussianOracle, sigmas: list[float], z: torch.Tensor, churn: float, draws: torch.Tensor
+) -> torch.Tensor:
+    """Algorithm 2 of arXiv:2206.00364 line by line, where sigma = t and the last sigma is 0."""
+    x, n = z, len(sigmas) - 1
+    for i in range(n):
+        gamma = min(churn / n, math.sqrt(2) - 1)
+        t_hat = sigmas[i] + gamma * sigmas[i]
+        x_hat = x + math.sqrt(t_hat**2 - sigmas[i] ** 2) * draws[i]
+
+        def slope(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            t = oracle.process.schedule.time(torch.tensor(-2 * math.log(sigma), dtype=torch.float64))
+            return (x - oracle(x, t).x) / sigma
+
+        d = slope(x_hat, t_hat)
+        x = x_hat + (sigmas[i + 1] - t_hat) * d
+        if sigmas[i + 1] > 0:
+            x = x_hat + (sigmas[i + 1] - t_hat) * (d + slope(x, sigmas[i + 1])) / 2
+    return x
+
+
+@pytest.mark.parametrize("churn", [0.0, 5.0, 100.0])
+def test_heun_is_algorithm_2_of_edm(churn: float) -> None:
+    oracle = GaussianOracle(GaussianProcess(Cosine(-18, 15), VarianceExploding()))
+    grid = Karras.for_sigmas(oracle.process)
+    draws = torch.randn(32, 3, 1, 2, 2, dtype=torch.float64)
+    z = 80 * torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    sigmas = torch.exp(-oracle.process.logsnr(grid.times(oracle.process, 31)) / 2).tolist()
+    got = integrate(oracle, Heun(31, grid, churn=churn), z, Replay(draws))
+    torch.testing.assert_close(got, edm_heun(oracle, [*sigmas, 0.0], z, churn, draws), rtol=0, atol=1e-10)
+
+
+# -- multistep
+
+
+def test_order_falls_at_the_end_of_short_runs() -> None:
+    """A linear grid that ends at the data: a parabola through the past leaves the solution at the last, long steps."""
+    oracle = GaussianOracle(GaussianProcess(Cosine(-15, 15)))
+    z = torch.randn(16, 1, 2, 2, dtype=torch.float64)
+
+    def error(**options: object) -> float:
+        sampler = DPMSolverMultistep(10, UniformTime(), final="state", **options)  # type: ignore[arg-type]
+        return float((integrate(oracle, sampler, z, Replay(z[:0])) - oracle.solution(z, 1.0, 0.0)).abs().max())
+
+    assert error(order=3) < 0.1 < 1 < error(order=3, lower_order_final=False)
+    assert error(order=2, lower_order_final=False, euler_at_final=True) == pytest.approx(error(order=2))
+    assert [DPMSolverMultistep(10, order=3).order_at(i) for i in (0, 7, 8, 9)] == [3, 3, 2, 1]
+    assert [UniPC(15, order=3).order_at(i) for i in (0, 13, 14)] == [3, 3, 3]
+    assert [DEIS(15, euler_at_final=True).order_at(i) for i in (0, 13, 14)] == [3, 3, 1]
 
 
 # -- DPM-Solver's groups
@@ -268,7 +327,10 @@ def test_from_yaml(name: str, arguments: dict, want: Sampler) -> None:
         (lambda: DPMSolver(method="slow"), "got 'slow'"),
         (lambda: DPMSolver(inner="t"), "got 't'"),
         (lambda: DPMSolver(form="v"), "got 'v'"),
-        (lambda: DPMSolverMultistep(eta=1.0, order=3), "needs form 'data' and order 1 or 2"),
+        (lambda: DPMSolverMultistep(eta=1.0, form="noise"), "needs form 'data'"),
+        (lambda: UniPC(order=4), "UniPC has orders 1, 2 and 3"),
+        (lambda: LMS(order=5), "orders 1 to 4"),
+        (lambda: DPMSolverSDE(eta=1.1), r"eta must lie in \[0, 1\]"),
         (lambda: DPMSolverMultistep(eta=2.0), r"eta must lie in \[0, 1\]"),
         (lambda: Heun(churn=-1), "churn >= 0"),
         (lambda: EulerMaruyama(diffusion="g"), "got 'g'"),

@@ -1,0 +1,114 @@
+"""Exponential integrators of the probability-flow ODE: what DPM-Solver, DEIS and UniPC share.
+
+With the half log-SNR `u = log(alpha / sigma)` as time, the ODE has the two exact solutions
+
+    (1)  z_s / sigma_s = z_t / sigma_t + integral of e^u x_hat du        data form, DPM-Solver++ (arXiv:2211.01095)
+    (2)  z_s / alpha_s = z_t / alpha_t - integral of e^-u eps_hat du     noise form, DPM-Solver (arXiv:2206.00927)
+
+of which only the integral is approximated, by a polynomial in u. (2) is (1) with alpha and sigma exchanged, u negated
+and eps_hat in place of x_hat, so one implementation serves both: `Frame` holds the quantities of either form, and every
+formula is written for the data form.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.process.gaussian import GaussianProcess
+from diffzoo.sampling.samplers import Denoised, node
+
+__all__ = [
+    "Call",
+    "Form",
+    "Frame",
+    "call",
+    "check_form",
+    "first_order",
+    "frame",
+    "interpolated",
+    "p1",
+    "slope",
+    "weights",
+]
+
+Form = Literal["data", "noise"]
+
+
+class Frame(NamedTuple):
+    """A node as a form sees it: the time u and the coefficients of what is estimated and of the rest, each `()`."""
+
+    u: Tensor
+    signal: Tensor
+    rest: Tensor
+
+
+class Call(NamedTuple):
+    """A network call: where, and the estimate that the form uses, `(b, c, h, w)`."""
+
+    at: Frame
+    estimate: Tensor
+
+
+def check_form(form: str) -> None:
+    """Refuse what is no form."""
+    if form not in ("data", "noise"):
+        raise UserError(f"expected form 'data' or 'noise', got {form!r}")
+
+
+def frame(process: GaussianProcess, t: Tensor, form: Form) -> Frame:
+    """The process at time `t` in one of the two forms."""
+    n = node(process, t)
+    return Frame(n.logsnr / 2, n.alpha, n.sigma) if form == "data" else Frame(-n.logsnr / 2, n.sigma, n.alpha)
+
+
+def call(denoise: Denoised, z: Tensor, t: Tensor, form: Form) -> Call:
+    """Ask the network at `t`."""
+    estimate = denoise(z, t)
+    return Call(frame(denoise.process, t, form), estimate.x if form == "data" else estimate.eps)
+
+
+def p1(h: Tensor) -> Tensor:
+    """exp(-h) - 1: minus the weight of an estimate that is constant over a step of h in u."""
+    return torch.expm1(-h)
+
+
+def first_order(z: Tensor, a: Call, b: Frame) -> Tensor:
+    """From `a` to `b` with the estimate of `a` held constant; this is DDIM."""
+    return b.rest / a.at.rest * z - b.signal * p1(b.u - a.at.u) * a.estimate
+
+
+def slope(a: Call, b: Call) -> Tensor:
+    """The divided difference of two estimates."""
+    return (b.estimate - a.estimate) / (b.at.u - a.at.u)
+
+
+def weights(nodes: Tensor, moments: Tensor) -> Tensor:
+    """The weights of the values at k nodes, `(k,)`, that integrate every polynomial of degree below k exactly.
+
+    Args:
+        nodes: where the values are, `(k,)`.
+        moments: the integrals of 1, x, ..., x^(k-1), `(k,)`.
+    """
+    powers = torch.arange(len(nodes), dtype=nodes.dtype)
+    return torch.linalg.solve(nodes[None] ** powers[:, None], moments)
+
+
+def interpolated(z: Tensor, calls: tuple[Call, ...], b: Frame, start: Call, stretch: float = 1.0) -> Tensor:
+    """From `start` to `b`, where z is the state at `start`, with the polynomial in u through the estimates of `calls`.
+
+    The polynomial is integrated exactly: w = (u - u_start) / h, H = stretch h,
+
+        H integral of w^k exp(-H (1 - w)) dw from 0 to 1 = I_k,   I_0 = 1 - exp(-H),  I_k = 1 - (k / H) I_(k-1).
+
+    `stretch` is 1 for the ODE, and larger where a stochastic sampler lets z decay faster.
+    """
+    step = b.u - start.at.u
+    h = stretch * step
+    moments = [-p1(h)]
+    for k in range(1, len(calls)):
+        moments.append(1 - k / h * moments[-1])
+    found = weights(torch.stack([(c.at.u - start.at.u) / step for c in calls]), torch.stack(moments))
+    total = sum(w * c.estimate for w, c in zip(found, calls, strict=True))
+    return b.rest / start.at.rest * torch.exp(step - h) * z + b.signal * total
