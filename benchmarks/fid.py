@@ -59,7 +59,8 @@ def state_with_head(weights: Path) -> dict[str, Tensor]:
 def ours(args: argparse.Namespace) -> None:
     """The way of `diffzoo data stats` and `diffzoo eval --images`."""
     from diffzoo.evaluation import EvalProtocol, RunOptions, evaluate, make_reference
-    from diffzoo.evaluation.image_files import NpzImages, write_npz
+    from diffzoo.evaluation.image_files import NpzImages
+    from diffzoo.images import write_npz
     from diffzoo.metrics import load_features
 
     args.work.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,12 @@ Everything that is written or measured passes through `to_uint8`, which refuses 
 """
 
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -121,3 +123,33 @@ def check_format(path: str | os.PathLike[str]) -> None:
     """Raise a `UserError` unless images can be written to a file of this name."""
     if Path(path).suffix.lower() not in _FORMATS:
         raise UserError(f"images are written as {', '.join(_FORMATS)}, got the file name {str(path)!r}")
+
+
+def write_npz(path: str | os.PathLike[str], pixels: Iterable[Tensor], n: int, labels: Tensor | None = None) -> Path:
+    """Write an ADM-style `.npz` piece by piece: `arr_0` uint8 NHWC, and `arr_1` if there are labels.
+
+    Args:
+        path: where.
+        pixels: raw pixels `(b, 3, h, w)`, piece by piece, `n` in all.
+        n: number of images.
+        labels: class indices `(n,)`.
+
+    Raises:
+        UserError: if the pieces do not add up to `n`.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        written = 0
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            for part in pixels:
+                rows = part.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                if not written:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (n, *rows.shape[1:])}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(rows.tobytes())
+                written += len(rows)
+        if written != n:
+            raise UserError(f"expected {n} images to write, got {written}")
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, labels.cpu().numpy())
+    return Path(path)

@@ -1,6 +1,7 @@
-"""`diffzoo eval MODEL --protocol P`, `diffzoo eval --images FOLDER_OR_NPZ --protocol P`, `diffzoo eval compare A B`."""
+"""`diffzoo eval MODEL --protocol P`, `diffzoo eval --images A --reference B`, `diffzoo eval compare A.json B.json`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     device = default_device(args.device)
     args.out = args.out or default_out(args.images or args.target[0])
     source = open_images(args.images) if args.images else open_model(args, device)
+    if protocol.name == "folders" and args.n is None and args.images:
+        protocol = replace(protocol, n=len(open_images(args.images)))  # all of them
     protocol, reference = open_reference(protocol, args.reference, source.image_size)
     options = run_options(args, device, keep_images=args.keep_images or bool(args.memorisation))
     result = evaluate(source, protocol, reference, options)

@@ -34,7 +34,10 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", help="folder of blocks and results, where a killed run goes on; default: in the run, else eval/NAME"
     )
-    parser.add_argument("--reference", help="reference .npz; default: the protocol's, in diffzoo's cache")
+    parser.add_argument(
+        "--reference",
+        help="an .npz or .pkl, or a folder of real images; default: the protocol's own",
+    )
     parser.add_argument(
         "--feature-weights", nargs="+", default=[], metavar="NETWORK=PATH", help="weights of feature networks"
     )
@@ -112,6 +115,8 @@ def read_protocol(args: argparse.Namespace) -> "EvalProtocol":
     """The protocol of a name or file, with the flags on top."""
     from diffzoo.evaluation import PROTOCOLS, EvalProtocol, protocol
 
+    if not args.protocol and getattr(args, "images", None) and args.reference:
+        args.protocol = "folders"
     if not args.protocol:
         raise UserError("which protocol? Give --protocol; known: " + ", ".join(PROTOCOLS))
     if args.protocol.endswith(".json"):

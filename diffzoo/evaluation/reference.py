@@ -5,26 +5,29 @@ the spatial ones, and images `arr_0` for the metrics of neighbours. Statistics a
 them as `<network>.<layer>.mu`, `.sigma` and `.features`.
 """
 
+import hashlib
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.evaluation.image_files import NpzImages
+from diffzoo.evaluation.image_files import FolderImages, NpzImages
 from diffzoo.files import atomic_path, sha256
 from diffzoo.metrics.features import FeatureNetwork, extract
 from diffzoo.metrics.moments import Moments
 
-__all__ = ["Reference", "find_reference", "make_reference", "reference_folder"]
+__all__ = ["Reference", "find_reference", "make_reference", "reference_folder", "reference_of"]
 
 _ADM_KEYS = {("inception-2015", "pool"): ("mu", "sigma"), ("inception-2015", "spatial"): ("mu_s", "sigma_s")}
 ADM_FILES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
@@ -42,10 +45,16 @@ class Reference:
     Args:
         path: the `.npz` file.
         sha256: hash of the file.
+        id: what results call it, where that is not the protocol's own reference.
+        remarks: what a reader of a result should know about it.
+        size: of the images in pixels, where the file holds none of them.
     """
 
     path: Path
     sha256: str
+    id: str | None = None
+    remarks: Sequence[str] = ()
+    size: int | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -54,6 +63,8 @@ class Reference:
         path = Path(path)
         if not path.exists():
             raise UserError(f"the reference {path} does not exist")
+        if path.suffix == ".pkl":
+            return replace(cls.open(converted_pickle(path)), id=path.stem)
         reference = cls(path, "")
         if not reference.names & {"arr_0", "mu"} and not any(name.endswith(".mu") for name in reference.names):
             raise UserError(
@@ -78,7 +89,7 @@ class Reference:
 
     def image_size(self) -> int | None:
         """Size of the images in pixels; None if the file holds none."""
-        return NpzImages(str(self.path)).images(0, 1).shape[-1] if "arr_0" in self.names else None
+        return NpzImages(str(self.path)).image_size if "arr_0" in self.names else self.size
 
     def check_size(self, size: int) -> None:
         """Raise if the reference's images are of another size than the evaluated ones."""
@@ -160,14 +171,14 @@ def reference_folder() -> Path:
     return Path(given).expanduser() if given else cache_dir() / "references"
 
 
-def find_reference(reference_id: str, path: str | os.PathLike[str] | None = None) -> Reference:
-    """The file of a reference id: `path`, or `<id>.npz` in `reference_folder()`.
+def find_reference(reference_id: str, path: str | os.PathLike[str] | None = None) -> Reference | FolderImages:
+    """The file of a reference id: `path`, or `<id>.npz` in `reference_folder()`; or the images in the folder `path`.
 
     Raises:
         UserError: if it is not there; the message says where it belongs and how to get it.
     """
     if path is not None:
-        return Reference.open(path)
+        return FolderImages(str(path)) if Path(path).is_dir() else Reference.open(path)
     folder = reference_folder()
     file = folder / f"{reference_id}.npz"
     if not file.exists():
@@ -181,6 +192,27 @@ def find_reference(reference_id: str, path: str | os.PathLike[str] | None = None
     return Reference.open(file)
 
 
+def reference_of(images: FolderImages, networks: Sequence[FeatureNetwork], progress: bool = False) -> Reference:
+    """Statistics and features of all images in a folder, made once and kept in `reference_folder()` by content.
+
+    Args:
+        images: the real ones.
+        networks: feature networks to take statistics of.
+        progress: show a bar that counts images.
+    """
+    about = [images.sha256, *(f"{network.name} {network.rule} {network.weights_sha256()}" for network in networks)]
+    size = images.image_size
+    key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:24]
+    file = reference_folder() / "folders" / f"{size}px-{key}.npz"
+    if not file.exists():
+        starts = tqdm(range(0, len(images), 100), disable=not progress, unit="00 images", desc="reference")
+        make_reference((images.images(i, 100) for i in starts), networks, file, keep=len(images), pixels=False)
+    made = Reference.open(file)
+    name = f"{Path(images.path).name}-{images.sha256[:12]}"
+    whose = f"the reference is made of the {len(images)} images of {size} px in {images.path}"
+    return replace(made, id=name, size=size, remarks=[whose, *images.remarks()])
+
+
 def _pixels(batch: Tensor | Mapping[str, Any]) -> Tensor:
     pixels = batch if isinstance(batch, Tensor) else batch.get("image")
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 4:
@@ -192,8 +224,8 @@ def _pixels(batch: Tensor | Mapping[str, Any]) -> Tensor:
 class _Gathered:
     """Statistics of all images, and the first `keep` of them with labels and features."""
 
-    def __init__(self, networks: Sequence[FeatureNetwork], keep: int):
-        self.networks, self.keep = networks, keep
+    def __init__(self, networks: Sequence[FeatureNetwork], keep: int, pixels: bool):
+        self.networks, self.keep, self.pixels = networks, keep, pixels
         self.count = 0
         self.moments: dict[tuple[str, str], Moments] = {}
         self.kept: dict[str, list[Tensor]] = {}
@@ -201,8 +233,9 @@ class _Gathered:
     def add(self, pixels: Tensor, labels: Tensor | None) -> None:
         rest = max(0, self.keep - self.count)
         self.count += len(pixels)
-        self._keep("arr_0", pixels.permute(0, 2, 3, 1)[:rest])
-        if labels is not None:
+        if self.pixels:
+            self._keep("arr_0", pixels.permute(0, 2, 3, 1)[:rest])
+        if self.pixels and labels is not None:
             self._keep("arr_1", labels[:rest])
         for network in self.networks:
             for layer, value in extract(network, pixels).items():
@@ -231,6 +264,7 @@ def make_reference(
     *,
     limit: int | None = None,
     keep: int = 10_000,
+    pixels: bool = True,
 ) -> Reference:
     """Write the reference file of a stream of real images, and open it.
 
@@ -240,20 +274,21 @@ def make_reference(
         networks: feature networks to take statistics of.
         path: the `.npz` file.
         limit: stop after this many images.
-        keep: how many images (the first) are kept for the metrics of neighbours.
+        keep: how many images (the first), and their features, are kept for the metrics of neighbours.
+        pixels: keep the images themselves, not their features alone.
 
     Raises:
         UserError: for batches that hold no raw pixels, or fewer than two images.
     """
-    gathered = _Gathered(networks, keep)
+    gathered = _Gathered(networks, keep, pixels)
     for batch in batches:
-        pixels = _pixels(batch)
+        part = _pixels(batch)
         if limit is not None:
-            pixels = pixels[: limit - gathered.count]
-        if not len(pixels):
+            part = part[: limit - gathered.count]
+        if not len(part):
             break
         labels = None if isinstance(batch, Tensor) else batch.get("label")
-        gathered.add(pixels, labels[: len(pixels)] if labels is not None else None)
+        gathered.add(part, labels[: len(part)] if labels is not None else None)
     if gathered.count < 2:
         raise UserError(f"reference statistics need at least 2 images, got {gathered.count}")
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -263,3 +298,57 @@ def make_reference(
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(value))
     return Reference.open(path)
+
+
+# -- references of other projects
+
+# name in EDM2's pickles: our feature network
+_EDM2 = {"fid": "inception-2015", "fd_dinov2": "dinov2-vitl14"}
+_PLAIN = {("numpy", "ndarray"), ("numpy", "dtype")} | {
+    (module, name)
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+    for name in ("_reconstruct", "scalar", "_frombuffer")
+}
+
+
+class _Plain(pickle.Unpickler):
+    """Reads dictionaries, numbers and arrays, and runs nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLAIN:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return super().find_class(module, name)
+
+
+def converted_pickle(path: Path) -> Path:
+    """Statistics in a pickle of EDM2 (`{"fid": {"mu", "sigma"}, ...}`) or StyleGAN (sums of one network) as `.npz`.
+
+    Raises:
+        UserError: for a pickle that holds anything but dictionaries, numbers and arrays, or other statistics.
+    """
+    target = reference_folder() / "converted" / f"{path.stem}-{sha256(path)[:24]}.npz"
+    if target.exists():
+        return target
+    try:
+        with path.open("rb") as file:
+            data = _Plain(file).load()
+        if "raw_mean" in data:
+            n, mean = int(data["num_items"]), np.asarray(data["raw_mean"], np.float64) / int(data["num_items"])
+            statistics = {"mu": mean, "sigma": np.asarray(data["raw_cov"], np.float64) / n - np.outer(mean, mean)}
+        else:
+            known = [(_keys(network, "pool"), data[name]) for name, network in _EDM2.items() if name in data]
+            statistics = {
+                key: np.asarray(part[what], np.float64)
+                for keys, part in known
+                for key, what in zip(keys, ("mu", "sigma"), strict=True)
+            }
+        if not statistics:
+            raise KeyError(f"none of {', '.join(_EDM2)}, raw_mean")
+    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no pickle of statistics that can be read without running it ({error}): load it where it was "
+            "made and write np.savez(FILE, mu=..., sigma=...)"
+        ) from error
+    with atomic_path(target) as temporary, temporary.open("wb") as out:
+        np.savez(out, **statistics)  # type: ignore[arg-type]
+    return target

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from diffzoo.errors import UserError
+from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.measure import metric_of
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference
@@ -120,7 +121,7 @@ def _runner(
     source: Callable[[SamplePlan], Any],
     base: SamplePlan,
     protocol: EvalProtocol,
-    reference: Reference,
+    reference: Reference | FolderImages,
     options: RunOptions,
 ) -> Run:
     def run(candidate: Candidate, n: int) -> Result:
@@ -138,7 +139,7 @@ def sweep_guidance(
     source: Callable[[SamplePlan], Any],
     base: SamplePlan,
     protocol: EvalProtocol,
-    reference: Reference,
+    reference: Reference | FolderImages,
     tried: Sequence[Candidate],
     options: RunOptions,
     *,

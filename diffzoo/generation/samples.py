@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffzoo.images import make_grid, save_image
+from diffzoo.images import make_grid, save_image, write_npz
 
 __all__ = ["Samples"]
 
@@ -62,6 +62,12 @@ class Samples:
     def save_grid(self, path: str | Path) -> Path:
         """All images in one file, a row per class, with the records of all in its metadata."""
         return save_image(make_grid(self._planar(), self.columns), path, _text(self.records))
+
+    def save_npz(self, path: str | Path) -> Path:
+        """All images as the ADM evaluator reads them: `arr_0`, and the classes as `arr_1` where there are any."""
+        classes = [record["class_id"] for record in self.records if "class_id" in record]
+        labels = torch.tensor(classes) if len(classes) == len(self) else None
+        return write_npz(path, self._planar().split(1000), len(self), labels)
 
     def _planar(self) -> Tensor:
         return torch.from_numpy(self.pixels).permute(0, 3, 1, 2)

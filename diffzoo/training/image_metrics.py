@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.evaluation.checks import require_layer
 from diffzoo.evaluation.measure import metric_of
 from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.run import load_networks
@@ -115,8 +116,7 @@ class ImageMetrics(L.Callback):
     def _state(name: str, networks: Any, reference: Reference) -> Any:
         metric = metric_of(name)
         network = networks[metric.network]
-        if metric.layer not in network.dims:
-            raise UserError(f"{name} needs the layer {metric.layer!r}, which these weights of {network.name} lack")
+        require_layer(metric, network)
         if metric.kind == "inception-score":
             return InceptionScore(network.dims[metric.layer])
         return FrechetDistance(*reference.statistics(network, metric.layer))

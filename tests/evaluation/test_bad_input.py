@@ -10,8 +10,8 @@ from PIL import Image
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation import Reference, RunOptions, evaluate, find_reference, make_reference
-from diffzoo.evaluation.image_files import FolderImages, NpzImages, open_images, write_npz
-from diffzoo.images import to_uint8
+from diffzoo.evaluation.image_files import FolderImages, NpzImages, open_images
+from diffzoo.images import to_uint8, write_npz
 from diffzoo.metrics import load_features
 
 

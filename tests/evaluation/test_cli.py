@@ -89,7 +89,7 @@ def test_eval_compare_and_evaluate_the_images_again(
         (["eval", "MODEL", "--protocol", "demo", "--n", "130", "--processes", "0", *METRICS], "at least 1, got 0"),
         (
             ["eval", "MODEL", "--protocol", "demo", "--n", "130", "--block-size", "0", *METRICS],
-            "at least 1 image, got 0",
+            "block_size: expected at least 1, got 0",
         ),
         (["eval", "MODEL", "--protocol", "demo", "--device", "cuda:63"], "there is no device cuda:63"),
         (["eval", "MODEL", "--protocol", "demo", "--device", "gpu"], "expected a device such as cpu"),

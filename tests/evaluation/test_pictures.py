@@ -11,9 +11,9 @@ from PIL import Image
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation import Reference, make_reference
-from diffzoo.evaluation.image_files import FolderImages, NpzImages, write_npz
+from diffzoo.evaluation.image_files import FolderImages, NpzImages
 from diffzoo.evaluation.memorisation import report
-from diffzoo.images import to_uint8
+from diffzoo.images import to_uint8, write_npz
 from diffzoo.metrics import Moments, extract, load_features
 
 

@@ -12,11 +12,10 @@ from evaluation.stand_ins import picture
 from torch import Tensor
 
 from diffzoo.evaluation import EvalProtocol, Reference, RunOptions, evaluate
-from diffzoo.evaluation.image_files import write_npz
 from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.generation import Generator
 from diffzoo.generation.plan import default_plan
-from diffzoo.images import to_uint8
+from diffzoo.images import to_uint8, write_npz
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
 from diffzoo.zoo.loading import load_any

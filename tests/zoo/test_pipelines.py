@@ -364,9 +364,9 @@ def test_seeds_are_ranges_and_numbers(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1", "1-2-3"])
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1", "1-2-3", "0-10000000000"])
 def test_other_seeds_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="expected seeds such as 0-7 or 0-15,20"):
+    with pytest.raises(UserError, match=r"expected seeds such as 0-7 or 0-15,20|10000000001 images are more than"):
         parse_seeds(text)
 
 
@@ -375,7 +375,8 @@ def test_the_command_writes_a_grid_with_a_row_per_class(
 ) -> None:
     grid, folder = tmp_path / "new" / "grid.png", tmp_path / "each"
     args = ["sample", str(pixels), "--classes", "hound", "7", "--seeds", "0-2", "--steps", "3", "--guidance", "0.3"]
-    assert main([*args, "--out", str(grid), "--dir", str(folder), "--device", "cpu", "--quiet"]) == 0
+    assert main([*args, "--out", str(grid), "--dir", str(folder), "--npz", str(tmp_path / "all.npz"), "--device", "cpu",
+                 "--quiet"]) == 0  # fmt: skip
     assert "6 images, rows: dog, thing 5" in capsys.readouterr().out
     pictures = pipeline(pixels, "cpu")(["hound", 7], seeds=range(3), steps=3, guidance=0.3)
     with Image.open(grid) as image:
@@ -385,6 +386,11 @@ def test_the_command_writes_a_grid_with_a_row_per_class(
     assert np.array_equal(drawn[12:20, 22:30], pictures[5])
     assert sorted(p.name for p in tmp_path.joinpath("new").iterdir()) == ["grid.png"]
     assert len(list(folder.iterdir())) == 6
+    with np.load(tmp_path / "all.npz") as archive:  # as the evaluator of ADM reads it
+        assert np.array_equal(archive["arr_0"], pictures.pixels)
+        assert archive["arr_1"].tolist() == [1, 1, 1, 7, 7, 7]
+    assert main([*args, "--out", str(grid), "--dir", str(folder), "--device", "cpu", "--quiet"]) == 2
+    assert "holds images already" in capsys.readouterr().err
 
 
 def test_the_command_draws_unconditional_models_and_some_classes(

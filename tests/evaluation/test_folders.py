@@ -1,0 +1,139 @@
+"""Two folders of images, references of other projects, and what a result says about files."""
+
+import json
+import pickle
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation.stand_ins import picture, protocol
+from PIL import Image
+
+from diffzoo.cli.main import main
+from diffzoo.errors import UserError
+from diffzoo.evaluation import Reference, Result, RunOptions, evaluate
+from diffzoo.evaluation.image_files import FolderImages
+from diffzoo.evaluation.lossy import jpeg_quality, lossy_remark
+from diffzoo.images import to_uint8
+from diffzoo.metrics import Moments, extract, frechet_distance, load_features
+
+METRICS = ("frechet:random-conv", "kid:random-conv", "recall:random-conv")
+
+
+@pytest.fixture(autouse=True)
+def _references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFZOO_REFERENCES", str(tmp_path / "references"))
+
+
+def folder(path: Path, seeds: range, suffix: str = ".png", **options: object) -> Path:
+    path.mkdir()
+    for i, pixels in zip(seeds, to_uint8(picture(seeds)), strict=True):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path / f"{i:04d}{suffix}", **options)
+    return path
+
+
+def test_one_folder_against_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = folder(tmp_path / "a", range(140)), folder(tmp_path / "b", range(1000, 1150))
+    args = ["eval", "--images", str(a), "--reference", str(b), "--metrics", *METRICS, "--quiet", "--device", "cpu"]
+    assert main([*args, "--out", str(tmp_path / "one")]) == 0
+    result = Result.load(tmp_path / "one" / "folders_140.json")
+    assert result.protocol.reference.startswith("b-")
+    assert f"the 150 images of 16 px in {b}" in result.remarks[0]
+    network = load_features("random-conv")
+    sides = [extract(network, to_uint8(picture(seeds)))["pool"] for seeds in (range(140), range(1000, 1150))]
+    want = frechet_distance(*(Moments.of(side) for side in sides))
+    assert result.values["frechet:random-conv"].value == pytest.approx(want, rel=1e-9)
+    # statistics are kept by content: a second run reads them, a changed image makes new ones
+    monkeypatch.setattr("diffzoo.evaluation.reference.make_reference", lambda *a, **k: pytest.fail("made again"))
+    assert main([*args, "--out", str(tmp_path / "two")]) == 0
+    assert Result.load(tmp_path / "two" / "folders_140.json").same_numbers() == result.same_numbers()
+    monkeypatch.undo()
+    monkeypatch.setenv("DIFFZOO_REFERENCES", str(tmp_path / "references"))
+    Image.new("RGB", (16, 16)).save(b / "1000.png")
+    assert main([*args, "--out", str(tmp_path / "three")]) == 0
+    changed = Result.load(tmp_path / "three" / "folders_140.json")
+    assert changed.protocol.reference_sha256 != result.protocol.reference_sha256
+    Image.new("RGB", (24, 24)).save(a / "0000.png")
+    assert main([*args, "--out", str(tmp_path / "four")]) == 2
+
+
+def test_what_was_left_out_is_said(tmp_path: Path) -> None:
+    source = FolderImages(str(folder(tmp_path / "a", range(24))))
+    reference = FolderImages(str(folder(tmp_path / "b", range(50, 62))))
+    result = evaluate(source, protocol(12, metrics=("kid:random-conv",)), reference, RunOptions(out=tmp_path / "out"))
+    assert any("first 12 of 24 images" in r and "12 were left out" in r for r in result.remarks)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file: results need a folder"):
+        evaluate(source, protocol(12), reference, RunOptions(out=tmp_path / "file"))
+
+
+@pytest.mark.parametrize("quality", [25, 40, 50, 75, 90, 95])
+def test_the_quality_of_a_jpeg_is_read_from_its_tables(tmp_path: Path, quality: int) -> None:
+    path = folder(tmp_path / "a", range(1), ".jpg", quality=quality) / "0000.jpg"
+    assert abs(jpeg_quality(path) - quality) <= 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "said"),
+    [
+        (".jpg", {"quality": 75}, r"JPEG of quality 75 \(100 %\)"),
+        (".webp", {"quality": 80}, r"WebP \(100 %\)"),
+        (".webp", {"lossless": True}, None),
+        (".png", {}, None),
+    ],
+)
+def test_files_saved_with_loss_are_remarked(tmp_path: Path, suffix: str, options: dict, said: str | None) -> None:
+    found = lossy_remark(FolderImages(str(folder(tmp_path / "a", range(3), suffix, **options))).files, "the images")
+    assert (found is None) if said is None else re.search(said, str(found))
+
+
+def test_references_of_edm2_and_stylegan(tmp_path: Path) -> None:
+    class Inception(torch.nn.Module):
+        name, dims = "inception-2015", {"pool": 4}
+
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    mean, covariance = x.mean(0), np.cov(x.T, bias=True)
+    files = {
+        "edm2": {"fid": {"mu": mean, "sigma": covariance}},
+        "stylegan": {"num_items": 50, "raw_mean": x.sum(0), "raw_cov": x.T @ x, "capture_all": False},
+    }
+    for name, data in files.items():
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(data))
+        reference = Reference.open(tmp_path / f"{name}.pkl")
+        got = reference.statistics(Inception(), "pool")
+        np.testing.assert_allclose(got[0], mean, atol=1e-12)
+        np.testing.assert_allclose(got[1], covariance, atol=1e-12)
+        assert reference.id == name
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("touched"),))
+
+
+@pytest.mark.parametrize("data", [{"fid": Evil()}, {"other": 3}, [1, 2]])
+def test_other_pickles_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(data))
+    with pytest.raises(UserError, match=r"no pickle of statistics .* np\.savez"):
+        Reference.open(tmp_path / "x.pkl")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_results_of_earlier_versions_load_and_compare(tmp_path: Path) -> None:
+    """A plan once said `average`; its hash is of what was written."""
+    source = FolderImages(str(folder(tmp_path / "a", range(12))))
+    evaluate(source, protocol(12, metrics=("kid:random-conv",)), source, RunOptions(out=tmp_path / "out"))
+    new = Result.load(tmp_path / "out" / "test_12.json")
+    from diffzoo.generation.plan import SamplePlan, digest
+
+    written = SamplePlan("x", weights="ema", guidance={"scale": 2.0, "weak": "y", "weak_weights": "raw"}).to_dict()
+    old = {**written, "average": "average", "guidance": {"scale": 2.0, "weak": "y", "weak_average": "raw"}}
+    old.pop("weights")
+    data = {**new.to_dict(), "plan": old, "plan_sha256": digest(old)}
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert Result.load(tmp_path / "old.json").plan == SamplePlan.from_dict(written)
+    assert replace(new, plan=Result.load(tmp_path / "old.json").plan).protocol.sha256 == new.protocol.sha256
