@@ -187,7 +187,8 @@ class ImageDataModule(LightningDataModule):
 
     def begin(self) -> Position:
         """The position, fixed where a trainer asks for the first batch of an epoch; ranks share what they know."""
-        self.position.move(self.images_seen, self._progress() or 0)
+        again = getattr(self.trainer, "overfit_batches", 0)  # every epoch has the first few batches
+        self.position.move(0 if again else self.images_seen, self._progress() or 0)
         if self.trainer is not None and self.trainer.training and self._ranks()[1] > 1:
             share_bad(self.bad_images, self._ranks()[1])
             check_bad(self.bad_images, self.max_bad, self.train_source.name)

@@ -40,6 +40,7 @@ from diffzoo.tensors import ADAPTER_BASE, state_sha256, write_tensors
 from diffzoo.training import draws, freezing
 from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.averaging import EMA, averaged, whole_state
+from diffzoo.training.batch_format import BatchFormat, size_of
 from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.optimizers import parameter_groups, scale_learning_rates
 from diffzoo.training.recipe_settings import Settings, apply_changes, settings_of
@@ -159,6 +160,7 @@ class DiffusionModule(L.LightningModule):
         self.images_seen = 0
         self.last_losses: tuple[Tensor, Tensor] | None = None
         self.last_ids: list[int] = []
+        self._formats: dict[tuple[str, int], BatchFormat] = {}  # of each loader, by its first batch
 
     @staticmethod
     def _build(network: Network | str, overrides: dict[str, Any] | None, weights: str | None) -> Network:
@@ -196,7 +198,7 @@ class DiffusionModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
-        index = batch["id"].tolist()
+        index = batch["id"].tolist() if "id" in batch else self._places(batch, batch_idx)
         x = self.clean(batch, index)
         t = draws.times(self.seed, index, self.device)
         eps = draws.normal("validation", self.seed, index, x.shape[1:], self.device)
@@ -229,19 +231,25 @@ class DiffusionModule(L.LightningModule):
 
     def _index(self, batch: dict[str, Any], batch_idx: int) -> list[int]:
         """Place of each sample in the global stream; data modules that do not say get consecutive places."""
-        if "index" in batch:
+        again: Any = getattr(self._trainer, "overfit_batches", 0)
+        if "index" in batch and not again:  # batches that come again get new noise each time
             return batch["index"].tolist()
-        n = len(batch["image"] if "image" in batch else batch["moments"])
         accumulate = self.trainer.accumulate_grad_batches
-        start = (self.global_step * accumulate + batch_idx % accumulate) * self.trainer.world_size
-        return [(start + self.global_rank) * n + i for i in range(n)]
+        return self._places(batch, self.global_step * accumulate + batch_idx % accumulate)
+
+    def _places(self, batch: dict[str, Any], number: int) -> list[int]:
+        """Consecutive places for the samples of batch `number`, over all ranks."""
+        n = size_of(batch)
+        start = (number * self.trainer.world_size + self.global_rank) * n
+        return list(range(start, start + n))
 
     def clean(self, batch: dict[str, Any], index: list[int]) -> Tensor:
         """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
         if "moments" in batch:
             mean, std = batch["moments"].float().chunk(2, dim=1)
             return mean + std * draws.normal("latent", self.seed, index, mean.shape[1:], self.device)
-        images = to_float(batch["image"])
+        images = batch["image"]
+        images = to_float(images) if images.dtype == torch.uint8 else images.float()
         if self.autoencoder is None:
             return images
         with torch.no_grad():
@@ -273,13 +281,27 @@ class DiffusionModule(L.LightningModule):
 
     # -- around a step
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; places and row ids stay on the host, where the generators are keyed."""
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> dict[str, Any]:
+        """Bring a batch of any loader into our form (`batch_format`) and move it.
+
+        Places and row ids stay on the host, where the generators are keyed.
+        """
         host = ("index", "id")
         return {
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in host else v
-            for k, v in batch.items()
+            for k, v in self._format(batch, dataloader_idx).read(batch).items()
         }
+
+    def _format(self, batch: Any, dataloader_idx: int) -> BatchFormat:
+        """The format of a loader's batches, which its first one decides."""
+        where = "training" if self._trainer is None or self._trainer.training else "validation"
+        known = self._formats.get((where, dataloader_idx))
+        if known is None:
+            known = BatchFormat.of(batch, self.network.config, self.autoencoder is not None, where)
+            self._formats[where, dataloader_idx] = known
+            if known.note:
+                _say(f"{where} {known.note}")
+        return known
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the network alone, with the family's own no-decay groups."""

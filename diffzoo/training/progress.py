@@ -8,6 +8,8 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from diffzoo.training.batch_format import size_of
+
 __all__ = ["RunProgress"]
 
 
@@ -46,7 +48,7 @@ class RunProgress(ProgressBar):
         if not self._enabled or not trainer.is_global_zero:
             return
         now = time.monotonic()
-        images = len(batch["image"] if "image" in batch else batch["moments"]) * trainer.world_size
+        images = size_of(batch) * trainer.world_size
         rate = images / max(now - self._stamp, 1e-9)
         self._stamp = now
         self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.training.batch_format import size_of
 from diffzoo.training.gpus import GIB, GPU, present_gpu
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.planning import flops_per_image
@@ -179,7 +180,7 @@ class TrainingLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._take_in(pl_module, outputs, _size(batch) * trainer.world_size)
+        self._take_in(pl_module, outputs, size_of(batch) * trainer.world_size)
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
@@ -240,11 +241,3 @@ class TrainingLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # with the sums of the rows to come, the loss curve of a resumed run is that of one never stopped
         self.images_seen, self._loaded = state_dict["images_seen"], state_dict["sums"]
-
-
-def _size(batch: Any) -> int:
-    """Images in a batch: the length of its first tensor."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    return next((len(v) for v in values if isinstance(v, Tensor)), 0)

@@ -51,7 +51,7 @@ def check(run: Path, encoder: str, folder: Path, size: int, tmp_path: Path) -> N
     assert loaded.metadata.text_encoder is not None
     assert (loaded.metadata.text_encoder["class"], loaded.metadata.text_encoder["source"]) == (encoder, str(folder))
     pipe = pipeline(run, "cpu")
-    assert pipe.condition_kind == "caption"
+    assert pipe.generator.kind == "caption"
     captions = ["a cat on a bench", "a red dog"]
     pictures = pipe(captions, seeds=[0, 1], steps=2, guidance=4.0)
     assert pictures.pixels.shape == (4, size, size, 3)

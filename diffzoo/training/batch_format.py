@@ -1,0 +1,193 @@
+"""The one contract of a batch: what a loader may give, decided on its first batch and held to afterwards.
+
+Inside, a batch is a dictionary:
+
+    image     `(b, c, h, w)`, uint8, or floats in [-1, 1]; or `moments`, `(b, 2c, h, w)` floats, of cached latents
+    label     `(b,)` integers from 0 to num_classes - 1
+    caption   list of strings; or `text` and `text_mask`, encoded captions
+    index     place of each sample in the global stream, `id` number of its row; both stay on the host
+
+The data modules of diffzoo give exactly that. Of other loaders, usual names and `(image, label)` tuples are understood,
+and floats in [0, 1] or [0, 255] are scaled. The range is read off the first batch, so what was taken for what is said.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.models.base import Config
+
+__all__ = ["BatchFormat", "size_of"]
+
+NAMES = {
+    "image": ("images", "img", "pixel_values", "x", "input"),
+    "label": ("labels", "class_label", "class_labels", "target", "targets", "y"),
+    "caption": ("captions", "prompt", "prompts"),
+}
+_TOLERANCE = 0.05  # augmentations and resizers overshoot a little
+
+
+@dataclass(frozen=True)
+class BatchFormat:
+    """How the batches of a loader become ours; `of` decides it on the first one.
+
+    Args:
+        names: ours to the loader's, a key or the place in a tuple.
+        scale, shift: images are `image * scale + shift`; (1, 0) leaves them as they are.
+        classes: how many the network has; 0 = labels are not looked at.
+    """
+
+    names: Mapping[str, str | int]
+    scale: float
+    shift: float
+    classes: int
+
+    @classmethod
+    def of(cls, batch: Any, config: Config, latent: bool, where: str) -> "BatchFormat":
+        """Decide the format.
+
+        Args:
+            batch: the first of a loader, on the host.
+            config: of the network.
+            latent: whether images are encoded before the network sees them.
+            where: "training" or "validation", for messages.
+
+        Raises:
+            UserError: for what cannot be trained on, saying what was expected.
+        """
+        names = _names(batch, where)
+        found = {name: batch[key] for name, key in names.items()}
+        scale, shift = 1.0, 0.0
+        if "image" in found:
+            _check_shape(found["image"], config, latent, where)
+            scale, shift = _range(found["image"], where)
+        if config.num_classes and "label" not in found:
+            raise UserError(
+                f"the network has {config.num_classes} classes but the {where} batches have no label: give `label`, "
+                "class numbers, or set model.network_args.num_classes to 0"
+            )
+        return cls(names, scale, shift, config.num_classes)
+
+    @property
+    def note(self) -> str:
+        """What was taken for what, where that is not obvious; empty otherwise."""
+        if (self.scale, self.shift) == (2.0, -1.0):
+            return "images are floats in [0, 1]: they are scaled to [-1, 1]"
+        if self.scale != 1:
+            return "images are floats in [0, 255]: they are scaled to [-1, 1]"
+        return ""
+
+    def read(self, batch: Any) -> dict[str, Any]:
+        """A batch of this loader in our form, on the host.
+
+        Raises:
+            UserError: for labels or values that do not fit the format.
+        """
+        found = dict(batch) if isinstance(batch, Mapping) else {}
+        for name, key in self.names.items():
+            found[name] = found.pop(key) if isinstance(key, str) else batch[key]
+        if self.scale != 1:
+            image = found["image"].float() * self.scale + self.shift
+            if image.device.type == "cpu" and float(image.amin()) < -1 - 2 * _TOLERANCE:
+                raise UserError(
+                    f"{self.note}, as the first batch was; a later one goes below 0: give floats in [-1, 1], or uint8"
+                )
+            found["image"] = image
+        if self.classes:
+            found["label"] = _labels(found["label"], self.classes)
+        return found
+
+
+def size_of(batch: Any) -> int:
+    """Samples in a batch: the length of its first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next((len(v) for v in values if isinstance(v, Tensor)), 0)
+
+
+def _names(batch: Any, where: str) -> dict[str, str | int]:
+    if isinstance(batch, Tensor):
+        batch = [batch]
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and 1 <= len(batch) <= 2:
+        second = {} if len(batch) == 1 else {"label" if isinstance(batch[1], Tensor) else "caption": 1}
+        if isinstance(batch[0], Tensor):
+            return {"image": 0, **second}
+    if not isinstance(batch, Mapping):
+        what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sequence) else type(batch).__name__
+        raise UserError(
+            f"{where} batches: expected a dictionary with `image` (and `label` or `caption`) or an (image, label) "
+            f"tuple of tensors, got a {what}"
+        )
+    names: dict[str, str | int] = {}
+    for name, others in NAMES.items():
+        key = next((k for k in (name, *others) if k in batch), None)
+        if key is not None:
+            names[name] = key
+    text = batch.get("text")
+    if "caption" not in names and isinstance(text, Sequence) and all(isinstance(t, str) for t in text):
+        names["caption"] = "text"
+    if "image" not in names and "moments" not in batch:
+        raise UserError(
+            f"{where} batches have no images: expected `image` (or {', '.join(NAMES['image'])}) or `moments`, got "
+            f"{', '.join(map(str, batch)) or 'nothing'}"
+        )
+    if "image" in names and not isinstance(batch[names["image"]], Tensor):
+        raise UserError(
+            f"{where} batches: expected `{names['image']}` to be a tensor (b, c, h, w), got "
+            f"{type(batch[names['image']]).__name__}: turn images into tensors in the dataset"
+        )
+    return names
+
+
+def _check_shape(image: Tensor, config: Config, latent: bool, where: str) -> None:
+    channels, size = (3 if latent else config.in_channels), config.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    shape = tuple(image.shape)
+    if len(shape) == 4 and shape[1] == channels and (latent or shape[2:] == (height, width)):
+        return
+    hint = ": put the channels first" if len(shape) == 4 and shape[3] == channels != shape[1] else ""
+    expected = f"(b, {channels}, h, w)" if latent else f"(b, {channels}, {height}, {width})"
+    raise UserError(f"{where} batches: expected images of shape {expected}, got {shape}{hint}")
+
+
+def _range(image: Tensor, where: str) -> tuple[float, float]:
+    """Scale and shift that bring images to [-1, 1]; uint8 is scaled where it is used."""
+    if image.dtype == torch.uint8:
+        return 1.0, 0.0
+    values = image.float()
+    low, high = float(values.amin()), float(values.amax())
+    if image.is_floating_point() and -1 - _TOLERANCE <= low < -_TOLERANCE and high <= 1 + _TOLERANCE:
+        return 1.0, 0.0
+    if image.is_floating_point() and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
+        return 2.0, -1.0
+    if low >= 0 and high <= 255:
+        return 1 / 127.5, -1.0
+    kind = str(image.dtype).removeprefix("torch.")
+    raise UserError(
+        f"{where} batches: expected images as uint8 or as floats in [-1, 1], [0, 1] or [0, 255], got {kind} between "
+        f"{low:.3g} and {high:.3g}: leave out a normalisation by mean and standard deviation"
+    )
+
+
+def _labels(label: Any, classes: int) -> Tensor:
+    if not isinstance(label, Tensor):
+        label = torch.as_tensor(label) if all(isinstance(v, int) for v in label) else label
+    expected = f"labels: expected class numbers from 0 to {classes - 1}, integers of shape (b,), got "
+    if not isinstance(label, Tensor):
+        raise UserError(f"{expected}{type(label[0]).__name__}")
+    if label.ndim == 2 and label.shape[1] == 1:
+        label = label[:, 0]
+    if label.ndim != 1:
+        hint = ": take argmax(1) of one-hot labels" if label.shape[1:] == (classes,) else ""
+        raise UserError(f"{expected}shape {tuple(label.shape)}{hint}")
+    if label.is_floating_point() or label.dtype == torch.bool:
+        raise UserError(f"{expected}{str(label.dtype).removeprefix('torch.')}")
+    low, high = int(label.min()), int(label.max())
+    if low < 0 or high >= classes:
+        raise UserError(f"{expected}{low if low < 0 else high}: set model.network_args.num_classes")
+    return label.long()
