@@ -47,5 +47,7 @@ class ImageNoise:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Noise of `shape` per image: `(b, *shape)`."""
-        draws = [torch.randn(tuple(shape), generator=g) for g in self._generators]
-        return torch.stack(draws).to(self.device, self.dtype) if draws else torch.empty(0, *shape)
+        # in float32 whatever torch's default is: a draw in float64 is another draw
+        draws = [torch.randn(tuple(shape), generator=g, dtype=torch.float32) for g in self._generators]
+        empty = torch.empty(0, *shape)
+        return (torch.stack(draws) if draws else empty).to(self.device, self.dtype)

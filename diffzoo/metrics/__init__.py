@@ -6,12 +6,13 @@ from diffzoo.metrics.frechet import FrechetReference, frechet_distance
 from diffzoo.metrics.inception_score import inception_score
 from diffzoo.metrics.kernels import cmmd, kid, kid_subsets
 from diffzoo.metrics.moments import Moments, merge_all
-from diffzoo.metrics.neighbours import density_coverage, nearest, precision_recall
+from diffzoo.metrics.neighbours import authentic, density_coverage, nearest, precision_recall
 
 __all__ = [
     "FeatureNetwork",
     "FrechetReference",
     "Moments",
+    "authentic",
     "clip_scores",
     "cmmd",
     "density_coverage",

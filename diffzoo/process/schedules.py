@@ -218,9 +218,15 @@ class LinearTime(Schedule):
     def _ends(self) -> tuple[float, float]:
         return 1 / (1 + math.exp(self.max_logsnr / 2)), 1 / (1 + math.exp(self.min_logsnr / 2))
 
-    def _logsnr(self, t: Tensor) -> Tensor:
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """u = sigma and 1 - u on the straight path; each keeps its digits where it is small."""
         first, last = self._ends
-        return -2 * torch.logit(first + t * (last - first))
+        rest_first, rest_last = 1 / (1 + math.exp(-self.max_logsnr / 2)), 1 / (1 + math.exp(-self.min_logsnr / 2))
+        return first + t * (last - first), rest_last + (1 - t) * (rest_first - rest_last)
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        u, rest = self._parts(t)
+        return 2 * (rest.log() - u.log())
 
     def _time(self, logsnr: Tensor) -> Tensor:
         first, last = self._ends
@@ -228,8 +234,8 @@ class LinearTime(Schedule):
 
     def _derivative(self, t: Tensor) -> Tensor:
         first, last = self._ends
-        u = first + t * (last - first)
-        return -2 * (last - first) / (u * (1 - u))
+        u, rest = self._parts(t)
+        return -2 * (last - first) / (u * rest)
 
 
 @dataclass(frozen=True)

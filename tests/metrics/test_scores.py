@@ -2,13 +2,13 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.metrics import (
+    authentic,
     clip_scores,
     cmmd,
     density_coverage,
@@ -19,7 +19,7 @@ from diffzoo.metrics import (
     precision_recall,
 )
 from diffzoo.metrics.inception_score import score_of_sums, score_sums
-from diffzoo.metrics.neighbours import squared_distances, squared_radii
+from diffzoo.metrics.neighbours import squared_radii
 
 
 def normals(n: int, d: int, seed: int = 0) -> Tensor:
@@ -115,12 +115,63 @@ def test_clip_score_is_a_floored_cosine() -> None:
 # -- neighbours
 
 
-def test_distances_are_exact_where_they_cancel() -> None:
-    x = normals(20, 16).double() + 1e3
-    y = torch.cat([x[:3], x[3:6] + 1e-7])
-    want = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
-    torch.testing.assert_close(squared_distances(x, y), want, rtol=1e-6, atol=0)
-    assert squared_distances(x, y)[0, 0] == 0
+def brute_force(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances from the differences."""
+    return (x.double()[:, None] - y.double()[None]).square().sum(-1)
+
+
+def collapsed(n: int) -> Tensor:
+    """Near copies of one image: float32 products cannot tell them apart."""
+    return normals(1, 6, 7) + 1e-4 * normals(n, 6, 8)
+
+
+SETS = {
+    "distinct": (normals(60, 6, 1), 1.2 * normals(70, 6, 2)),
+    # small integers: most distances are ties, many images are duplicates
+    "ties": ((2 * normals(80, 3, 3)).round(), (2 * normals(90, 3, 4)).round()),
+    "far from the origin": (normals(40, 4, 1) + 1e4, normals(50, 4, 2) + 1e4),
+    "collapsed": (collapsed(90), torch.cat([collapsed(60).flip(0), normals(40, 6, 3)])),
+    "one image": (torch.ones(30, 4), torch.ones(40, 4)),
+}
+
+
+@pytest.mark.parametrize("rows", [7, 2048])
+@pytest.mark.parametrize(("x", "y"), SETS.values(), ids=SETS)
+def test_neighbours_against_their_definition(x: Tensor, y: Tensor, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every decision, in blocks and as a whole, against exact distances of all pairs."""
+    monkeypatch.setattr("diffzoo.metrics.neighbours.ROWS", rows)
+    between = brute_force(x, y)
+
+    def radii(v: Tensor, k: int) -> Tensor:
+        return brute_force(v, v).sort(dim=1).values[:, k]
+
+    assert torch.equal(squared_radii(x, 3), radii(x, 3))
+    found = precision_recall(x, y)
+    assert torch.equal(found.sample_inside, (between <= radii(y, 3)[None]).any(1))
+    assert torch.equal(found.reference_inside, (between <= radii(x, 3)[:, None]).any(0))
+    balls = density_coverage(x, y)
+    assert torch.equal((balls.balls * 5).round().long(), (between < radii(y, 5)[None]).sum(1))
+    assert torch.equal(balls.covered, (between < radii(y, 5)[None]).any(0))
+    distance, index = nearest(x, y, k=3)
+    assert torch.equal(distance, between.sort(dim=1).values[:, :3].sqrt())
+    assert torch.equal(between.gather(1, index).sqrt(), distance)
+    assert torch.equal(authentic(x, y), radii(y, 1)[index[:, 0]] < between.amin(1))
+
+
+def test_a_set_against_itself() -> None:
+    x = normals(500, 64)
+    found = density_coverage(x, x)
+    assert found.density == pytest.approx(1, abs=1e-12)
+    assert found.coverage == 1
+    assert not authentic(x, x).any()
+
+
+def test_copies_are_not_authentic() -> None:
+    reference = normals(200, 8)
+    sample = torch.cat([normals(50, 8, 1), reference[:50] + 1e-3])
+    found = authentic(sample, reference)
+    assert not found[50:].any()
+    assert found[:50].double().mean() > 0.4
 
 
 def test_radii_leave_out_the_row_itself() -> None:
@@ -155,26 +206,6 @@ def test_precision_recall_against_torch_fidelity() -> None:
     assert (found.precision, found.recall) == pytest.approx(want, abs=1e-6)
 
 
-def test_neighbours_do_not_depend_on_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = normals(60, 4, 1), normals(70, 4, 2)
-    whole = precision_recall(x, y), density_coverage(x, y)
-    monkeypatch.setattr("diffzoo.metrics.neighbours.ROWS", 7)
-    monkeypatch.setattr("diffzoo.metrics.neighbours._blocks.__defaults__", (7,))
-    parts = precision_recall(x, y), density_coverage(x, y)
-    for a, b in zip(whole, parts, strict=True):
-        assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
-
-
-def test_density_and_coverage_against_their_definition() -> None:
-    x, y = normals(40, 5, 1).double().numpy(), normals(50, 5, 2).double().numpy()
-    between = np.linalg.norm(y[:, None] - x[None], axis=-1)
-    radii = np.sort(np.linalg.norm(y[:, None] - y[None], axis=-1), axis=1)[:, 5]
-    inside = between < radii[:, None]
-    found = density_coverage(torch.from_numpy(x), torch.from_numpy(y))
-    assert found.density == pytest.approx(inside.sum(axis=0).mean() / 5)
-    assert found.coverage == pytest.approx(inside.any(axis=1).mean())
-
-
 def test_nearest_finds_planted_copies() -> None:
     database = normals(100, 8)
     distance, index = nearest(database[[7, 42]] + 1e-4, database, k=3)
@@ -183,6 +214,6 @@ def test_nearest_finds_planted_copies() -> None:
 
 
 def test_features_of_two_networks_are_refused() -> None:
-    for metric in (precision_recall, density_coverage, nearest):
+    for metric in (precision_recall, density_coverage, nearest, authentic):
         with pytest.raises(UserError, match="4 features and the reference 5"):
             metric(normals(20, 4), normals(20, 5))

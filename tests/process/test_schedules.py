@@ -148,6 +148,14 @@ def test_cosine_is_tan() -> None:
     )
 
 
+def test_linear_time_keeps_its_digits_at_both_ends() -> None:
+    """1 - sigma is below the spacing of numbers at 1 from a log-SNR of -74 on."""
+    schedule = LinearTime(-200, 200)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.logsnr(ends), torch.tensor([200.0, -200.0], dtype=torch.float64))
+    assert torch.isfinite(schedule.derivative(ends)).all()
+
+
 def test_linear_time_is_flow_matching() -> None:
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     torch.testing.assert_close(LinearTime(-40, 40).logsnr(t), 2 * torch.log((1 - t) / t), rtol=1e-6, atol=1e-6)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffzoo import images
 from diffzoo.errors import UserError
 from diffzoo.process import Cosine, Estimate, GaussianProcess, LogSNRConditioning, Straight, V, VarianceExploding
+from diffzoo.rng import ImageNoise
 from diffzoo.sampling import (
     DDIM,
     DEIS,
@@ -57,6 +58,17 @@ SAMPLERS: dict[str, Sampler] = {
     "Euler-Maruyama": EulerMaruyama(6, UniformTime(0.95), diffusion="sigma"),
 }
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+
+
+def test_noise_does_not_follow_the_default_dtype() -> None:
+    want = ImageNoise([1, 2]).normal((3, 4))
+    torch.set_default_dtype(torch.float64)
+    try:
+        got, none = ImageNoise([1, 2]).normal((3, 4)), ImageNoise([]).normal((3, 4))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, want)
+    assert (none.shape, none.dtype) == ((0, 3, 4), torch.float32)
 
 
 class TinyNetwork(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from oracles import GaussianOracle, Replay
 
 from diffzoo.errors import UserError
-from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, LinearTime, Straight, VarianceExploding
+from diffzoo.process import Cosine, DiscreteBetas, Eps, Flow, GaussianProcess, LinearTime, Straight, VarianceExploding
 from diffzoo.sampling import (
     DDIM,
     DEIS,
@@ -110,6 +110,14 @@ def test_euler_on_flow_matching_is_ddim_and_follows_the_velocity() -> None:
     torch.testing.assert_close(euler, z + (s - t) * (estimate.eps - estimate.x), rtol=1e-5, atol=1e-5)
     quiet, _ = EulerMaruyama(strength=0.0).step(Bound(oracle), z, t, s, None, Replay(z[None]))
     torch.testing.assert_close(quiet, euler)
+
+
+def test_euler_from_the_end_of_flow_matching() -> None:
+    """Beyond a log-SNR of -74 sigma is 1 to the last bit, though alpha is not 0."""
+    oracle = GaussianOracle(GaussianProcess(LinearTime(-200, 200), Straight(), Flow()))
+    z = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    end = integrate(oracle, Euler(400, UniformTime(), final="state"), z, Replay(z[:0]))
+    torch.testing.assert_close(end, oracle.solution(z, 1.0, 0.0), rtol=0, atol=0.02)
 
 
 def test_heun_averages_two_slopes() -> None:
