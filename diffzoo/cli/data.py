@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ __all__ = ["configure", "run"]
 CACHE_METADATA = "passport.json"  # of latents, whose module takes long to import
 USUAL: dict[str, Any] = {"config": None, "revision": None, "split": "train", "download": False}
 USUAL |= {"image": "auto", "label": "auto", "caption": "auto"}  # what these flags are if nobody sets them
-SOURCE_HELP = "`demo`, a folder of pictures, a Parquet or tar file, a folder of these, or a Hub name owner/name"
+SOURCE_HELP = "`demo`, a folder of images, a Parquet, tar or zip file, a folder of these, or a Hub name owner/name"
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -79,24 +79,20 @@ def run(args: argparse.Namespace) -> int:
 
 def open_data(args: argparse.Namespace) -> "ImageDataModule":
     """The data module of SOURCE, without random choices."""
-    from diffzoo.data import DemoData, HFDataset, ImageFolder
+    from diffzoo.data import DemoData, HFDataset
 
-    path = Path(args.source)
-    common = {"image_size": args.size, "resize": args.resize, "flip": False, "num_workers": args.workers}
-    # nothing is shown twice, and bad pictures are counted
-    common |= {"cache": False, "max_bad": sys.maxsize}
+    # nothing is shown twice, and bad images are counted
+    common: dict[str, Any] = {"image_size": args.size, "resize": args.resize, "flip": False, "cache": False}
+    common |= {"num_workers": args.workers, "max_bad": sys.maxsize}
     if args.source == "demo":
-        _refuse_flags(args)
+        given = [name for name, value in USUAL.items() if getattr(args, name) != value]
+        if given:
+            raise UserError(f"--{given[0]} means nothing to the demo set: leave it out")
         return DemoData(**common, balance=False)
-    if path.is_dir() and not _has_shards(path):
-        splits = _splits(path)
-        _refuse_flags(args, but={"split"} if splits else set())
-        if splits:
-            train, held_out = _choose(args, splits)
-            return ImageFolder(str(path / train), val_path=held_out and str(path / held_out), **common)
-        return ImageFolder(str(path), **common)
-    columns = {k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")}
-    return HFDataset(
+    columns: dict[str, Any] = {
+        k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")
+    }
+    data = HFDataset(
         args.source,
         config=args.config,
         revision=args.revision,
@@ -106,50 +102,8 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
         **columns,
         **common,
     )
-
-
-def _has_shards(folder: Path) -> bool:
-    from diffzoo.data.sources import METADATA
-
-    return any(file.name not in METADATA for pattern in ("*.parquet", "*.tar") for file in folder.rglob(pattern))
-
-
-def _splits(folder: Path) -> list[str]:
-    """The sub-folders with pictures, if all are named after splits, so that they are no classes."""
-    from diffzoo.data.datasets import VALIDATION_SPLITS
-    from diffzoo.images import SUFFIXES
-
-    known = {"train", "training", *VALIDATION_SPLITS}
-    entries = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
-    if not known & {f.name for f in entries} or any(f.suffix.lower() in SUFFIXES for f in entries):
-        return []
-    inner = [f.name for f in entries if f.is_dir() and any(p.suffix.lower() in SUFFIXES for p in f.rglob("*"))]
-    return inner if set(inner) <= known else []
-
-
-def _choose(args: argparse.Namespace, splits: list[str]) -> tuple[str, str | None]:
-    """(folder to take, folder that is held out) among those of the splits, and say so."""
-    from diffzoo.data.datasets import VALIDATION_SPLITS
-
-    wanted = "training" if args.split == "train" and "train" not in splits else args.split
-    if wanted not in splits:
-        raise UserError(
-            f"{args.source} has the splits {', '.join(splits)} and no {args.split}: choose one with --split"
-        )
-    held_out = next((name for name in VALIDATION_SPLITS if name in splits and name != wanted), None)
-    rest = f", with {held_out} held out" if held_out else ""
-    print(f"{args.source} has the splits {', '.join(splits)}: taking {wanted}{rest}", file=sys.stderr)
-    return wanted, held_out
-
-
-def _refuse_flags(args: argparse.Namespace, but: Collection[str] = ()) -> None:
-    """Flags about columns mean nothing to a folder of pictures or to the demo set."""
-    for name, value in USUAL.items():
-        if name not in but and getattr(args, name) != value:
-            raise UserError(
-                f"--{name} is for Parquet, tar and Hub data sets, and {args.source} is none: leave it out; the "
-                "sub-folders of a folder are its classes, text files beside its pictures their captions"
-            )
+    print(f"{args.source}: {data.decision}", file=sys.stderr)
+    return data
 
 
 # ---- inspect

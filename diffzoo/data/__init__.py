@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
-    from diffzoo.data.datasets import Cifar10, Coco, HFDataset, ImageNet
+    from diffzoo.data.datasets import Cifar10, Coco, HFDataset, ImageFolder, ImageNet
     from diffzoo.data.demo import DemoData
-    from diffzoo.data.folder import ImageFolder
     from diffzoo.data.latents import Latents
 
 _HOME = {
@@ -19,7 +18,7 @@ _HOME = {
     "DemoData": "demo",
     "ImageDataModule": "base",
     "HFDataset": "datasets",
-    "ImageFolder": "folder",
+    "ImageFolder": "datasets",
     "ImageNet": "datasets",
     "Latents": "latents",
 }
@@ -36,7 +35,11 @@ __all__ = [
 ]
 
 
+_RENAMED = {"HubImages": "HFDataset"}  # the old name still opens old runs and recipes
+
+
 def __getattr__(name: str) -> Any:
+    name = _RENAMED.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module 'diffzoo.data' has no attribute {name!r}")
     return getattr(import_module(f"diffzoo.data.{_HOME[name]}"), name)

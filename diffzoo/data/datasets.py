@@ -1,215 +1,46 @@
-"""Published data sets, and local files in the same formats, by a column mapping."""
+"""Data modules of published data sets, of folders and of files in the same formats."""
 
-import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.parquet import Columns, ParquetSource
-from diffzoo.data.remote import LOG_IN, file_system, hub_file_of, retried, revision_of
-from diffzoo.data.sources import (
-    AUTO,
-    CAPTION_COLUMNS,
-    LABEL_COLUMNS,
-    METADATA,
-    FolderSource,
-    Indices,
-    LazyRows,
-    Notes,
-    Record,
-    Source,
-    below_common_folder,
-    pick,
-    rows_hash,
-)
-from diffzoo.data.tar import TarSource
-from diffzoo.errors import UserError, did_you_mean
-from diffzoo.images import SUFFIXES
+from diffzoo.data.folders import ImageFiles, Listing
+from diffzoo.data.metadata import AUTO, CAPTION_COLUMNS, LABEL_COLUMNS, pick
+from diffzoo.data.parquet import ArrowFiles, ParquetFiles
+from diffzoo.data.remote import hub_file_of, revision_of
+from diffzoo.data.resolve import Resolved, download, downloaded, resolve
+from diffzoo.data.sources import Source, SubSource, held_out
+from diffzoo.data.tables import Columns, TableSource
+from diffzoo.data.tar import FOLDER, TarSource
+from diffzoo.errors import UserError
 
-__all__ = ["Cifar10", "Coco", "HFDataset", "ImageNet"]
+__all__ = ["Cifar10", "Coco", "HFDataset", "ImageFolder", "ImageNet"]
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
-VALIDATION_SPLITS = ("validation", "val", "valid", "test")
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """The files of a data set, per split, at one revision."""
-
-    splits: Mapping[str, Sequence[str]]
-    licence: str
-    class_names: Mapping[str, Sequence[str]]
-
-    def files(self, split: str, name: str) -> list[str]:
-        if split not in self.splits:
-            raise UserError(f"{name} has no split {split!r}{did_you_mean(split, self.splits)}")
-        return list(self.splits[split])
-
-
-def resolve(source: str, config: str | None = None, revision: str | None = None) -> Resolved:
-    """Find the files of a data set: a Hub name, a folder, or one file.
-
-    Raises:
-        UserError: it does not exist, is gated, has no files, or the configuration or revision is unknown.
-    """
-    from datasets import get_dataset_config_names, load_dataset_builder
-
-    local = Path(source).exists()
-    if local and revision:
-        raise UserError(f"{source!r} is on this disk and has no revisions: leave revision out")
-    if not local and (source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)):
-        raise UserError(f"no file or folder {source!r}, and it is no name of a Hub data set (owner/name)")
-    try:
-        if Path(source).is_file():
-            kind = "webdataset" if source.endswith(".tar") else "parquet"
-            builder = load_dataset_builder(kind, data_files={"train": [source]})
-        else:
-            builder = retried(source, lambda: load_dataset_builder(source, config, revision=revision))
-    except UserError:
-        raise
-    except Exception as error:
-        known = []
-        if "BuilderConfig" in str(error) or "Config name is missing" in str(error):
-            known = get_dataset_config_names(source, revision=revision)
-        raise _explain(error, source, config, revision, known) from error
-    files = builder.config.data_files or {}
-    names = {c: list(f.names) for c, f in (builder.info.features or {}).items() if hasattr(f, "names")}
-    return Resolved({str(k): list(map(str, v)) for k, v in files.items()}, str(builder.info.license or ""), names)
-
-
-def _explain(error: Exception, source: str, config: str | None, revision: str | None, known: list[str]) -> UserError:
-    """What to do about a data set that cannot be opened."""
-    text = " ".join(str(error).split())
-    if "gated" in text.lower():
-        return UserError(f"the data set {source} is gated: {LOG_IN}")
-    if known:
-        return UserError(f"{source} needs one of its configurations, got {config!r}: {', '.join(known)}")
-    if "revision" in text.lower() and revision:
-        return UserError(f"the data set {source} has no revision {revision!r}")
-    if "offline" in text.lower():
-        return UserError(f"the data set {source} is not on this disk and the Hub is switched off (HF_HUB_OFFLINE)")
-    name = type(error).__name__
-    if name in ("EmptyDatasetError", "DataFilesNotFoundError"):
-        return UserError(f"{source!r} holds no data files: expected Parquet, tar or picture files")
-    if "Couldn't reach" in text:  # after the client's own attempts
-        return UserError(
-            f"could not reach the Hub for the data set {source!r}{_no_folder(source)}: check the connection"
-        )
-    if name == "DatasetNotFoundError":
-        return UserError(
-            f"no data set {source!r} on the Hub, or it is private{_no_folder(source)}: check the name, or log in with "
-            "`hf auth login`"
-        )
-    return UserError(f"could not open the data set {source!r}: {type(error).__name__}: {text[:300]}")
-
-
-def _no_folder(source: str) -> str:
-    """That there is no such folder either, where the name may have meant one."""
-    return f", and there is no file or folder {source!r}" if Path(source).parent.is_dir() else ""
-
-
-def download(files: Sequence[str]) -> list[str]:
-    """Fetch Hub files into the Hub cache; their local paths. Local files stay where they are."""
-    from huggingface_hub import hf_hub_download
-
-    paths = []
-    for file in files:
-        published = hub_file_of(file)
-        if published is None:
-            paths.append(file)
-            continue
-        repo, revision, name = published
-        paths.append(
-            retried(file, lambda r=repo, v=revision, n=name: hf_hub_download(r, n, repo_type="dataset", revision=v))  # type: ignore[misc]
-        )
-    return paths
-
-
-class PictureFiles(Source):
-    """Single pictures on a file system; the folder of each is its class, unless metadata files say more.
-
-    Args:
-        files: paths or URLs of the pictures and of their metadata files, if any; see `Notes`.
-        name: for messages.
-        label, caption: see `Notes`.
-        class_names: names of the classes, or of those of the training rows; None: the folders, if there are several.
-        paths: what the files are called where they are published; None: their paths below their common folder.
-        revision, licence: as published.
-    """
-
-    random_access = True
-
-    def __init__(
-        self,
-        files: Sequence[str],
-        name: str,
-        label: str | None = AUTO,
-        caption: str | None = AUTO,
-        class_names: Sequence[str] | None = None,
-        paths: Sequence[str] | None = None,
-        revision: str = "",
-        licence: str = "",
-    ):
-        at = dict(sorted(zip(paths or below_common_folder(files), files, strict=True)))
-        pictures = [path for path in at if Path(path).suffix.lower() in SUFFIXES]
-        if not pictures:
-            raise UserError(f"{name} has no Parquet, tar or picture files")
-        self.name, self.revision, self.licence = name, revision, licence
-        self._fs, self.remote = file_system(files[0])
-        metadata = {path: self._bytes(file) for path, file in at.items() if Path(path).name in METADATA}
-        several = len({Path(path).parent for path in pictures}) > 1 or class_names
-        class_of = _parent_folder if several and (not metadata or label == "label") else None
-        self._notes = Notes(pictures, metadata, class_of, False, name, label, caption, class_names)
-        self.files = [at[path] for path in self._notes.files]
-        self.class_names, self.has_captions = self._notes.class_names, self._notes.has_captions
-        self.block_sizes = np.array([len(self.files)])
-        # of a revision the names say it all; other files may change under their names
-        sizes = [] if revision else [self._fs.size(file) for file in self.files]
-        self.rows_hash = rows_hash([revision, *self._notes.files, *sizes, *metadata.items()])
-
-    def _bytes(self, file: str) -> bytes:
-        return retried(file, lambda: bytes(self._fs.cat_file(file)), remote=self.remote)
-
-    def read_row(self, row: int) -> Record:
-        notes = self._notes
-        label = None if notes.labels is None else notes.labels[row]
-        captions = () if notes.captions is None else notes.captions[row]
-        return Record(self._bytes(self.files[row]), label, captions, self.files[row])
-
-    def read_block(self, block: int) -> Sequence[Record]:
-        return LazyRows(len(self), self.read_row)
-
-    def labels(self) -> Indices | None:
-        return self._notes.label_array(self.name)
-
-
-def _parent_folder(file: str) -> str:
-    return Path(file).parent.name
 
 
 class HFDataset(ImageDataModule):
-    """Any data set of pictures: on the Hub, or Parquet, WebDataset or picture files on this disk.
+    """Any data set of images: on the Hub, or image, Parquet, WebDataset, Arrow or zip files on this disk.
 
     Args:
-        source: `owner/name` on the Hub, a folder, a Parquet or a tar file.
+        source: `owner/name` on the Hub, a folder, also one of `save_to_disk`, a Parquet, tar or zip file.
         config: configuration, where the data set has several.
         split: which split to train on.
         val_split: which split is held out; "auto": validation, val or test, if there is one; None: none.
         revision: commit, tag or branch. It is resolved to a commit, which checkpoints record and resume on.
-        image, label, caption: columns (suffixes, for WebDataset; columns of metadata files, for pictures). "auto" finds
-            the usual names; None: leave out.
+        image, label, caption: columns (suffixes, for WebDataset; columns of metadata files, for single images). "auto"
+            finds the usual names; None: leave out. The label "prefix" is an image's file name without its number.
         class_names: names of the classes, where the source does not say. Held-out rows are numbered as the training
             rows are.
+        classes: whether the sub-folders of single images are classes; None: if there are any, and no metadata.
         where: keep only rows with these values, such as {"split": "train"} (Parquet).
         val_where: the same for held-out rows, which then may come from the same split.
         streaming: read over the network as needed; False: download into the Hub cache first.
+        val_fraction: what part of the rows is held out where no split is, by the hash of their names; every class keeps
+            a row to train on.
         **common: see `ImageDataModule`.
     """
 
@@ -224,12 +55,17 @@ class HFDataset(ImageDataModule):
         label: str | None = AUTO,
         caption: str | None = AUTO,
         class_names: list[str] | None = None,
+        classes: bool | None = None,
         where: dict[str, Any] | None = None,
         val_where: dict[str, Any] | None = None,
         streaming: bool = True,
+        val_fraction: float = 0.0,
         **common: Any,
     ):
         super().__init__(**common)
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"val_fraction lies in [0, 1), got {val_fraction}")
+        self.val_fraction, self.classes = val_fraction, classes
         self.source, self.config, self.split, self.val_split, self.revision = source, config, split, val_split, revision
         self.columns: dict[str, str | None] = {"image": image, "label": label, "caption": caption}
         self._class_names, self.streaming = class_names, streaming
@@ -237,60 +73,109 @@ class HFDataset(ImageDataModule):
 
     @cached_property
     def resolved(self) -> Resolved:
-        """The files at one revision."""
+        """What the place holds, at one revision."""
         return resolve(self.source, self.config, self.revision)
 
+    @property
+    def decision(self) -> str:
+        """How the place was read, in words."""
+        source, held_out = self.train_source, self._held_out()
+        rest = f"{self.val_fraction:g} of the rows" if self.val_fraction else "nothing"
+        return (
+            f"{self.resolved}; labels: {source.labels_from or 'none'}; captions: {source.captions_from or 'none'}; "
+            f"held out: {held_out or rest}"
+        )
+
+    def _held_out(self) -> str | None:
+        """The split that is held out, if one is."""
+        if self.val_split != AUTO:
+            return self.val_split
+        return self.split if self.val_where else self.resolved.held_out(self.resolved.split(self.split))
+
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
+        train, split = self.resolved.split(self.split), self._held_out()
+        if split is None and self.val_fraction:
+            return self._fraction(part, self.open_split(self.resolved, train, self.where))
         if part == "train":
-            return self._open(self.split, self.where, self.columns["label"], None)
-        split = self.val_split
-        if self.val_where and split == AUTO:
-            split = self.split
-        if split == AUTO:
-            split = next((s for s in VALIDATION_SPLITS if s in self.resolved.splits and s != self.split), None)
+            return self.open_split(self.resolved, train, self.where)
         if split is None:
             return None
-        like = self.class_names  # of the training rows: the same class has the same number
-        return self._open(split, self.val_where, self.columns["label"] if like else None, like)
+        return self.open_split(self.resolved, self.resolved.split(split), self.val_where, self.class_names)
 
-    def _open(self, split: str, where: Mapping[str, Any], label: str | None, like: Sequence[str] | None) -> Source:
-        files = self.resolved.files(split, self.source)
+    def _fraction(self, part: str, source: Source) -> Source:
+        out = held_out(source.row_names(), self.val_fraction, source.labels())
+        return SubSource(source, out if part == "validation" else ~out, f"{part} {self.val_fraction}")
+
+    def open_split(
+        self,
+        place: Resolved,
+        split: str,
+        where: Mapping[str, Any] | None = None,
+        like: Sequence[str] | None = None,
+    ) -> Source:
+        """The rows of a split.
+
+        Args:
+            place: what holds it.
+            split: its name.
+            where: keep only rows with these values.
+            like: classes of the training rows, by which these are numbered; none of them leaves labels out.
+        """
+        label = self.columns["label"] if like is None or like else None
+        names = self._class_names or like
+        if where and place.kind not in ("parquet", "arrow"):
+            raise UserError(f"where needs Parquet files, which {place.source} does not have")
+        if place.kind == "images":
+            return self._image_files(place, split, label, names)
+        files = list(place.files[split])
         published = [hub_file_of(file) for file in files]
-        revision = revision_of(files[0]) if files else ""
         shared: dict[str, Any] = {
-            "revision": revision,
-            "licence": self.resolved.licence,
-            "name": self.source,
+            "revision": revision_of(files[0]) if files else "",
+            "licence": place.licence,
+            "name": place.source,
             "paths": [p[2] for p in published if p] if all(published) else None,
         }
-        suffixes = [Path(file).suffix.lower() for file in files if Path(file).name not in METADATA]
-        if not self.streaming:
-            files = download(files)
-        if suffixes and suffixes[0] == ".parquet":
-            return self._parquet(files, where, label, like, shared)
-        if where:
-            raise UserError(f"where needs Parquet files, which {self.source} does not have")
-        names = self._class_names or like
-        if suffixes and suffixes[0] == ".tar":
+        files = files if self.streaming else download(files)
+        if place.kind == "tar":
             return self._tar(files, label, names, shared)
+        return self._table(files, where or {}, label, like, shared)
+
+    def _image_files(self, place: Resolved, split: str, label: str | None, names: Sequence[str] | None) -> ImageFiles:
         if self.columns["image"] != AUTO:
             raise UserError(
-                f"image={self.columns['image']!r} names a column, but {self.source} holds single pictures: leave it out"
+                f"image={self.columns['image']!r} names a column, but {place.source} holds single images: leave it out"
             )
-        notes: dict[str, Any] = {"label": label, "caption": self.columns["caption"], "class_names": names}
-        if revision or not Path(self.source).is_dir():
-            return PictureFiles(files, **notes, **shared)
-        return FolderSource(_split_folder(self.source, files), **notes)
+        listing = place.listings[split]
+        if names and listing.below and listing.stray == list(listing.images):  # of a single class
+            listing = replace(listing, below=listing.below.rstrip("/").rpartition("/")[0] + "/")
+        revision = revision_of(f"{listing.root.rpartition('::')[2]}/-")
+        return ImageFiles(
+            listing if self.streaming or not revision else downloaded(listing),
+            self.name_of(place, listing),
+            label,
+            self.columns["caption"],
+            names,
+            self.classes,
+            revision,
+            place.licence,
+        )
 
-    def _parquet(
+    @staticmethod
+    def name_of(place: Resolved, listing: Listing) -> str:
+        """What to call a split of a place."""
+        return f"{place.source}/{listing.folder}" if listing.folder else place.source
+
+    def _table(
         self,
         files: list[str],
         where: Mapping[str, Any],
         label: str | None,
         like: Sequence[str] | None,
         shared: dict[str, Any],
-    ) -> ParquetSource:
-        known = ParquetSource.columns_of(files[0])
+    ) -> TableSource:
+        known = (
+            list(ArrowFiles(files).schema.names) if files[0].endswith(".arrow") else ParquetFiles.columns_of(files[0])
+        )
         columns = Columns(
             pick(self.columns["image"], IMAGE_COLUMNS, known) or "image",
             pick(label, LABEL_COLUMNS, known),
@@ -298,16 +183,17 @@ class HFDataset(ImageDataModule):
             where,
         )
         names = self._class_names or self.resolved.class_names.get(columns.label or "")
-        return ParquetSource(files, columns, class_names=names, like=like, **shared)
+        return TableSource(files, columns, class_names=names, like=like, **shared)
 
     def _tar(
         self, files: list[str], label: str | None, class_names: Sequence[str] | None, shared: dict[str, Any]
     ) -> TarSource:
-        known = TarSource(files[:1], self.source, revision=shared["revision"]).columns()
+        first = TarSource(files[:1], self.source, revision=shared["revision"])
+        known, chosen = first.columns(), pick(label, LABEL_COLUMNS, first.columns())
         return TarSource(
             files,
             image=pick(self.columns["image"], (), known),
-            label=pick(label, LABEL_COLUMNS, known),
+            label=FOLDER if label == AUTO and chosen is None and first.folders() else chosen,
             caption=pick(self.columns["caption"], CAPTION_COLUMNS, known),
             class_names=class_names,
             **shared,
@@ -340,12 +226,49 @@ class HFDataset(ImageDataModule):
             warnings.warn(f"{self.source} is read row by row, as its checkpoint was: streaming: false is faster")
 
 
-def _split_folder(source: str, files: Sequence[str]) -> str:
-    """The folder of a split: the innermost that holds all its files and is named as splits are; else the whole."""
-    root = Path(source).resolve()
-    inside = Path(os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in files])).relative_to(root)
-    names = {"train", "training", *VALIDATION_SPLITS}
-    return str(Path(source, *next((p.parts for p in [inside, *inside.parents] if p.name in names), ())))
+class ImageFolder(HFDataset):
+    """A folder of one's own images; sub-folders are classes, without any the data is unconditional.
+
+    Sub-folders named `train`, `val`, `valid`, `validation` or `test` are splits. A text file beside an image, `cat.txt`
+    beside `cat.jpg`, holds its captions, one per line. Labels and captions may also stand in `metadata.jsonl`, `.csv`
+    or `.parquet`, as in Hugging Face's `imagefolder`: each row names an image in `file_name`, by its path from there,
+    and images that no row names are left out; or in the `dataset.json` of EDM's and StyleGAN's tools.
+
+    Args:
+        path: the folder, or any other place that `HFDataset` reads.
+        val_path: folder of held-out images, with the same classes.
+        val_fraction: without `val_path`, what part of the images is held out; see `HFDataset`.
+        classes: whether sub-folders are classes; None: if there are any, and no metadata.
+        label, caption: see `HFDataset`.
+        **common: see `HFDataset` and `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        val_path: str | None = None,
+        val_fraction: float = 0.0,
+        classes: bool | None = None,
+        label: str | None = AUTO,
+        caption: str | None = AUTO,
+        **common: Any,
+    ):
+        super().__init__(path, val_fraction=val_fraction, classes=classes, label=label, caption=caption, **common)
+        self.path, self.val_path = path, val_path
+
+    def open_source(self, part: Literal["train", "validation"]) -> Source | None:
+        if self.val_path is None:
+            return super().open_source(part)
+        if part == "train":
+            return self.open_split(self.resolved, self.resolved.split(self.split))
+        place = resolve(self.val_path)
+        source = self.open_split(place, place.splits[0])
+        if list(source.class_names) != self.class_names:
+            raise UserError(
+                f"{self.val_path!r} has the classes {', '.join(source.class_names) or '(none)'} but "
+                f"{self.path!r} has {', '.join(self.class_names) or '(none)'}"
+            )
+        return source
 
 
 class ImageNet(HFDataset):

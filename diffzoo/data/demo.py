@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.parquet import Columns, ParquetSource
 from diffzoo.data.sources import Source
+from diffzoo.data.tables import Columns, TableSource
 from diffzoo.errors import UserError
 
 __all__ = ["DemoData"]
@@ -41,4 +41,4 @@ class DemoData(ImageDataModule):
 
     def open_source(self, part: Literal["train", "validation"]) -> Source:
         columns = Columns("image", "label", "caption", {"split": part})
-        return ParquetSource([str(PATH)], columns, "the demo set", licence="MIT")
+        return TableSource([str(PATH)], columns, "the demo set", licence="MIT")

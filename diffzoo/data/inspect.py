@@ -31,6 +31,7 @@ def report(data: ImageDataModule, sample: int) -> dict[str, Any]:
     source = data.train_source
     report: dict[str, Any] = {
         "source": source.name,
+        "read as": getattr(data, "decision", "the demo set"),
         "rows": {"train": len(source), "held out": len(data.val_source) if data.val_source else 0},
         "columns": ", ".join(source.columns()),
         "licence": source.licence or "not stated",

@@ -1,5 +1,7 @@
 """Reading that may fail for a moment, and where indices are kept."""
 
+import contextlib
+import json
 import re
 import time
 from collections.abc import Callable
@@ -10,8 +12,9 @@ from typing import Any, TypeVar
 
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError
+from diffzoo.files import write_text
 
-__all__ = ["LOG_IN", "file_system", "hub_file_of", "index_folder", "retried", "revision_of"]
+__all__ = ["LOG_IN", "file_system", "hub_file_of", "index_folder", "kept", "retried", "revision_of"]
 
 Value = TypeVar("Value")
 
@@ -25,6 +28,18 @@ LOG_IN = "accept its conditions on its page on the Hub, then log in with `hf aut
 def index_folder() -> Path:
     """Where indices of published files are kept."""
     return cache_dir() / "index"
+
+
+def kept(name: str | None, make: Callable[[], Any]) -> Any:
+    """`make()` as plain data, kept in the index folder under a name; without a name it is made each time."""
+    path = index_folder() / f"{name}.json"
+    if name is not None and path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    value = make()
+    if name is not None:
+        with contextlib.suppress(TypeError):  # values that JSON does not know are read each time
+            write_text(path, json.dumps(value))
+    return value
 
 
 def retried(
@@ -110,11 +125,13 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, OSError) or any(word in type(error).__name__ for word in LOST)
 
 
-def file_system(path: str) -> tuple[Any, bool]:
-    """(fsspec file system, whether it is remote) of a path or URL."""
+def file_system(path: str, fresh: bool = False) -> tuple[Any, bool]:
+    """(fsspec file system, whether it is remote) of a path or URL; with `fresh`, one that shares no open file."""
     import fsspec
 
-    system, _ = fsspec.core.url_to_fs(path)
+    system, _ = fsspec.core.url_to_fs(path, **({"skip_instance_cache": True} if fresh else {}))
+    if path.startswith("zip://"):
+        return system, file_system(path.partition("::")[2])[1]
     protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
     return system, protocol not in ("file", "local", "memory")
 

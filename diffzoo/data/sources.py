@@ -1,16 +1,12 @@
-"""Where rows come from: a folder of pictures, Parquet files, tar shards; on this disk or on a server.
+"""What a source of rows is, whatever it is read from: image files, tables, tar shards; on this disk or on a server.
 
 A source is a fixed list of rows in *blocks*. What is read together is one block; a source with random access reads any
 row alone. Nothing is decoded here.
 """
 
-import csv
 import hashlib
-import io
-import json
 import os
-import posixpath
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,34 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from diffzoo.errors import UserError, did_you_mean
-from diffzoo.images import SUFFIXES
+from diffzoo.errors import UserError
 from diffzoo.rng import key
 
-__all__ = ["FolderSource", "LazyRows", "Notes", "Record", "Source", "SubSource", "ids_hash", "rows_hash"]
+__all__ = ["Indices", "LazyRows", "Record", "Source", "SubSource", "held_out", "ids_hash", "rows_hash"]
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-AUTO = "auto"
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
-CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # on the pictures below the folder where one lies
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One row, undecoded.
 
-    image:    the encoded picture; None where the row has none.
+    image:    the encoded image; None where the row has none.
     label:    class index, or None.
-    captions: all texts of the picture; training shows one per visit.
+    captions: all texts of the image; training shows one per visit.
     name:     what to call the row in a message.
+    why:      why there is no image, where that is known.
     """
 
     image: bytes | None
     label: int | None = None
     captions: tuple[str, ...] = ()
     name: str = ""
+    why: str = ""
 
 
 def rows_hash(parts: Iterable[object]) -> str:
@@ -74,6 +66,7 @@ class Source:
         rows_hash: changes when the rows change.
         licence: as the source states it, or "".
         revision: of the published data set, or "".
+        labels_from, captions_from: what they are taken from, for reports; "" where there are none.
     """
 
     name: str = ""
@@ -85,6 +78,8 @@ class Source:
     rows_hash: str = ""
     licence: str = ""
     revision: str = ""
+    labels_from: str = ""
+    captions_from: str = ""
 
     def __len__(self) -> int:
         return int(self.block_sizes.sum())
@@ -109,228 +104,16 @@ class Source:
         return self.read_block(block)[within]
 
     def labels(self) -> Indices | None:
-        """Class of every row `(rows,)`, without reading pictures; None where rows have no label."""
+        """Class of every row `(rows,)`, without reading images; None where rows have no label."""
         return None
+
+    def row_names(self) -> Iterable[str]:
+        """What tells rows apart, whatever other rows there are."""
+        return map(str, range(len(self)))
 
     def columns(self) -> list[str]:
         """What a row holds, for reports."""
         return ["image"] + ["label"] * bool(self.class_names) + ["caption"] * self.has_captions
-
-
-class Notes:
-    """What is known of single pictures: by metadata files, the folders that they lie in and texts beside them.
-
-    Metadata files are those of Hugging Face's `imagefolder`: each row names a picture by its path from the file's own
-    folder, in `file_name`. Where there are any, they say which pictures there are.
-
-    Args:
-        pictures: paths of all pictures, below one folder.
-        metadata: content of each metadata file, by its path.
-        class_of: class of a picture by its path; None: folders are no classes.
-        texts: whether there are text files beside pictures.
-        name: for messages.
-        label, caption: which column; "auto" finds the usual names. Without metadata there are "label", the folder,
-            and "txt", the text beside a picture.
-        class_names: names of the classes, or of those of the training rows.
-
-    Attributes:
-        files: picture of each row.
-        class_names: names of the classes; empty without labels.
-        labels: class index of each row, or None where a row has none; None without labels.
-        captions: texts of each row; None if they are not in metadata.
-        beside: whether captions are the texts beside the pictures.
-
-    Raises:
-        UserError: a metadata file is damaged or names no picture, a column is missing, a class is unknown.
-    """
-
-    def __init__(
-        self,
-        pictures: Sequence[str],
-        metadata: Mapping[str, bytes],
-        class_of: Callable[[str], str] | None,
-        texts: bool,
-        name: str,
-        label: str | None = AUTO,
-        caption: str | None = AUTO,
-        class_names: Sequence[str] | None = None,
-    ):
-        self.files = list(pictures)
-        rows: list[dict[str, Any]] = [{} for _ in self.files]
-        if metadata:
-            self.files, rows = _read_metadata(metadata, frozenset(pictures), name)
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        known = [*columns, *["label"] * (class_of is not None), *["txt"] * texts]
-        picked = pick(label, LABEL_COLUMNS, known), pick(caption, CAPTION_COLUMNS, known)
-        for kind, column in zip(("label", "caption"), picked, strict=True):
-            if column is not None and column not in known:
-                raise missing_column(kind, column, known, name)
-        self.class_names: list[str] = []
-        self.labels: list[int | None] | None = None
-        if picked[0] is not None:
-            values = [row.get(picked[0]) if picked[0] in columns or class_of is None else class_of(file)
-                      for file, row in zip(self.files, rows, strict=True)]  # fmt: skip
-            self.class_names, numbers = number_classes(values, class_names, name)
-            self.labels = [None if v is None else int(v) if numbers is None else numbers[v] for v in values]
-            wrong = [v for v in self.labels if v is not None and not 0 <= v < len(self.class_names)]
-            if wrong:
-                raise UserError(f"{name} has a label {wrong[0]}, but {len(self.class_names)} classes")
-        self.beside = picked[1] == "txt" and "txt" not in columns
-        self.captions: list[tuple[str, ...]] | None = None
-        if picked[1] is not None and not self.beside:
-            self.captions = [_texts(row.get(picked[1])) for row in rows]
-        self.has_captions = self.beside or self.captions is not None
-
-    def label_array(self, name: str) -> Indices | None:
-        """Class of every row `(rows,)`; None without labels.
-
-        Raises:
-            UserError: a row has none.
-        """
-        if self.labels is None:
-            return None
-        for file, label in zip(self.files, self.labels, strict=True):
-            if label is None:
-                raise unlabelled(file, name)
-        return np.array(self.labels, dtype=np.int64)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    texts = value if isinstance(value, list) else [value]
-    return tuple(str(t) for t in texts if t is not None) or ("",)
-
-
-def _read_metadata(
-    metadata: Mapping[str, bytes], pictures: Collection[str], name: str
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """(pictures, what is said of them) of all rows, sorted by picture."""
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for path, content in sorted(metadata.items()):
-        try:
-            named = [(str(row.pop("file_name")), row) for row in _table(path, content)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} of {name} cannot be read ({type(error).__name__}: {error}): expected rows with a column "
-                "file_name, the path of a picture from the folder of this file"
-            ) from error
-        for file, row in named:
-            picture = posixpath.normpath(posixpath.join(posixpath.dirname(path), file))
-            if picture not in pictures:
-                raise UserError(f"{path} of {name} names {file!r}, but there is no such picture")
-            rows.append((picture, row))
-    rows.sort(key=lambda row: row[0])
-    return [picture for picture, _ in rows], [row for _, row in rows]
-
-
-def _table(path: str, content: bytes) -> list[dict[str, Any]]:
-    """Rows of a metadata file. In CSV a column of whole numbers becomes numbers, an empty cell None."""
-    if path.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
-        return list(pq.read_table(io.BytesIO(content)).to_pylist())
-    text = content.decode("utf-8-sig")
-    if path.endswith(".jsonl"):
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    lines: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
-    for column in lines[0] if lines else ():
-        values = [row[column] or None for row in lines]
-        number = column != "file_name" and all(v is None or str(v).removeprefix("-").isdecimal() for v in values)
-        for row, value in zip(lines, values, strict=True):
-            row[column] = int(value) if number and value is not None else value
-    return lines
-
-
-def _top_folder(file: str) -> str:
-    return file.split("/")[0]
-
-
-class FolderSource(Source):
-    """Pictures below a folder; the first level of sub-folders, if any, are the classes.
-
-    A text file of the same name beside a picture (`cat.txt` beside `cat.jpg`) holds its captions, one per line.
-    `metadata.jsonl`, `.csv` or `.parquet` says more, as in Hugging Face's `imagefolder`; see `Notes`.
-
-    Args:
-        path: the folder.
-        classes: True: sub-folders are classes; False: they are not; None: they are if there are any.
-        label, caption, class_names: see `Notes`.
-
-    Raises:
-        UserError: no such folder, no pictures in it, pictures beside class folders, and as `Notes`.
-    """
-
-    random_access = True
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        classes: bool | None = None,
-        label: str | None = AUTO,
-        caption: str | None = AUTO,
-        class_names: Sequence[str] | None = None,
-    ):
-        self.root = Path(path)
-        self.name = str(path)
-        if not self.root.is_dir():
-            raise UserError(f"no folder {str(path)!r}: give the folder that holds the pictures")
-        files, texts, tables = self._walk()
-        if not files:
-            raise UserError(f"no pictures below {str(path)!r}: expected files ending in {', '.join(sorted(SUFFIXES))}")
-        self._metadata = {table: (self.root / table).read_bytes() for table in sorted(tables)}
-        stray = [f for f in files if "/" not in f]
-        if classes is None:  # with metadata, folders only are classes if they are asked for
-            classes = len(stray) < len(files) and label is not None and (not tables or label == "label")
-        if classes and stray:
-            raise UserError(
-                f"{len(stray)} pictures lie in {str(path)!r} beside its class folders, {stray[0]!r} first: "
-                "move them into one, or set classes to false"
-            )
-        beside = any(posixpath.splitext(f)[0] + ".txt" in texts for f in files)
-        class_of = _top_folder if classes else None
-        self._notes = Notes(files, self._metadata, class_of, beside, self.name, label, caption, class_names)
-        self.files = self._notes.files
-        self.class_names, self.has_captions = self._notes.class_names, self._notes.has_captions
-        self.block_sizes = np.array([len(self.files)], dtype=np.int64)
-
-    def _walk(self) -> tuple[list[str], set[str], set[str]]:
-        """(pictures in order, text files, metadata files), as paths below the folder."""
-        pictures, texts, tables = [], set(), set()
-        for folder, inner, names in os.walk(self.root, followlinks=True):
-            inner[:] = sorted(d for d in inner if not d.startswith("."))
-            base = Path(folder).relative_to(self.root)
-            for path in ((base / n).as_posix() for n in names if not n.startswith(".")):
-                suffix = posixpath.splitext(path)[1]
-                if suffix.lower() in SUFFIXES:
-                    pictures.append(path)
-                elif suffix == ".txt":
-                    texts.add(path)
-                elif posixpath.basename(path) in METADATA:
-                    tables.add(path)
-        return sorted(pictures), texts, tables
-
-    @cached_property
-    def rows_hash(self) -> str:  # type: ignore[override]
-        sizes = ((f, (self.root / f).stat().st_size) for f in self.files)
-        return rows_hash([*sizes, *self._metadata.items()])
-
-    def read_row(self, row: int) -> Record:
-        path = self.root / self.files[row]
-        captions: tuple[str, ...] = () if self._notes.captions is None else self._notes.captions[row]
-        if self._notes.beside:
-            text = path.with_suffix(".txt")
-            lines = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
-            captions = tuple(line.strip() for line in lines if line.strip()) or ("",)
-        try:
-            data = path.read_bytes()
-        except OSError:
-            data = None
-        return Record(data, self._notes.labels[row] if self._notes.labels else None, captions, str(path))
-
-    def read_block(self, block: int) -> Sequence[Record]:
-        return LazyRows(len(self), self.read_row)
-
-    def labels(self) -> Indices | None:
-        return self._notes.label_array(self.name)
 
 
 class LazyRows(Sequence[Record]):
@@ -364,6 +147,7 @@ class SubSource(Source):
         self.blocks = np.flatnonzero(counts)
         self.block_sizes = counts[self.blocks].astype(np.int64)
         self.class_names, self.has_captions = base.class_names, base.has_captions
+        self.labels_from, self.captions_from = base.labels_from, base.captions_from
         self.random_access, self.remote = base.random_access, base.remote
         self.licence, self.revision = base.licence, base.revision
 
@@ -388,58 +172,37 @@ class SubSource(Source):
         return self.base.columns()
 
 
-def held_out(names: Iterable[str], fraction: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which rows are held out: by the hash of their names, so that it does not depend on the others or on a seed."""
-    return np.array([key("held out", n) / 2**63 < fraction for n in names], dtype=bool)
+def held_out(
+    names: Iterable[str], fraction: float, labels: Indices | None = None
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows are held out, by the hash of their names: it depends neither on the other rows nor on a seed.
 
+    Two are held out at least, where there are four rows. Every class keeps a row to train on.
 
-def missing_column(kind: str, name: str, known: Sequence[str], where: str) -> UserError:
-    """The error for a column that is not there; lists those that are."""
-    return UserError(
-        f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{did_you_mean(name, known)}"
-    )
+    Args:
+        names: of the rows.
+        fraction: what part of them.
+        labels: class of each row, `(rows,)`.
+    """
+    drawn = np.array([key("held out", n) / 2**63 for n in names])
+    out = drawn < fraction
+    if not fraction or not len(drawn):
+        return out
+    classes = np.zeros(len(drawn), dtype=np.int64) if labels is None else labels
+    left = np.bincount(classes[~out], minlength=int(classes.max()) + 1)
+    emptied = np.flatnonzero(out & (left[classes] == 0))
+    for row in emptied[np.argsort(-drawn[emptied], kind="stable")]:
+        if not left[classes[row]]:
+            out[row], left[classes[row]] = False, 1
+    for row in np.argsort(drawn, kind="stable") if len(drawn) >= 4 and out.sum() < 2 else ():
+        if not out[row] and left[classes[row]] > 1 and out.sum() < 2:
+            out[row], left[classes[row]] = True, left[classes[row]] - 1
+    return out
 
 
 def unlabelled(row: str, source: str) -> UserError:
     """The error for a row without a label in a source that has labels."""
     return UserError(f"{row or 'a row'} of {source} has no label")
-
-
-def pick(wanted: str | None, usual: Sequence[str], known: Sequence[str]) -> str | None:
-    """The column itself, or for "auto" the first usual name that is there."""
-    return next((c for c in usual if c in known), None) if wanted == AUTO else wanted
-
-
-def number_classes(
-    values: Iterable[Any], names: Sequence[str] | None, where: str
-) -> tuple[list[str], dict[str, int] | None]:
-    """Names of the classes, and the number of each label; None where labels are numbers themselves.
-
-    Args:
-        values: labels, texts or numbers; None is none.
-        names: the classes, if they are known, such as those of the training rows; None: texts in alphabetical order.
-        where: the source, for the message.
-
-    Raises:
-        UserError: a text is not among the names.
-    """
-    try:
-        present = {v if isinstance(v, str) else int(v) for v in values if v is not None}
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{where} has labels that are neither texts nor whole numbers ({error}): choose another label column, or "
-            "none to leave labels out"
-        ) from error
-    if not any(isinstance(v, str) for v in present):
-        return list(names or map(str, range(max(map(int, present), default=-1) + 1))), None
-    names = list(names or sorted(map(str, present)))
-    unknown = sorted(map(str, present - set(names)))
-    if unknown:
-        raise UserError(
-            f"{where} has a class {unknown[0]!r}, which is not among the {len(names)} classes of the training split or "
-            f"of class_names{did_you_mean(unknown[0], names)}"
-        )
-    return names, {n: i for i, n in enumerate(names)}
 
 
 def below_common_folder(files: Sequence[str]) -> list[str]:

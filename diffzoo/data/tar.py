@@ -1,31 +1,32 @@
 """WebDataset shards as a source: tar files in which the parts of a sample share a name and differ in their suffix."""
 
-import json
+import posixpath
 import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
-from diffzoo.data.remote import file_system, index_folder, retried
+from diffzoo.data.metadata import PREFIX, missing_column, number_classes, prefix_of, text_lines
+from diffzoo.data.remote import file_system, kept, retried
 from diffzoo.data.sources import (
     Indices,
     Record,
     Source,
     below_common_folder,
-    missing_column,
     rows_hash,
     unlabelled,
 )
 from diffzoo.errors import UserError
-from diffzoo.files import write_text
 from diffzoo.images import SUFFIXES
 
 __all__ = ["TarSource"]
 
 Value = TypeVar("Value")
 
+FOLDER = "folder"  # as the label
 BLOCK_ROWS = 64  # of a remote shard, fetched in one request
 
 SHORT = 32  # bytes; parts up to this size, such as class indices, are kept in the index
@@ -41,8 +42,9 @@ class TarSource(Source):
     Args:
         files: paths or URLs of uncompressed tar files, in order.
         name: for messages.
-        image: suffix of the pictures, such as "jpg"; None: the first that is a picture's.
-        label: suffix of a text file with the class index, such as "cls".
+        image: suffix of the images, such as "jpg"; None: whichever of the usual ones a sample has.
+        label: suffix of a text file with the class or its index, such as "cls"; "folder": the folder inside the file;
+            "prefix": the name of the sample without its number.
         caption: suffix of a text file with captions, one per line, such as "txt".
         class_names: names of the classes; None: their numbers.
         paths: what the files are called where they are published, so that a copy counts as the same; None: their
@@ -74,13 +76,17 @@ class TarSource(Source):
         if not self._samples:
             raise UserError(f"{name} has no samples in its {len(self.files)} tar files")
         self._suffixes = sorted({suffix for _, (_, parts, _) in self._samples for suffix in parts})
-        self._image = image or next((s for s in self._suffixes if f".{s.lower()}" in SUFFIXES), "jpg")
+        usual = [s for s in self._suffixes if f".{s.lower()}" in SUFFIXES] or ["npy"]
+        self._images = [image] if image else usual  # a sample's image is the first of these that it has
         self._label, self._caption = label, caption
-        for kind, suffix in (("image", self._image), ("label", label), ("caption", caption)):
-            if suffix is not None and suffix not in self._suffixes:
+        for kind, suffix in (("image", self._images[0]), ("label", label), ("caption", caption)):
+            if suffix is not None and suffix not in (FOLDER, PREFIX, *self._suffixes):
                 raise missing_column(kind, suffix, self._suffixes, name)
         self._set_blocks()
         self.has_captions = caption is not None
+        from_name = {FOLDER: "the folders", PREFIX: "the names of the files without their numbers", None: ""}
+        self.labels_from = from_name.get(label, f"the files .{label}")
+        self.captions_from = f"the files .{caption}" if caption else ""
         self.class_names = self._classes(class_names)
         prints = [printed for printed, _ in shards]
         self.rows_hash = rows_hash([revision, *zip(paths or below_common_folder(self.files), prints, strict=True)])
@@ -92,14 +98,13 @@ class TarSource(Source):
         """(fingerprint, samples) of a file; kept on disk."""
         stat = self._retried(file, lambda: self._fs.info(file))
         identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self.revision])
-        path = index_folder() / f"{identity}.json"
-        if path.is_file():
-            printed, kept = json.loads(path.read_text(encoding="utf-8"))
-            return printed, [(name, {s: (o, n) for s, (o, n) in parts.items()}, short) for name, parts, short in kept]
-        parts, samples = self._retried(file, lambda: self._scan(file))
-        index = rows_hash([stat["size"], *parts]), samples
-        write_text(path, json.dumps(index))
-        return index
+
+        def make() -> tuple[str, list[Sample]]:
+            parts, samples = self._retried(file, lambda: self._scan(file))
+            return rows_hash([stat["size"], *parts]), samples
+
+        printed, samples = kept(identity, make)
+        return printed, [(name, {s: (o, n) for s, (o, n) in parts.items()}, short) for name, parts, short in samples]
 
     def _scan(self, file: str) -> tuple[list[str], list[Sample]]:
         """(what identifies each part, samples). Short parts are read on the way: they lie where the walk passes."""
@@ -138,14 +143,25 @@ class TarSource(Source):
     def columns(self) -> list[str]:
         return self._suffixes
 
+    def folders(self) -> bool:
+        """Whether the folders inside are classes: these are archives of images alone, in several folders."""
+        others = [s for s in self._suffixes if f".{s.lower()}" not in SUFFIXES | {".txt"}]
+        return not others and len({self._folder(name) for _, (name, _, _) in self._samples}) > 1
+
+    @cached_property
+    def _below(self) -> str:
+        """The folder in which class folders lie."""
+        return posixpath.commonpath([posixpath.dirname(name) or "/" for _, (name, _, _) in self._samples])
+
+    def _folder(self, name: str) -> str:
+        return name.removeprefix(self._below).lstrip("/").split("/")[0] if "/" in name.lstrip("/") else ""
+
     def _classes(self, given: Sequence[str] | None) -> list[str]:
+        self._numbers: dict[Any, int] | None = None
         if self._label is None:
             return []
-        if given:
-            return list(given)
-        labels = self.labels()
-        assert labels is not None
-        return [str(i) for i in range(int(labels.max()) + 1)]
+        names, self._numbers = number_classes(map(self._value, range(len(self))), given, self.name)
+        return names
 
     def labels(self) -> Indices | None:
         if self._label is None:
@@ -156,18 +172,29 @@ class TarSource(Source):
                 raise unlabelled(self._row_name(row), self.name)
         return np.array(found, dtype=np.int64)
 
-    def _class_index(self, row: int) -> int | None:
-        """From the index: a class index is short."""
+    def _value(self, row: int) -> str | int | None:
+        """The label of a row as it is stated, from the index: a class index is short."""
         name, parts, short = self._samples[row][1]
+        if self._label == FOLDER:
+            return self._folder(name)
+        if self._label == PREFIX:
+            return prefix_of(name)
         if self._label not in parts:
             return None
-        try:
-            index = int(short.get(self._label, "").strip())
-        except ValueError:
-            raise UserError(f"{self.name}: {name}.{self._label} is not a class index") from None
-        known = getattr(self, "class_names", None)
-        if index < 0 or (known and index >= len(known)):
-            raise UserError(f"{self.name} has a label {index} ({name}.{self._label}), but {len(known or ())} classes")
+        text = short.get(self._label, "").strip()
+        if not text:
+            raise UserError(f"{self.name}: {name}.{self._label} is no class")
+        return int(text) if text.removeprefix("-").isdecimal() else text
+
+    def _class_index(self, row: int) -> int | None:
+        value = self._value(row)
+        if value is None:
+            return None
+        index = int(value) if self._numbers is None else self._numbers[value]
+        if not 0 <= index < len(self.class_names):
+            raise UserError(
+                f"{self._row_name(row)} has a label {index}, but {self.name} {len(self.class_names)} classes"
+            )
         return index
 
     def _row_name(self, row: int) -> str:
@@ -202,8 +229,12 @@ class TarSource(Source):
 
     def _record(self, row: int, part: Any) -> Record:
         label = None if self._label is None else self._class_index(row)
+        name, parts, _ = self._samples[row][1]
+        image = next((part(suffix) for suffix in self._images if suffix in parts), None)
         captions: tuple[str, ...] = ()
-        if self._caption is not None:
-            lines = (part(self._caption) or b"").decode("utf-8", "replace").splitlines()
-            captions = tuple(line.strip() for line in lines if line.strip()) or ("",)
-        return Record(part(self._image), label, captions, self._row_name(row))
+        try:
+            if self._caption is not None:
+                captions = text_lines(part(self._caption) or b"", f"{name}.{self._caption}")
+        except ValueError as error:
+            return Record(None, label, captions, self._row_name(row), str(error))
+        return Record(image, label, captions, self._row_name(row))

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.parquet import Columns, ParquetSource
+from diffzoo.data.tables import Columns, TableSource
 
 
 def picture(i: int, size: tuple[int, int] = (20, 14), kind: str = "PNG") -> bytes:
@@ -67,7 +67,7 @@ class Shards(ImageDataModule):
 
     def open_source(self, part):
         columns = Columns("image", "label", "captions")
-        source = ParquetSource(self.files, columns, "shards")
+        source = TableSource(self.files, columns, "shards")
         if self.by_block:
             source.random_access = False
         return source if part == "train" else None

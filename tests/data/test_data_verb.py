@@ -14,6 +14,7 @@ from hub_server import FakeHub
 from PIL import Image
 
 from diffzoo.cli.main import main
+from diffzoo.data import ImageFolder
 from diffzoo.evaluation import Reference
 
 COUNT = 23
@@ -174,8 +175,10 @@ def test_folders_of_splits_are_no_classes(folder: Path, tmp_path: Path, capsys: 
     arguments = [str(tmp_path / "set"), "--size", "8", "--workers", "0"]
     assert main(["data", "inspect", *arguments, "--json"]) == 0
     output = capsys.readouterr()
-    assert "has the splits train, val: taking train, with val held out" in output.err
     found = json.loads(output.out)
+    said = "image files, splits train (in train), validation (in val); labels: the folders; captions: none; held out: "
+    assert found["read as"] == said + "validation"
+    assert found["read as"] in output.err
     assert found["class histogram"] == {"ant": 2, "bee": 2, "cow": 2}
     assert found["rows"] == {"train": 6, "held out": 6}
     cache = tmp_path / "cache"
@@ -187,9 +190,10 @@ def test_folders_of_splits_are_no_classes(folder: Path, tmp_path: Path, capsys: 
     assert (found["source"], found["rows"]["held out"]) == (str(tmp_path / "set" / "val"), 0)
     (tmp_path / "set" / "train").rename(tmp_path / "set" / "test")
     assert main(["data", "inspect", *arguments]) == 2
-    assert "has the splits test, val and no train: choose one with --split" in capsys.readouterr().err
+    assert "has no split 'train'; known: test, validation" in capsys.readouterr().err
     (tmp_path / "set" / "test").rename(tmp_path / "set" / "training")
     assert report(capsys, *arguments)["source"] == str(tmp_path / "set" / "training")
+    assert ImageFolder(str(tmp_path / "set"), image_size=8).class_names == ["ant", "bee", "cow"]  # as `fit` reads it
     (tmp_path / "set" / "val").rename(tmp_path / "set" / "ship")  # training and ship: classes
     assert report(capsys, *arguments)["class histogram"] == {"ship": 6, "training": 6}
 
@@ -218,13 +222,20 @@ def test_columns_of_a_file_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "its columns are image, label, captions, row" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", [["--caption", "title"], ["--revision", "main"], ["--split", "val"]])
-def test_flags_about_columns_mean_nothing_to_a_folder(
-    folder: Path, flag: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--caption", "title", "no caption column 'title'"),
+        ("--revision", "main", "has no revisions"),
+        ("--split", "val", "has no split 'val'"),
+    ],
+)
+def test_flags_that_name_what_a_source_does_not_have(
+    folder: Path, flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for source in (str(folder), "demo"):
-        assert main(["data", "inspect", source, *flag]) == 2
-        assert f"{flag[0]} is for Parquet, tar and Hub data sets" in capsys.readouterr().err
+    for source, said in ((str(folder), message), ("demo", f"{flag} means nothing to the demo set")):
+        assert main(["data", "inspect", source, flag, value]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_name_that_is_neither_folder_nor_data_set(

@@ -155,7 +155,7 @@ def test_a_shard_that_changes_under_the_index(tmp_path: Path) -> None:
         ({"source": "owner/empty"}, "holds no data files"),
         ({"revision": "v9"}, "has no revision 'v9'"),
         ({"split": "trian"}, "no split 'trian'; did you mean 'train'"),
-        ({"val_split": "dev"}, "no split 'dev'"),
+        ({"val_split": "devel"}, "no split 'devel'"),
         ({"image": "pixels"}, "no image column 'pixels' in owner/shards; its columns are image, label, captions, row"),
         ({"label": "lable"}, "no label column 'lable' .* did you mean 'label'"),
         ({"caption": "title"}, "no caption column 'title'"),
@@ -238,7 +238,7 @@ def test_named_sets_are_column_mappings(module: type, tmp_path: Path) -> None:
 
 def test_threads_that_read_one_source_close_no_file_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are fetched ahead in a thread while training reads others of the same files."""
-    monkeypatch.setattr("diffzoo.data.parquet.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("diffzoo.data.tables.RESIDENT_BYTES", 0)
     data = HFDataset(str(tmp_path), caption="captions", val_split=None, **COMMON)
     uneven_shards(tmp_path)
     source = data.train_source

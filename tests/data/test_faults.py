@@ -271,10 +271,10 @@ def test_a_worker_killed_while_it_hands_over_a_batch(tmp_path: Path, killed: boo
 
 
 def test_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="no file or folder"):
         _ = ImageFolder(str(tmp_path / "none"), **COMMON).train_source
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no pictures below .*empty.*: expected files ending in .*\.jpg"):
+    with pytest.raises(UserError, match=r"no images below .*empty.*: expected files ending in .*\.jpg"):
         _ = ImageFolder(str(tmp_path / "empty"), **COMMON).train_source
     plain = ImageFolder(str(folder(tmp_path / "plain", classes=())), **COMMON)
     assert (plain.num_classes, plain.class_names, plain.has_captions) == (0, [], False)
@@ -285,7 +285,7 @@ def test_folders(tmp_path: Path) -> None:
     for row, label in zip(batch["id"].tolist(), batch["label"].tolist(), strict=True):
         assert classed.train_source.files[row].startswith(["cat", "dog"][label])
     (tmp_path / "classed" / "stray.png").write_bytes(picture(1))
-    with pytest.raises(UserError, match=r"1 pictures lie in .* 'stray.png' first"):
+    with pytest.raises(UserError, match=r"1 images lie in .* 'stray.png' first"):
         _ = ImageFolder(str(tmp_path / "classed"), **COMMON).train_source
     assert ImageFolder(str(tmp_path / "classed"), classes=False, **COMMON).num_classes == 0
 

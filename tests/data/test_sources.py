@@ -17,9 +17,8 @@ from data.test_datasets import COMMON, NAME, STREAM, publish, samples, shard, wa
 from hub_server import FakeHub
 
 from diffzoo.data import HFDataset, ImageFolder
-from diffzoo.data.parquet import Columns, ParquetSource
 from diffzoo.data.remote import retried
-from diffzoo.data.sources import FolderSource
+from diffzoo.data.tables import Columns, TableSource
 from diffzoo.data.tar import TarSource
 from diffzoo.errors import UserError
 
@@ -60,7 +59,7 @@ def test_a_file_with_other_pictures_and_as_many_rows_is_another_source(tmp_path:
 def test_a_file_that_changes_under_an_open_source_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_parquet(path, rows(0, 48), 16)
-    source = ParquetSource([str(path)], Columns(), "x")
+    source = TableSource([str(path)], Columns(), "x")
     write_parquet(path, rows(500, 48), 16)
     with pytest.raises(UserError, match="has changed since it was indexed"):
         source.read_block(0)
@@ -72,12 +71,12 @@ def test_the_same_files_elsewhere_are_the_same_source(tmp_path: Path) -> None:
         base = tmp_path / place
         base.mkdir(parents=True)
         files = uneven_shards(base)
-        prints["parquet"].add(ParquetSource(files, Columns(), "x").rows_hash)
+        prints["parquet"].add(TableSource(files, Columns(), "x").rows_hash)
         for k in range(2):
             (base / f"{k}.tar").write_bytes(shard(samples(10 * k, 5)))
         prints["tar"].add(TarSource([str(base / f"{k}.tar") for k in range(2)], "x").rows_hash)
         folder = pictures(base / "p", ["a/1.png", "b/2.png"])
-        prints["folder"].add(FolderSource(folder).rows_hash)
+        prints["folder"].add(ImageFolder(str(folder), **COMMON).train_source.rows_hash)
     assert all(len(p) <= 1 for p in prints.values())
 
 
@@ -130,14 +129,14 @@ def test_tar_and_picture_files_are_the_same_streamed_and_downloaded(hub: FakeHub
 
 def test_damaged_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("nothing on a disk gets better by waiting"))
-    monkeypatch.setattr("diffzoo.data.parquet.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("diffzoo.data.tables.RESIDENT_BYTES", 0)
     names = ["image", "label"]
     for k in range(2):
         parquet(tmp_path / f"{k}.parquet", label=[i % 3 for i in range(12)])
     whole = (tmp_path / "1.parquet").read_bytes()
 
-    def opened() -> ParquetSource:
-        return ParquetSource([str(tmp_path / f"{k}.parquet") for k in range(2)], Columns(*names), "x")
+    def opened() -> TableSource:
+        return TableSource([str(tmp_path / f"{k}.parquet") for k in range(2)], Columns(*names), "x")
 
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     nonsense = whole[:footer] + b"\xff" * 60 + whole[footer + 60 :]
@@ -259,7 +258,7 @@ def test_captions_of_a_folder_whose_first_picture_has_none(tmp_path: Path) -> No
     assert source.has_captions
     assert [source.read_row(i).captions for i in range(3)] == [("",), ("one",), ("",)]
     (tmp_path / "1.txt").unlink()
-    assert not FolderSource(tmp_path).has_captions
+    assert not ImageFolder(str(tmp_path), **COMMON).train_source.has_captions
 
 
 METADATA = [("b.png", "a bee", 1), ("sub/a.png", "an ant", 0), ("c.png", "a cow, or two", 1)]
@@ -305,7 +304,7 @@ def test_metadata_is_read_as_datasets_reads_it(hub: FakeHub, tmp_path: Path, kin
     for wrong, message in (
         ({"caption": "title"}, "no caption column 'title' in .*its columns are text, kind"),
         ({"label": "label_"}, "no label column 'label_'"),
-        ({"image": "img"}, "holds single pictures"),
+        ({"image": "img"}, "holds single images"),
     ):
         with pytest.raises(UserError, match=message):
             HFDataset(name, **wrong, **COMMON).train_source  # noqa: B018
@@ -331,8 +330,8 @@ def test_columns_mean_something_to_class_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"file_name": "z.png"}', r"metadata\.jsonl of .* names 'z\.png', but there is no such picture"),
-        ('{"file_name": "../x.png"}', r"names '\.\./x\.png', but there is no such picture"),
+        ('{"file_name": "z.png"}', r"metadata\.jsonl of .* names 'z\.png', but there is no such image"),
+        ('{"file_name": "../x.png"}', r"names '\.\./x\.png', but there is no such image"),
         ('{"file": "a.png"}', "expected rows with a column file_name"),
         ('{"file_name": "a.png"', "cannot be read .*JSONDecodeError"),
         ('["a.png"]', "expected rows with a column file_name"),
@@ -347,10 +346,10 @@ def test_metadata_that_is_wrong_is_named(tmp_path: Path, content: str, message: 
 
 def test_other_captions_are_another_source(tmp_path: Path) -> None:
     describe(tmp_path, "jsonl")
-    before = FolderSource(tmp_path).rows_hash
+    before = ImageFolder(str(tmp_path), **COMMON).train_source.rows_hash
     text = (tmp_path / "metadata.jsonl").read_text()
     (tmp_path / "metadata.jsonl").write_text(text.replace("bee", "fly"))
-    assert FolderSource(tmp_path).rows_hash != before
+    assert ImageFolder(str(tmp_path), **COMMON).train_source.rows_hash != before
 
 
 def test_a_bad_picture_is_named_the_same_in_every_process(tmp_path: Path) -> None:
@@ -390,8 +389,8 @@ def test_a_data_set_that_is_closed_in_mid_stream(hub: FakeHub, tmp_path: Path, c
     next(loader)
     setattr(hub.repos["dataset", NAME], change, True)
     if not known:
-        data.train_source._fs._repo_and_revision_exists_cache.clear()
-        data.train_source._fs.invalidate_cache()
+        data.train_source.reader._fs._repo_and_revision_exists_cache.clear()
+        data.train_source.reader._fs.invalidate_cache()
     with pytest.raises(UserError, match=rf"data set {NAME} \(401\).* accept its conditions"):
         list(loader)
 

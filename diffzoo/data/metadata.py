@@ -1,0 +1,317 @@
+"""Labels and captions: which column holds them, what its values may be, and what is said beside image files."""
+
+import csv
+import io
+import json
+import posixpath
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from diffzoo.data.sources import Indices, unlabelled
+from diffzoo.errors import UserError, did_you_mean
+
+__all__ = ["AUTO", "METADATA", "PREFIX", "Annotations", "caption_texts", "number_classes", "pick", "text_lines"]
+
+AUTO = "auto"
+PREFIX = "prefix"  # as the label: the file name without its number
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences")
+TEXT_FIELDS = ("raw", "text", "caption", "sentence", "value")  # of captions that are structs
+# on the images below the folder where one lies: of Hugging Face's `imagefolder`, and of EDM's and StyleGAN's tools
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "dataset.json")
+
+
+def pick(wanted: str | None, usual: Sequence[str], known: Sequence[str]) -> str | None:
+    """The column itself, or for "auto" the first usual name that is there."""
+    return next((c for c in usual if c in known), None) if wanted == AUTO else wanted
+
+
+def missing_column(kind: str, name: str, known: Sequence[str], where: str) -> UserError:
+    """The error for a column that is not there; lists those that are."""
+    return UserError(
+        f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{did_you_mean(name, known)}"
+    )
+
+
+# ---- labels
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Names of classes in alphabetical order; numbers by their value."""
+    known = set(names)
+    return sorted(known, key=lambda n: (int(n), n)) if all(n.isdecimal() for n in known) else sorted(known)
+
+
+def _sparse(numbers: Sequence[int]) -> bool:
+    """Whether ascending labels are identities rather than numbers of classes, such as 2024000017."""
+    return bool(numbers) and numbers[-1] >= 1000 + 4 * len(numbers)
+
+
+def label_of(value: Any, where: str) -> str | int | None:
+    """A label as a text or a whole number; None where there is none.
+
+    Raises:
+        UserError: it is a fraction, or neither.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        number = float(value)
+        if number != number:  # a missing number in a column of floats
+            return None
+        if number.is_integer():
+            return int(number)
+    raise UserError(
+        f"{where} has labels that are neither texts nor whole numbers, such as {str(value)[:40]}: choose another label "
+        "column, or none to leave labels out"
+    )
+
+
+def number_classes(
+    values: Iterable[Any], names: Sequence[str] | None, where: str
+) -> tuple[list[str], dict[Any, int] | None]:
+    """Names of the classes, and the number of each label; None where labels are numbers themselves.
+
+    Args:
+        values: labels, texts or numbers; None is none.
+        names: the classes, if they are known, such as those of the training rows; None: texts in alphabetical order,
+            numbers by their value. Whole numbers far larger than their count are names too.
+        where: the source, for the message.
+
+    Raises:
+        UserError: labels are of mixed kinds, or no labels, or a text is not among the names.
+    """
+    present = {label_of(v, where) for v in values} - {None}
+    texts = {v for v in present if isinstance(v, str)}
+    numbers = sorted(v for v in present if isinstance(v, int))
+    if texts and numbers:
+        raise UserError(
+            f"{where} mixes texts and numbers in its labels, such as {min(texts)!r} and {numbers[0]}: make them one "
+            "kind, choose another label column, or none to leave labels out"
+        )
+    by_number = not texts
+    if by_number:
+        known = sorted(map(int, names)) if names and all(n.isdecimal() for n in names) else []
+        if not _sparse(known or ([] if names else numbers)):
+            return list(names or map(str, range(max(numbers, default=-1) + 1))), None
+        texts = set(map(str, numbers))
+    named = list(names or sorted_names(texts))
+    unknown = sorted(texts - set(named))
+    if unknown:
+        raise UserError(
+            f"{where} has a class {unknown[0]!r}, which is not among the {len(named)} classes of the training split or "
+            f"of class_names{did_you_mean(unknown[0], named)}"
+        )
+    table: dict[Any, int] = {n: i for i, n in enumerate(named)}
+    return named, {int(n): i for n, i in table.items()} if by_number else table
+
+
+# ---- captions
+
+
+def caption_texts(value: Any, where: str) -> tuple[str, ...]:
+    """The captions in one value of a column: a text, a struct with one, or a list of these; one "" where there is none.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(_caption(v, where) for v in values if v is not None) or ("",)
+
+
+def _caption(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        field = next((f for f in TEXT_FIELDS if isinstance(value.get(f), str)), None)
+        if field is not None:
+            return str(value[field])
+        value = f"a struct of {', '.join(map(str, value))}"
+    raise UserError(
+        f"{where} has captions that are no texts, such as {str(value)[:60]}: choose another caption column, or none to "
+        "leave captions out"
+    )
+
+
+def text_lines(data: bytes, name: str) -> tuple[str, ...]:
+    """The captions in a text file, one per line; one "" where it is empty.
+
+    Raises:
+        ValueError: it is no text in UTF-8, or in UTF-16 with its mark.
+    """
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is no text in UTF-8") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip()) or ("",)
+
+
+# ---- beside image files
+
+
+class Annotations:
+    """What is known of image files: by metadata files, the folders that they lie in and texts beside them.
+
+    In metadata files each row names an image by its path from the file's own folder, in `file_name`. Where there are
+    any, they say which images there are.
+
+    Args:
+        images: paths of all images, below one folder.
+        metadata: content of each metadata file, by its path; ".." stands for `folder`'s own place.
+        folders: class of each image by its folder or name; None: there are none.
+        texts: whether there are text files beside images.
+        name: for messages.
+        label, caption: which column; "auto" finds the usual names. Without metadata there are "label", the folder,
+            and "txt", the text beside an image.
+        class_names: names of the classes, or of those of the training rows.
+        folder: the name of the folder, by which metadata files above it name what is in it.
+
+    Attributes:
+        files: image of each row.
+        class_names: names of the classes; empty without labels.
+        labels: class index of each row, or None where a row has none; None without labels.
+        captions: texts of each row; None if they are not in metadata.
+        beside: whether captions are the texts beside the images.
+        label_column, caption_column: what was chosen.
+
+    Raises:
+        UserError: a metadata file is damaged or names no image, a column is missing, a class is unknown.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[str],
+        metadata: Mapping[str, bytes],
+        folders: Mapping[str, str] | None,
+        texts: bool,
+        name: str,
+        label: str | None = AUTO,
+        caption: str | None = AUTO,
+        class_names: Sequence[str] | None = None,
+        folder: str = "",
+    ):
+        self.files = list(images)
+        rows: list[dict[str, Any]] = [{} for _ in self.files]
+        if metadata:
+            self.files, rows = _read_metadata(metadata, frozenset(images), name, folder)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        known = [*columns, *["label"] * (folders is not None), *["txt"] * texts]
+        self.label_column, self.caption_column = (
+            pick(label, LABEL_COLUMNS, known),
+            pick(caption, CAPTION_COLUMNS, known),
+        )
+        for kind, column in (("label", self.label_column), ("caption", self.caption_column)):
+            if column is not None and column not in known:
+                raise missing_column(kind, column, known, name)
+        self.class_names: list[str] = []
+        self.labels: list[int | None] | None = None
+        if self.label_column is not None:
+            inner = self.label_column in columns or folders is None
+            values = [row.get(self.label_column) if inner else (folders or {})[file]
+                      for file, row in zip(self.files, rows, strict=True)]  # fmt: skip
+            self.class_names, self.labels = _numbered(values, class_names, name)
+        self.beside = self.caption_column == "txt" and "txt" not in columns
+        self.captions: list[tuple[str, ...]] | None = None
+        if self.caption_column is not None and not self.beside:
+            self.captions = [caption_texts(row.get(self.caption_column), name) for row in rows]
+        self.has_captions = self.beside or self.captions is not None
+
+    def label_array(self, name: str) -> Indices | None:
+        """Class of every row `(rows,)`; None without labels.
+
+        Raises:
+            UserError: a row has none.
+        """
+        if self.labels is None:
+            return None
+        for file, label in zip(self.files, self.labels, strict=True):
+            if label is None:
+                raise unlabelled(file, name)
+        return np.array(self.labels, dtype=np.int64)
+
+
+def _numbered(values: Sequence[Any], names: Sequence[str] | None, where: str) -> tuple[list[str], list[int | None]]:
+    """(class names, class index of each row)."""
+    found, numbers = number_classes(values, names, where)
+    clean = [label_of(v, where) for v in values]
+    labels = [None if v is None else int(v) if numbers is None else numbers[v] for v in clean]
+    wrong = [v for v in labels if v is not None and not 0 <= v < len(found)]
+    if wrong:
+        raise UserError(f"{where} has a label {wrong[0]}, but {len(found)} classes")
+    return found, labels
+
+
+def _read_metadata(
+    metadata: Mapping[str, bytes], images: Collection[str], name: str, folder: str
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """(images, what is said of them) of all rows, sorted by image."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for path, content in sorted(metadata.items()):
+        try:
+            named = [(str(row.pop("file_name")), row) for row in _table(path, content)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} of {name} cannot be read ({type(error).__name__}: {error}): expected rows with a column "
+                "file_name, the path of an image from the folder of this file"
+            ) from error
+        above = path.startswith("../")
+        for file, row in named:
+            image = posixpath.normpath(posixpath.join("/", folder, posixpath.dirname(path), file))
+            image = posixpath.relpath(image, posixpath.join("/", folder))
+            if image in images:
+                rows.append((image, row))
+            elif not above or not image.startswith("../"):  # a file above speaks of other splits as well
+                raise UserError(f"{path} of {name} names {file!r}, but there is no such image")
+    rows.sort(key=lambda row: row[0])
+    return [image for image, _ in rows], [row for _, row in rows]
+
+
+def is_metadata(path: str, content: bytes) -> bool:
+    """Whether a file with one of the names of `METADATA` describes images: not every `dataset.json` does."""
+    return not path.endswith(".json") or _edm_labels(content) is not None
+
+
+def names_images(path: str, content: bytes) -> bool:
+    """Whether a metadata file names any image: a `dataset.json` without labels does not, and means all of them."""
+    return not path.endswith(".json") or bool(_edm_labels(content))
+
+
+def _edm_labels(content: bytes) -> list[tuple[str, Any]] | None:
+    """(image, label) in a `dataset.json` of EDM's and StyleGAN's tools; None if it is something else."""
+    try:
+        labels = json.loads(content)["labels"]
+        return [(str(file), label) for file, label in dict(labels or {}).items()]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _table(path: str, content: bytes) -> list[dict[str, Any]]:
+    """Rows of a metadata file. In CSV a column of whole numbers becomes numbers, an empty cell None."""
+    if path.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        return list(pq.read_table(io.BytesIO(content)).to_pylist())
+    if path.endswith(".json"):
+        return [{"file_name": file, "label": label} for file, label in _edm_labels(content) or ()]
+    text = content.decode("utf-8-sig")
+    if path.endswith(".jsonl"):
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    lines: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+    for column in lines[0] if lines else ():
+        values = [row[column] or None for row in lines]
+        number = column != "file_name" and all(v is None or str(v).removeprefix("-").isdecimal() for v in values)
+        for row, value in zip(lines, values, strict=True):
+            row[column] = int(value) if number and value is not None else value
+    return lines
+
+
+def prefix_of(path: str) -> str:
+    """The name of a file without its number: "great_dane" of "great_dane_012.jpg"."""
+    stem = posixpath.splitext(posixpath.basename(path))[0]
+    return re.sub(r"[\s._()-]*\d+\)?$", "", stem) or stem

@@ -1,0 +1,263 @@
+"""Tables as a source: Parquet files by row group, or Arrow tables that were saved to disk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from diffzoo.data.metadata import TEXT_FIELDS, caption_texts, label_of, missing_column, number_classes
+from diffzoo.data.parquet import ArrowFiles, ParquetFiles
+from diffzoo.data.sources import Indices, Record, Source, below_common_folder, rows_hash, unlabelled
+from diffzoo.errors import UserError
+
+__all__ = ["Columns", "TableSource"]
+
+RESIDENT_BYTES = 256 * 2**20  # local files up to this size are kept in memory and read in any order
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what.
+
+    image:   encoded images (Hugging Face `Image` or bytes).
+    label:   class indices or class names; None for no labels.
+    caption: one text or a list of texts; None for no captions.
+    where:   keep only rows whose column has this value, such as {"split": "train"}.
+    """
+
+    image: str = "image"
+    label: str | None = None
+    caption: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TableSource(Source):
+    """Rows of tables; a block is a row group.
+
+    Args:
+        files: paths or URLs, in order.
+        columns: which column holds what.
+        name: for messages.
+        class_names: names of the classes; None: as the files say (a `ClassLabel`), or the distinct values.
+        like: names of the classes of the training rows, by which these rows are numbered.
+        paths: what the files are called where they are published, so that a copy counts as the same; None: their
+            paths below their common folder.
+        revision: of the published data set, if it is one.
+        licence: as the source states it.
+
+    Raises:
+        UserError: a file is damaged or lacks a column, no row is kept, a class is not among `class_names` or `like`.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        columns: Columns,
+        name: str,
+        class_names: Sequence[str] | None = None,
+        like: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+        revision: str = "",
+        licence: str = "",
+    ):
+        if not files:
+            raise UserError(f"{name} has no Parquet files")
+        self.wanted, self.name = columns, name
+        self.revision, self.licence = revision, licence
+        self.reader = ArrowFiles(files) if files[0].endswith(".arrow") else ParquetFiles(files, revision)
+        self.files, self.remote, self._index = self.reader.files, self.reader.remote, self.reader.index
+        self._resident: dict[int, Any] = {}
+        self.random_access = not self.remote and self._index["bytes"] <= RESIDENT_BYTES
+        self._check_columns()
+        self.class_names = self._classes(class_names, like)
+        self.has_captions = columns.caption is not None
+        self.labels_from = f"the column {columns.label}" if columns.label else ""
+        self.captions_from = f"the column {columns.caption}" if columns.caption else ""
+        self._select()
+        known = zip(paths or below_common_folder(self.files), self._index["prints"], strict=True)
+        self.rows_hash = rows_hash([revision, *known, self._index["rows"], sorted(columns.where.items())])
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, int]]:
+        """(file, row group) of every block that has rows."""
+        every = [(f, g, n) for f, rows in enumerate(self._index["rows"]) for g, n in enumerate(rows)]
+        return [(f, g) for f, g, n in every if n]
+
+    @cached_property
+    def _features(self) -> Mapping[str, Any]:
+        from datasets import Features
+
+        features: Mapping[str, Any] = Features.from_arrow_schema(self.reader.schema)
+        return features
+
+    def columns(self) -> list[str]:
+        return list(self._index["columns"][0])
+
+    def _check_columns(self) -> None:
+        import pyarrow as pa
+
+        wanted = {"image": self.wanted.image, "label": self.wanted.label, "caption": self.wanted.caption}
+        for file, known in enumerate(self._index["columns"]):
+            where = f"{self.name}, file {self.files[file]}" if file else self.name
+            for kind, column in [*wanted.items(), *(("filter", w) for w in self.wanted.where)]:
+                if column is not None and column not in known:
+                    raise missing_column(kind, column, known, where)
+        for kind in ("image", "caption"):
+            column = wanted[kind]
+            type_ = None if column is None else self.reader.schema.field(column).type
+            if type_ is not None and not (_holds_images if kind == "image" else _holds_texts)(type_):
+                told = "paths, URLs or base64 texts" if pa.types.is_string(type_) else f"values of the type {type_}"
+                raise UserError(
+                    f"the {kind} column {column!r} of {self.name} holds {told}, and no {_MEANT[kind]}: choose another "
+                    f"column, or write it anew"
+                )
+
+    def _classes(self, given: Sequence[str] | None, like: Sequence[str] | None) -> list[str]:
+        """Names of the classes, and the number of every label that is not its own number."""
+        import pyarrow as pa
+        from datasets import ClassLabel
+
+        column = self.wanted.label
+        self._numbers: dict[Any, int] | None = None
+        if column is None:
+            return []
+        feature = self._features[column]
+        if isinstance(feature, ClassLabel):
+            if not given and like is not None and list(feature.names) != list(like):
+                names, numbers = number_classes(feature.names, like, self.name)
+                self._numbers = {i: (numbers or {})[n] for i, n in enumerate(feature.names)}
+                return names
+            return list(given or feature.names)
+        named = (given or like) and pa.types.is_integer(self.reader.schema.field(column).type)
+        values = () if named else self._column(column)
+        names, self._numbers = number_classes(values, given or like, self.name)
+        return names
+
+    def _column(self, name: str) -> list[Any]:
+        """Every value of a small column, in the order of all rows of all files."""
+        return self.reader.column(name)
+
+    def _select(self) -> None:
+        """Apply `where`."""
+        self._kept: list[Indices] | None = None
+        self._mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+        raw_sizes = np.array([self._index["rows"][f][g] for f, g in self._groups], dtype=np.int64)
+        self.block_sizes = raw_sizes
+        if not self.wanted.where:
+            return
+        keep = np.ones(int(raw_sizes.sum()), dtype=bool)
+        for column, value in self.wanted.where.items():
+            keep &= np.array([v == value for v in self._column(column)], dtype=bool)
+        if not keep.any():
+            rule = ", ".join(f"{k} = {v!r}" for k, v in self.wanted.where.items())
+            raise UserError(f"no row of {self.name} has {rule}")
+        parts = np.split(keep, np.cumsum(raw_sizes)[:-1])
+        blocks = [b for b, part in enumerate(parts) if part.any()]
+        self._groups = [self._groups[b] for b in blocks]
+        self._kept, self._mask = [np.flatnonzero(parts[b]) for b in blocks], keep
+        self.block_sizes = np.array([len(k) for k in self._kept], dtype=np.int64)
+
+    def labels(self) -> Indices | None:
+        if self.wanted.label is None:
+            return None
+        values = [label_of(v, self.name) for v in self._column(self.wanted.label)]
+        kept = values if self._mask is None else [values[row] for row in np.flatnonzero(self._mask)]
+        for row, value in enumerate(kept):
+            if value is None:
+                raise unlabelled(self._row_name(*self.locate(row)), self.name)
+        return np.array([self._class_index(value) for value in kept], dtype=np.int64)
+
+    def _row_name(self, block: int, within: int) -> str:
+        file, group = self._groups[block]
+        at = within if self._kept is None else int(self._kept[block][within])
+        return f"{self.files[file]} row {at} of row group {group}"
+
+    def _class_index(self, value: Any) -> int:
+        try:
+            index = int(value) if self._numbers is None else self._numbers[value]
+        except (ValueError, KeyError):
+            raise UserError(f"{self.name} has a label {value!r}, which is neither a class nor its number") from None
+        if not 0 <= index < len(self.class_names):
+            raise UserError(f"{self.name} has a label {index}, but {len(self.class_names)} classes")
+        return index
+
+    def read_block(self, block: int) -> Sequence[Record]:
+        if block in self._resident:
+            kept: Sequence[Record] = self._resident[block]
+            return kept
+        names = [n for n in (self.wanted.image, self.wanted.label, self.wanted.caption) if n]
+        rows = _Rows(self, block, self.reader.table(*self._groups[block], names))
+        if self.random_access:
+            self._resident[block] = rows
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resident": {}}
+
+
+class _Rows(Sequence[Record]):
+    """The rows of one row group, taken out of the Arrow table as they are asked for."""
+
+    def __init__(self, source: TableSource, block: int, table: Any):
+        wanted = source.wanted
+        self._source, self._block = source, block
+        self._kept = None if source._kept is None else source._kept[block]
+        self._image, self._path = _encoded(table[wanted.image])
+        self._label = table[wanted.label].to_pylist() if wanted.label else None
+        self._caption = table[wanted.caption].to_pylist() if wanted.caption else None
+
+    def __len__(self) -> int:
+        return int(self._source.block_sizes[self._block])
+
+    def __getitem__(self, index: Any) -> Any:
+        at = index if self._kept is None else int(self._kept[index])
+        image = self._image[at].as_py()
+        label = label_of(self._label[at], self._source.name) if self._label is not None else None
+        path = self._path[at].as_py() if image is None and self._path is not None else None
+        return Record(
+            image,
+            None if label is None else self._source._class_index(label),
+            () if self._caption is None else caption_texts(self._caption[at], self._source.name),
+            self._source._row_name(self._block, index),
+            f"the row holds the path {path!r} alone" if path else "",
+        )
+
+
+def _encoded(column: Any) -> tuple[Any, Any]:
+    """(the bytes, the paths or None) of an image column, which is a struct of both, or bytes alone."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(column.type):
+        return column, None
+    names = [column.type.field(i).name for i in range(column.type.num_fields)]
+    fields = {
+        name: pa.chunked_array([chunk.field(name) for chunk in column.chunks], type=column.type.field(name).type)
+        for name in ("bytes", "path")
+        if name in names
+    }
+    return fields["bytes"], fields.get("path")
+
+
+_MEANT = {"image": "encoded images (bytes, or `Image` of `datasets`)", "caption": "texts"}
+
+
+def _holds_images(type_: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(type_):
+        return any(type_.field(i).name == "bytes" for i in range(type_.num_fields))
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _holds_texts(type_: Any) -> bool:
+    """Whether values of an Arrow type are captions: texts, structs with one, or lists of these."""
+    import pyarrow as pa
+
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        type_ = type_.value_type
+    if pa.types.is_struct(type_):
+        fields = {type_.field(i).name: type_.field(i).type for i in range(type_.num_fields)}
+        type_ = next((fields[f] for f in TEXT_FIELDS if f in fields), type_)
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_null(type_))
