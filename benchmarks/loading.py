@@ -29,8 +29,9 @@ import torch
 import yaml
 torch.set_num_threads(2)
 import diffzoo
-from diffzoo.models.registry import entry
-from diffzoo.zoo import loading, manifest
+from diffzoo.zoo import find_pretrained
+from diffzoo.zoo.building import build_meta
+from diffzoo.zoo.entries import converted_path
 import safetensors.torch
 name, folder, touch = sys.argv[1], sys.argv[2], sys.argv[3] == "touch"
 def peak():
@@ -55,15 +56,16 @@ print(json.dumps({"seconds": touched if touch else loaded, "peak": peak() - befo
 WRITE = """
 import os, pathlib, sys, json
 import torch
-from diffzoo.models.registry import entry
-from diffzoo.zoo import loading, manifest
+from diffzoo.zoo import find_pretrained
+from diffzoo.zoo.building import build_meta
+from diffzoo.zoo.entries import converted_path
 from safetensors.torch import save_file
 name, folder = sys.argv[1], sys.argv[2]
-item = manifest.checkpoint(name)
-shapes = loading.build_meta(entry(item.model).network, loading.entry_config(item)).state_dict()
+item = find_pretrained(name)
+shapes = build_meta(item.metadata.network, item.config).state_dict()
 generator = torch.Generator().manual_seed(0)
 state = {k: torch.randn(v.shape, generator=generator).mul_(0.02) for k, v in shapes.items()}
-path = loading.converted_path(item)
+path = converted_path(item)
 path.parent.mkdir(parents=True)
 save_file(state, path, {"original": json.dumps({"sha256": "0" * 64})})
 torch.save(state, f"{folder}/weights.pth")

@@ -49,11 +49,13 @@ def create_model(
         )
     from diffzoo.zoo.adapt import build_as, build_with
     from diffzoo.zoo.loading import locate
-    from diffzoo.zoo.metadata import registered_metadata
+    from diffzoo.zoo.metadata import Metadata
 
     if isinstance(pretrained, bool):
         return build_with(locate(name), overrides, classes, class_names)
-    return build_as(name, locate(pretrained, metadata=registered_metadata(name)), overrides, classes, class_names)
+    found = entry(name)
+    unsaid = Metadata(found.network, found.config, name)  # for files that do not say what they hold
+    return build_as(name, locate(pretrained, metadata=unsaid), overrides, classes, class_names)
 
 
 def copy_classes(network: Network, source: str | Path, class_names: Sequence[str]) -> list[str]:
@@ -76,12 +78,12 @@ def _is_registered(name: str) -> bool:
 
 
 def _is_source(name: str) -> bool:
-    from diffzoo.zoo.manifest import list_checkpoints
+    from diffzoo.zoo.manifest import list_pretrained
 
     return (
         name.startswith(("hf-hub:", "local-dir:"))
         or "/" in name
         or Path(name).suffix in (".ckpt", ".pt", ".pth", ".safetensors", ".json", ".bin")
-        or bool(list_checkpoints(name.split(".", 1)[0]))
+        or bool(list_pretrained(name.split(".", 1)[0]))
         or Path(name).exists()
     )

@@ -4,7 +4,7 @@ import pytest
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.registry import build
-from diffzoo.zoo.manifest import checkpoint
+from diffzoo.zoo.manifest import find_pretrained
 
 
 def test_the_nearest_names_are_given_as_they_are_written() -> None:
@@ -25,10 +25,10 @@ def test_few_names_are_listed_and_many_are_not() -> None:
     [
         (lambda: build("nowhere"), "unknown model 'nowhere'; `diffzoo list` shows all names"),
         (
-            lambda: checkpoint("nowhere"),
-            "no published weights for 'nowhere'; `diffzoo.list_checkpoints()` names them all",
+            lambda: find_pretrained("nowhere"),
+            "no published weights for 'nowhere'; `diffzoo.list_pretrained()` names them all",
         ),
-        (lambda: checkpoint("dimr_xl_265"), "no published weights for 'dimr_xl_265'; did you mean 'dimr_xl_256'"),
+        (lambda: find_pretrained("dimr_xl_265"), "no published weights for 'dimr_xl_265'; did you mean 'dimr_xl_256'"),
     ],
 )
 def test_an_unknown_name_says_where_the_names_are(look, message: str) -> None:

@@ -7,11 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffzoo"
 
-BASE = {"typing", "errors", "rng", "files", "images", "cache", "hub", "pins", "tensors", "runs", "precision"}
+BASE = {"typing", "errors", "record", "rng", "files", "images", "cache", "hub", "pins", "tensors", "runs", "precision"}
 # layer: the layers of diffzoo it may import, besides itself and BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
     "errors": set(),
+    "record": set(),
     "rng": set(),
     "files": set(),
     "images": set(),
@@ -42,6 +43,7 @@ HEAVY = {"lightning", "datasets", "transformers", "diffusers", "huggingface_hub"
 NEVER: dict[str, set[str]] = {
     "typing": HEAVY,
     "errors": HEAVY | {"torch"},
+    "record": HEAVY | {"torch"},
     "process": HEAVY | {"numpy"},
     "nn": HEAVY,
     "models": HEAVY,

@@ -11,7 +11,7 @@ from diffzoo.cli.main import LIGHTNING, VERBS
 from diffzoo.cli.recipe_files import find_recipe
 from diffzoo.models.registry import list_models
 from diffzoo.models.summary import zoo_table
-from diffzoo.zoo.manifest import list_checkpoints
+from diffzoo.zoo.manifest import list_pretrained
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def test_python_runs(comment: str, code: str, tmp_path: Path, monkeypatch: pytes
     compiled = compile(code, "README.md", "exec")
     if "needs the network" in comment:
         for name in re.findall(r'(?:create_model|pipeline)\("([^"]+)"', code):
-            assert name in list_models() or name in list_checkpoints()
+            assert name in list_models() or name in list_pretrained()
         return
     exec(compiled, {"__name__": "readme"})
 

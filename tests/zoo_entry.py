@@ -13,5 +13,5 @@ ENTRY: dict[str, Any] = {
     "guidance": {"formula": "cond + s * (cond - uncond)", "scale": 0.4},
     "sampler": {"class": "DPMSolver", "steps": 6},
     "class_names": ["cat", "dog, hound", *(f"thing {i}" for i in range(8))],
-    "fingerprint": {"pending": "it is a test"},
+    "fingerprint_pending": "it is a test",
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diffzoo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffzoo.zoo.manifest import Checkpoint
+    from diffzoo.zoo.manifest import Pretrained
 
 __all__ = ["configure", "run"]
 
@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the summary, and what is published of the model."""
     overrides = parse_overrides(args.overrides)
     from diffzoo.models.summary import describe
-    from diffzoo.zoo.manifest import checkpoint, list_checkpoints
+    from diffzoo.zoo.manifest import find_pretrained, list_pretrained
 
     model, _, tag = args.name.partition(".")
     if tag:
-        checkpoint(args.name)  # raises, and names those there are
+        find_pretrained(args.name)  # raises, and names those there are
     summary = describe(model, **overrides)
-    weights = [checkpoint(name) for name in list_checkpoints(model) if not tag or name == args.name]
+    weights = [find_pretrained(name) for name in list_pretrained(model) if not tag or name == args.name]
     if args.json:
         published = {"weights": [_published(item) for item in weights]} if weights else {}
         print(json.dumps({**summary.to_dict(), **published}, indent=2))
@@ -63,30 +63,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _published(item: "Checkpoint") -> dict[str, Any]:
+def _published(item: "Pretrained") -> dict[str, Any]:
     """What is known of a set of weights, as JSON-ready data."""
+    from diffzoo.record import to_plain
+
+    known = item.metadata.to_plain()
     return {
         "name": item.name,
         "source": str(item.source),
         "pinned": item.sha256 is not None,
-        "weights_licence": item.weights_licence,
-        "sampler": dict(item.sampler or {}),
-        "guidance": dict(item.guidance or {}),
-        "settings": {name: dict(setting) for name, setting in item.settings.items()},
-        "published": [dict(row) for row in item.published],
+        "weights_licence": item.metadata.licence,
+        **{key: known.get(key, {}) for key in ("sampler", "guidance", "presets")},
+        "published": to_plain(item.published, sparse=True),
     }
 
 
-def _text(item: "Checkpoint") -> str:
-    lines = [f"\nweights {item.name}: {item.source}", f"  licence   {item.weights_licence}"]
-    if item.sampler:
-        lines.append(f"  sampler   {json.dumps(item.sampler)}")
-    if item.guidance:
-        lines.append(f"  guidance  {json.dumps(item.guidance)}")
-    lines += [f"  setting   {name}: {json.dumps(setting)}" for name, setting in item.settings.items()]
+def _text(item: "Pretrained") -> str:
+    data = _published(item)
+    lines = [f"\nweights {item.name}: {item.source}", f"  licence   {data['weights_licence']}"]
+    lines += [f"  {key:<9} {json.dumps(data[key])}" for key in ("sampler", "guidance") if data[key]]
+    lines += [f"  preset    {name}: {json.dumps(preset)}" for name, preset in data["presets"].items()]
     rows: dict[str, list[str]] = {}
     for row in item.published:
-        setting = f" (--setting {row['setting']})" if row.get("setting") else ""
-        rows.setdefault(f"{row['protocol']}{setting}", []).append(f"{row['metric']} {row['value']:g}")
+        preset = f" (--preset {row.preset})" if row.preset else ""
+        rows.setdefault(f"{row.protocol}{preset}", []).append(f"{row.metric} {row.value:g}")
     lines += [f"  published {', '.join(values)}: {protocol}" for protocol, values in rows.items()]
     return "\n".join(lines)

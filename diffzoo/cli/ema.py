@@ -85,7 +85,7 @@ class _Measure:
         callbacks: list[Any] = self.cli.trainer.callbacks  # type: ignore[attr-defined]
         # it would put its own average in place of the one that is measured
         callbacks[:] = [c for c in callbacks if not isinstance(c, EMA)]
-        self.cli.model.network.load_state_dict(locate(run, prefer="raw").state)
+        self.cli.model.network.load_state_dict(locate(run, "raw").state)
 
     def __call__(self, tensors: "dict[str, Tensor]") -> float:
         network = self.cli.model.network

@@ -51,7 +51,7 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that make a plan; defaults are those published with the weights."""
     parser.add_argument("--plan", help="a plan as JSON, for example the `plan` of an earlier result")
-    parser.add_argument("--setting", help="a published way to sample, such as guided: see `diffzoo describe MODEL`")
+    parser.add_argument("--preset", help="a published way to sample, such as guided: see `diffzoo describe MODEL`")
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--sampler", help="name of a sampler, such as DDIM")
     parser.add_argument("--guidance", type=float, help="strength, in the formula that belongs to the weights")
@@ -166,11 +166,10 @@ def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan")
     plan = replace(plan, **{k: v for k, v in flags.items() if v is not None})
     if args.classifier:
         from diffzoo.zoo import load_any
-        from diffzoo.zoo.settings import published_scale
 
         scale = args.guidance
         if scale is None:
-            scale = published_scale(metadata, load_any(args.classifier).metadata)
+            scale = metadata.published_scale(load_any(args.classifier).metadata)
         labels = plan.labels if plan.labels != "none" else args.labels or "balanced"
         guidance = {"classifier": args.classifier, "scale": 1.0 if scale is None else scale}
         return replace(plan, guidance=guidance, labels=labels)
@@ -197,11 +196,11 @@ def open_model(args: argparse.Namespace, device: str) -> "ModelImages":
     from diffzoo.evaluation import SamplePlan
     from diffzoo.evaluation.model_images import ModelImages
     from diffzoo.generation import Generator
-    from diffzoo.generation.pipeline import load_weights
     from diffzoo.generation.plan import default_plan
+    from diffzoo.zoo import load_any
 
     captions, model = _captions(args.captions), args.target[0]
     given = SamplePlan.from_dict({**read_json(args.plan, "plan"), "model": model}) if args.plan else None
-    loaded = load_weights(model, _weights(args) or (given.weights if given else "ema"))
-    plan = _planned(args, loaded.metadata, given or default_plan(model, loaded.metadata, args.setting))
+    loaded = load_any(model, weights=_weights(args) or (given.weights if given else "ema"))
+    plan = _planned(args, loaded.metadata, given or default_plan(model, loaded.metadata, args.preset))
     return ModelImages(plan, device, captions, Generator.of(loaded, device))

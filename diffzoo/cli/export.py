@@ -11,23 +11,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="where the weights go, such as my_model.safetensors")
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "fp16"], help="in the file (default: fp32)")
     parser.add_argument("--licence", "--license", help="licence of the weights; no default")
-    parser.add_argument("--weights", default="average", help="average (default), raw, or the label of an average")
+    parser.add_argument("--weights", default="ema", help="ema (default), raw, or the label of an EMA")
     parser.add_argument("--tag", default="own", help="of the entry for checkpoints.yaml (default: own)")
     parser.add_argument("--guidance", type=float, help="strength that becomes the default, 1 = none")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the file; print its hash and its entry."""
+    from diffzoo.sampling import Guidance
     from diffzoo.zoo.export import export
 
-    formula = "uncond + s * (cond - uncond)"
-    guidance = None if args.guidance is None else {"formula": formula, "scale": args.guidance}
+    guidance = None if args.guidance is None else Guidance(args.guidance)
     made = export(
         args.source,
         args.file,
         dtype=args.dtype,
         licence=args.licence,
-        prefer=args.weights,
+        weights=args.weights,
         tag=args.tag,
         guidance=guidance,
     )

@@ -11,7 +11,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", help="owner/name on the Hub, made if needed")
     parser.add_argument("--licence", "--license", help="licence of the weights, for example cc-by-4.0; no default")
     parser.add_argument("--dataset", help="what it was trained on, for the card; default: what the recipe says")
-    parser.add_argument("--weights", default="average", help="average (default), raw, or the label of an average")
+    parser.add_argument("--weights", default="ema", help="ema (default), raw, or the label of an EMA")
     parser.add_argument(
         "--evaluation", nargs="+", default=[], metavar="RESULT", help="results of `diffzoo eval` for the card"
     )
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             revision=args.revision,
             message=args.message,
             dry_run=args.dry_run,
-            prefer=args.weights,
+            weights=args.weights,
             dataset=args.dataset,
             evaluations=args.evaluation,
             merge=args.merge,

@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide only where t lies between"
     )
     parser.add_argument("--classifier", help="a noise-aware classifier that does the guidance: adm_classifier_256")
-    parser.add_argument("--setting", help="a published way to sample: guided, ddim25, ...; see `diffzoo describe`")
+    parser.add_argument("--preset", help="a published way to sample: guided, ddim25, ...; see `diffzoo describe`")
     parser.add_argument("--upsample", metavar="SOURCE", help="enlarge the images with this model: adm_64_to_256")
     parser.add_argument(
         "--upsample-steps", type=int, metavar="STEPS", help="of that model; default: the published number"
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.dir} holds images already: name a new folder, so that old and new are not mixed")
     from diffzoo.generation import pipeline
 
-    pipe = pipeline(args.source, args.device, classifier=args.classifier, setting=args.setting, weights=args.weights)
+    pipe = pipeline(args.source, args.device, classifier=args.classifier, preset=args.preset, weights=args.weights)
     classes, count = args.classes, pipe.classes.count
     if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)

@@ -10,6 +10,7 @@ the step (`diffzoo.rng`). `id` and `hash` go into the passport of a latent cache
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -21,7 +22,7 @@ from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import AUTOENCODER, state_sha256
 from diffzoo.typing import Images, Latents
 
-__all__ = ["Autoencoder", "Identity", "KLAutoencoder"]
+__all__ = ["Autoencoder", "AutoencoderSpec", "Identity", "KLAutoencoder"]
 
 
 @runtime_checkable
@@ -75,6 +76,27 @@ class Identity:
     def to(self, device: torch.device | str) -> Self:
         """Nothing to move."""
         return self
+
+
+@dataclass(frozen=True)
+class AutoencoderSpec:
+    """Which autoencoder a latent model was trained with: what builds it again.
+
+    Args:
+        repo: Hub repository in diffusers' layout, or a folder.
+        scaling_factor: what its latents are multiplied by to have unit variance.
+        revision: 40-digit commit; None = recorded on first use.
+        subfolder: folder inside the repository.
+    """
+
+    repo: str
+    scaling_factor: float
+    revision: str | None = None
+    subfolder: str | None = None
+
+    def build(self) -> "KLAutoencoder":
+        """The autoencoder; nothing is loaded before its first use."""
+        return KLAutoencoder(self.repo, self.scaling_factor, self.revision, self.subfolder)
 
 
 class KLAutoencoder:
@@ -154,13 +176,12 @@ class KLAutoencoder:
         self.revision = commit
         return path.parent
 
-    # -- facts
+    # -- what it is
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """The arguments that build it again, for checkpoints; the revision once it is known."""
-        known = {"repo": self.repo, "revision": self.revision, "subfolder": self.subfolder}
-        return {**{k: v for k, v in known.items() if v is not None}, "scaling_factor": self.scaling_factor}
+    def spec(self) -> AutoencoderSpec:
+        """What builds it again, for checkpoints; with the revision once that is known."""
+        return AutoencoderSpec(self.repo, self.scaling_factor, self.revision, self.subfolder)
 
     @property
     def id(self) -> str:

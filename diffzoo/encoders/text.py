@@ -14,9 +14,10 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import TEXT_ENCODER, state_sha256, write_tensors
 
-__all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder"]
+__all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder", "TextEncoderSpec"]
 
 
 @runtime_checkable
@@ -90,6 +91,32 @@ def _weights(repo: str, commit: str) -> dict[str, Path]:
     return {path.name: path for path in found}
 
 
+@dataclass(frozen=True)
+class TextEncoderSpec:
+    """Which text encoder a model was trained with: what builds it again.
+
+    Args:
+        encoder: its class.
+        source: folder or Hub name.
+        revision: 40-digit commit; None = recorded on first use.
+        max_tokens, keep_padding: as the encoder takes them; None = its default.
+    """
+
+    encoder: Literal["CLIPEncoder", "T5Encoder"] = field(metadata={"key": "class"})
+    source: str
+    revision: str | None = None
+    max_tokens: int | None = None
+    keep_padding: bool | None = None
+
+    def build(self) -> TextEncoder:
+        """The encoder; nothing is loaded before its first use."""
+        given = {"max_tokens": self.max_tokens, "keep_padding": self.keep_padding}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        cls: Any = CLIPEncoder if self.encoder == "CLIPEncoder" else T5Encoder
+        encoder: TextEncoder = cls(self.source, self.revision, **options)
+        return encoder
+
+
 class _Transformer:
     """A frozen encoder of the transformers library and its tokenizer, loaded when first needed.
 
@@ -103,6 +130,14 @@ class _Transformer:
         self._max_tokens = max_tokens
         self._device: torch.device | str = "cpu"
         self._fingerprint = ""
+
+    @property
+    def spec(self) -> TextEncoderSpec | None:
+        """What builds it again, for checkpoints; None for classes of others."""
+        for cls in ("CLIPEncoder", "T5Encoder"):
+            if type(self).__name__ == cls:
+                return TextEncoderSpec(cls, self.source, self.revision, self.max_tokens, self.keep_padding)
+        return None
 
     def _load_model(self) -> nn.Module:
         raise NotImplementedError
@@ -269,6 +304,11 @@ class CachedText:
     def max_tokens(self) -> int:
         """Tokens per caption."""
         return self.encoder.max_tokens
+
+    @property
+    def spec(self) -> TextEncoderSpec | None:
+        """What builds the encoder again."""
+        return getattr(self.encoder, "spec", None)
 
     @cached_property
     def folder(self) -> Path | None:

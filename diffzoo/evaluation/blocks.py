@@ -27,9 +27,10 @@ from diffzoo.evaluation.model_images import one_thread
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.files import atomic_path
 from diffzoo.generation.generator import ImageSource
-from diffzoo.generation.plan import SamplePlan, digest
+from diffzoo.generation.plan import SamplePlan
 from diffzoo.images import to_uint8
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
+from diffzoo.record import digest
 from diffzoo.tensors import write_tensors
 
 __all__ = ["Blocks", "Job"]

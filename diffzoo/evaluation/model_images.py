@@ -12,7 +12,6 @@ import torch
 from diffzoo.encoders import Identity
 from diffzoo.errors import UserError
 from diffzoo.generation.generator import Generator, PlannedImages
-from diffzoo.generation.pipeline import load_weights
 from diffzoo.generation.plan import SamplePlan, build_sampler, default_plan, labels_of
 from diffzoo.models.base import Config, Network
 from diffzoo.tensors import state_sha256
@@ -45,7 +44,7 @@ class ModelImages:
     def generator(self) -> Generator:
         """The network with its frozen encoders and guides, compiled if the plan says so."""
         plan, guidance = self.sample_plan, self.sample_plan.guidance or {}
-        generator = self.loaded or Generator.of(load_weights(plan.model, plan.weights), self.device)
+        generator = self.loaded or Generator.of(load_any(plan.model, weights=plan.weights), self.device)
         generator = replace(generator, classifier=None, weak=self.weak.denoiser if self.weak else None)
         if "classifier" in guidance:
             generator.guide_with(load_any(guidance["classifier"]))
@@ -61,7 +60,7 @@ class ModelImages:
         guidance = self.sample_plan.guidance or {}
         if "weak" not in guidance:
             return None
-        return Generator.of(load_weights(guidance["weak"], guidance.get("weak_weights", "ema")), self.device)
+        return Generator.of(load_any(guidance["weak"], weights=guidance.get("weak_weights", "ema")), self.device)
 
     @cached_property
     def base(self) -> "ModelImages | None":
@@ -70,10 +69,10 @@ class ModelImages:
         if plan.base is None:
             return None
         same: dict[str, Any] = {"first_seed": plan.first_seed, "labels": plan.labels, "classes": plan.classes}
-        if plan.base.keys() <= {"model", "setting"}:
+        if plan.base.keys() <= {"model", "preset"}:
             same |= {"precision": plan.precision, "images_per_batch": plan.images_per_batch}
             loaded = load_any(plan.base["model"])
-            base = default_plan(plan.base["model"], loaded.metadata, plan.base.get("setting"), **same)
+            base = default_plan(plan.base["model"], loaded.metadata, plan.base.get("preset"), **same)
             return ModelImages(base, self.device, loaded=Generator.of(loaded, self.device))
         return ModelImages(replace(SamplePlan.from_dict(plan.base), **same), self.device)
 

@@ -18,7 +18,8 @@ from diffzoo.evaluation.image_files import ImagesPlan
 from diffzoo.evaluation.measure import Value
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.files import write_text
-from diffzoo.generation.plan import SamplePlan, canonical_json, differences, digest
+from diffzoo.generation.plan import SamplePlan
+from diffzoo.record import canonical_json, differences, digest
 
 __all__ = ["Result", "compare", "software_versions"]
 

@@ -21,7 +21,8 @@ from diffzoo.evaluation.result import Result
 from diffzoo.evaluation.run import RunOptions, evaluate
 from diffzoo.files import atomic_path, write_text
 from diffzoo.generation.guidance import no_guidance
-from diffzoo.generation.plan import SamplePlan, digest
+from diffzoo.generation.plan import SamplePlan
+from diffzoo.record import digest
 
 __all__ = ["KEEP", "Candidate", "Trial", "candidates", "plot", "sweep_guidance", "table", "write_plan"]
 

@@ -11,8 +11,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from diffzoo.encoders import text
-from diffzoo.encoders.autoencoder import Autoencoder, Identity, KLAutoencoder
+from diffzoo.encoders.autoencoder import Autoencoder, Identity
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError
 from diffzoo.generation.guidance import build_guidance
@@ -23,7 +22,7 @@ from diffzoo.process import GaussianProcess
 from diffzoo.sampling import Denoise, Denoiser, Sampler, sample
 from diffzoo.sampling.upsample import quantise
 from diffzoo.typing import Condition, Images
-from diffzoo.zoo.loading import Loaded
+from diffzoo.zoo.building import Loaded
 
 __all__ = ["Generator", "ImageSource", "PlannedImages", "device_of"]
 
@@ -83,15 +82,13 @@ class Generator:
         metadata = loaded.metadata
         if metadata.kind != "denoiser":
             raise UserError(
-                f"{metadata.name or metadata.family} is a classifier and samples nothing: guide a model of its "
+                f"{metadata.title} is a classifier and samples nothing: guide a model of its "
                 "resolution with it, pipeline(MODEL, classifier=...) or diffzoo sample MODEL --classifier ..."
             )
         if autoencoder is None:
-            autoencoder = KLAutoencoder(**metadata.autoencoder) if metadata.autoencoder else Identity()
+            autoencoder = metadata.autoencoder.build() if metadata.autoencoder else Identity()
         if text_encoder is None and metadata.text_encoder is not None:
-            values = dict(metadata.text_encoder)
-            known = getattr(text, str(values.pop("class", "")), None)
-            text_encoder = known(**values) if known is not None else None
+            text_encoder = metadata.text_encoder.build()
         network = loaded.network.eval().to(device)
         encoder = text_encoder.to(device) if text_encoder is not None else None
         return cls(network, loaded.process, autoencoder.to(device), encoder, device=device)

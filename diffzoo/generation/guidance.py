@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.sampling import Autoguidance, ClassifierFree, ClassifierGuidance, Denoise
+from diffzoo.record import from_plain
+from diffzoo.sampling import ClassifierGuidance, Denoise, Guidance
 from diffzoo.sampling.classifier import NoiseAwareClassifier
 from diffzoo.typing import Condition
-from diffzoo.zoo.metadata import guidance_from
 
 __all__ = ["build_guidance", "no_guidance"]
 
@@ -20,7 +20,7 @@ def no_guidance(guidance: Mapping[str, Any] | None) -> float:
     """The scale that changes nothing: 1 in the formula "uncond", 0 in "cond" and of a classifier."""
     if guidance is None:
         return 1.0
-    return 0.0 if "classifier" in guidance or guidance_from(_of_formula(guidance))["formula"] == "cond" else 1.0
+    return 0.0 if "classifier" in guidance or guidance.get("formula") == "cond" else 1.0
 
 
 def build_guidance(
@@ -56,21 +56,10 @@ def build_guidance(
             raise UserError(f"guidance by a classifier needs one scale, got {guidance.get('scale')!r}")
         assert classifier is not None
         return ClassifierGuidance(denoise, classifier, _finite(guidance["scale"]), conditional=conditional)
-    values = guidance_from(_of_formula(guidance))
-    scale = values.get("scale")
-    if scale is None:
-        raise UserError("guidance needs a scale, for example {'scale': 1.5}")
-    per_class = isinstance(scale, list | tuple)
-    values["scale"] = [_finite(v) for v in scale] if per_class else _finite(scale)
-    values["per"] = "class" if per_class else "image"
-    if "weak" in guidance:
-        assert weak is not None
-        return Autoguidance(denoise, weak, **values)
-    return ClassifierFree(denoise, **values, null=null)
-
-
-def _of_formula(guidance: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in guidance.items() if k not in WEAK}
+    known = from_plain(Guidance, {k: v for k, v in guidance.items() if k not in WEAK}, "guidance")
+    for scale in known.scale if isinstance(known.scale, tuple) else (known.scale,):
+        _finite(scale)
+    return known.around(denoise, null, weak if "weak" in guidance else None)
 
 
 def _finite(scale: float) -> float:

@@ -22,13 +22,13 @@ from diffzoo.generation.generator import Generator, device_of
 from diffzoo.generation.published import Published
 from diffzoo.generation.samples import Samples
 from diffzoo.images import to_float
-from diffzoo.process import to_config
+from diffzoo.record import to_plain
 from diffzoo.sampling import Sampler, Trajectory
 from diffzoo.sampling.loop import Precision
 from diffzoo.sampling.upsample import quantise
 from diffzoo.typing import Condition
-from diffzoo.zoo.loading import Loaded, load_any
-from diffzoo.zoo.settings import published_scale, setting_of
+from diffzoo.zoo.building import Loaded
+from diffzoo.zoo.loading import load_any
 
 __all__ = ["Pipeline", "pipeline"]
 
@@ -107,7 +107,7 @@ class Pipeline:
             seeds: one image per class and seed; a seed gives the same image in any batch.
             guidance: strength, in the formula that the weights were published with (`pipe.metadata.guidance`); without
                 one, s in `uncond + s (cond - uncond)`. Or some of {formula, scale, interval, decay} as a mapping
-                (`diffzoo.zoo.metadata.guidance_from`). Default: as published, else none. With a classifier: its scale,
+                (`diffzoo.sampling.Guidance`). Default: as published, else none. With a classifier: its scale,
                 by default 1.
             steps: of the sampler; of both samplers where an upsampler has a base.
             sampler: a sampler, or the name of its class. Default: the published one, else DDIM.
@@ -150,7 +150,7 @@ class Pipeline:
             trajectory=trajectory,
             **options,
         )
-        how = {"guidance": record, "sampler": to_config(solver), "dtype": _DTYPES[precision]}
+        how = {"guidance": record, "sampler": to_plain(solver), "dtype": _DTYPES[precision]}
         chosen = [ids[i] for i in every] if ids else []
         return self.published.samples(images, [labels[i] for i in every], chosen, seeds * len(labels), how, len(seeds))
 
@@ -196,15 +196,14 @@ class Pipeline:
         )
         labels = [self.classes.label(i) for i in ids] or [""] * n
         columns = images.columns if isinstance(images, Samples) else n
-        how = {"guidance": record, "sampler": to_config(solver), "dtype": _DTYPES[precision]}
+        how = {"guidance": record, "sampler": to_plain(solver), "dtype": _DTYPES[precision]}
         made = self.published.samples(large, labels, ids, seeds, how, columns)
         if isinstance(images, Samples):
             made.records = [{**r, "enlarged": small} for r, small in zip(made.records, images.records, strict=True)]
         return made
 
     def __repr__(self) -> str:
-        name = self.metadata.name or self.metadata.family
-        return f"Pipeline({name}, samples from a {self.generator.kind}, on {self.device})"
+        return f"Pipeline({self.metadata.title}, samples from a {self.generator.kind}, on {self.device})"
 
 
 def pipeline(
@@ -214,7 +213,7 @@ def pipeline(
     autoencoder: Autoencoder | None = None,
     text_encoder: TextEncoder | None = None,
     classifier: str | Path | None = None,
-    setting: str | None = None,
+    preset: str | None = None,
     weights: str = "ema",
 ) -> Pipeline:
     """Everything from a name to images: `pipeline("dimr_xl_256")(["golden retriever", 207], seeds=range(8))`.
@@ -224,24 +223,19 @@ def pipeline(
         device: where to compute; default: a GPU if there is one.
         autoencoder, text_encoder: in place of those that the weights were trained with.
         classifier: weights of a noise-aware classifier, which then does the guidance, such as "adm_classifier_256".
-        setting: a published way to sample, such as "guided" (`pipe.metadata.settings`): sampler, classifier and its
+        preset: a published way to sample, such as "guided" (`pipe.metadata.presets`): sampler, classifier and its
             scale, and what an upsampler enlarges. Upsamplers begin with their first.
         weights: which weights of a checkpoint: "ema", "raw" or the label of an EMA.
 
     Raises:
         UserError: for weights that cannot be had, or that do not say how to sample from them.
     """
-    loaded = load_weights(source, weights)
-    chosen = setting_of(loaded.metadata, setting)
+    loaded = load_any(source, weights=weights)
+    chosen = loaded.metadata.preset(preset)
     if chosen.sampler is not None:
-        loaded = replace(loaded, metadata=replace(loaded.metadata, sampler=dict(chosen.sampler)))
-    base = partial(pipeline, chosen.base, device, setting=chosen.base_setting) if chosen.base is not None else None
+        loaded = replace(loaded, metadata=replace(loaded.metadata, sampler=chosen.sampler))
+    base = partial(pipeline, chosen.base, device, preset=chosen.base_preset) if chosen.base is not None else None
     by = classifier if classifier is not None else chosen.classifier
     guide = load_any(by) if by is not None else None
-    scale = chosen.scale if classifier is None else published_scale(loaded.metadata, guide.metadata if guide else None)
+    scale = chosen.scale if classifier is None else loaded.metadata.published_scale(guide.metadata if guide else None)
     return Pipeline(loaded, device, autoencoder, text_encoder, guide, base, scale)
-
-
-def load_weights(source: str | Path, weights: str = "ema") -> Loaded:
-    """`load_any` with the word for weights that plans and commands use: "ema", "raw" or the label of an EMA."""
-    return load_any(source, prefer="average" if weights == "ema" else weights)

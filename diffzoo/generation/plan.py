@@ -3,64 +3,26 @@
 Two runs with equal plans give equal images.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from diffzoo import sampling
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.process import to_config
+from diffzoo.record import canonical_json, digest, from_plain, to_plain
 from diffzoo.rng import keyed_generator
 from diffzoo.sampling import Sampler
-from diffzoo.zoo.metadata import FORMULAS, Metadata, sampler_from
-from diffzoo.zoo.settings import setting_of
+from diffzoo.zoo.metadata import Metadata
 
 __all__ = [
-    "LabelRule", "Record", "SamplePlan", "build_sampler", "canonical_json", "default_plan", "differences", "digest",
-    "labels_of",
+    "LabelRule", "Record", "SamplePlan", "build_sampler", "default_plan", "labels_of",
 ]  # fmt: skip
 
 LabelRule = Literal["none", "balanced", "uniform", "captions"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-
-
-def canonical_json(data: Any) -> str:
-    """JSON with sorted keys and no spaces: one text for one meaning.
-
-    Raises:
-        UserError: for numbers that are not finite, which JSON does not know.
-    """
-    plain = asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
-    try:
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    except ValueError as error:
-        name = type(data).__name__ if is_dataclass(data) else "record"
-        raise UserError(f"the {name} holds a number that is not finite: give a finite one") from error
-
-
-def digest(data: Any) -> str:
-    """SHA-256 of the canonical JSON, in hex."""
-    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
-
-
-def differences(a: Any, b: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Where two pieces of JSON-ready data differ: dotted path to the pair of values."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in sorted({*a, *b}):
-            found |= differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and any(isinstance(v, Mapping) for v in a):
-        found = {}
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            found |= differences(x, y, f"{path}[{i}]")
-        return found
-    return {} if a == b else {path: (a, b)}
 
 
 class Record:
@@ -91,7 +53,7 @@ class SamplePlan(Record):
     the first 5,000 of 50,000.
 
     Args:
-        model: a registered name, a run, a checkpoint: what `diffzoo.zoo.loading.load_any` takes.
+        model: a registered name, a run, a checkpoint: what `diffzoo.zoo.load_any` takes.
         weights_sha256: hash of the network's tensors (`diffzoo.tensors.state_sha256`); filled in on loading.
         sampler: class name and options of the sampler but its steps and grid, for example {"class": "DDIM"}.
         steps: of the sampler.
@@ -112,7 +74,7 @@ class SamplePlan(Record):
         autoencoder: id of the autoencoder that decodes latents, with its revision; filled in on loading.
         weights: which weights of a training run: "ema", "raw" or the label of an EMA.
         compile: compile the network's blocks, which rounds differently.
-        base: of an upsampler: the plan of the model whose images it enlarges, or {model, setting}, which is filled in
+        base: of an upsampler: the plan of the model whose images it enlarges, or {model, preset}, which is filled in
             on loading; seeds and classes are the same for both.
     """
 
@@ -159,7 +121,8 @@ def _present_names(data: Mapping[str, Any]) -> dict[str, Any]:
         rest = {k: v for k, v in guidance.items() if k != "weak_average"}
         values["guidance"] = {**rest, "weak_weights": _label(guidance["weak_average"])}
     if isinstance(values.get("base"), Mapping):
-        values["base"] = _present_names(values["base"])
+        base = _present_names(values["base"])
+        values["base"] = {"preset" if key == "setting" else key: value for key, value in base.items()}
     return values
 
 
@@ -169,36 +132,32 @@ def _label(weights: str) -> str:
 
 def build_sampler(plan: SamplePlan) -> Sampler:
     """The sampler of a plan."""
-    named = getattr(sampling, str(plan.sampler.get("class")), None)
-    if isinstance(named, type) and not issubclass(named, Sampler):
-        raise UserError(f"{named.__name__!r} is no sampler: the plan needs one such as DDIM or Heun")
-    sampler: Sampler = sampler_from({**plan.sampler, "steps": plan.steps, "grid": dict(plan.grid)})
-    return sampler
+    data = {**plan.sampler, "steps": plan.steps, "grid": dict(plan.grid)}
+    return from_plain(Sampler, data, "plan.sampler")  # type: ignore[type-abstract]
 
 
-def default_plan(model: str, metadata: Metadata, setting: str | None = None, **changes: Any) -> SamplePlan:
+def default_plan(model: str, metadata: Metadata, preset: str | None = None, **changes: Any) -> SamplePlan:
     """The plan that belongs to a set of weights: its published sampler and guidance, else DDIM and none.
 
     Args:
         model: what the plan names.
         metadata: of the weights.
-        setting: a published way to sample (`diffzoo.zoo.settings`); an upsampler begins with its first.
+        preset: a published way to sample (`diffzoo.zoo.Preset`); an upsampler begins with its first.
         changes: fields of the plan that differ.
     """
-    chosen = setting_of(metadata, setting)
-    sampler = to_config(sampler_from(dict(chosen.sampler)) if chosen.sampler else metadata.build_sampler())
+    chosen = metadata.preset(preset)
+    sampler = to_plain(chosen.sampler or metadata.default_sampler)
     steps, grid = sampler.pop("steps"), sampler.pop("grid")
-    config = metadata.build_config()
+    config = metadata.config
     classes = config.num_classes or chosen.classifier
     labels = "captions" if getattr(config, "text_width", 0) else (chosen.labels or "balanced") if classes else "none"
     guidance, base = None, None
     if metadata.guidance is not None:
-        formula = FORMULAS[metadata.guidance["formula"]]
-        guidance = {**metadata.guidance, "formula": formula, "scale": float(metadata.guidance["scale"])}
+        guidance = to_plain(metadata.guidance, sparse=True)
     if chosen.classifier is not None:
         guidance = {"classifier": chosen.classifier, "scale": chosen.scale}
     if chosen.base is not None:
-        base = {"model": chosen.base, "setting": chosen.base_setting}
+        base = {"model": chosen.base, "preset": chosen.base_preset}
     known: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "labels": labels, "guidance": guidance}
     return SamplePlan(model, **{**known, "base": base, **changes})
 

@@ -8,28 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffzoo import __version__, sampling
+from diffzoo import __version__
 from diffzoo.encoders.autoencoder import Identity
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError
 from diffzoo.generation.classes import Classes
 from diffzoo.generation.generator import Generator
-from diffzoo.generation.guidance import no_guidance
 from diffzoo.generation.samples import Samples
 from diffzoo.images import to_uint8
 from diffzoo.pins import encoder_record, read_record
-from diffzoo.sampling import Sampler
+from diffzoo.record import from_plain, to_plain
+from diffzoo.sampling import Guidance, Sampler
 from diffzoo.typing import Condition
-from diffzoo.zoo.loading import Loaded
-from diffzoo.zoo.metadata import Metadata, class_list, sampler_from
+from diffzoo.zoo.building import Loaded
+from diffzoo.zoo.metadata import Metadata, class_list
 
 __all__ = ["Published"]
-
-PLAIN = {"formula": "uncond + s * (cond - uncond)", "scale": 1.0}
-
-
-def _samplers() -> list[str]:
-    found = [(n, getattr(sampling, n)) for n in sampling.__all__]
-    return [n for n, v in found if isinstance(v, type) and issubclass(v, Sampler) and v is not Sampler]
 
 
 @dataclass
@@ -90,16 +83,17 @@ class Published:
             if guidance is not None:
                 raise UserError("this model has no condition that guidance could act on: leave the guidance out")
             return None, None
-        known = dict(self.metadata.guidance or PLAIN)
+        known = self.metadata.guidance or Guidance(1.0)
         if guidance is not None:
-            known |= guidance if isinstance(guidance, Mapping) else {"scale": guidance}
-        record = {**{k: v for k, v in known.items() if v is not None}, "scale": float(known["scale"])}
-        return None if record["scale"] == no_guidance(known) else record, record
+            change = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
+            known = from_plain(Guidance, {**to_plain(known), **change}, "guidance")
+        record = to_plain(known, sparse=True)
+        return record if known.acts else None, record
 
     def sampler(self, sampler: Sampler | str | None, steps: int | None) -> Sampler:
-        chosen = self.metadata.build_sampler() if sampler is None else sampler_from(sampler)
-        if not isinstance(chosen, Sampler):
-            raise UserError(f"expected a sampler, got {sampler!r}{did_you_mean(str(sampler), _samplers())}")
+        """The sampler of a call: the one asked for, else that of the weights."""
+        asked = self.metadata.default_sampler if sampler is None else sampler
+        chosen: Sampler = from_plain(Sampler, asked, "sampler")  # type: ignore[type-abstract]
         return replace(chosen, steps=steps) if steps is not None else chosen
 
     def samples(
@@ -115,7 +109,7 @@ class Published:
         shared = {
             **how,
             **self.encoders(),
-            "weights": self.metadata.provenance,
+            "weights": to_plain(self.metadata.provenance, sparse=True),
             "model": self.metadata.name,
             "device": str(self.generator.device),
             "diffzoo": __version__,
@@ -134,7 +128,8 @@ class Published:
         if not isinstance(self.generator.autoencoder, Identity):
             found["autoencoder"] = self.generator.autoencoder.id
         if self.generator.text_encoder is not None:
-            known = dict(self.metadata.text_encoder or {"class": type(self.generator.text_encoder).__name__})
+            spec = self.metadata.text_encoder
+            known = to_plain(spec, sparse=True) if spec else {"class": type(self.generator.text_encoder).__name__}
             recorded = read_record(encoder_record(str(known.get("source", ""))))
             found["text_encoder"] = {**known, "revision": known.get("revision") or recorded.get("revision")}
         return found

@@ -10,7 +10,6 @@ config (`Config.override`); for networks with resolution levels (`Level`) they a
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,7 +25,7 @@ __all__ = ["Config", "Level", "LevelConfig", "Network"]
 
 @dataclass(frozen=True)
 class Config:
-    """The facts that every family has.
+    """The fields that every family has.
 
     Args:
         image_size: height and width of the input in pixels (or latent pixels).
@@ -175,7 +174,8 @@ class Network(nn.Module):
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = ()
     config: Config
-    metadata: Any = None  # what is known about loaded weights, a `diffzoo.zoo.Metadata`
+    metadata: object = None
+    """What is known about the weights it was built with; `diffzoo.zoo.metadata_of` reads it."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -297,17 +297,6 @@ class Network(nn.Module):
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
-
-    # -- publishing
-
-    def save_pretrained(self, folder: str, **options: Any) -> Any:
-        """Write `model.safetensors` and `config.json`; see `diffzoo.zoo.publish.save_pretrained`."""
-        # publishing lies layers above the networks, so it is looked up when it is called
-        return import_module("diffzoo.zoo.publish").save_pretrained(self, folder, **options)
-
-    def push_to_hub(self, repo: str, *, licence: str | None = None, **options: Any) -> str:
-        """Publish on the Hub as `owner/name`; see `diffzoo.zoo.publish.push_network`."""
-        return str(import_module("diffzoo.zoo.publish").push_network(self, repo, licence=licence, **options))
 
     def num_parameters(self) -> int:
         """Number of parameters."""

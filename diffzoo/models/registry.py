@@ -6,9 +6,9 @@ through the entry-point group `diffzoo.models`: each entry point names a module 
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
@@ -16,8 +16,6 @@ from diffzoo.models.base import Config, Network
 __all__ = [
     "ModelEntry",
     "build",
-    "config_from_dict",
-    "config_to_dict",
     "entry",
     "list_models",
     "register_model",
@@ -53,7 +51,7 @@ def register_model(
     Args:
         name: snake case, `family_size_resolution`.
         network: class whose constructor takes the config.
-        config: the variant's facts.
+        config: of this size.
         note: one line for `describe`, for example that a size is inferred.
         kind: "denoiser", or "classifier" for a noise-aware classifier; `list_models` keeps them apart.
 
@@ -98,33 +96,3 @@ def build(name: str, **overrides: Any) -> Network:
     """A network with random weights; `overrides` are rewrites of its config (`Config.override`)."""
     found = entry(name)
     return found.network(found.config.override(**overrides))
-
-
-def config_to_dict(config: Any) -> Any:
-    """A config as JSON-ready data."""
-    if is_dataclass(config) and not isinstance(config, type):
-        return {f.name: config_to_dict(getattr(config, f.name)) for f in fields(config)}
-    if isinstance(config, (list, tuple)):
-        return [config_to_dict(v) for v in config]
-    return config
-
-
-def config_from_dict(cls: Any, data: Any) -> Any:
-    """The inverse of `config_to_dict` for the dataclass (or type) `cls`.
-
-    Raises:
-        UserError: for an unknown field, naming the nearest.
-    """
-    if isinstance(cls, type) and is_dataclass(cls):
-        hints = get_type_hints(cls)
-        known = {f.name for f in fields(cls)}
-        for key in data:
-            if key not in known:
-                raise UserError(f"{cls.__name__} has no field {key!r}{did_you_mean(key, known)}")
-        return cls(**{k: config_from_dict(hints[k], v) for k, v in data.items()})
-    if get_origin(cls) is tuple and isinstance(data, (list, tuple)):
-        args = get_args(cls)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(config_from_dict(args[0], v) for v in data)
-        return tuple(config_from_dict(a, v) for a, v in zip(args, data, strict=True))
-    return data

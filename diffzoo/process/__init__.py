@@ -1,6 +1,5 @@
 """The mathematics of noise: schedules, paths, predictions, weightings and the process that owns them."""
 
-from diffzoo.process.config import from_config, to_config
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.process.loss import denoising_loss, pool_target, weight
 from diffzoo.process.noise_conditioning import LogSNRConditioning, NoiseConditioning, TimeConditioning
@@ -54,8 +53,6 @@ __all__ = [
     "Weighting",
     "denoising_loss",
     "expand_like",
-    "from_config",
     "pool_target",
-    "to_config",
     "weight",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from diffzoo.sampling.grids import (
     UniformThenZero,
     UniformTime,
 )
-from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, GuidanceSchedule, Interval, PowerCosine
+from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, Guidance, GuidanceSchedule, Interval, PowerCosine
 from diffzoo.sampling.loop import Moment, integrate, sample
 from diffzoo.sampling.multistep import DEIS, DPMSolverMultistep, UniPC
 from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
@@ -47,6 +47,7 @@ __all__ = [
     "EulerMaruyama",
     "Given",
     "Grid",
+    "Guidance",
     "GuidanceSchedule",
     "Heun",
     "Interval",

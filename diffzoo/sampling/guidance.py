@@ -21,7 +21,7 @@ A weight of 1 changes nothing and costs one network call.
 import math
 from abc import ABC, abstractmethod
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import torch
@@ -32,7 +32,16 @@ from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.typing import Condition
 
-__all__ = ["Autoguidance", "ClassifierFree", "Formula", "GuidanceSchedule", "Interval", "PowerCosine", "rows_of"]
+__all__ = [
+    "Autoguidance",
+    "ClassifierFree",
+    "Formula",
+    "Guidance",
+    "GuidanceSchedule",
+    "Interval",
+    "PowerCosine",
+    "rows_of",
+]  # fmt: skip
 
 Formula = Literal["uncond", "cond"]
 
@@ -242,6 +251,47 @@ class Autoguidance(_Extrapolation):
 
     def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
         return self.denoise(z, t, cond), self.weak(z, t, cond)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a set of weights is guided: what `ClassifierFree` is told, as a record.
+
+    Args:
+        scale: one number, or one per class.
+        formula: the convention of the scale, which is a fact of the weights; in files also spelt out, as
+            "cond + s * (cond - uncond)".
+        interval: where guidance acts; None = everywhere.
+        decay: how it fades; None = not at all.
+    """
+
+    scale: float | tuple[float, ...]
+    formula: Formula = "uncond"
+    interval: GuidanceSchedule | None = field(default=None, metadata={"usual": Interval})
+    decay: GuidanceSchedule | None = field(default=None, metadata={"usual": PowerCosine})
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything."""
+        return self.scale != (1 if self.formula == "uncond" else 0)
+
+    def around(
+        self, denoise: Denoise, null: Condition | None = None, weak: Denoise | None = None
+    ) -> "ClassifierFree | Autoguidance":
+        """The guided denoiser.
+
+        Args:
+            denoise: without guidance.
+            null: the row that stands for "no caption", for text models.
+            weak: the weaker model of autoguidance; None = classifier-free guidance.
+        """
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        per: Literal["image", "class"] = "class" if isinstance(self.scale, tuple) else "image"
+        if weak is not None:
+            return Autoguidance(denoise, weak, scale, self.formula, per=per, interval=self.interval, decay=self.decay)
+        return ClassifierFree(
+            denoise, scale, self.formula, per=per, interval=self.interval, decay=self.decay, null=null
+        )
 
 
 def rows_of(denoise: Denoise, part: slice) -> Denoise:

@@ -17,7 +17,7 @@ from diffzoo.evaluation.run import load_networks
 from diffzoo.generation import PlannedImages, SamplePlan
 from diffzoo.images import Rounding, to_uint8
 from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
-from diffzoo.process import to_config
+from diffzoo.record import to_plain
 from diffzoo.training.previews import sampling_from
 
 __all__ = ["ImageMetrics"]
@@ -139,7 +139,7 @@ class ImageMetrics(L.Callback):
         """The images of the module, with EMA weights for the length of the block."""
         config = module.network.config
         sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
-        options = to_config(sampler)
+        options = to_plain(sampler)
         steps, grid = options.pop("steps"), options.pop("grid")
         captions: list[str] = []
         if module.text_encoder is not None:  # those held out, over and over

@@ -2,7 +2,7 @@
 
 The network's own weights stay as they are; beside each of its `lora_targets` a product of two thin matrices is
 learnt, `W x + alpha / rank * B A x`, with B zero at first. The class table, which new classes need, trains whole.
-A checkpoint holds these tensors alone, and says which weights they belong to; `diffzoo.zoo.adapters` reads them, and
+A checkpoint holds these tensors alone, and says which weights they belong to; `diffzoo.zoo.loading` reads them, and
 joins them to those weights.
 """
 

@@ -5,10 +5,8 @@ predict, weigh. Mathematics lives in `diffzoo.process`, networks in `diffzoo.mod
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,11 @@ from torch import Tensor, nn
 
 from diffzoo import __version__
 from diffzoo.encoders.autoencoder import Autoencoder
-from diffzoo.encoders.text import CLIPEncoder, T5Encoder, TextEncoder
+from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError
-from diffzoo.files import to_json, write_text
 from diffzoo.images import to_float
 from diffzoo.models.adapters import plain_name
 from diffzoo.models.base import Network
-from diffzoo.models.registry import config_to_dict
 from diffzoo.process import (
     DiscreteBetas,
     GaussianProcess,
@@ -33,10 +29,10 @@ from diffzoo.process import (
     UniformEps,
     Weighting,
     denoising_loss,
-    to_config,
 )
-from diffzoo.sampling import DDIM, Sampler
-from diffzoo.tensors import ADAPTER_BASE, state_sha256, write_tensors
+from diffzoo.record import from_plain, to_plain
+from diffzoo.sampling import DDIM, Guidance, Sampler
+from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.training import draws, freezing
 from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.averaging import EMA, averaged, whole_state
@@ -47,6 +43,9 @@ from diffzoo.training.recipe_settings import Settings, apply_changes, settings_o
 from diffzoo.training.sharding import shard
 from diffzoo.training.side_files import write_or_warn
 from diffzoo.typing import Condition
+from diffzoo.zoo.loading import base_of
+from diffzoo.zoo.metadata import Adapter, Metadata, Provenance, held_metadata, metadata_of
+from diffzoo.zoo.saving import write_model
 
 __all__ = ["DiffusionModule"]
 
@@ -107,7 +106,7 @@ class DiffusionModule(L.LightningModule):
         loss_coefficients: list[float] | None = None,
         condition_dropout: float = 0.1,
         sampler: Sampler = DDIM(),  # noqa: B008  frozen
-        guidance: dict[str, Any] | None = None,
+        guidance: dict[str, Any] | Guidance | None = None,
         optimizer: OptimizerFactory = functools.partial(torch.optim.AdamW, lr=1e-4),  # noqa: B008
         lr_scheduler: SchedulerFactory | None = None,
         autoencoder: Autoencoder | None = None,
@@ -126,16 +125,15 @@ class DiffusionModule(L.LightningModule):
         self.weights, self.lora, self.layer_decay = weights, lora, layer_decay
         self._class_policy = (network_args or {}).get("classes")
         self.network = self._build(network, network_args, weights)
-        self.family = type(self.network).__name__  # sharding changes the class
+        self.network_class = type(self.network)  # sharding changes the class
+        self._base = base_of(self.network.metadata, weights) if isinstance(self.network.metadata, Metadata) else None
         if weights:
             _check_process(self.network, process, weights)
         if shift_schedule:
             process = _shifted(process, self.network)
         if freeze is not None:
             freezing.freeze(self.network, freeze)
-        if guidance is not None:
-            import_module("diffzoo.zoo.metadata").guidance_from(guidance)  # refuses what it cannot be
-        self.guidance = guidance
+        self.guidance = from_plain(Guidance, guidance, "guidance") if guidance is not None else None
         self._base_digest: str | None = None
         self._recipe_settings: Settings | None = None
         self._restored_settings: Settings | None = None
@@ -388,48 +386,59 @@ class DiffusionModule(L.LightningModule):
 
     on_validate_start = on_fit_start
 
+    def metadata(self) -> Metadata:
+        """What is known about the weights that this run makes."""
+        base = self._base
+        return Metadata(
+            self.network_class,
+            self.network.config,
+            self.name,
+            self.process,
+            tuple(self.class_names),
+            self.guidance,
+            self.sampler,
+            # other encoders than those of the package have to be passed to the pipeline by hand
+            getattr(self.autoencoder, "spec", None),
+            getattr(self.text_encoder, "spec", None),
+            adapter=self._adapter(self.lora) if self.lora is not None else None,
+            licence=base.licence if base is not None else None,
+            provenance=Provenance(base=base, global_step=self.global_step or None),
+            version=__version__,
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the model without its recipe (`diffzoo.zoo.load_any`)."""
         checkpoint["diffzoo"] = {
-            "version": __version__,
-            "model": {
-                "name": self.name,
-                "family": self.family,
-                "config": config_to_dict(self.network.config),
-            },
-            "process": to_config(self.process),
-            "sampler": to_config(self.sampler),
-            "guidance": self.guidance,
-            "class_names": self.class_names,
-            # other autoencoders than diffusers' have to be passed to the pipeline by hand
-            "autoencoder": getattr(self.autoencoder, "metadata", None),
-            "text_encoder": _text_encoder_metadata(self.text_encoder),
+            "metadata": self.metadata().to_plain(),
             "recipe_settings": self._recipe_settings,
             "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
         }
         if self.lora is not None:
-            checkpoint["diffzoo"]["adapter"] = self._adapter_metadata(self.lora)
             trained = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the weights belong here; beside adapters, the network keeps the weights it was started from."""
-        self._restored_settings = (checkpoint.get("diffzoo") or {}).get("recipe_settings")
+        held = checkpoint.get("diffzoo") or {}
+        self._restored_settings = held.get("recipe_settings")
         self._check_data(checkpoint)
+        theirs = held_metadata(checkpoint, "the checkpoint")
+        if theirs is not None and self._base is None:  # the recipe need not name it again
+            self._base = theirs.provenance.base
+        adapter = theirs.adapter if theirs is not None else None
         if self.lora is None:
-            if (checkpoint.get("diffzoo") or {}).get("adapter"):
+            if adapter is not None:
                 raise UserError("the checkpoint holds low-rank adapters alone: set model.lora as its recipe did")
-            self._check_architecture(checkpoint)
+            self._check_architecture(checkpoint, theirs)
             return
-        theirs = (checkpoint.get("diffzoo") or {}).get("adapter") or {}
-        ours = self._adapter_metadata(self.lora)
+        ours = self._adapter(self.lora)
         for field in ("rank", "alpha", "base_sha256"):
-            if theirs.get(field) != ours[field]:
+            if getattr(adapter, field, None) != getattr(ours, field):
                 raise UserError(
-                    f"the adapters of the checkpoint have another {field}, {theirs.get(field)}, than this run, "
-                    f"{ours[field]}: keep model.lora and the weights behind model.weights as they were"
+                    f"the adapters of the checkpoint have another {field}, {getattr(adapter, field, None)}, than this "
+                    f"run, {getattr(ours, field)}: keep model.lora and the weights behind model.weights as they were"
                 )
-        self._check_architecture(checkpoint)
+        self._check_architecture(checkpoint, theirs)
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
     def _check_data(self, checkpoint: dict[str, Any]) -> None:
@@ -446,14 +455,13 @@ class DiffusionModule(L.LightningModule):
                 "model.weights"
             )
 
-    def _check_architecture(self, checkpoint: dict[str, Any]) -> None:
-        held = (checkpoint.get("diffzoo") or {}).get("model") or {}
+    def _check_architecture(self, checkpoint: dict[str, Any], held: Metadata | None) -> None:
         theirs = {k: tuple(v.shape) for k, v in checkpoint.get("state_dict", {}).items() if isinstance(v, Tensor)}
         ours = {k: tuple(v.shape) for k, v in self.state_dict().items()}
-        if not held or all(ours.get(k) == shape for k, shape in theirs.items()):
+        if held is None or all(ours.get(k) == shape for k, shape in theirs.items()):
             return
-        config = {**config_to_dict(self.network.config), "network": f"{self.name} ({self.family})"}
-        other = {**held.get("config", {}), "network": f"{held.get('name')} ({held.get('family')})"}
+        config = {**to_plain(self.network.config), "network": f"{self.name} ({self.network_class.__name__})"}
+        other = {**to_plain(held.config), "network": f"{held.name} ({held.network.__name__})"}
         if other["network"] != config["network"]:
             differ = ["network"]
         else:
@@ -464,15 +472,12 @@ class DiffusionModule(L.LightningModule):
             "resume it with the recipe it was trained with, or start from its weights with model.weights"
         )
 
-    def _adapter_metadata(self, lora: LoRA) -> dict[str, Any]:
+    def _adapter(self, lora: LoRA) -> Adapter:
         if self._base_digest is None:
             frozen = {plain_name(n): p for n, p in self.network.named_parameters() if not p.requires_grad}
             self._base_digest = state_sha256(frozen, ADAPTER_BASE)
-        base = str(self.weights)
-        if Path(base).exists():
-            base = str(Path(base).resolve())
-        alpha = lora.scale * lora.rank
-        return {"rank": lora.rank, "alpha": alpha, "base": base, "base_sha256": self._base_digest}
+        base = str((self._base and self._base.source) or self.weights)
+        return Adapter(base, lora.rank, float(lora.scale * lora.rank), self._base_digest)
 
     def on_train_end(self) -> None:
         """Leave the adapters in the run's folder `adapter`."""
@@ -499,24 +504,16 @@ class DiffusionModule(L.LightningModule):
                 state = {k: v.clone() for k, v in adapter_state(self.network).items()}
         else:
             state = keeper.network_state(self) if keeper else whole_state(self.network)
-        path = folder / ("model.safetensors" if self.lora is None else "adapter.safetensors")
         if self.trainer.is_global_zero:
-            held: dict[str, Any] = {"state_dict": {}}
-            self.on_save_checkpoint(held)
-            record = held["diffzoo"]
-            metadata = {**record.pop("model"), **record, "provenance": {"global_step": self.trainer.global_step}}
-            known = {k: v for k, v in metadata.items() if v not in (None, [], {})}
-            write_tensors(path, state, {"diffzoo": json.dumps(known, sort_keys=True)})
-            write_text(folder / "config.json", to_json(known))
-        return path
+            write_model(state, self.metadata(), folder)
+        return folder / ("model.safetensors" if self.lora is None else "adapter.safetensors")
 
 
 def _check_process(network: Network, process: GaussianProcess, weights: str) -> None:
     """Raise if the weights' input or output means something else in this process; warn if the noise differs."""
-    metadata = network.metadata
-    if metadata is None or metadata.process is None:
+    trained = metadata_of(network).process
+    if trained is None:
         return
-    trained = metadata.build_process()
     for name in ("prediction", "noise_conditioning", "learned_variance"):
         theirs, ours = getattr(trained, name), getattr(process, name)
         if theirs != ours:
@@ -532,8 +529,7 @@ def _check_process(network: Network, process: GaussianProcess, weights: str) -> 
 
 def _shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
     """The process with its schedule shifted from the image size of the weights to the network's."""
-    adapted = network.metadata.provenance.get("adapted_from", {}) if network.metadata is not None else {}
-    size = adapted.get("image_size")
+    size = metadata_of(network).provenance.adapted_from.get("image_size")
     if size is None:
         return process
     if isinstance(process.schedule, DiscreteBetas):
@@ -541,12 +537,3 @@ def _shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
     schedule = Shifted(process.schedule, from_resolution=size, to_resolution=network.config.image_size)
     _say(f"schedule shifted from {size} to {network.config.image_size} px: {schedule.shift:+.3f} log-SNR")
     return replace(process, schedule=schedule)
-
-
-def _text_encoder_metadata(encoder: TextEncoder | None) -> dict[str, Any] | None:
-    """The arguments that build a text encoder of ours again; others have to be passed to the pipeline by hand."""
-    inner = getattr(encoder, "encoder", encoder)  # behind a cache of captions
-    if not isinstance(inner, CLIPEncoder | T5Encoder):
-        return None
-    known = {"class": type(inner).__name__, "source": inner.source, "max_tokens": inner.max_tokens}
-    return {**known, "revision": inner.revision, "keep_padding": inner.keep_padding}

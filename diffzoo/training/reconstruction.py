@@ -22,7 +22,7 @@ weights that never changed stay what they are. For t_a ≤ t_b,
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from diffzoo.errors import UserError
 from diffzoo.runs import list_checkpoints
 from diffzoo.tensors import write_tensors
 from diffzoo.zoo.loading import locate
-from diffzoo.zoo.publish import write_weights
+from diffzoo.zoo.saving import save_weights
 
 __all__ = [
     "Snapshot",
@@ -230,6 +230,6 @@ def _write(run: str, tensors: dict[str, Tensor], path: Path, metadata: dict[str,
     if not found:
         write_tensors(path, tensors, {"format": "pt", **{k: str(v) for k, v in metadata.items()}})
         return
-    raw = locate(found[0], prefer="raw")
+    raw = locate(found[0], "raw")
     state = dict(raw.state) | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
-    write_weights(state, replace(raw.metadata, provenance={**raw.metadata.provenance, "average": metadata}), path)
+    save_weights(state, raw.metadata.derived(reconstructed=metadata, weights=None, file=None), path)

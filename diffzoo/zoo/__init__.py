@@ -1,20 +1,24 @@
 """Published weights: the manifest, downloads, converters, loading, publishing, verification."""
 
 from diffzoo.zoo.adapt import build_with
-from diffzoo.zoo.loading import Loaded, load_any, locate
-from diffzoo.zoo.manifest import Checkpoint, checkpoint, list_checkpoints, load_manifest
-from diffzoo.zoo.metadata import Metadata, class_list, metadata_of
+from diffzoo.zoo.building import Loaded
+from diffzoo.zoo.loading import load_any, locate
+from diffzoo.zoo.manifest import Pretrained, find_pretrained, list_pretrained, load_manifest
+from diffzoo.zoo.metadata import Metadata, Preset, class_list, metadata_of
+from diffzoo.zoo.saving import save_pretrained
 
 __all__ = [
-    "Checkpoint",
     "Loaded",
     "Metadata",
+    "Preset",
+    "Pretrained",
     "build_with",
-    "checkpoint",
     "class_list",
-    "list_checkpoints",
+    "find_pretrained",
+    "list_pretrained",
     "load_any",
     "load_manifest",
     "locate",
     "metadata_of",
+    "save_pretrained",
 ]  # fmt: skip

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
-from diffzoo.models.registry import config_to_dict, entry
-from diffzoo.zoo.loading import Weights, assign, build_meta
-from diffzoo.zoo.metadata import class_list
+from diffzoo.models.registry import entry
+from diffzoo.record import to_plain
+from diffzoo.zoo.building import Weights, assign, build_meta
+from diffzoo.zoo.metadata import class_list, metadata_of
 
 __all__ = ["ClassPolicy", "adapt_to", "build_as", "build_with", "copy_classes", "resample_positions"]
 
@@ -50,12 +51,12 @@ def build_with(
             anew as the family does it, "mean" = every class begins as the mean of the old ones, "copy" = classes of
             the same name, or one of several separated by ", ", keep their row and new ones begin as the mean. The null
             class keeps its row.
-        class_names: names of the new classes, for "copy" and for the facts.
+        class_names: names of the new classes, for "copy" and for the metadata.
 
     Raises:
         UserError: if an override changes what the weights mean, or `classes` is needed and absent.
     """
-    base = weights.metadata.build_config()
+    base = weights.metadata.config
     _check(overrides, base, weights.where, classes)
     return _adapted(weights, base, _override(base, overrides), classes, class_names)
 
@@ -80,28 +81,27 @@ def build_as(
         UserError: for weights of another architecture, naming what differs; and as `build_with` does.
     """
     found = entry(name)
-    if weights.metadata.family != found.network.__name__:
+    theirs = weights.metadata
+    if theirs.network is not found.network:
         raise UserError(
             f"expected weights of {name}, a {found.network.__name__}, in {weights.where}, got those of "
-            f"{weights.metadata.name or 'a network'}, a {weights.metadata.family}: give weights of the "
-            f"same family, or set "
-            f"the network to {weights.metadata.name or 'theirs'}"
+            f"{theirs.name or 'a network'}, a {theirs.network.__name__}: give weights of the same family, or set "
+            f"the network to {theirs.name or 'theirs'}"
         )
-    if weights.metadata.name in (None, name, weights.metadata.family):
+    if theirs.name in (None, name, theirs.network.__name__):
         return build_with(weights, overrides, classes, class_names)
-    base = weights.metadata.build_config()
+    base = weights.metadata.config
     _check({}, base, weights.where, classes)
     config = _override(found.config, overrides)
-    ours, theirs = _fixed(config_to_dict(config)), _fixed(config_to_dict(base))
+    ours, old = _fixed(to_plain(config)), _fixed(to_plain(base))
     for field in ours:
-        if ours[field] != theirs.get(field):
+        if ours[field] != old.get(field):
             raise UserError(
-                f"expected weights of {name} in {weights.where}, got those of {weights.metadata.name}, which differs "
-                "in "
+                f"expected weights of {name} in {weights.where}, got those of {theirs.name}, which differs in "
                 f"{field}: only classes, dropout and the resolution may differ"
             )
     made = _adapted(weights, base, config, classes, class_names)
-    made.metadata = replace(made.metadata, name=name)
+    made.metadata = replace(metadata_of(made), name=name)
     return made
 
 
@@ -110,7 +110,7 @@ def adapt_to(weights: Weights, config: Config) -> Network:
 
     For callers that know the config and bring the class table themselves.
     """
-    base = weights.metadata.build_config()
+    base = weights.metadata.config
     differ = (config.num_classes, config.null_class) != (base.num_classes, base.null_class)
     return _adapted(weights, base, config, "random" if differ else None, None)
 
@@ -122,7 +122,7 @@ def copy_classes(network: Network, weights: Weights, class_names: Sequence[str])
     """
     known = _by_name(weights)
     same = [(i, known[name]) for i, name in enumerate(class_names) if name in known]
-    base = weights.metadata.build_config()
+    base = weights.metadata.config
     state = network.state_dict()
     if same:
         target, origin = torch.tensor(same).T
@@ -165,7 +165,7 @@ def _adapted(
     classes: ClassPolicy | None,
     class_names: Sequence[str] | None,
 ) -> Network:
-    cls = weights.metadata.network_class()
+    cls = weights.metadata.network
     network = build_meta(cls, config)
     state = dict(weights.state)
     old, new = build_meta(cls, base).position_tables(), network.position_tables()
@@ -174,11 +174,8 @@ def _adapted(
             state[name] = resample_positions(state[name], old[name], new[name])
     if classes is not None or (config.num_classes, config.null_class) != (base.num_classes, base.null_class):
         state = _reclassed(replace(weights, state=state), base, config, network, classes, class_names)
-    kept = {k: v for k, v in weights.metadata.provenance.items() if k != "adapted_from"}
     changed = {k: getattr(base, k) for k in ("image_size", "num_classes") if getattr(base, k) != getattr(config, k)}
-    metadata = replace(weights.metadata, config=config_to_dict(config), provenance=kept)
-    if changed:
-        metadata = replace(metadata, provenance={**kept, "adapted_from": changed})
+    metadata = replace(weights.metadata.derived(adapted_from=changed), config=config)
     if config.num_classes != base.num_classes or class_names is not None:
         metadata = replace(metadata, class_names=tuple(class_names or ()))
     assign(network, state, weights.where)
@@ -212,9 +209,9 @@ def _check(overrides: Mapping[str, Any], base: Config, where: str, classes: str 
             f"expected classes to be one of {', '.join(POLICIES)}, got {classes!r}{did_you_mean(classes, POLICIES)}"
         )
     _override(base, overrides)  # names a misspelt argument before anything else
-    known = config_to_dict(base)
+    known = to_plain(base)
     for name, value in overrides.items():
-        if not _keeps_weights(name) and config_to_dict(value) != known.get(name, object()):
+        if not _keeps_weights(name) and to_plain(value) != known.get(name, object()):
             raise UserError(
                 f"{name} changes the network that the weights in {where} belong to: leave it out, or create the model "
                 "without pretrained weights"

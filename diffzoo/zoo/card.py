@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffzoo.zoo.metadata import Metadata
+from diffzoo.record import to_plain
+from diffzoo.zoo.metadata import Base, Metadata, foreign_modules
 
 __all__ = ["model_card"]
 
@@ -23,8 +24,8 @@ TEMPLATE = """\
 
 # {title}
 
-{summary}
-{picture}
+{summary}{base}
+{image}
 ## How to use
 
 ```python
@@ -32,7 +33,7 @@ import diffzoo
 
 pipe = diffzoo.pipeline("hf-hub:{repo}")
 images = pipe({prompt}seeds=range(8))
-images.save_png("pictures")
+images.save_png("images")
 ```
 
 The network alone: `diffzoo.create_model("hf-hub:{repo}")`. From the command line:
@@ -52,7 +53,7 @@ The network alone: `diffzoo.create_model("hf-hub:{repo}")`. From the command lin
 
 ## Licence
 
-The weights: {licence}.
+{licence}
 
 ## Provenance
 
@@ -72,9 +73,9 @@ def model_card(
     """The text of README.md.
 
     Args:
-        facts: with a licence.
+        metadata: with a licence.
         repo: where it will lie, `owner/name`.
-        folder: of the published form, for its recipe and its pictures.
+        folder: of the published form, for its recipe and its images.
         evaluations: results of `diffzoo eval` as data.
         dataset: what it was trained on; default: what the recipe says.
     """
@@ -83,22 +84,26 @@ def model_card(
         title=repo.split("/")[1],
         repo=repo,
         summary=_summary(metadata),
-        picture="\n![Pictures drawn by this model](samples.png)\n" if (folder / "samples.png").is_file() else "",
+        base=_base(metadata.provenance.base),
+        image="\n![Images sampled from this model](samples.png)\n" if (folder / "samples.png").is_file() else "",
         prompt=_prompt(metadata),
         process=_process(metadata),
         data=dataset or _recipe_data(folder / "recipe.yaml") or "Not stated.",
         evaluation=_evaluation(evaluations),
-        licence=metadata.licence,
-        provenance=json.dumps(metadata.provenance, indent=2, sort_keys=True, ensure_ascii=False),
+        licence=_licence(metadata),
+        provenance=json.dumps(to_plain(metadata.provenance, sparse=True), indent=2, sort_keys=True, ensure_ascii=False),
     )
 
 
 def _front(metadata: Metadata) -> str:
     import yaml
 
-    licence = str(metadata.licence)
-    front: dict[str, Any] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", metadata.family.lower()]}
+    licence, family = str(metadata.licence), metadata.network.__name__.lower()
+    front: dict[str, Any] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", family]}
     front["pipeline_tag"] = "text-to-image" if metadata.text_encoder else "unconditional-image-generation"
+    base = metadata.provenance.base
+    if base is not None and (base.source or "").startswith("hf-hub:"):
+        front["base_model"] = str(base.source).removeprefix("hf-hub:").partition("@")[0]
     if licence.lower() in KNOWN:
         front["license"] = licence.lower()
     else:
@@ -107,15 +112,42 @@ def _front(metadata: Metadata) -> str:
 
 
 def _summary(metadata: Metadata) -> str:
-    size, classes = metadata.config.get("image_size"), metadata.config.get("num_classes")
+    size, classes = metadata.config.image_size, metadata.config.num_classes
     space = "latents" if metadata.autoencoder else "pixels"
     kind = f"{classes} classes" if classes else ("captions" if metadata.text_encoder else "unconditional")
     name = f" `{metadata.name}`" if metadata.name else ""
-    return f"A {metadata.family}{name} of diffzoo: {size}x{size} {space}, {kind}."
+    text = f"A {metadata.network.__name__}{name} of diffzoo: {size}x{size} {space}, {kind}."
+    needed = foreign_modules(metadata)
+    if needed:
+        text += f" To load it, these modules must be importable: {', '.join(f'`{name}`' for name in needed)}."
+    return text
+
+
+def _name(base: Base) -> str:
+    if base.source is not None:
+        return f"`{base.source}`"
+    return f"weights of `{base.name}` that were not published" if base.name else "weights that were not published"
+
+
+def _base(base: Base | None) -> str:
+    """The weights that training began from, back to the first."""
+    if base is None:
+        return ""
+    earlier = base.provenance.base
+    return f" Trained from {_name(base)}" + (f", which were{_base(earlier).lower()}" if earlier is not None else ".")
+
+
+def _licence(metadata: Metadata) -> str:
+    lines, base = [f"The weights: {metadata.licence}."], metadata.provenance.base
+    while base is not None:
+        if base.licence:
+            lines.append(f"Those that training began from, {_name(base)}: {base.licence}.")
+        base = base.provenance.base
+    return "\n".join(lines)
 
 
 def _prompt(metadata: Metadata) -> str:
-    if not metadata.config.get("num_classes"):
+    if not metadata.config.num_classes:
         return ""
     if isinstance(metadata.class_names, tuple) and metadata.class_names:
         return f"[{metadata.class_names[0]!r}], "
@@ -123,11 +155,13 @@ def _prompt(metadata: Metadata) -> str:
 
 
 def _process(metadata: Metadata) -> str:
-    lines = []
-    for name, part in (("Process", metadata.process), ("Sampler", metadata.sampler), ("Guidance", metadata.guidance),
-                       ("Autoencoder", metadata.autoencoder)):  # fmt: skip
-        if part:
-            lines.append(f"- {name}: `{json.dumps(part, sort_keys=True, ensure_ascii=False)}`")
+    parts = {"Process": metadata.process, "Sampler": metadata.sampler, "Guidance": metadata.guidance,
+             "Autoencoder": metadata.autoencoder, "Text encoder": metadata.text_encoder}  # fmt: skip
+    lines = [
+        f"- {name}: `{json.dumps(to_plain(part, sparse=True), sort_keys=True, ensure_ascii=False)}`"
+        for name, part in parts.items()
+        if part is not None
+    ]
     return "\n".join(lines) or "Not stated."
 
 
@@ -144,25 +178,19 @@ def _recipe_data(path: Path) -> str | None:
 
 
 def _evaluation(records: Sequence[dict[str, Any]]) -> str:
-    """A row per metric, with its error, the protocol and how the images were drawn."""
-    rows = []
+    """A row per metric, with its error, the protocol, the reference and how the images were sampled."""
+    rows: dict[str, None] = {}  # a result may lie in several files
     for record in records:
         protocol, plan = record["protocol"], record.get("plan") or {}
-        name = f"{protocol.get('name')}, {protocol.get('n')} images against {protocol.get('reference')}"
-        drawn = ", ".join(
-            part
-            for part in (
-                f"{(plan.get('sampler') or {}).get('class')}, {plan.get('steps')} steps" if plan.get("steps") else "",
-                f"guidance {json.dumps(plan['guidance'], sort_keys=True)}" if plan.get("guidance") else "",
-            )
-            if part
-        )
-        digest = str(record.get("protocol_sha256", ""))[:16]
-        rows += [
-            f"| {metric} | {_number(value)} | {name} (`{digest}`) | {drawn} |"
-            for metric, value in record["values"].items()
-        ]
-    head = ["| metric | value | protocol | drawn with |", "|---|---|---|---|"]
+        reference = f"{protocol.get('reference')} (`{str(protocol.get('reference_sha256'))[:16]}`)"
+        name = f"{protocol.get('name')} (`{str(record.get('protocol_sha256', ''))[:16]}`)"
+        sampled = [f"{(plan.get('sampler') or {}).get('class')}, {plan['steps']} steps"] if plan.get("steps") else []
+        if plan.get("guidance"):
+            sampled.append(f"guidance {json.dumps(plan['guidance'], sort_keys=True)}")
+        for metric, value in record["values"].items():
+            what = f"{name}, {protocol.get('n')} images against {reference}"
+            rows[f"| {metric} | {_number(value)} | {what} | {', '.join(sampled)} |"] = None
+    head = ["| metric | value | protocol | sampled with |", "|---|---|---|---|"]
     return "\n".join([*head, *rows]) if rows else "Not evaluated."
 
 

@@ -3,9 +3,9 @@
     made = export("runs/emoji", "diffzoo/weights/simple_uvit_xs_32.emoji.safetensors", dtype="bf16", licence="mit")
     print(made.yaml())          # to paste into checkpoints.yaml
 
-The file holds the averaged weights under our own names, with the facts of `diffzoo.zoo.metadata` in its header, so it
-also loads by its path alone. Weights of 16 bits load as float32; the fingerprint of the entry is that of the rounded
-weights, which are what users get.
+The file holds the EMA of the weights under our own names, with its metadata in the header, so it also loads by its path
+alone. Weights of 16 bits load as float32; the fingerprint of the entry is that of the rounded weights, which are what
+users get.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,15 @@ from torch import Tensor
 from diffzoo.cache import gigabytes
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256
-from diffzoo.models.registry import config_to_dict, entry
-from diffzoo.zoo.loading import assign, build_meta, locate
-from diffzoo.zoo.metadata import Metadata, guidance_from
-from diffzoo.zoo.publish import agreed_licence, write_weights
+from diffzoo.models.registry import entry
+from diffzoo.record import from_plain, to_plain
+from diffzoo.sampling import Guidance
+from diffzoo.zoo.building import assign, build_meta
+from diffzoo.zoo.loading import locate
+from diffzoo.zoo.manifest import IN_METADATA
+from diffzoo.zoo.metadata import Metadata
+from diffzoo.zoo.publish import agreed_licence, published_provenance
+from diffzoo.zoo.saving import save_weights
 from diffzoo.zoo.verify import fingerprint
 
 __all__ = ["DTYPES", "Exported", "export"]
@@ -68,9 +73,9 @@ def export(
     *,
     dtype: Dtype = "fp32",
     licence: str | None = None,
-    prefer: str = "average",
+    weights: str = "ema",
     tag: str = "own",
-    guidance: Mapping[str, Any] | None = None,
+    guidance: Guidance | Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write the weights of a run, a checkpoint or any other source to one safetensors file.
@@ -80,9 +85,9 @@ def export(
         path: of the file, ending in `.safetensors`.
         dtype: of floating-point tensors in the file.
         licence: of the weights; required unless the source states one, which cannot be changed here.
-        prefer: which weights of a checkpoint: "average", "raw" or the label of an average.
+        weights: which weights of a checkpoint: "ema", "raw" or the label of an EMA.
         tag: what follows the dot in the name of the manifest's entry.
-        guidance: {formula, scale, ...} that becomes the default when these weights draw.
+        guidance: that becomes the default when these weights are sampled.
         training: how they were trained, for the entry: {recipe, hardware, hours, ...}.
 
     Raises:
@@ -93,27 +98,23 @@ def export(
         raise UserError(f"expected dtype fp32, bf16 or fp16, got {dtype!r}{did_you_mean(str(dtype), DTYPES)}")
     if path.suffix != ".safetensors":
         raise UserError(f"expected a file that ends in .safetensors, got {path}")
-    found = locate(source, prefer)
+    found = locate(source, weights)
     licence = agreed_licence(licence, found.metadata.licence, found.where)
     if not licence:
         raise UserError("weights need a licence before they are given away: say which, for example mit or cc-by-4.0")
     if found.metadata.kind != "denoiser" or found.metadata.name is None:
         raise UserError(f"{found.where} does not say which registered denoiser it belongs to: train it by its name")
-    if guidance is not None:
-        guidance_from(guidance)
+    asked = from_plain(Guidance, guidance, "guidance") if guidance is not None else None
     state, change = _rounded(found.state, DTYPES[dtype], found.where)
-    origin = {k: v for k, v in found.metadata.provenance.items() if k != "file"}  # a path means nothing elsewhere
     metadata = replace(
-        found.metadata, licence=licence, guidance=_plain(guidance) or found.metadata.guidance, provenance=origin
+        found.metadata,
+        licence=licence,
+        guidance=asked or found.metadata.guidance,
+        provenance=published_provenance(found.metadata.provenance),
     )
-    write_weights(state, metadata, path)
-    name = f"{metadata.name}.{tag}"
-    fields = _fields(metadata, path, state, {**origin, **_plain(training or {})})
-    return Exported(path, path.stat().st_size, fields["sha256"], change, fields, name)
-
-
-def _plain(data: Mapping[str, Any] | None) -> dict[str, Any]:
-    return dict(data) if data else {}
+    save_weights(state, metadata, path)
+    fields = _fields(metadata, path, state, training or {})
+    return Exported(path, path.stat().st_size, fields["sha256"], change, fields, f"{metadata.name}.{tag}")
 
 
 def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tuple[dict[str, Tensor], float]:
@@ -130,16 +131,12 @@ def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tup
     return rounded, change
 
 
-def _overrides(metadata: Metadata) -> dict[str, Any]:
-    """The fields in which the config differs from the registered one."""
-    registered = config_to_dict(entry(str(metadata.name)).config)
-    return {k: v for k, v in metadata.config.items() if v != registered.get(k, object())}
-
-
 def _fields(metadata: Metadata, path: Path, state: Mapping[str, Tensor], training: Mapping[str, Any]) -> dict[str, Any]:
-    network = assign(build_meta(metadata.network_class(), metadata.build_config()), state, str(path))
-    mark = fingerprint(network, metadata.build_process())
-    companions = {"autoencoder": metadata.autoencoder, "text_encoder": metadata.text_encoder}
+    """The fields of an entry of the manifest."""
+    network = assign(build_meta(metadata.network, metadata.config), state, str(path))
+    registered = to_plain(entry(str(metadata.name)).config)
+    origin = to_plain(metadata.provenance, sparse=True)
+    plain = metadata.to_plain()
     fields = {
         "model": metadata.name,
         "source": {"package": f"weights/{path.name}"},
@@ -148,13 +145,9 @@ def _fields(metadata: Metadata, path: Path, state: Mapping[str, Tensor], trainin
         "code_licence": "Apache-2.0",
         "weights_licence": metadata.licence,
         "converter": "diffzoo",
-        "process": metadata.process,
-        "config": _overrides(metadata),
-        "guidance": metadata.guidance,
-        "sampler": metadata.sampler,
-        "companions": {k: v for k, v in companions.items() if v},
-        "class_names": list(metadata.class_names) if isinstance(metadata.class_names, tuple) else metadata.class_names,
-        "fingerprint": {"mean": mark.mean, "std": mark.std, "first": list(mark.first)},
-        "training": dict(training),
+        "config": {k: v for k, v in to_plain(metadata.config).items() if v != registered.get(k, object())},
+        **{key: plain.get(key) for key in IN_METADATA},
+        "fingerprint": to_plain(fingerprint(network, metadata.known_process())),
+        "training": {**origin, **training},
     }
     return {k: v for k, v in fields.items() if v not in (None, {}, [])}

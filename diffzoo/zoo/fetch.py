@@ -23,7 +23,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import sha256
 from diffzoo.hub import hub_file, is_offline, network_error, offline_error
 from diffzoo.pins import read_record, record_first, weights_record
-from diffzoo.zoo.manifest import Checkpoint
+from diffzoo.zoo.manifest import Pretrained
 
 __all__ = ["HashMismatchError", "download", "fetch"]
 
@@ -151,7 +151,7 @@ def _confirmed(opener: urllib.request.OpenerDirector, response: Any, what: str) 
 # -- entries
 
 
-def fetch(entry: Checkpoint) -> tuple[Path, dict[str, Any]]:
+def fetch(entry: Pretrained) -> tuple[Path, dict[str, Any]]:
     """The original file of a manifest entry, its size and hash checked.
 
     Returns:
@@ -184,29 +184,29 @@ def fetch(entry: Checkpoint) -> tuple[Path, dict[str, Any]]:
     return path, metadata
 
 
-def _discard(entry: Checkpoint, path: Path) -> None:
+def _discard(entry: Pretrained, path: Path) -> None:
     if entry.source.kind == "package":
         return
     path.resolve().unlink(missing_ok=True)  # the blob behind the Hub cache's link
     path.unlink(missing_ok=True)
 
 
-def _from_hub(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, str | None]:
+def _from_hub(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, str | None]:
     source = entry.source
     revision = source.revision or known.get("revision")
     return hub_file(str(source.repo), str(source.file), revision, f"{entry.name} ({source.file} of {source.repo})")
 
 
-def _from_url(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, None]:
+def _from_url(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, None]:
     return _cached(entry, str(entry.source.url))
 
 
-def _from_drive(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, None]:
+def _from_drive(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, None]:
     query = urllib.parse.urlencode({"id": entry.source.drive, "export": "download"})
     return _cached(entry, f"{os.environ.get('DIFFZOO_DRIVE_ENDPOINT', DRIVE)}?{query}")
 
 
-def _cached(entry: Checkpoint, url: str) -> tuple[Path, None]:
+def _cached(entry: Pretrained, url: str) -> tuple[Path, None]:
     path = cache_dir() / entry.name / "original" / entry.source.filename
     if not path.exists():
         with lock(path):
@@ -215,14 +215,14 @@ def _cached(entry: Checkpoint, url: str) -> tuple[Path, None]:
     return path, None
 
 
-def _from_package(entry: Checkpoint, known: dict[str, Any]) -> tuple[Path, None]:
+def _from_package(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, None]:
     path = PACKAGE / str(entry.source.package)
     if not path.is_file():
         raise UserError(f"{path} is missing from the installation: install diffzoo again")
     return path, None
 
 
-_SOURCES: dict[str, Callable[[Checkpoint, dict[str, Any]], tuple[Path, str | None]]] = {
+_SOURCES: dict[str, Callable[[Pretrained, dict[str, Any]], tuple[Path, str | None]]] = {
     "repo": _from_hub,
     "url": _from_url,
     "drive": _from_drive,

@@ -298,7 +298,7 @@ def _is_average(place: str, data: Mapping[str, Any]) -> bool:
 
 
 def find_weights(
-    data: Mapping[str, Any], names: Mapping[str, Any], what: str, prefer: str = "average"
+    data: Mapping[str, Any], names: Mapping[str, Any], what: str, weights: str = "ema"
 ) -> tuple[Tensors, str]:
     """The tensors called `names`, from wherever in a checkpoint they lie.
 
@@ -306,27 +306,27 @@ def find_weights(
         data: a state dict or a training checkpoint.
         names: the network's state dict, or anything with its names as keys.
         what: the file, for messages.
-        prefer: "average" (the default: averages if there are any), "raw", or the label of an average.
+        weights: "ema" (the default: an EMA if there is one), "raw", or the label of an EMA.
 
     Returns:
         The tensors by the network's names, and the place where they were found.
 
     Raises:
-        UserError: if no set of weights has exactly these names, or there is no such average.
+        UserError: if no set of weights has exactly these names, or there is no such EMA.
     """
     ours = averages_in(data)
-    if prefer not in ("average", "raw") and prefer not in ours:
-        raise UserError(f"{what} holds no average {prefer!r}{did_you_mean(prefer, ours)}")
+    if weights not in ("ema", "raw") and weights not in ours:
+        raise UserError(f"{what} holds no EMA {weights!r}{did_you_mean(weights, ours)}")
     found = _candidates(data, names)
     raw = {place: t for place, t in found.items() if not _is_average(place, data)}
-    if ours and prefer != "raw":
-        label = next(iter(ours)) if prefer == "average" else prefer
+    if ours and weights != "raw":
+        label = next(iter(ours)) if weights == "ema" else weights
         base = next(iter(raw.values()), {})
         merged = base | {k: v for k, v in ours[label].items() if k in names}  # frozen weights have no average
         if merged.keys() == dict(names).keys():
             return merged, label
     averaged = {place: t for place, t in found.items() if _is_average(place, data)}
-    order = [raw, averaged] if prefer == "raw" else [averaged, raw]
+    order = [raw, averaged] if weights == "raw" else [averaged, raw]
     for group in order:
         if group:
             place = min(group, key=len)

@@ -1,84 +1,195 @@
-"""What is known about a set of weights besides the weights: the content of `config.json`.
+"""What is known about a set of weights besides the weights: the one record that training writes and everybody reads.
 
-family        class of the network                     config     its config, as data
-name          registry name it was built from          process    `diffzoo.process.to_config`
-class_names   in order of class index                  guidance   {formula, scale}, perhaps {interval, decay}
-sampler       default sampler, as data                 autoencoder, text_encoder   frozen companions
-settings      ways to draw, by name (`settings.py`)
-adapter       of low-rank adapters: what they belong to (`adapters.py`)
-licence       of the weights                           provenance where they come from
-version       of diffzoo that wrote it
+It lies, as plain data (`diffzoo.record`), in `config.json`, in the header of a safetensors file and in the training
+checkpoints; a manifest entry is one, too. Files of earlier versions are understood.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
 
-from diffzoo import sampling
+from diffzoo.encoders.autoencoder import AutoencoderSpec
+from diffzoo.encoders.text import TextEncoderSpec
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
-from diffzoo.models.registry import Kind, ModelEntry, config_from_dict, config_to_dict, entry, list_models
-from diffzoo.process import GaussianProcess, from_config, to_config
-from diffzoo.sampling import Sampler
-from diffzoo.sampling.guidance import Formula, GuidanceSchedule
+from diffzoo.models.registry import Kind, entry, list_models
+from diffzoo.process import GaussianProcess
+from diffzoo.record import class_name, from_plain, to_plain
+from diffzoo.sampling import DDIM, Guidance, Sampler
 
-__all__ = ["FORMULAS", "Metadata", "class_list", "guidance_from", "metadata_of", "registered_metadata", "sampler_from"]
+__all__ = [
+    "Adapter",
+    "Base",
+    "Metadata",
+    "Preset",
+    "Provenance",
+    "class_list",
+    "foreign_modules",
+    "held_metadata",
+    "metadata_of",
+    "read_metadata",
+]
 
-# how guidance is written, and the short name of `diffzoo.sampling.guidance`
-FORMULAS: dict[str, Formula] = {"cond + s * (cond - uncond)": "cond", "uncond + s * (cond - uncond)": "uncond"}
 CLASS_LISTS = ("imagenet-1k",)  # public lists of class names, known by their own
 
 
 @dataclass(frozen=True)
-class Metadata:
-    """The facts above; `class_names` is a tuple, or the name of a public list such as "imagenet-1k"."""
+class Preset:
+    """A named way to sample, as a paper did it: `diffzoo sample MODEL --preset NAME`.
 
-    family: str
-    config: dict[str, Any]
+    Args:
+        sampler: in place of the weights' own; None = that.
+        classifier: the weights of a noise-aware classifier that guides; None = none.
+        scale: of classifier guidance.
+        base: for an upsampler: the model whose images it enlarges.
+        base_preset: how that model samples; None = plainly.
+        labels: rule of the classes in an evaluation; None = balanced.
+    """
+
+    sampler: Sampler | None = None
+    classifier: str | None = None
+    scale: float | None = None
+    base: str | None = None
+    base_preset: str | None = None
+    labels: Literal["uniform", "balanced"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.classifier is None) != (self.scale is None):
+            raise UserError("a classifier and its scale belong together: give both or neither")
+        if self.base_preset is not None and self.base is None:
+            raise UserError("base_preset says how the base samples: name the base too")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What low-rank adapters belong to: the weights become `W + alpha / rank * B A`.
+
+    Args:
+        base: source of the weights that they were trained on.
+        rank, alpha: of the product.
+        base_sha256: of these weights (`diffzoo.tensors.ADAPTER_BASE`).
+    """
+
+    base: str
+    rank: int
+    alpha: float
+    base_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where weights come from; what is not known is None.
+
+    Args:
+        pretrained: `model.tag` of the manifest.
+        source: where the original file lies, in words.
+        repo: Hub repository that they were loaded from.
+        revision: commit of the repository.
+        sha256, size: of the original file.
+        file: path that they were loaded from.
+        weights: which of a checkpoint's weights: the label of an EMA, "raw", or their place in the file.
+        checkpoint: file name of the training checkpoint.
+        global_step, epoch: of the training.
+        reconstructed: of an EMA made after training: {std, updates, mismatch}.
+        adapted_from: what they were before their table of classes or positions was adapted: {image_size, num_classes}.
+        merged: the low-rank adapters that were merged into the base.
+        base: the weights that training began from; None = from random ones, or not known.
+        training: how they were trained, in words.
+        notes: anything else.
+    """
+
+    pretrained: str | None = None
+    source: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    file: str | None = None
+    weights: str | None = None
+    checkpoint: str | None = None
+    global_step: int | None = None
+    epoch: int | None = None
+    reconstructed: dict[str, float] = field(default_factory=dict)
+    adapted_from: dict[str, int] = field(default_factory=dict)
+    merged: Adapter | None = None
+    base: "Base | None" = None
+    training: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights that a training began from.
+
+    Args:
+        source: as it was asked for, such as "dimr_xl_256.in1k"; None = weights that were not published.
+        name: registered name of its network.
+        licence: of these weights.
+        sha256: of the file; None where `provenance` pins it.
+        provenance: where they come from in turn.
+    """
+
+    source: str | None = None
     name: str | None = None
-    process: dict[str, Any] | None = None
-    class_names: tuple[str, ...] | str = ()
-    guidance: dict[str, Any] | None = None
-    sampler: dict[str, Any] | None = None
-    autoencoder: dict[str, Any] | None = None
-    text_encoder: dict[str, Any] | None = None
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    adapter: dict[str, Any] | None = None
     licence: str | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+    provenance: Provenance = Provenance()
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known about a set of weights.
+
+    Args:
+        network: class of the network.
+        config: its config.
+        name: registered name that it was built from.
+        process: that it was trained with.
+        class_names: in order of the class index, or the name of a public list such as "imagenet-1k".
+        guidance, sampler: how these weights are sampled by default.
+        autoencoder, text_encoder: the frozen encoders.
+        presets: named ways to sample.
+        adapter: for low-rank adapters: what they belong to.
+        licence: of the weights.
+        provenance: where they come from.
+        recipe: that they were trained by.
+        version: of diffzoo that wrote this.
+    """
+
+    network: type[Network]
+    config: Config
+    name: str | None = None
+    process: GaussianProcess | None = None
+    class_names: tuple[str, ...] | str = ()
+    guidance: Guidance | None = None
+    sampler: Sampler | None = None
+    autoencoder: AutoencoderSpec | None = None
+    text_encoder: TextEncoderSpec | None = None
+    presets: dict[str, Preset] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    licence: str | None = None
+    provenance: Provenance = Provenance()
+    recipe: str | None = None
     version: str = ""
-
-    def network_class(self) -> type[Network]:
-        """The class of the network.
-
-        Raises:
-            UserError: if no installed family has this name.
-        """
-        return self._entry().network
 
     @property
     def kind(self) -> Kind:
         """What the network is: "denoiser", or "classifier"."""
-        return self._entry().kind
-
-    def _entry(self) -> ModelEntry:
         entries = [entry(name) for kind in get_args(Kind) for name in list_models(kind=kind)]
-        family = [e for e in entries if e.network.__name__ == self.family]
-        if not family:
-            known = {e.network.__name__ for e in entries}
-            raise UserError(
-                f"the weights belong to a network of family {self.family!r}, which this version of diffzoo does not "
-                f"have{did_you_mean(self.family, known)}"
-            )
-        return next((e for e in family if e.name == self.name), family[0])
+        return next((e.kind for e in entries if e.network is self.network), "denoiser")
 
-    def build_config(self) -> Config:
-        """The network's config."""
-        config: Config = config_from_dict(type(self._entry().config), self.config)
-        return config
+    @property
+    def title(self) -> str:
+        """The name, or else the class of the network, for messages."""
+        return self.name or self.network.__name__
 
-    def build_process(self) -> GaussianProcess:
-        """The process as an object.
+    @property
+    def default_sampler(self) -> Sampler:
+        """The sampler of these weights, or DDIM with 50 steps."""
+        return self.sampler or DDIM(steps=50)
+
+    def known_process(self) -> GaussianProcess:
+        """The process.
 
         Raises:
             UserError: if it is not known.
@@ -87,114 +198,48 @@ class Metadata:
             raise UserError(
                 "these weights do not say which noise process they were trained with, so they cannot be sampled from"
             )
-        process: GaussianProcess = from_config(self.process, default="GaussianProcess")
-        return process
+        return self.process
 
-    def build_sampler(self) -> Sampler:
-        """The default sampler: the one recorded, or DDIM with 50 steps."""
-        return sampler_from(self.sampler or {"class": "DDIM", "steps": 50})
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data, without what is not known."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["class_names"] = list(self.class_names) if isinstance(self.class_names, tuple) else self.class_names
-        return {name: value for name, value in values.items() if value not in (None, [], {}, "")}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str) -> "Metadata":
-        """The inverse of `to_dict`; unknown fields of later versions are ignored.
+    def preset(self, name: str | None) -> Preset:
+        """A preset by name; without a name the plain one, or an upsampler's first.
 
         Raises:
-            UserError: if `family` or `config` is missing; names `where`.
+            UserError: if there is none of this name, listing those there are.
         """
-        if not isinstance(data, dict) or not isinstance(data.get("family"), str) or "config" not in data:
-            raise UserError(f"{where} does not say which network its weights belong to: expected 'family' and 'config'")
-        known = {f.name for f in fields(cls)}
-        values = {name: value for name, value in data.items() if name in known}
-        names = values.get("class_names", ())
-        values["class_names"] = names if isinstance(names, str) else tuple(names)
-        return cls(**values)
+        known = list(self.presets)
+        if name is not None and name not in self.presets:
+            there = f"; there are {', '.join(known)}" if known else ": these weights have none"
+            raise UserError(f"no preset is called {name!r}{did_you_mean(name, known) if known else ''}{there}")
+        if name is None and known and getattr(self.config, "upsampler", False):
+            name = known[0]
+        return Preset() if name is None else self.presets[name]
+
+    def published_scale(self, classifier: "Metadata | None") -> float | None:
+        """The scale that these weights were published with under a classifier, in their own sampler."""
+        for preset in self.presets.values() if classifier is not None else ():
+            named = (preset.classifier or "").split(".")[0]
+            if named and classifier is not None and named == classifier.name and preset.sampler is None:
+                return preset.scale
+        return None
+
+    def derived(self, **provenance: Any) -> "Metadata":
+        """The same with fields of the provenance replaced."""
+        return replace(self, provenance=replace(self.provenance, **provenance))
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON-ready data, without what is not known; `read_metadata` is the inverse."""
+        data: dict[str, Any] = to_plain(self, sparse=True)
+        return data
 
 
-def metadata_of(network: Network, process: GaussianProcess | None = None, **more: Any) -> Metadata:
-    """The facts of a network in memory; `more` are further fields of `Metadata`."""
+def metadata_of(network: Network) -> Metadata:
+    """What is known about a network in memory: that of the weights it was built with, under its present config."""
     from diffzoo import __version__
 
-    return Metadata(
-        family=type(network).__name__,
-        config=config_to_dict(network.config),
-        process=to_config(process) if process is not None else None,
-        version=__version__,
-        **more,
-    )
-
-
-def sampler_from(data: Any) -> Any:
-    """A sampler, or one of its parts, from plain data: {class, field: value, ...}, or a class name alone.
-
-    Raises:
-        UserError: for an unknown class or field, naming the nearest.
-    """
-    if isinstance(data, str) and isinstance(getattr(sampling, data, None), type):
-        data = {"class": data}
-    if not isinstance(data, dict):
-        return data
-    values = dict(data)
-    name = values.pop("class", None)
-    cls = getattr(sampling, str(name), None)
-    if not (isinstance(cls, type) and is_dataclass(cls)):
-        known = [n for n in sampling.__all__ if is_dataclass(getattr(sampling, n))]
-        raise UserError(f"unknown sampler or grid {name!r}{did_you_mean(str(name), known)}")
-    known = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in known:
-            raise UserError(f"{name} has no field {key!r}{did_you_mean(key, known)}")
-    return cls(**{key: sampler_from(value) for key, value in values.items()})
-
-
-GUIDANCE_SCHEDULES = {
-    "interval": "Interval",
-    "decay": "PowerCosine",
-}  # fields of guidance that are objects, and their usual class
-
-
-def guidance_from(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `diffzoo.sampling.ClassifierFree` from plain data.
-
-    Args:
-        data: {formula, scale}, the formula in words or its short name; perhaps {interval: {low, high, unit}} and
-            {decay: {power}}, DiMR's power cosine.
-
-    Raises:
-        UserError: for an unknown field, formula or class, naming the nearest.
-    """
-    values = dict(data)
-    accepted = ["formula", "scale", *GUIDANCE_SCHEDULES]
-    for key in values:
-        if key not in accepted:
-            raise UserError(f"guidance has no argument {key!r}{did_you_mean(key, accepted)}")
-    formula = values.get("formula", "uncond")
-    if formula not in (*FORMULAS, *FORMULAS.values()):
-        raise UserError(f"expected the formula of guidance to be one of {list(FORMULAS)}, got {formula!r}")
-    values["formula"] = FORMULAS.get(formula, formula)
-    for key, usual in GUIDANCE_SCHEDULES.items():
-        if values.get(key) is None:
-            values.pop(key, None)
-            continue
-        if not isinstance(values[key], Mapping):
-            raise UserError(f"expected {key} of guidance to be a mapping such as that of {usual}, got {values[key]!r}")
-        values[key] = sampler_from({"class": usual, **values[key]})
-        if not isinstance(values[key], GuidanceSchedule):
-            raise UserError(
-                f"{type(values[key]).__name__} says nothing about when guidance acts: use {usual} for {key}"
-            )
-    return values
-
-
-def registered_metadata(name: str) -> Metadata:
-    """The facts of a registered name, for weights that come without any: which network, and no process."""
-    found = entry(name)
-    return Metadata(family=found.network.__name__, config=config_to_dict(found.config), name=name)
+    known = network.metadata
+    if isinstance(known, Metadata):
+        return replace(known, config=network.config, version=__version__)
+    return Metadata(type(network), network.config, version=__version__)
 
 
 def class_list(names: tuple[str, ...] | str) -> tuple[str, ...]:
@@ -209,3 +254,81 @@ def class_list(names: tuple[str, ...] | str) -> tuple[str, ...]:
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo(names).label_descriptions())
+
+
+# -- reading
+
+
+def read_metadata(data: Any, where: str) -> Metadata:
+    """Metadata from plain data, of this version or an earlier one; unknown fields of later ones are ignored.
+
+    Raises:
+        UserError: if it does not say which network it is about, or for a field that does not fit; names `where`.
+    """
+    if not isinstance(data, dict) or "config" not in data or not ({"network", "family"} & data.keys()):
+        raise UserError(f"{where} does not say which network its weights belong to: expected 'network' and 'config'")
+    list_models()  # brings in the networks of other packages
+    values = {_OLD_KEYS.get(key, key): value for key, value in data.items()}
+    network: type[Network] = from_plain(type[Network], values["network"], f"{where}: network")  # type: ignore[arg-type]
+    values["network"] = network
+    if isinstance(values["config"], Mapping) and "class" not in values["config"]:
+        values["config"] = {"class": class_name(get_type_hints(network)["config"]), **values["config"]}
+    if isinstance(values.get("sampler"), str):
+        values["sampler"] = {"class": values["sampler"]}
+    if isinstance(values.get("provenance"), Mapping):
+        values["provenance"] = _provenance(values["provenance"])
+    known = {f.name for f in fields(Metadata)}
+    return from_plain(Metadata, {k: v for k, v in values.items() if k in known and v is not None}, where)
+
+
+_OLD_KEYS = {"family": "network", "settings": "presets"}
+
+
+def _provenance(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance in today's fields: earlier versions kept a flat mapping of anything."""
+    known = {f.name for f in fields(Provenance)}
+    values = dict(data)
+    if "source" in values and "epoch" not in values and "checkpoint" in values:
+        values["pretrained"] = values.pop("checkpoint")  # a manifest entry
+    if isinstance(values.get("average"), Mapping):
+        values["reconstructed"] = values.pop("average")
+    base = values.get("base")
+    if isinstance(base, str):
+        values["base"] = {"source": None if base == "weights that were not published" else base}
+        values["base"]["provenance"] = _provenance(values.pop("base_provenance", None) or {})
+    elif isinstance(base, Mapping) and isinstance(base.get("provenance"), Mapping):
+        values["base"] = {**base, "provenance": _provenance(base["provenance"])}
+    other = {k: v for k, v in values.items() if k not in known}
+    values = {k: v for k, v in values.items() if k in known}
+    return {**values, "notes": {**values.get("notes", {}), **other}} if other else values
+
+
+def held_metadata(checkpoint: Mapping[str, Any], where: str) -> Metadata | None:
+    """The metadata that a training checkpoint holds, if it is one of ours; earlier versions spread it over its keys."""
+    held = checkpoint.get("diffzoo")
+    if isinstance(held, Mapping) and isinstance(held.get("metadata"), Mapping):
+        return read_metadata(held["metadata"], where)
+    if isinstance(held, Mapping) and isinstance(held.get("model"), Mapping):
+        return read_metadata({**held, **held["model"]}, where)
+    return None
+
+
+# -- classes of others
+
+
+def foreign_modules(metadata: Metadata) -> list[str]:
+    """The modules besides this package that somebody needs who reads this metadata."""
+    found: set[str] = set()
+
+    def look(data: Any, key: str = "") -> None:
+        if isinstance(data, Mapping):
+            for name, value in data.items():
+                look(value, name)
+        elif isinstance(data, list):
+            for value in data:
+                look(value)
+        elif key in ("class", "network") and isinstance(data, str) and "." in data:
+            found.add(data.rpartition(".")[0])
+
+    look(metadata.to_plain())
+    return sorted(module for module in found if module.split(".")[0] != "diffzoo")

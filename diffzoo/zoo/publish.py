@@ -1,11 +1,9 @@
 """Our published form, and its way to the Hub and back.
 
-    model.safetensors   weights in float32; the facts of `config.json` also in its header, under "diffzoo"
-    adapter.safetensors in place of these: low-rank adapters, whose facts name the weights that they belong to
+    model.safetensors, adapter.safetensors, config.json   see `diffzoo.zoo.saving`
     model.safetensors.index.json and the shards it names, in place of these: read and passed on, never written
-    config.json         family, config, process, class names, guidance, sampler, companions, licence, provenance
     recipe.yaml         the recipe of the training run, if there was one
-    samples.png         a grid of pictures, if the run made one
+    samples.png         a grid of images, if the run made one
     README.md           the model card
 
 A folder in this form is uploaded as it is, so pull, push and pull again give the same bytes. Other files in it stay
@@ -21,61 +19,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from diffzoo.cache import explain_disk, gigabytes, hub_cache_dir
 from diffzoo.errors import UserError
-from diffzoo.files import atomic_path, sha256, to_json, write_text
+from diffzoo.files import atomic_path, sha256, write_text
 from diffzoo.hub import check_repo, explain_hub, hub_endpoint, hub_file, is_offline, offline_error
 from diffzoo.models.base import Network
-from diffzoo.process import GaussianProcess
-from diffzoo.tensors import write_tensors
-from diffzoo.zoo.adapters import find_adapter, portable_base, read_adapter
 from diffzoo.zoo.card import model_card
 from diffzoo.zoo.formats import INDEX, weight_map
-from diffzoo.zoo.loading import json_metadata, locate
-from diffzoo.zoo.manifest import checkpoint, has_checkpoint
-from diffzoo.zoo.metadata import Metadata, metadata_of
+from diffzoo.zoo.loading import find_adapter, json_metadata, locate, read_adapter
+from diffzoo.zoo.manifest import find_pretrained, is_pretrained
+from diffzoo.zoo.metadata import Metadata, Provenance, foreign_modules
+from diffzoo.zoo.saving import save_pretrained, write_model
 
-__all__ = ["Plan", "pull", "push_network", "push_to_hub", "save_pretrained", "stage"]
+__all__ = ["Upload", "pull", "push_network", "push_to_hub", "stage"]
 
 WEIGHTS = ("model.safetensors", f"model{INDEX}", "adapter.safetensors")
 FORM = ("model.safetensors", "config.json", "recipe.yaml", "samples.png", "README.md")
-
-
-# -- writing
-
-
-def write_weights(state: Mapping[str, Tensor], metadata: Metadata, path: Path) -> Path:
-    """Write a safetensors file with the facts in its header, atomically; equal input gives equal bytes."""
-    return write_tensors(path, state, {"diffzoo": json.dumps(metadata.to_dict(), sort_keys=True)})
-
-
-def save_pretrained(
-    network: Network,
-    folder: str | Path,
-    *,
-    process: GaussianProcess | None = None,
-    metadata: Metadata | None = None,
-    **more: Any,
-) -> Path:
-    """Write a network to a folder as `model.safetensors` and `config.json`; `load_any(folder)` reads it back.
-
-    Args:
-        network: any network of the zoo.
-        folder: made if needed.
-        process: what it was trained with; default: that of the weights it was loaded from.
-        facts: all facts at once; default: those of the weights it was loaded from.
-        more: single fields of `Metadata`, such as `class_names` or `licence`.
-    """
-    folder = Path(folder)
-    known = metadata or network.metadata
-    mine = metadata_of(network, process)
-    merged = replace(known, config=mine.config, process=mine.process or known.process) if known else mine
-    merged = replace(merged, **{**more, "version": mine.version})
-    write_weights(network.state_dict(), merged, folder / "model.safetensors")
-    _write_text(folder / "config.json", to_json(merged.to_dict()))
-    return folder
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -115,7 +74,7 @@ def agreed_licence(given: str | None, stated: str | None, what: str, remedy: str
 
 
 @dataclass(frozen=True)
-class Plan:
+class Upload:
     """What a push uploads.
 
     Args:
@@ -125,6 +84,7 @@ class Plan:
         private, revision: of the repository.
         licence: of the weights.
         message: of the commit.
+        needed: modules of others that a reader must be able to import.
     """
 
     repo: str
@@ -134,6 +94,7 @@ class Plan:
     private: bool
     revision: str | None
     message: str
+    needed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         kind = "private" if self.private else "public"
@@ -141,6 +102,8 @@ class Plan:
         for name in self.files:
             path = self.folder / name
             lines.append(f"  {name:<18} {gigabytes(path.stat().st_size):>12}  sha256 {sha256(path)}")
+        if self.needed:
+            lines.append(f"  whoever loads it needs {', '.join(self.needed)}, importable: publish that too")
         return "\n".join(lines)
 
 
@@ -181,7 +144,7 @@ def stage(
     repo: str,
     licence: str | None,
     *,
-    prefer: str = "average",
+    weights: str = "ema",
     dataset: str | None = None,
     evaluations: Sequence[str | Path] = (),
     merge: bool = False,
@@ -189,7 +152,7 @@ def stage(
     """The published form of a source in a folder, and its licence; the folder lasts as long as the block.
 
     Args:
-        source, repo, licence, prefer, dataset, evaluations: as for `push_to_hub`.
+        source, repo, licence, weights, dataset, evaluations: as for `push_to_hub`.
         merge: low-rank adapters are merged into the weights they belong to.
 
     Raises:
@@ -201,7 +164,7 @@ def stage(
         stated = json_metadata(path / "config.json").licence
         licence = agreed_licence(licence, stated, str(path), "edit config.json and README.md to change it")
         if stated and "README.md" in files:
-            options = {"dataset": dataset, "evaluation": evaluations, "weights": prefer != "average"}
+            options = {"dataset": dataset, "evaluation": evaluations, "weights": weights not in ("ema", "average")}
             _refuse_options(path, options)
             yield path, stated
             return
@@ -210,14 +173,14 @@ def stage(
                 f"{path} holds weights in shards, which are published as they are: it needs a README.md, and a field "
                 "licence in config.json"
             )
-    elif has_checkpoint(str(source)):  # before anything is fetched
-        item = checkpoint(str(source))
-        licence = agreed_licence(licence, item.weights_licence, item.name)
+    elif is_pretrained(str(source)):  # before anything is fetched
+        item = find_pretrained(str(source))
+        licence = agreed_licence(licence, item.metadata.licence, item.name)
     if not str(source).startswith("hf-hub:"):
         _require_licence(licence)
     with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
         folder = Path(name)
-        yield folder, _fill(folder, source, repo, licence, prefer, dataset, evaluations, merge)
+        yield folder, _fill(folder, source, repo, licence, weights, dataset, evaluations, merge)
 
 
 def _refuse_options(path: Path, options: Mapping[str, Any]) -> None:
@@ -244,7 +207,7 @@ def _fill(
     source: str | Path,
     repo: str,
     licence: str | None,
-    prefer: str,
+    weights: str,
     dataset: str | None,
     evaluations: Sequence[str | Path],
     merge: bool,
@@ -254,24 +217,52 @@ def _fill(
 
     adapter = None if merge else find_adapter(source)
     if adapter is not None:
-        state, known = read_adapter(*adapter, prefer)
-        portable_base(known, str(source))
+        state, known = read_adapter(*adapter, weights)
+        known = replace(known, licence=known.licence or _portable_base(known, str(source)))
     else:
-        weights = locate(source, prefer)
-        state, known = dict(weights.state), weights.metadata
+        found = locate(source, weights)
+        state, known = dict(found.state), found.metadata
     licence = _require_licence(agreed_licence(licence, known.licence, str(source)))
-    origin = {k: v for k, v in known.provenance.items() if k != "file"}  # a path means nothing elsewhere
-    if Path(str(origin.get("base", ""))).exists():
-        origin["base"] = "weights that were not published"
     run = _run_folder(Path(source)) if Path(source).exists() else None
     if run is not None:
         _from_run(run, folder)
-    metadata = replace(known, licence=licence, provenance=origin, version=__version__)
-    write_weights(state, metadata, folder / ("model.safetensors" if adapter is None else "adapter.safetensors"))
-    _write_text(folder / "config.json", to_json(metadata.to_dict()))
+    metadata = replace(known, licence=licence, provenance=published_provenance(known.provenance), version=__version__)
+    write_model(state, metadata, folder)
     card = model_card(metadata, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
     _write_text(folder / "README.md", card)
     return licence
+
+
+def _portable_base(metadata: Metadata, where: str) -> str | None:
+    """The licence of the weights that adapters belong to, where it is known.
+
+    Raises:
+        UserError: unless these weights can be had elsewhere too.
+    """
+    base = metadata.adapter.base if metadata.adapter is not None else ""
+    if is_pretrained(base):
+        return find_pretrained(base).metadata.licence
+    if not base.startswith("hf-hub:"):
+        raise UserError(
+            f"the adapters in {where} belong to {base}, which others do not have: publish that first and train from "
+            "hf-hub:OWNER/NAME, or publish whole weights with --merge"
+        )
+    return metadata.provenance.base.licence if metadata.provenance.base is not None else None
+
+
+def published_provenance(known: Provenance) -> Provenance:
+    """Provenance without the paths of this machine, which mean nothing elsewhere."""
+    base, merged = known.base, known.merged
+    if base is not None:
+        source = base.source if base.source and not _is_local(base.source) else None
+        base = replace(base, source=source, provenance=published_provenance(base.provenance))
+    if merged is not None and _is_local(merged.base):
+        merged = replace(merged, base="weights that were not published")
+    return replace(known, file=None, base=base, merged=merged)
+
+
+def _is_local(source: str) -> bool:
+    return source.startswith("local-dir:") or Path(source).exists() or Path(source).is_absolute()
 
 
 # -- the Hub
@@ -286,7 +277,7 @@ def push_to_hub(
     revision: str | None = None,
     message: str | None = None,
     dry_run: bool = False,
-    prefer: str = "average",
+    weights: str = "ema",
     dataset: str | None = None,
     evaluations: Sequence[str | Path] = (),
     merge: bool = False,
@@ -301,7 +292,7 @@ def push_to_hub(
         revision: branch to commit to, made if needed; default main.
         message: of the commit.
         dry_run: upload nothing and return what would be, with sizes and hashes.
-        prefer: which weights of a checkpoint: "average", "raw" or a label.
+        weights: which weights of a checkpoint: "ema", "raw" or the label of an EMA.
         dataset: what it was trained on, for the card; default: what the recipe says.
         evaluations: results of `diffzoo eval` for the card, besides those in the run's folder `eval`.
         merge: publish whole weights where the source holds low-rank adapters, which otherwise go alone.
@@ -311,27 +302,28 @@ def push_to_hub(
             leaves no room for, and one sentence for whatever the Hub refuses.
     """
     check_repo(repo)
-    options: dict[str, Any] = {"prefer": prefer, "dataset": dataset, "evaluations": evaluations, "merge": merge}
+    options: dict[str, Any] = {"weights": weights, "dataset": dataset, "evaluations": evaluations, "merge": merge}
     with stage(source, repo, licence, **options) as (folder, stated):
         message = message or f"Upload {repo.split('/')[1]}"
-        plan = Plan(repo, folder, published_files(folder), stated, private, revision, message)
+        needed = tuple(foreign_modules(json_metadata(folder / "config.json")))
+        plan = Upload(repo, folder, published_files(folder), stated, private, revision, message, needed)
         return str(plan) if dry_run else _upload(plan)
 
 
 def push_network(network: Network, repo: str, *, licence: str | None = None, **options: Any) -> str:
-    """`push_to_hub` for a network in memory; `process`, `class_names` and other facts may be given too.
+    """`push_to_hub` for a network in memory; `process`, `class_names` and other metadata may be given too.
 
     Args:
         network: any network of the zoo.
         repo: `owner/name`.
-        licence: of the weights; required unless the network's facts state one.
-        options: those of `push_to_hub` except `prefer`, for it holds one set of weights; others go to
+        licence: of the weights; required unless the network's metadata states one.
+        options: those of `push_to_hub` except `weights`, for it holds one set of weights; others go to
             `save_pretrained`.
     """
-    if "prefer" in options:
+    if "weights" in options:
         raise UserError(
-            "prefer chooses among the weights of a checkpoint, and a network in memory holds one set: leave it out, "
-            "or publish the checkpoint with push_to_hub(SOURCE, REPO, prefer=...)"
+            "weights chooses among the weights of a checkpoint, and a network in memory holds one set: leave it out, "
+            "or publish the checkpoint with push_to_hub(SOURCE, REPO, weights=...)"
         )
     upload = {
         k: options.pop(k)
@@ -343,7 +335,7 @@ def push_network(network: Network, repo: str, *, licence: str | None = None, **o
         return push_to_hub(name, repo, licence=licence, **upload)
 
 
-def _upload(plan: Plan) -> str:
+def _upload(plan: Upload) -> str:
     from huggingface_hub import HfApi
 
     if is_offline():

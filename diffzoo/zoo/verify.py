@@ -1,4 +1,4 @@
-"""Proof that a published checkpoint is the original: its hash, its conversion and the network's output.
+"""Proof that published weights are the original: its hash, its conversion and the network's output.
 
 The fingerprint of a network is its output, float32 on the CPU, on an input that depends on its config and process
 alone (`probe`). It fails when weights, converter, network or process change; 1e-4 is far above the rounding that
@@ -17,15 +17,16 @@ from torch import Tensor
 from diffzoo.cache import gigabytes
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
-from diffzoo.models.registry import entry
 from diffzoo.pins import read_record, record_first, weights_record
 from diffzoo.process import GaussianProcess
+from diffzoo.record import from_plain, to_plain
 from diffzoo.rng import keyed_generator
 from diffzoo.typing import Condition
+from diffzoo.zoo.building import assign, build_meta
+from diffzoo.zoo.entries import convert, converted_path
 from diffzoo.zoo.fetch import HashMismatchError, fetch
 from diffzoo.zoo.formats import read_tensors
-from diffzoo.zoo.loading import assign, build_meta, convert, converted_path, entry_config
-from diffzoo.zoo.manifest import Checkpoint, Fingerprint, checkpoint
+from diffzoo.zoo.manifest import Fingerprint, Pretrained, find_pretrained
 
 __all__ = ["Report", "fingerprint", "largest_error", "probe", "unverified", "verify"]
 
@@ -46,7 +47,7 @@ class Report:
         tensors, parameters: of the converted weights.
         fingerprint: the network's output now.
         largest_error: against the recorded fingerprint; None if none was recorded before.
-        draws_with: sampler, guidance and text encoder as published, which `pipeline` and `sample` use.
+        sampled_with: sampler, guidance and text encoder as published, which `pipeline` and `sample` use.
         notes: anything else worth a line.
     """
 
@@ -61,7 +62,7 @@ class Report:
     parameters: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
     largest_error: float | None = None
-    draws_with: dict[str, Any] = field(default_factory=dict)
+    sampled_with: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -73,7 +74,7 @@ class Report:
         if self.fingerprint:
             error = "none recorded before" if self.largest_error is None else f"{self.largest_error:.2e}"
             lines.append(f"  fingerprint  largest error {error}")
-        lines += [f"  {kind:<12} {json.dumps(metadata)}" for kind, metadata in self.draws_with.items()]
+        lines += [f"  {kind:<12} {json.dumps(part)}" for kind, part in self.sampled_with.items()]
         lines += [f"  note         {note}" for note in self.notes]
         return "\n".join([*lines, f"  verdict      {'OK' if self.ok else 'FAILED'}: {self.verdict}"])
 
@@ -115,10 +116,6 @@ def largest_error(now: Fingerprint, then: Fingerprint) -> float:
     return max(abs(a - b) for a, b in pairs)
 
 
-def _plain(mark: Fingerprint) -> dict[str, Any]:
-    return {"mean": mark.mean, "std": mark.std, "first": list(mark.first)}
-
-
 # -- the check
 
 
@@ -131,7 +128,7 @@ def verify(name: str) -> Report:
     Raises:
         UserError: if the file cannot be had; a file that is not the original is a verdict, not an error.
     """
-    item = checkpoint(name)
+    item = find_pretrained(name)
     report = _begun(item)
     before = read_record(weights_record(item.name))
     try:
@@ -150,24 +147,25 @@ def verify(name: str) -> Report:
 def unverified(name: str, reason: str) -> Report:
     """The report on an entry whose file cannot be had: what the manifest knows of it, if anything, and why."""
     try:
-        report = _begun(checkpoint(name))
+        report = _begun(find_pretrained(name))
     except UserError:
         report = Report(name, "")
     report.verdict = reason
     return report
 
 
-def _begun(item: Checkpoint) -> Report:
-    metadata = {"sampler": item.sampler, "guidance": item.guidance, "text": item.text_encoder}
-    draws_with = {kind: dict(value) for kind, value in metadata.items() if value}
-    return Report(item.name, str(item.source), pinned=item.sha256 is not None, draws_with=draws_with)
+def _begun(item: Pretrained) -> Report:
+    known = item.metadata
+    parts = {"sampler": known.sampler, "guidance": known.guidance, "text": known.text_encoder}
+    sampled_with = {kind: to_plain(part, sparse=True) for kind, part in parts.items() if part is not None}
+    return Report(item.name, str(item.source), pinned=item.sha256 is not None, sampled_with=sampled_with)
 
 
 class _NoFit(UserError):
     """The converted weights are not what the network needs."""
 
 
-def _unpinned(item: Checkpoint, before: Mapping[str, Any]) -> str:
+def _unpinned(item: Pretrained, before: Mapping[str, Any]) -> str:
     if not before:
         return f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
     return (
@@ -176,8 +174,8 @@ def _unpinned(item: Checkpoint, before: Mapping[str, Any]) -> str:
     )
 
 
-def _network(item: Checkpoint, path: Path, report: Report) -> Network:
-    network = build_meta(entry(item.model).network, entry_config(item))
+def _network(item: Pretrained, path: Path, report: Report) -> Network:
+    network = build_meta(item.metadata.network, item.config)
     try:
         state = convert(item, path)
         assign(network, state, item.name)
@@ -195,12 +193,12 @@ def _network(item: Checkpoint, path: Path, report: Report) -> Network:
     return network
 
 
-def _compare(item: Checkpoint, network: Network, report: Report) -> None:
-    now = fingerprint(network, item.build_process())
-    report.fingerprint = _plain(now)
+def _compare(item: Pretrained, network: Network, report: Report) -> None:
+    now = fingerprint(network, item.metadata.known_process())
+    report.fingerprint = to_plain(now)
     record = weights_record(item.name)
     stored = read_record(record).get("fingerprint")
-    then = item.fingerprint or (Fingerprint(stored["mean"], stored["std"], tuple(stored["first"])) if stored else None)
+    then = item.fingerprint or (from_plain(Fingerprint, stored, f"record of {item.name}") if stored else None)
     if then is None:
         record_first(record, {"fingerprint": report.fingerprint})
         report.notes.append(f"no fingerprint in the manifest ({item.fingerprint_pending}): recorded here")

@@ -115,7 +115,7 @@ def test_a_folder_of_pictures(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["fit", "-c", recipe, "--run", str(run), "--data.folder", str(pictures)]
     assert main([*command, "--data.init_args.batch_size=4", "--model.network_args.num_classes=2"]) == 0
-    assert newest(run)["diffzoo"]["class_names"] == ["blue", "red"]
+    assert newest(run)["diffzoo"]["metadata"]["class_names"] == ["blue", "red"]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ trainer:
   logger: false
 """)
     assert main(["fit", "-c", str(path), "--run", str(tmp_path / "run")]) == 0
-    drawn = torch.from_numpy(pipeline(tmp_path / "run", prefer="raw")(list(range(8)), seeds=[1]).pixels).float()
+    drawn = torch.from_numpy(pipeline(tmp_path / "run", weights="raw")(list(range(8)), seeds=[1]).pixels).float()
     distance = torch.stack([torch.stack([(d - o).square().mean().sqrt() for o in originals]) for d in drawn])
     assert distance.argmin(1).tolist() == list(range(8))
     assert float(distance.diag().max()) < 0.35 * float(distance[~torch.eye(8, dtype=torch.bool)].min())

@@ -1,4 +1,4 @@
-"""Evaluation of pixel-space chains: guided by a classifier, enlarged by an upsampler, by setting or by flag."""
+"""Evaluation of pixel-space chains: guided by a classifier, enlarged by an upsampler, by preset or by flag."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
 from diffzoo.models.base import Network
 from diffzoo.process import DiscreteBetas, Eps, TimeConditioning
 from diffzoo.sampling import ClassifierGuidance, Denoiser, RespacedAncestral, RespacedDDIM, sample, upsample
-from diffzoo.zoo import load_any
+from diffzoo.zoo import load_any, save_pretrained
 
 PROCESS = GaussianProcess(
     DiscreteBetas("linear"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0), learned_variance=True
@@ -32,9 +32,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("adm")
     names = {k: str(root / k) for k in ("small", "free", "large", "classifier")}
     guided = {"classifier": names["classifier"], "scale": 6.0, "labels": "uniform"}
-    settings = {
+    presets = {
         "small": {"guided": guided, "ddim2": {**guided, "sampler": {"class": "RespacedDDIM", "steps": 2}}},
-        "large": {"plain": {"base": names["small"]}, "guided": {"base": names["small"], "base_setting": "guided"}},
+        "large": {"plain": {"base": names["small"]}, "guided": {"base": names["small"], "base_preset": "guided"}},
     }
     networks: dict[str, Network] = {
         "small": ADMUNet(TINY),
@@ -47,8 +47,13 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        network.eval().save_pretrained(
-            names[name], process=PROCESS, sampler=SAMPLER, settings=settings.get(name, {}), licence="mit"
+        save_pretrained(
+            network.eval(),
+            names[name],
+            process=PROCESS,
+            sampler=SAMPLER,
+            presets=presets.get(name, {}),
+            licence="mit",
         )
     return names
 
@@ -62,10 +67,10 @@ def drawn(zoo: dict[str, str], network: str, labels: Tensor, seeds: range, sampl
 
 
 @pytest.mark.parametrize(
-    ("setting", "sampler"), [("guided", RespacedAncestral(3)), ("ddim2", RespacedDDIM(2))], ids=["guided", "ddim2"]
+    ("preset", "sampler"), [("guided", RespacedAncestral(3)), ("ddim2", RespacedDDIM(2))], ids=["guided", "ddim2"]
 )
-def test_a_setting_is_a_plan(zoo: dict[str, str], setting: str, sampler: object) -> None:
-    plan = default_plan(zoo["small"], load_any(zoo["small"]).metadata, setting, first_seed=5)
+def test_a_preset_is_a_plan(zoo: dict[str, str], preset: str, sampler: object) -> None:
+    plan = default_plan(zoo["small"], load_any(zoo["small"]).metadata, preset, first_seed=5)
     images = ModelImages(plan)
     labels = images.condition(0, 4).label  # type: ignore[union-attr]
     assert plan.labels == "uniform"
@@ -149,9 +154,9 @@ def test_eval_on_the_command_line(
     ]
     plans = {}
     for name, arguments in {
-        "setting": ["small", "--setting", "guided"],
+        "preset": ["small", "--preset", "guided"],
         "flag": ["small", "--classifier", zoo["classifier"], "--guidance", "6", "--labels", "uniform"],
-        "chain": ["large", "--setting", "guided", "--steps", "2"],
+        "chain": ["large", "--preset", "guided", "--steps", "2"],
         "free": ["free", "--classifier", zoo["classifier"]],
     }.items():
         out = tmp_path / name
@@ -159,10 +164,10 @@ def test_eval_on_the_command_line(
             capsys.readouterr().err
         )
         plans[name] = Result.load(next(out.glob("demo_4*.json"))).plan
-    assert plans["setting"] == plans["flag"]
+    assert plans["preset"] == plans["flag"]
     assert plans["chain"].base["guidance"]["classifier"] == zoo["classifier"]
     assert (plans["free"].labels, plans["free"].guidance["scale"]) == ("balanced", 1.0)
-    assert main(["eval", zoo["small"], "--setting", "giuded", *fixed, "--out", str(tmp_path / "x")]) == 2
+    assert main(["eval", zoo["small"], "--preset", "giuded", *fixed, "--out", str(tmp_path / "x")]) == 2
     assert "did you mean 'guided'" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from diffzoo.evaluation.sweep import KEEP, Candidate, Trial, candidates, plot, s
 from diffzoo.generation.guidance import no_guidance
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
-from diffzoo.zoo.publish import save_pretrained
+from diffzoo.zoo import save_pretrained
 
 METRICS = ["--metrics", "frechet:random-conv", "kid:random-conv"]
 

@@ -14,8 +14,9 @@ from diffzoo.evaluation import protocol as named
 from diffzoo.evaluation.measure import ALIASES, Value, jackknife, metric_of
 from diffzoo.evaluation.run import resolve
 from diffzoo.generation.guidance import build_guidance
-from diffzoo.generation.plan import build_sampler, canonical_json, differences, labels_of
+from diffzoo.generation.plan import build_sampler, labels_of
 from diffzoo.metrics import load_features
+from diffzoo.record import canonical_json, differences
 from diffzoo.sampling import DDIM, Interval, Karras
 
 PLANS = [
@@ -100,9 +101,9 @@ def test_the_parts_of_a_plan_become_objects() -> None:
     assert isinstance(build_guidance(Plain(), None), Plain)
     with pytest.raises(UserError, match="did you mean 'DDIM'"):
         build_sampler(SamplePlan("x", sampler={"class": "DDMI"}))
-    with pytest.raises(UserError, match="is no sampler"):
+    with pytest.raises(UserError, match="expected a Sampler, got"):
         build_sampler(SamplePlan("x", sampler={"class": "Karras"}, grid={"class": "Karras"}))
-    with pytest.raises(UserError, match="guidance has no argument 'scal'"):
+    with pytest.raises(UserError, match="expected fields of Guidance, got 'scal'"):
         build_guidance(Plain(), {"scal": 2.0})
 
 

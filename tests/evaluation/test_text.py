@@ -11,6 +11,7 @@ import torch
 from evaluation.stand_ins import picture
 from torch import Tensor
 
+from diffzoo.encoders import AutoencoderSpec
 from diffzoo.evaluation import EvalProtocol, Reference, RunOptions, evaluate
 from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.generation import Generator
@@ -18,8 +19,7 @@ from diffzoo.generation.plan import default_plan
 from diffzoo.images import to_uint8, write_npz
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
-from diffzoo.zoo.loading import load_any
-from diffzoo.zoo.publish import save_pretrained
+from diffzoo.zoo import load_any, save_pretrained
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "pale") for thing in ("cat", "house", "tree", "moon")]
 
@@ -101,7 +101,7 @@ def source(folder: Path, latent: bool = False) -> ModelImages:
     save_pretrained(network, folder / "model", process=GaussianProcess())
     loaded = load_any(folder / "model")
     if latent:
-        loaded = replace(loaded, metadata=replace(loaded.metadata, autoencoder={"repo": "doubling"}))
+        loaded = replace(loaded, metadata=replace(loaded.metadata, autoencoder=AutoencoderSpec("doubling", 1.0)))
     generator = Generator.of(loaded, "cpu", Doubling() if latent else None, Words())
     plan = default_plan(str(folder / "model"), loaded.metadata, steps=2, guidance={"scale": 3.0})
     return ModelImages(plan, "cpu", CAPTIONS, generator)

@@ -137,7 +137,7 @@ def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
         )
         == 2
     )
-    assert "no average '0.99'" in capsys.readouterr().err
+    assert "no EMA '0.99'" in capsys.readouterr().err
     assert main(["sweep", "guidance", str(run), *shared, *options]) == 0
     table = (tmp_path / "s" / "sweep.txt").read_text().splitlines()
     assert len(table) == 5

@@ -22,7 +22,8 @@ from diffzoo.models.adm import (
     TimeEmbedding,
     adm_levels,
 )
-from diffzoo.models.registry import build, config_from_dict, config_to_dict, list_models
+from diffzoo.models.registry import build, list_models
+from diffzoo.record import from_plain, to_plain
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters.guided_diffusion import from_official, to_official
 
@@ -169,7 +170,7 @@ def test_options(options: dict) -> None:
     official = to_official(state, network.config)
     back = from_official(official, network.config)
     assert all(torch.equal(back[name], state[name]) for name in state)
-    assert config_from_dict(ADMConfig, config_to_dict(network.config)) == network.config
+    assert from_plain(ADMConfig, to_plain(network.config)) == network.config
 
 
 def test_initial_output_is_zero() -> None:

@@ -12,12 +12,13 @@ from diffzoo import create_model, load_any
 from diffzoo.errors import UserError
 from diffzoo.models import Network, adm, simple_unet, simple_uvit, simpler_uvit, uvit_bao
 from diffzoo.models.base import Config
-from diffzoo.models.registry import config_from_dict, config_to_dict
 from diffzoo.models.summary import describe, example_inputs
 from diffzoo.nn.norms import MapNorm
 from diffzoo.nn.time_dependent import NORMS, TimeDependentParameter
 from diffzoo.process import GaussianProcess
+from diffzoo.record import from_plain, to_plain
 from diffzoo.typing import Condition
+from diffzoo.zoo import save_pretrained
 from diffzoo.zoo.converters import guided_diffusion
 from diffzoo.zoo.converters import uvit_bao as official_uvit
 
@@ -109,9 +110,9 @@ def test_default_network_is_the_one_before_there_was_a_choice(
 @every_family
 def test_a_config_without_the_field_is_the_default(family: str) -> None:
     config = FAMILIES[family][1]
-    older = config_to_dict(config)
+    older = to_plain(config)
     assert older.pop("norm") == "standard"
-    assert config_from_dict(type(config), older) == config
+    assert from_plain(type(config), older) == config
 
 
 # -- other norms
@@ -233,13 +234,13 @@ def test_units_compile_without_graph_breaks(family: str, norm: str) -> None:
 @every_norm
 def test_saved_and_loaded(family: str, norm: str, tmp_path: Path) -> None:
     net = make(family, norm)
-    assert config_from_dict(type(net.config), config_to_dict(net.config)) == net.config
+    assert from_plain(type(net.config), to_plain(net.config)) == net.config
     if family == "ADMClassifier":  # a companion, which is not published by itself
         with torch.device("meta"):
             other = type(net)(net.config)
         other.load_state_dict(net.state_dict(), assign=True)
     else:
-        net.save_pretrained(str(tmp_path), process=GaussianProcess())
+        save_pretrained(net, str(tmp_path), process=GaussianProcess())
         other = load_any(tmp_path).network
     assert other.config == net.config
     z, level, cond = inputs(family, net)

@@ -12,7 +12,7 @@ from diffzoo.errors import UserError
 from diffzoo.models import list_models
 from diffzoo.models.simple_unet import TINY, SimpleUNet, SimpleUNetConfig
 from diffzoo.models.summary import Summary, describe, multiply_adds, zoo_table
-from diffzoo.zoo.manifest import list_checkpoints
+from diffzoo.zoo.manifest import list_pretrained
 
 SMALL = "simple_uvit_xs_32"
 
@@ -95,7 +95,7 @@ def test_list_of_nothing_is_an_error_that_helps(capsys: pytest.CaptureFixture[st
 def test_describe_prints_text_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", SMALL, "num_classes=10", "depth_at={8: 2}", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [w["name"] for w in shown.pop("weights")] == list_checkpoints(SMALL)
+    assert [w["name"] for w in shown.pop("weights")] == list_pretrained(SMALL)
     assert shown == describe(SMALL, num_classes=10, depth_at={8: 2}).to_dict()
     assert main(["describe", SMALL]) == 0
     text, _, weights = capsys.readouterr().out.partition("\n\nweights ")

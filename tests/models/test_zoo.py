@@ -11,11 +11,11 @@ from torch._dynamo.testing import CompileCounter
 
 from diffzoo.errors import UserError
 from diffzoo.models import Config, Level, LevelConfig, Network, build, entry, list_models
-from diffzoo.models.registry import config_from_dict, config_to_dict
 from diffzoo.models.simple_unet import SimpleUNet, SimpleUNetConfig
 from diffzoo.models.simple_uvit import SimpleUViT
 from diffzoo.models.simpler_uvit import SimplerUViT
 from diffzoo.models.summary import describe, example_inputs
+from diffzoo.record import from_plain, to_plain
 from diffzoo.typing import Condition
 
 NAMES = list_models()
@@ -95,7 +95,7 @@ def test_builds_on_meta_at_once(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_config_survives_json(name: str) -> None:
     config = entry(name).config
-    assert config_from_dict(type(config), config_to_dict(config)) == config
+    assert from_plain(type(config), to_plain(config)) == config
 
 
 # facts/figures of arXiv:2301.11093, 2403.06807 (A.1) and of the tables that quote 2410.19324; tolerance as derived

@@ -12,6 +12,7 @@ from diffzoo.cli.main import main
 from diffzoo.models import dimr, registry
 from diffzoo.models.base import Network
 from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, TimeConditioning
+from diffzoo.zoo import save_pretrained
 
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -31,7 +32,7 @@ def released(network: Network, folder: Path, process: GaussianProcess, name: str
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    network.save_pretrained(folder, process=process, name=name, class_names=tuple(names))
+    save_pretrained(network, folder, process=process, name=name, class_names=tuple(names))
     return network.eval()
 
 
@@ -53,7 +54,7 @@ def test_the_whole_network_learns_two_classes(pictures: Path, tmp_path: Path) ->
     }  # fmt: skip
     arguments = [f"--{key}={value}" for key, value in options.items()]
     assert main(["fit", "-c", "finetune/simple_uvit_xs_32", "--run", str(run), *arguments]) == 0
-    tuned = load_any(run, prefer="raw")
+    tuned = load_any(run, weights="raw")
     assert tuned.class_names == ("Objects", "robots")
     before, after = start.state_dict(), tuned.network.state_dict()
     table = "conditioning.classes.weight"

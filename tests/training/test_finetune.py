@@ -16,6 +16,7 @@ from diffzoo.models import registry
 from diffzoo.models.adm import TINY, ADMUNet
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning, V
 from diffzoo.training.module import DiffusionModule
+from diffzoo.zoo import save_pretrained
 
 PROCESS = GaussianProcess(
     DiscreteBetas("cosine"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0), learned_variance=True
@@ -45,7 +46,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ADMUNet:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    network.save_pretrained(tmp_path / "released", process=PROCESS, name="adm_nano")
+    save_pretrained(network, tmp_path / "released", process=PROCESS, name="adm_nano")
     return network
 
 

@@ -65,7 +65,7 @@ def test_training_stops_and_the_best_weights_are_kept(pictures: Path, capsys: py
     assert newest["global_step"] == 6
     assert "stopped at step 6: the held-out frechet:random-conv has been no better than" in capsys.readouterr().out
     best = load_any(run / "best")
-    assert best.provenance["global_step"] == 2
+    assert best.provenance.global_step == 2
     last = load_any(run).network.state_dict()
     assert any(not torch.equal(v, last[k]) for k, v in best.network.state_dict().items())
     values = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
@@ -149,6 +149,6 @@ def test_nothing_is_measured_before_the_first_step(pictures: Path) -> None:
     assert fit(pictures, 2, grid + HELD_OUT.replace("MIN_DELTA", "0"), *more) == 0
     run = pictures.parent / "run"
     assert sorted(p.name for p in (run / "samples").glob("*.png")) == ["final.png", "step_0000002.png"]
-    assert load_any(run / "best").provenance["global_step"] == 2
+    assert load_any(run / "best").provenance.global_step == 2
     assert fit(pictures, 3, grid, *more, "--resume", "auto") == 0
     assert sorted(p.name for p in (run / "samples").glob("*.png")) == ["final.png", "step_0000002.png"]

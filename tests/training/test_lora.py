@@ -23,6 +23,7 @@ from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.training.freezing import depths
 from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.planning import flops_per_image
+from diffzoo.zoo import save_pretrained
 
 FAMILIES = {(e := entry(name)).network.__name__: (e.network, sys.modules[e.network.__module__].TINY)
             for name in list_models()}  # fmt: skip
@@ -97,7 +98,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     registry.register_model("uvit_nano", simple_uvit.SimpleUViT, replace(simple_uvit.TINY, num_classes=5))
     network = perturbed(simple_uvit.SimpleUViT(replace(simple_uvit.TINY, num_classes=5)))
     names = ("ant", "bee", "cat", "dog", "eel")
-    network.save_pretrained(tmp_path / "released", process=PROCESS, name="uvit_nano", class_names=names)
+    save_pretrained(network, tmp_path / "released", process=PROCESS, name="uvit_nano", class_names=names)
     for name in ("bee", "cow", "eel"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for i in range(4):
@@ -144,7 +145,7 @@ def test_a_run_holds_adapters_alone_resumes_exactly_and_merges(released: Path) -
 
     # merged by hand from the raw weights of the checkpoint and those it started from
     start = load_any(released).network.state_dict()
-    tuned = load_any(folder / "whole", prefer="raw").network.state_dict()
+    tuned = load_any(folder / "whole", weights="raw").network.state_dict()
     raw: dict[str, Tensor] = {k.removeprefix("network."): v for k, v in held["state_dict"].items()}
     for name, value in tuned.items():
         place = name.removesuffix(".weight")
@@ -180,7 +181,7 @@ def test_what_adapters_belong_to_must_stay_as_it_was(released: Path, capsys: pyt
     assert fit(released, "run", 2, "--resume", "auto", lora="{rank: 3}") == 2
     assert "the adapters of the checkpoint have another rank, 2, than this run, 3" in capsys.readouterr().err
     other = perturbed(load_any(released).network)
-    other.save_pretrained(released, process=PROCESS, name="uvit_nano")
+    save_pretrained(other, released, process=PROCESS, name="uvit_nano")
     assert fit(released, "run", 2, "--resume", "auto") == 2
     assert "another base_sha256" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"trained on other weights than .*released now holds"):

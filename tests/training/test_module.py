@@ -12,6 +12,7 @@ from diffzoo.process import Cosine, GaussianProcess, Shifted, Sigmoid, UniformEp
 from diffzoo.training import draws
 from diffzoo.training.module import DiffusionModule
 from diffzoo.typing import Condition
+from diffzoo.zoo.metadata import read_metadata
 
 
 class Tiny(Network):
@@ -167,9 +168,11 @@ class TestFitting:
         trainer = fit(m, Data(), tmp_path, enable_checkpointing=True)
         trainer.save_checkpoint(tmp_path / "a.ckpt")
         saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
-        assert saved["diffzoo"]["class_names"] == [f"class {i}" for i in range(5)]
-        assert saved["diffzoo"]["model"]["config"]["num_classes"] == 5
-        assert saved["diffzoo"]["process"]["schedule"]["class"] == "Shifted"
+        held = saved["diffzoo"]["metadata"]
+        assert held["class_names"] == [f"class {i}" for i in range(5)]
+        assert held["config"]["num_classes"] == 5
+        assert held["process"]["schedule"]["class"] == "diffzoo.process.Shifted"
+        assert read_metadata(held, "a.ckpt") == m.metadata()
         assert set(saved["state_dict"]) == {f"network.{k}" for k in m.network.state_dict()}
 
     def test_training_learns(self, tmp_path) -> None:

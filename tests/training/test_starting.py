@@ -8,9 +8,11 @@ import torch
 
 from diffzoo.errors import UserError
 from diffzoo.models import registry, simple_uvit, uvit_bao
-from diffzoo.process import Cosine, DiscreteBetas, GaussianProcess, Shifted, to_config
+from diffzoo.process import Cosine, DiscreteBetas, GaussianProcess, Shifted
+from diffzoo.record import to_plain
 from diffzoo.training.lora import LoRA
 from diffzoo.training.module import DiffusionModule
+from diffzoo.zoo import save_pretrained
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     registry.register_model("uvit_nano", simple_uvit.SimpleUViT, simple_uvit.TINY)
     registry.register_model("bao_nano", uvit_bao.UViTBao, uvit_bao.TINY)
     network = simple_uvit.SimpleUViT(simple_uvit.TINY)
-    network.save_pretrained(tmp_path, process=GaussianProcess(schedule=Cosine()), name="uvit_nano")
+    save_pretrained(network, tmp_path, process=GaussianProcess(schedule=Cosine()), name="uvit_nano")
     return str(tmp_path)
 
 
@@ -32,7 +34,7 @@ def test_the_schedule_follows_the_resolution_where_it_is_asked_to(released: str)
     t = torch.tensor([0.2, 0.5, 0.9])
     # twice the pixels: a quarter of the signal-to-noise ratio at the same time
     torch.testing.assert_close(moved.logsnr(t), process.logsnr(t) - 2 * torch.log(torch.tensor(2.0)))
-    assert to_config(moved)["schedule"]["class"] == "Shifted"
+    assert to_plain(moved)["schedule"]["class"] == "diffzoo.process.Shifted"
     same = DiffusionModule("uvit_nano", weights=released, process=process, shift_schedule=True)
     assert same.process == process
     options["process"] = replace(process, schedule=DiscreteBetas("cosine"))

@@ -12,6 +12,7 @@ from encoders import test_text
 
 from diffzoo import load_any, pipeline
 from diffzoo.cli.main import main
+from diffzoo.encoders import AutoencoderSpec
 from diffzoo.models import registry
 from diffzoo.models.simple_uvit import TINY_TEXT, SimpleUViT
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
@@ -49,7 +50,7 @@ def fit(recipe: str, run: Path, **changes: str) -> Path:
 def check(run: Path, encoder: str, folder: Path, size: int, tmp_path: Path) -> None:
     loaded = load_any(run)
     assert loaded.metadata.text_encoder is not None
-    assert (loaded.metadata.text_encoder["class"], loaded.metadata.text_encoder["source"]) == (encoder, str(folder))
+    assert (loaded.metadata.text_encoder.encoder, loaded.metadata.text_encoder.source) == (encoder, str(folder))
     pipe = pipeline(run, "cpu")
     assert pipe.generator.kind == "caption"
     captions = ["a cat on a bench", "a red dog"]
@@ -58,12 +59,12 @@ def check(run: Path, encoder: str, folder: Path, size: int, tmp_path: Path) -> N
     assert pictures.labels[::2] == captions
     assert pictures.records[0]["text_encoder"]["source"] == str(folder)
     # each caption has its say, and a picture does not depend on the captions beside it
-    denoise, rows = pipe.denoiser, pipe._condition(captions)[1]
+    denoise, rows = pipe.generator.denoiser, pipe.generator.captions(captions)
     config = pipe.network.config
     z = torch.randn(1, config.in_channels, config.image_size, config.image_size).expand(2, -1, -1, -1)
     eps = denoise(z, torch.tensor(0.5), rows).eps.detach()
     assert not torch.allclose(eps[0], eps[1], atol=1e-6)
-    one = denoise(z[:1], torch.tensor(0.5), pipe._condition(captions[1:])[1]).eps.detach()
+    one = denoise(z[:1], torch.tensor(0.5), pipe.generator.captions(captions[1:])).eps.detach()
     torch.testing.assert_close(one[0], eps[1], rtol=1e-4, atol=1e-5)
     options = ["--classes", *captions, "--seeds", "0", "--steps", "2", "--device", "cpu", "--quiet"]
     assert main(["sample", str(run), *options, "--out", str(tmp_path / "grid.png")]) == 0
@@ -120,4 +121,4 @@ def test_latents_with_clip(
         data__init_args__image_size="64",
     )
     check(run, "CLIPEncoder", clip_folder, 64, tmp_path)
-    assert load_any(run).metadata.autoencoder == {"repo": str(tmp_path / "vae"), "scaling_factor": 0.2301}
+    assert load_any(run).metadata.autoencoder == AutoencoderSpec(str(tmp_path / "vae"), 0.2301)

@@ -73,7 +73,7 @@ def publish(tiny: Network, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     import yaml
 
     def make(**fields: Any) -> None:
-        entries = manifest.read_manifest(yaml.safe_dump({"dimr_tiny.test": {**ENTRY, **fields}}), "test.yaml")
+        entries = manifest.parse_manifest(yaml.safe_dump({"dimr_tiny.test": {**ENTRY, **fields}}), "test.yaml")
         monkeypatch.setattr(manifest, "_load", lambda path: entries)
 
     return make

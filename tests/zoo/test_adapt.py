@@ -15,6 +15,7 @@ from diffzoo.factory import copy_classes
 from diffzoo.models import adm, dimr, registry, simple_uvit, uvit_bao
 from diffzoo.models.base import Network
 from diffzoo.typing import Condition
+from diffzoo.zoo import save_pretrained
 from diffzoo.zoo.adapt import resample_positions
 
 FAMILIES: dict[str, Any] = {
@@ -41,7 +42,7 @@ def saved(name: str, folder: Path, class_names: tuple[str, ...] = (), **override
     with torch.no_grad():
         for p in made.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    made.save_pretrained(folder, name=name, class_names=class_names)
+    save_pretrained(made, folder, name=name, class_names=class_names)
     return made
 
 
@@ -80,7 +81,7 @@ def test_another_resolution_keeps_all_but_the_positions(name: str, tmp_path: Pat
     before, after = old.state_dict(), new.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before if k not in tables)
     assert {k for k in before if after[k].shape != before[k].shape} == set(tables)
-    assert new.metadata.config["image_size"] == size
+    assert new.metadata.config.image_size == size
 
 
 def test_positions_follow_the_place_in_the_picture() -> None:

@@ -11,9 +11,10 @@ from diffzoo import load_any, pull, push_to_hub
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
-from diffzoo.models.registry import config_to_dict
-from diffzoo.process import Eps, GaussianProcess, to_config
+from diffzoo.process import Eps, GaussianProcess
+from diffzoo.record import to_plain
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
+from diffzoo.zoo import save_pretrained
 
 # the client's own use of its HTTP library
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -32,8 +33,8 @@ def run_with_adapters(tiny: Network, base: str, folder: Path) -> Path:
     frozen = {n: p for n, p in tiny.named_parameters() if n != "stages.0.class_table.weight"}
     record = {
         "version": "0.1.0",
-        "model": {"name": "dimr_tiny", "family": "DiMR", "config": config_to_dict(tiny.config)},
-        "process": to_config(GaussianProcess(prediction=Eps())),
+        "model": {"name": "dimr_tiny", "family": "DiMR", "config": to_plain(tiny.config)},
+        "process": to_plain(GaussianProcess(prediction=Eps())),
         "class_names": [f"cat {i}" for i in range(10)],
         "adapter": {"base": base, "rank": 2, "alpha": 3.0, "base_sha256": state_sha256(frozen, ADAPTER_BASE)},
     }
@@ -42,7 +43,7 @@ def run_with_adapters(tiny: Network, base: str, folder: Path) -> Path:
 
 
 def test_adapters_go_up_alone_and_come_down_merged(hub: FakeHub, tiny: Network, tmp_path: Path) -> None:
-    tiny.save_pretrained(tmp_path / "base", process=GaussianProcess(prediction=Eps()), name="dimr_tiny", licence="mit")
+    save_pretrained(tiny, tmp_path / "base", process=GaussianProcess(prediction=Eps()), name="dimr_tiny", licence="mit")
     push_to_hub(tmp_path / "base", "tester/base", licence="mit", dataset="none")
     run = run_with_adapters(tiny, "hf-hub:tester/base", tmp_path / "run")
     expected = load_any(run).network.state_dict()
@@ -67,7 +68,7 @@ def test_adapters_go_up_alone_and_come_down_merged(hub: FakeHub, tiny: Network, 
 
 
 def test_adapters_of_weights_that_nobody_else_has_need_merging(tiny: Network, tmp_path: Path) -> None:
-    tiny.save_pretrained(tmp_path / "base", process=GaussianProcess(prediction=Eps()), name="dimr_tiny")
+    save_pretrained(tiny, tmp_path / "base", process=GaussianProcess(prediction=Eps()), name="dimr_tiny")
     run = run_with_adapters(tiny, str(tmp_path / "base"), tmp_path / "run")
     with pytest.raises(UserError, match=r"which others do not have: publish that first .* or publish whole .* --merge"):
         push_to_hub(run, "tester/cats", licence="mit", dry_run=True)

@@ -1,6 +1,7 @@
 """ADM from a name to pictures: guided by a classifier, enlarged by an upsampler, in Python and on the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from diffzoo.models.base import Network
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning
 from diffzoo.sampling import ClassifierGuidance, Denoiser, RespacedAncestral, sample
 from diffzoo.typing import Condition
-from diffzoo.zoo import Loaded, Metadata, load_any, locate, manifest, metadata_of
-from diffzoo.zoo.loading import Weights
+from diffzoo.zoo import Loaded, load_any, locate, metadata_of, save_pretrained
+from diffzoo.zoo.building import Weights
+from diffzoo.zoo.metadata import read_metadata
 
 PROCESS = GaussianProcess(
     DiscreteBetas("linear"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0), learned_variance=True
@@ -32,7 +34,7 @@ def saved(network: Network, folder: Path) -> str:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    network.eval().save_pretrained(folder, process=PROCESS, sampler=SAMPLER)  # type: ignore[operator]
+    save_pretrained(network.eval(), folder, process=PROCESS, sampler=SAMPLER)  # type: ignore[operator]
     return str(folder)
 
 
@@ -130,21 +132,20 @@ def published(zoo: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for place, name in names.items():
         found = locate(zoo[place])
         kind = "classifier" if place == "classifier" else "denoiser"
-        registry.register_model(name, found.metadata.network_class(), found.metadata.build_config(), kind=kind)
-        metadata = Metadata.from_dict(
-            {**found.metadata.to_dict(), "name": name, "settings": settings.get(place, {})}, name
-        )
-        assert json.loads(json.dumps(metadata.to_dict())) == metadata.to_dict()
+        registry.register_model(name, found.metadata.network, found.metadata.config, kind=kind)
+        metadata = read_metadata(
+            {**found.metadata.to_plain(), "name": name, "settings": settings.get(place, {})}, name
+        )  # as earlier versions wrote it
+        assert read_metadata(json.loads(json.dumps(metadata.to_plain())), name) == metadata
         entries[name] = Weights(found.state, metadata, name)
-    monkeypatch.setattr(manifest, "has_checkpoint", lambda name: name in entries)
-    monkeypatch.setattr("diffzoo.zoo.loading.checkpoint", lambda name: name)
-    monkeypatch.setattr("diffzoo.zoo.loading._entry_weights", entries.__getitem__)
+    monkeypatch.setattr("diffzoo.zoo.loading.find_pretrained", lambda name: name)
+    monkeypatch.setattr("diffzoo.zoo.loading.entry_weights", entries.__getitem__)
 
 
 def test_a_setting_brings_classifier_scale_and_sampler(published: None) -> None:
     by_hand = pipeline("adm_16", "cpu", classifier="adm_classifier_16")
     pictures = {
-        name: pipeline("adm_16", "cpu", setting=name)([1, 7], seeds=[5]) for name in ("plain", "guided", "ddim2")
+        name: pipeline("adm_16", "cpu", preset=name)([1, 7], seeds=[5]) for name in ("plain", "guided", "ddim2")
     }
     assert np.array_equal(pictures["guided"].pixels, by_hand([1, 7], seeds=[5], guidance=20.0).pixels)
     assert np.array_equal(pictures["guided"].pixels, by_hand([1, 7], seeds=[5]).pixels)  # the published scale
@@ -152,25 +153,25 @@ def test_a_setting_brings_classifier_scale_and_sampler(published: None) -> None:
     assert np.array_equal(pictures["ddim2"].pixels, ddim.pixels)
     assert np.array_equal(pictures["plain"].pixels, pipeline("adm_16", "cpu")([1, 7], seeds=[5]).pixels)
     assert len({p.pixels.tobytes() for p in pictures.values()}) == 3
-    with pytest.raises(UserError, match="no setting is called 'giuded'; did you mean 'guided'"):
-        pipeline("adm_16", "cpu", setting="giuded")
+    with pytest.raises(UserError, match="no preset is called 'giuded'; did you mean 'guided'"):
+        pipeline("adm_16", "cpu", preset="giuded")
     with pytest.raises(UserError, match="these weights have none"):
-        pipeline("adm_16_uncond", "cpu", setting="guided")
+        pipeline("adm_16_uncond", "cpu", preset="guided")
 
 
 def test_an_upsampler_draws_its_small_pictures_itself(published: None, tmp_path: Path) -> None:
     for setting, small_setting in ((None, None), ("guided", "guided")):
-        small = pipeline("adm_16", "cpu", setting=small_setting)([1, 2], seeds=[3, 4])
-        pipe = pipeline("adm_16_to_32", "cpu", setting=setting)
+        small = pipeline("adm_16", "cpu", preset=small_setting)([1, 2], seeds=[3, 4])
+        pipe = pipeline("adm_16_to_32", "cpu", preset=setting)
         want = pipe.upsample(small, [1, 1, 2, 2], [3, 4, 3, 4], batch_size=4)
         got = pipe([1, 2], seeds=[3, 4])
         assert np.abs(got.pixels.astype(int) - want.pixels.astype(int)).max() <= 1
         assert got.records[3]["enlarged"] == small.records[3]
         assert (got.columns, got.records[3]["seed"]) == (2, 4)
-    arguments = ["sample", "adm_16_to_32", "--setting", "guided", "--seeds", "3", "--classes", "1", "--quiet"]
+    arguments = ["sample", "adm_16_to_32", "--preset", "guided", "--seeds", "3", "--classes", "1", "--quiet"]
     assert main([*arguments, "--device", "cpu", "--dir", str(tmp_path / "a"), "--out", str(tmp_path / "a.png")]) == 0
     with Image.open(next((tmp_path / "a").iterdir())) as picture:
-        want = pipeline("adm_16_to_32", "cpu", setting="guided")(1, seeds=[3])
+        want = pipeline("adm_16_to_32", "cpu", preset="guided")(1, seeds=[3])
         assert np.abs(np.asarray(picture).astype(int) - want.pixels[0].astype(int)).max() <= 1
 
 
@@ -181,6 +182,6 @@ def test_a_classifier_draws_nothing(zoo: dict[str, str]) -> None:
         DiscreteBetas("cosine"), prediction=Eps(), noise_conditioning=TimeConditioning(1000.0, -1.0)
     )
     other = ADMClassifier(TINY_CLASSIFIER)
-    small, guide = load_any(zoo["small"]), Loaded(other, metadata_of(other, cosine))
+    small, guide = load_any(zoo["small"]), Loaded(other, replace(metadata_of(other), process=cosine))
     with pytest.raises(UserError, match="was trained on another noise schedule"):
         Pipeline(small, "cpu", classifier=guide)

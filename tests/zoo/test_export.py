@@ -14,7 +14,7 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.models import registry, uvit_bao
 from diffzoo.process import V
-from diffzoo.zoo import manifest
+from diffzoo.zoo import manifest, save_pretrained
 from diffzoo.zoo.export import export
 from diffzoo.zoo.verify import verify
 
@@ -33,7 +33,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     folder = tmp_path / "trained"
-    network.save_pretrained(folder, process=GaussianProcess(prediction=V()), class_names=NAMES, name="uvit_nano")
+    save_pretrained(network, folder, process=GaussianProcess(prediction=V()), class_names=NAMES, name="uvit_nano")
     return folder
 
 
@@ -42,7 +42,7 @@ def install(made: Any, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "weights").mkdir(parents=True)
     made.path.rename(package / "weights" / made.path.name)
     monkeypatch.setattr("diffzoo.zoo.fetch.PACKAGE", package)
-    entries = manifest.read_manifest(made.yaml(), "own.yaml")
+    entries = manifest.parse_manifest(made.yaml(), "own.yaml")
     monkeypatch.setattr(manifest, "_load", lambda path: entries)
 
 
@@ -74,8 +74,9 @@ def test_the_header_says_everything_and_the_file_loads_alone(source: Path, tmp_p
     made = export(source, tmp_path / "w.safetensors", dtype="bf16", licence="cc0-1.0", training={"hours": 0.5})
     with safe_open(made.path, "pt") as file:
         header = json.loads(file.metadata()["diffzoo"])
-    assert (header["licence"], header["family"], header["class_names"]) == ("cc0-1.0", "UViTBao", list(NAMES))
-    assert header["process"]["prediction"] == {"class": "V"}
+    assert (header["licence"], header["class_names"]) == ("cc0-1.0", list(NAMES))
+    assert header["network"].endswith(".UViTBao")
+    assert header["process"]["prediction"] == {"class": "diffzoo.process.V"}
     assert str(tmp_path) not in json.dumps(header)
     assert load_any(made.path).process == GaussianProcess(prediction=V())
     fields = yaml.safe_load(made.yaml())["uvit_nano.own"]
@@ -108,8 +109,11 @@ def test_a_damaged_file_in_the_package_is_refused_and_kept(
     [
         ({}, "need a licence"),
         ({"licence": "mit", "dtype": "bf61"}, "did you mean 'bf16'"),
-        ({"licence": "mit", "prefer": "ema_0.9"}, "holds no average 'ema_0.9'"),
-        ({"licence": "mit", "guidance": {"formula": "x", "scale": 1}}, "expected the formula of guidance"),
+        ({"licence": "mit", "weights": "ema_0.9"}, "holds no EMA 'ema_0.9'"),
+        (
+            {"licence": "mit", "guidance": {"formula": "x", "scale": 1}},
+            "guidance.formula: expected one of 'uncond', 'cond', got 'x'",
+        ),
     ],
 )
 def test_bad_requests(source: Path, tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
@@ -128,7 +132,7 @@ def test_what_does_not_fit_into_half_precision_is_refused(source: Path, tmp_path
     network = load_any(source).network
     with torch.no_grad():
         next(network.parameters()).view(-1)[0] = 1e6
-    network.save_pretrained(tmp_path / "large")
+    save_pretrained(network, tmp_path / "large")
     with pytest.raises(UserError, match=r"is not finite in torch\.float16: export in bf16"):
         export(tmp_path / "large", tmp_path / "w.safetensors", dtype="fp16", licence="mit")
 

@@ -17,8 +17,9 @@ from diffzoo import create_model
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError
 from diffzoo.pins import read_record, weights_record
+from diffzoo.zoo import save_pretrained
 from diffzoo.zoo.fetch import HashMismatchError, download, fetch
-from diffzoo.zoo.manifest import checkpoint
+from diffzoo.zoo.manifest import find_pretrained
 
 BLOB = bytes(range(256)) * 200
 
@@ -163,7 +164,7 @@ def test_drive_is_asked_twice_when_it_wants_a_confirmation(
 ) -> None:
     hub.drive["abc-1"] = as_file(official)
     publish(source={"drive": "abc-1"})
-    path, metadata = fetch(checkpoint("dimr_tiny.test"))
+    path, metadata = fetch(find_pretrained("dimr_tiny.test"))
     assert path.read_bytes() == hub.drive["abc-1"]
     assert metadata["sha256"] == hashlib.sha256(hub.drive["abc-1"]).hexdigest()
     assert len(hub.requests("/drive")) == 2
@@ -172,10 +173,10 @@ def test_drive_is_asked_twice_when_it_wants_a_confirmation(
 def test_a_missing_drive_file_is_said(hub: FakeHub, publish: Callable[..., None], tiny: Any) -> None:
     publish(source={"drive": "gone"})
     with pytest.raises(UserError, match="answered 404"):
-        fetch(checkpoint("dimr_tiny.test"))
+        fetch(find_pretrained("dimr_tiny.test"))
     hub.fail("/drive", 403)
     with pytest.raises(UserError, match=r"Google Drive file gone.* answered 403: the file is no longer public"):
-        fetch(checkpoint("dimr_tiny.test"))
+        fetch(find_pretrained("dimr_tiny.test"))
 
 
 @pytest.mark.parametrize(
@@ -231,11 +232,11 @@ def test_a_file_that_was_cut_on_disk_is_refused(
 ) -> None:
     hub.files["w.pth"] = as_file(official)
     publish(source={"url": f"{hub.url}/files/w.pth"})
-    path, _ = fetch(checkpoint("dimr_tiny.test"))
+    path, _ = fetch(find_pretrained("dimr_tiny.test"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(HashMismatchError, match="it was deleted and nothing was loaded"):
-        fetch(checkpoint("dimr_tiny.test"))
-    assert fetch(checkpoint("dimr_tiny.test"))[0].read_bytes() == hub.files["w.pth"]
+        fetch(find_pretrained("dimr_tiny.test"))
+    assert fetch(find_pretrained("dimr_tiny.test"))[0].read_bytes() == hub.files["w.pth"]
 
 
 def test_a_file_of_the_package_needs_no_network(
@@ -243,7 +244,7 @@ def test_a_file_of_the_package_needs_no_network(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("diffzoo.zoo.fetch.PACKAGE", tmp_path / "diffzoo")
-    tiny.save_pretrained(tmp_path / "diffzoo" / "weights")
+    save_pretrained(tiny, tmp_path / "diffzoo" / "weights")
     file = tmp_path / "diffzoo" / "weights" / "model.safetensors"
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     publish(source={"package": "weights/model.safetensors"}, converter="diffzoo", sha256=sha, unpinned=None)

@@ -57,13 +57,13 @@ def test_the_newest_checkpoint_and_its_average_are_taken(run: Path, place: str) 
     averages = checkpoint["diffzoo_averages"]["averages"]
     assert set(averages) == {"ema_0.5", "power_0.100"}
     for label, prefer in (("ema_0.5", "average"), ("power_0.100", "power_0.100")):
-        loaded = load_any(run / place, prefer=prefer).network.state_dict()
+        loaded = load_any(run / place, weights=prefer).network.state_dict()
         assert all(torch.equal(loaded[k], v.float()) for k, v in averages[label].items())
         assert loaded.keys() == averages[label].keys()
-    raw = load_any(run / place, prefer="raw")
+    raw = load_any(run / place, weights="raw")
     assert all(torch.equal(v, checkpoint["state_dict"][f"network.{k}"]) for k, v in raw.network.state_dict().items())
     assert raw.metadata.name == "simple_uvit_xs_32"
-    assert raw.provenance["global_step"] == 4
+    assert raw.provenance.global_step == 4
     assert raw.process.prediction.coefficients(torch.tensor(0.6), torch.tensor(0.8)) == (1, 0)
     assert raw.class_names[3] == "Flags"
 
@@ -74,7 +74,7 @@ def test_a_copied_run_is_read_by_the_steps_and_not_by_the_times_of_its_files(run
     shutil.copytree(run, copied)
     (copied / "checkpoints" / "step_00000002.ckpt").touch()  # now the newest by its time
     (copied / "checkpoints" / ".step_00000009.ckpt.part").write_bytes(b"killed while this was written")
-    assert load_any(copied).provenance["global_step"] == 4
+    assert load_any(copied).provenance.global_step == 4
 
 
 @quiet
@@ -111,7 +111,7 @@ def test_export_and_push_keep_every_bit_of_the_average(hub: FakeHub, run: Path, 
     for place in ("hf-hub:tester/emoji", folder, tmp_path / "w.safetensors"):
         loaded = load_any(place)
         assert all(torch.equal(average[k], v) for k, v in loaded.network.state_dict().items())
-        assert loaded.metadata.build_sampler().steps == 3
+        assert loaded.metadata.default_sampler.steps == 3
 
 
 def test_a_run_that_has_not_saved_yet_is_named(tmp_path: Path) -> None:

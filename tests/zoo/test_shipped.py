@@ -12,7 +12,7 @@ from PIL import Image
 import diffzoo
 from diffzoo import pipeline
 from diffzoo.cli.main import main
-from diffzoo.zoo.manifest import checkpoint
+from diffzoo.zoo.manifest import find_pretrained
 from diffzoo.zoo.verify import verify
 
 NAME = "simple_uvit_xs_32.emoji"
@@ -29,8 +29,8 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_file_is_small_and_the_one_that_was_published() -> None:
     data = FILE.read_bytes()
     assert len(data) < 10_000_000
-    assert checkpoint(NAME).sha256 == hashlib.sha256(data).hexdigest()
-    assert checkpoint(NAME).size == len(data)
+    assert find_pretrained(NAME).sha256 == hashlib.sha256(data).hexdigest()
+    assert find_pretrained(NAME).size == len(data)
 
 
 def test_the_fingerprint_verifies(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +59,7 @@ def test_without_a_source_the_command_draws_from_them(tmp_path: Path, capsys: py
     assert "8 images, rows: Activities, Animals & Nature" in capsys.readouterr().out
     with Image.open(tmp_path / "g.png") as grid:
         records = json.loads(grid.text["diffzoo"])  # type: ignore[attr-defined]
-    assert {r["weights"]["checkpoint"] for r in records} == {NAME}
+    assert {r["weights"]["pretrained"] for r in records} == {NAME}
     assert main(["sample", *options, "--classes", "Smileys"]) == 2
     assert "did you mean 'Smileys & Emotion'?" in capsys.readouterr().err
     assert main(["sample", *options, str(tmp_path / "none.ckpt")]) == 2  # a source may still come last

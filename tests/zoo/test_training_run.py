@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffzoo import GaussianProcess, load_any, pipeline
-from diffzoo.encoders import Identity, KLAutoencoder
+from diffzoo.encoders import AutoencoderSpec, Identity, KLAutoencoder
 from diffzoo.models import uvit_bao
 from diffzoo.process import V
 from diffzoo.sampling import DDIM
@@ -61,12 +61,12 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_run_is_loaded_and_drawn_from(run: Path) -> None:
     loaded = load_any(run)
-    raw = load_any(run, prefer="raw").network.state_dict()
+    raw = load_any(run, weights="raw").network.state_dict()
     average = loaded.network.state_dict()
     assert loaded.network.config == CONFIG
     assert loaded.process == GaussianProcess(prediction=V())
-    assert loaded.metadata.build_sampler() == DDIM(steps=3, clip=1.0)
-    assert loaded.metadata.autoencoder == {"repo": "a/vae", "scaling_factor": 0.2, "subfolder": "vae"}
+    assert loaded.metadata.default_sampler == DDIM(steps=3, clip=1.0)
+    assert loaded.metadata.autoencoder == AutoencoderSpec("a/vae", 0.2, subfolder="vae")
     assert any(not torch.equal(average[k], raw[k]) for k in raw)
     held = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(raw[k], held[f"network.{k}"]) for k in raw)
