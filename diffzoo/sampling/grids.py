@@ -233,7 +233,7 @@ class Given(Grid):
         t = values
         if self.unit != "t":
             t = process.schedule.time(values if self.unit == "logsnr" else -2 * values.log())
-        outside = (t < -1e-9) | (t > 1 + 1e-9)
+        outside = (t < -1e-6) | (t > 1 + 1e-6)  # tables of sigmas are often in float32
         if outside.any():
             low, high = process.schedule.logsnr_min, process.schedule.logsnr_max
             raise UserError(

@@ -1,7 +1,6 @@
-"""Single steps against formulas written out, against other libraries, from YAML; mistakes."""
+"""Single steps against formulas written out, from YAML; mistakes. `tests/parity` has other libraries."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -230,60 +229,6 @@ def test_inner_nodes_divide_each_group_evenly_in_logsnr() -> None:
     for start in (0, 3, 6):
         steps = logsnr[start : start + 4].diff()
         torch.testing.assert_close(steps, steps.mean().expand(3))
-
-
-# -- another library
-
-
-def against_diffusers(test: Callable[..., None]) -> Callable[..., None]:
-    """Importing diffusers takes seconds, and its own warnings are not ours."""
-    for mark in (pytest.mark.parity, pytest.mark.slow, pytest.mark.filterwarnings("ignore")):
-        test = mark(test)
-    return test
-
-
-def diffusers_end(scheduler: object, z: torch.Tensor) -> torch.Tensor:
-    """What diffusers' scheduler makes of the exact noise prediction."""
-    oracle = GaussianOracle(STABLE_DIFFUSION)
-    for n in scheduler.timesteps:  # type: ignore[attr-defined]
-        eps = oracle(z, (n.double() + 1) / 1000).eps
-        z = scheduler.step(eps, n, z, return_dict=False)[0]  # type: ignore[attr-defined]
-    return z
-
-
-@against_diffusers
-def test_ddim_against_diffusers() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDIMScheduler(
-        1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
-    )
-    scheduler.set_timesteps(50)
-    z = torch.randn(4, 1, 2, 2, dtype=torch.float64)
-    # their steps: indices 980, 960, ..., 0, that is n = 981, ..., 1; the last goes to n = 1, which changes nothing
-    got = integrate(GaussianOracle(STABLE_DIFFUSION), DDIM(49, UniformTime(0.981, 0.001), final="state"), z, Replay(z))
-    torch.testing.assert_close(got, diffusers_end(scheduler, z), rtol=0, atol=1e-5)
-
-
-@against_diffusers
-@pytest.mark.parametrize(("order", "kind"), [(1, "dpmsolver++"), (2, "dpmsolver++"), (2, "dpmsolver")])
-def test_multistep_against_diffusers(order: int, kind: str) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        1000, 0.00085, 0.012, "scaled_linear", solver_order=order, algorithm_type=kind, lower_order_final=False,
-        final_sigmas_type="sigma_min", timestep_spacing="linspace",
-    )  # fmt: skip
-    scheduler.set_timesteps(37)
-    z = torch.randn(4, 1, 2, 2, dtype=torch.float64)
-
-    class TheirTimes(UniformTime):
-        def times(self, process: GaussianProcess, steps: int) -> torch.Tensor:
-            ends = torch.cat([scheduler.timesteps.double(), torch.zeros(1, dtype=torch.float64)])
-            return (ends + 1) / 1000
-
-    form = "data" if kind == "dpmsolver++" else "noise"
-    ours = DPMSolverMultistep(37, TheirTimes(), order=order, form=form, final="state")  # type: ignore[arg-type]
-    got = integrate(GaussianOracle(STABLE_DIFFUSION), ours, z, Replay(z))
-    torch.testing.assert_close(got, diffusers_end(scheduler, z), rtol=0, atol=1e-5)
 
 
 # -- YAML
