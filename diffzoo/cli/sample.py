@@ -3,9 +3,12 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffzoo.generation import Pipeline, Samples
 
 __all__ = ["configure", "parse_seeds", "run"]
 
@@ -70,6 +73,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--upsample-steps", type=int, metavar="STEPS", help="of that model; default: the published number"
     )
+    parser.add_argument("--init", metavar="IMAGE", help="begin with this image, noised, instead of noise")
+    parser.add_argument(
+        "--strength", type=float, help="share of the steps made from it: small keeps it (default: 0.6; with --mask: 1)"
+    )
+    parser.add_argument("--mask", metavar="IMAGE", help="of --init: sample only where this is white")
     parser.add_argument("--sampler", help="name of a sampler, such as DDIM or DPMSolver; default: the published one")
     parser.add_argument("--weights", default="ema", help="of a checkpoint: ema (default), raw, or the label of an EMA")
     parser.add_argument(
@@ -129,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
 
     seeds = parse_seeds(args.seeds)
     check_format(args.out)
+    if args.init is None and (args.mask is not None or args.strength is not None):
+        raise UserError("--strength and --mask belong to --init IMAGE: say which image to begin with")
     if args.dir and any(p.suffix.lower() in SUFFIXES for p in Path(args.dir).glob("*")):
         raise UserError(f"{args.dir} holds images already: name a new folder, so that old and new are not mixed")
     from diffzoo.generation import pipeline
@@ -143,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
     if larger is not None and larger.generator.kind != "image":
         raise UserError(f"{args.upsample} does not enlarge images: --upsample takes a model such as adm_64_to_256")
     first = pipe.base or pipe
+    if args.init is not None:
+        return _write(args, _edited(args, pipe, classes, seeds))
     trajectory = _trajectory(args, first.published.sampler(None if pipe.base else args.sampler, args.steps).steps)
     options = {"progress": not args.quiet, "precision": args.precision}
     samples = pipe(
@@ -163,6 +175,29 @@ def run(args: argparse.Namespace) -> int:
         few = max(1, args.batch_size // 4)
         again = [record["seed"] for record in samples.records]
         samples = larger.upsample(samples, each, again, steps=args.upsample_steps, batch_size=few, **options)
+    return _write(args, samples)
+
+
+def _edited(args: argparse.Namespace, pipe: "Pipeline", classes: Any, seeds: list[int]) -> "Samples":
+    """Samples that begin with an image."""
+    clash = [f for f in ("upsample", "trajectory", "compile") if getattr(args, f)]
+    if clash:
+        raise UserError(f"--init and --{clash[0]} do not go together")
+    return pipe.edit(
+        args.init,
+        classes,
+        seeds,
+        strength=args.strength,
+        mask=args.mask,
+        guidance=_guidance(args),
+        steps=args.steps,
+        sampler=args.sampler,
+        batch_size=args.batch_size,
+        precision=args.precision,
+    )
+
+
+def _write(args: argparse.Namespace, samples: "Samples") -> int:
     rows = [label for label in samples.labels[:: samples.columns] if label]
     print(f"{samples.save_grid(args.out)}: {len(samples)} images" + (f", rows: {', '.join(rows)}" if rows else ""))
     if args.dir:

@@ -21,7 +21,7 @@ from diffzoo.precision import float32_digits
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import Denoise, Denoiser, Sampler, sample
 from diffzoo.sampling.upsample import quantise
-from diffzoo.typing import Condition, Images
+from diffzoo.typing import Condition, Images, Latents
 from diffzoo.zoo.building import Loaded
 
 __all__ = ["Generator", "ImageSource", "PlannedImages", "device_of"]
@@ -201,6 +201,10 @@ class Generator:
             return self.decode(
                 sample(guided, sampler, self.shape, seeds, cond, device=self.device, precision=half, **options)
             )
+
+    def encode(self, images: Images) -> Latents:
+        """What the network samples in place of images in [-1, 1]: the mean of their latents, float32 on the CPU."""
+        return self.autoencoder.encode(images.to(self.device))[0].float().cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Images:

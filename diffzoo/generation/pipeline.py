@@ -18,24 +18,22 @@ from diffzoo.encoders.autoencoder import Autoencoder
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError
 from diffzoo.generation.classes import Classes
+from diffzoo.generation.edits import Edits
 from diffzoo.generation.generator import Generator, device_of
-from diffzoo.generation.published import Published
+from diffzoo.generation.published import Published, Request, listed
 from diffzoo.generation.samples import Samples
 from diffzoo.images import to_float
-from diffzoo.record import to_plain
 from diffzoo.sampling import Sampler, Trajectory
 from diffzoo.sampling.loop import Precision
 from diffzoo.sampling.upsample import quantise
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Latents
 from diffzoo.zoo.building import Loaded
 from diffzoo.zoo.loading import load_any
 
 __all__ = ["Pipeline", "pipeline"]
 
-_DTYPES: dict[Precision | None, str] = {None: "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-
-class Pipeline:
+class Pipeline(Edits):
     """A `Generator` with what is published beside the weights: class names, default sampler and guidance.
 
     Args:
@@ -99,6 +97,7 @@ class Pipeline:
         precision: Precision | None = None,
         compile: bool = False,
         trajectory: Trajectory | None = None,
+        start: Latents | None = None,
     ) -> Samples:
         """Sample every class with every seed, class by class.
 
@@ -117,42 +116,35 @@ class Pipeline:
             compile: compile the network first: worth it for many images.
             trajectory: collects what the network believed at each step, for a GIF or a contact sheet; with a
                 base, what that believed.
+            start: the state to begin with, a row per image, instead of noise from the seeds; for example of `invert`.
 
         Raises:
             UserError: for classes or seeds that the model cannot sample.
         """
-        items = [classes] if isinstance(classes, str | int) else (list(classes) if classes is not None else None)
-        seeds = [int(s) for s in seeds]
-        if not seeds:
-            raise UserError("there are no seeds: give at least one, for example range(8)")
         options: dict[str, Any] = {"progress": progress, "precision": precision}
         if self.base is not None:
             more: dict[str, Any] = {"compile": compile, "trajectory": trajectory}
-            small = self.base(items, seeds, steps=steps, batch_size=batch_size, **more, **options)
-            each = [item for item in items or () for _ in seeds]
+            small = self.base(classes, seeds, steps=steps, batch_size=batch_size, **more, **options)
+            each = [item for item in listed(classes) or () for _ in seeds]
             few = max(1, batch_size // 4) if batch_size else None  # its images are sixteen times as large
             again = [record["seed"] for record in small.records]
             options |= {"guidance": guidance, "steps": steps, "sampler": sampler, "batch_size": few}
             return self.upsample(small, each, again, **options)
-        labels, ids, cond = self.published.condition(items)
-        every = torch.arange(len(labels)).repeat_interleave(len(seeds))
-        applied, record = self.published.guidance(guidance)
-        solver = self.published.sampler(sampler, steps)
+        request = self.published.request(classes, seeds, guidance, steps, sampler)
         if trajectory is not None and trajectory.decode is None and self.metadata.autoencoder is not None:
             trajectory.decode = self.generator.autoencoder.decode
         images = self.generator.images(
-            seeds * len(labels),
-            cond[every] if cond is not None else None,
-            sampler=solver,
-            guidance=applied,
+            request.seeds,
+            request.cond,
+            sampler=request.sampler,
+            guidance=request.guidance,
             batch_size=batch_size,
             compile=compile,
             trajectory=trajectory,
+            start=start,
             **options,
         )
-        how = {"guidance": record, "sampler": to_plain(solver), "dtype": _DTYPES[precision]}
-        chosen = [ids[i] for i in every] if ids else []
-        return self.published.samples(images, [labels[i] for i in every], chosen, seeds * len(labels), how, len(seeds))
+        return self.published.samples(images, request, precision, **({"start": "given"} if start is not None else {}))
 
     def upsample(
         self,
@@ -184,20 +176,21 @@ class Pipeline:
         if len(seeds) != n or (self.classes.count and len(ids) != n):
             raise UserError(f"expected {n} seeds and classes, one per image, got {len(seeds)} and {len(ids)}")
         applied, record = self.published.guidance(guidance)
+        labels = [self.classes.label(i) for i in ids] or [""] * n
+        columns = images.columns if isinstance(images, Samples) else n
+        cond = Condition(label=torch.tensor(ids) if ids else None, low_res=quantise(small))
         solver = self.published.sampler(sampler, steps)
+        request = Request(list(seeds), labels, ids, cond, solver, applied, record, columns)
         large = self.generator.images(
             seeds,
-            Condition(label=torch.tensor(ids) if ids else None, low_res=quantise(small)),
+            cond,
             sampler=solver,
             guidance=applied,
             batch_size=batch_size,
             progress=progress,
             precision=precision,
         )
-        labels = [self.classes.label(i) for i in ids] or [""] * n
-        columns = images.columns if isinstance(images, Samples) else n
-        how = {"guidance": record, "sampler": to_plain(solver), "dtype": _DTYPES[precision]}
-        made = self.published.samples(large, labels, ids, seeds, how, columns)
+        made = self.published.samples(large, request, precision)
         if isinstance(images, Samples):
             made.records = [{**r, "enlarged": small} for r, small in zip(made.records, images.records, strict=True)]
         return made

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffzoo import __version__
 from diffzoo.encoders.autoencoder import Identity
@@ -18,11 +17,46 @@ from diffzoo.images import to_uint8
 from diffzoo.pins import encoder_record, read_record
 from diffzoo.record import from_plain, to_plain
 from diffzoo.sampling import Guidance, Sampler
-from diffzoo.typing import Condition
+from diffzoo.sampling.loop import Precision
+from diffzoo.typing import Condition, Images
 from diffzoo.zoo.building import Loaded
 from diffzoo.zoo.metadata import Metadata, class_list
 
-__all__ = ["Published"]
+__all__ = ["Published", "Request", "listed"]
+
+_DTYPES: dict[Precision | None, str] = {None: "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def listed(classes: Sequence[str | int] | str | int | None) -> list[str | int] | None:
+    """One class or several as a list."""
+    if classes is None:
+        return None
+    return [classes] if isinstance(classes, str | int) else list(classes)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call samples, a row per image.
+
+    Args:
+        seeds: of the images.
+        labels: what each shows, for people.
+        ids: class of each; empty where there are none.
+        cond: what to sample; None for unconditional models.
+        sampler: how.
+        guidance: as a generator takes it; None where it changes nothing.
+        record: of the guidance.
+        columns: images per class.
+    """
+
+    seeds: list[int]
+    labels: list[str]
+    ids: list[int]
+    cond: Condition | None
+    sampler: Sampler
+    guidance: dict[str, Any] | None
+    record: dict[str, Any] | None
+    columns: int
 
 
 @dataclass
@@ -46,6 +80,36 @@ class Published:
         """The classes to choose from: the network's, or those that a classifier guides towards."""
         guide = self.classifier.metadata.class_names if self.classifier else ()
         return Classes(self.generator.num_classes, class_list(self.metadata.class_names or guide))
+
+    def request(
+        self,
+        classes: Sequence[str | int] | str | int | None,
+        seeds: Sequence[int],
+        guidance: float | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+    ) -> Request:
+        """Every class with every seed, class by class.
+
+        Raises:
+            UserError: for classes, seeds or guidance that the model cannot sample.
+        """
+        seeds = [int(s) for s in seeds]
+        if not seeds:
+            raise UserError("there are no seeds: give at least one, for example range(8)")
+        labels, ids, cond = self.condition(listed(classes))
+        every = torch.arange(len(labels)).repeat_interleave(len(seeds))
+        applied, record = self.guidance(guidance)
+        return Request(
+            seeds * len(labels),
+            [labels[i] for i in every],
+            [ids[i] for i in every] if ids else [],
+            cond[every] if cond is not None else None,
+            self.sampler(sampler, steps),
+            applied,
+            record,
+            len(seeds),
+        )
 
     def condition(self, items: Sequence[str | int] | None) -> tuple[list[str], list[int], Condition | None]:
         """A label, a class where there are classes, and a row of conditions for each item."""
@@ -96,31 +160,27 @@ class Published:
         chosen: Sampler = from_plain(Sampler, asked, "sampler")  # type: ignore[type-abstract]
         return replace(chosen, steps=steps) if steps is not None else chosen
 
-    def samples(
-        self,
-        images: Tensor,
-        labels: list[str],
-        ids: list[int],
-        seeds: Sequence[int],
-        how: dict[str, Any],
-        columns: int,
-    ) -> Samples:
-        """Samples with a record each; `ids` are their classes, empty if they were sampled from none."""
+    def samples(self, images: Images, request: Request, precision: Precision | None, **more: Any) -> Samples:
+        """Samples with a record each; `more` goes into all of them."""
         shared = {
-            **how,
+            "guidance": request.record,
+            "sampler": to_plain(request.sampler),
+            "dtype": _DTYPES[precision],
             **self.encoders(),
             "weights": to_plain(self.metadata.provenance, sparse=True),
             "model": self.metadata.name,
             "device": str(self.generator.device),
             "diffzoo": __version__,
+            **more,
         }
         records = [
             {**shared, "seed": int(seed), **({"drawn": label} if label else {})}
-            for label, seed in zip(labels, seeds, strict=True)
+            for label, seed in zip(request.labels, request.seeds, strict=True)
         ]
-        for record, class_id in zip(records, ids, strict=bool(ids)):
+        for record, class_id in zip(records, request.ids, strict=bool(request.ids)):
             record["class_id"] = class_id  # several classes may have one label
-        return Samples(to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy(), labels, records, columns)
+        pixels = to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy()
+        return Samples(pixels, request.labels, records, request.columns)
 
     def encoders(self) -> dict[str, Any]:
         """Which autoencoder and text encoder took part."""

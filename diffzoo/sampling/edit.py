@@ -21,7 +21,7 @@ from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.sampling.grids import Given
 from diffzoo.sampling.guidance import rows_of
-from diffzoo.sampling.loop import initial_noise_scale, integrate
+from diffzoo.sampling.loop import Precision, autocast, initial_noise_scale, integrate
 from diffzoo.sampling.samplers import DDIM, Denoised, Noise, Sampler
 from diffzoo.typing import Condition, Latents
 
@@ -93,6 +93,7 @@ def inpaint(
     resample: int = 10,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
+    precision: Precision | None = None,
 ) -> Latents:
     """New content where a mask is true, that goes with what is known elsewhere.
 
@@ -107,6 +108,7 @@ def inpaint(
         resample: how often each step is made; each time but the last goes back to its start with fresh noise.
         device: where to compute.
         batch_size: images at a time; default all at once.
+        precision: of the network, as for `sample`.
 
     Returns:
         Data `(n, c, h, w)`, float32, on the CPU; equal to x where the mask is false.
@@ -129,7 +131,9 @@ def inpaint(
         noise.normal(x.shape[1:])  # the first draw is that of the start
         replacing: Any = _Replacing(sampler, x[part].to(device), mask[part].to(device), resample)
         rows = cond[part].to(device) if cond is not None else None
-        done.append(integrate(rows_of(denoise, part), replacing, start[part].to(device), noise, rows).cpu())
+        with autocast(device, precision):
+            z = integrate(rows_of(denoise, part), replacing, start[part].to(device), noise, rows)
+        done.append(z.float().cpu())
     return torch.where(mask, torch.cat(done), x.cpu()) if done else x.cpu()
 
 

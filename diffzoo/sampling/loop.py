@@ -21,7 +21,7 @@ from diffzoo.sampling.guidance import rows_of
 from diffzoo.sampling.samplers import Noise, Sampler
 from diffzoo.typing import Condition
 
-__all__ = ["Moment", "Precision", "initial_noise_scale", "integrate", "sample"]
+__all__ = ["Moment", "Precision", "autocast", "initial_noise_scale", "integrate", "sample"]
 
 Precision = Literal["bf16", "fp16"]
 OUT_OF_MEMORY = (
@@ -216,7 +216,7 @@ def _attempt(
         z = noise.normal(shape) * initial_noise_scale(denoise.process, times[0])
         if start is not None:
             z = start[part].to(device, torch.float32)
-        with _autocast(device, precision):
+        with autocast(device, precision):
             images = integrate(
                 rows_of(denoise, part),
                 sampler,
@@ -243,7 +243,8 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def _autocast(device: torch.device | str, precision: Precision | None) -> AbstractContextManager[Any]:
+def autocast(device: torch.device | str, precision: Precision | None) -> AbstractContextManager[Any]:
+    """Networks in the block compute in this precision; None changes nothing."""
     if precision is None:
         return nullcontext()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16

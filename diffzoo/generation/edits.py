@@ -1,0 +1,220 @@
+"""Images from images: image-to-image, inpainting, inversion and interpolation, as methods of a pipeline."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.generation.published import Published
+from diffzoo.generation.samples import Samples
+from diffzoo.images import to_float
+from diffzoo.sampling import Sampler
+from diffzoo.sampling.edit import inpaint, interpolate, invert, noised, seed_noise, shortened
+from diffzoo.sampling.loop import Precision
+from diffzoo.typing import Latents
+
+__all__ = ["Edits", "fitted"]
+
+Image = str | Path | np.ndarray
+STRENGTH = 0.6  # of image-to-image where a call names none
+
+
+class Edits:
+    """What a pipeline does with images that are given to it."""
+
+    published: Published
+
+    def edit(
+        self,
+        image: Image,
+        classes: Sequence[str | int] | str | int | None = None,
+        seeds: Sequence[int] = range(4),
+        *,
+        strength: float | None = None,
+        mask: Image | None = None,
+        resample: int = 10,
+        guidance: float | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        batch_size: int | None = 16,
+        precision: Precision | None = None,
+    ) -> Samples:
+        """Sample from a noised image; with a mask, only where it is white, so that it goes with the rest.
+
+        Args:
+            image: a file, or uint8 `(h, w, 3)`; cropped to a square and resized to the size of the model.
+            classes, seeds: as for sampling.
+            strength: share of the sampler's steps that are made, in (0, 1]: small keeps the image. Default: 0.6, and 1
+                with a mask.
+            mask: a file, or uint8 `(h, w)` of the image's size, white where to sample; fitted as the image is.
+            resample: with a mask: how often each step is made (arXiv:2201.09865); more fits better and costs more.
+            guidance, steps, sampler, batch_size, precision: as for sampling.
+
+        Raises:
+            UserError: for an image that cannot be read, a mask of another size, or a strength out of range.
+        """
+        generator = self.published.generator
+        request = self.published.request(classes, seeds, guidance, steps, sampler)
+        pixels, about = fitted(image, generator.image_size)
+        known = generator.encode(to_float(pixels)[None])
+        strength = (STRENGTH if mask is None else 1.0) if strength is None else strength
+        short = shortened(request.sampler, generator.process, strength)
+        about |= {"strength": strength, "steps": short.steps, "of_steps": request.sampler.steps}
+        rows = known.expand(len(request.seeds), -1, -1, -1)
+        start = noised(generator.process, short, rows, request.seeds)
+        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+        if mask is None:
+            images = generator.images(
+                request.seeds, request.cond, sampler=short, guidance=request.guidance, start=start, **how
+            )
+            return self.published.samples(images, request, precision, edit={"kind": "image to image", **about})
+        where = self._mask(mask, pixels, image)
+        latent = F.max_pool2d(where.float()[None, None], generator.autoencoder.ratio)[0, 0] > 0
+        latents = inpaint(
+            generator.guided(request.guidance),
+            short,
+            rows,
+            latent,
+            request.seeds,
+            request.cond,
+            start=start if strength < 1 else None,
+            resample=resample,
+            device=generator.device,
+            **how,
+        )
+        images = torch.where(where, generator.decode(latents), to_float(pixels))  # an autoencoder changes all pixels
+        about |= {"mask_share": float(where.float().mean()), "resample": resample}
+        return self.published.samples(images, request, precision, edit={"kind": "inpainting", **about})
+
+    def _mask(self, mask: Image, pixels: Tensor, image: Image) -> Tensor:
+        """Where to sample, bool `(h, w)`, fitted as the image was."""
+        theirs, ours = _opened(mask), _opened(image)
+        if theirs.shape[:2] != ours.shape[:2]:
+            raise UserError(
+                f"the mask has {theirs.shape[1]} x {theirs.shape[0]} pixels and the image {ours.shape[1]} x "
+                f"{ours.shape[0]}: give a mask of the image's size"
+            )
+        where = fitted(mask, pixels.shape[-1], nearest=True)[0][0] > 127
+        if not where.any():
+            raise UserError("the mask is black everywhere: paint white where to sample")
+        return where
+
+    def invert(
+        self,
+        image: Image,
+        classes: str | int | None = None,
+        *,
+        guidance: float | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+    ) -> Latents:
+        """The start from which DDIM with the same steps, class and guidance comes back to an image, `(1, c, h, w)`.
+
+        `pipe(classes, seeds=[0], steps=steps, sampler="DDIM", start=pipe.invert(image, classes, steps=steps))`
+
+        Args:
+            image: a file, or uint8 `(h, w, 3)`; cropped to a square and resized to the size of the model.
+            classes: what it shows.
+            guidance: default: none, since strong guidance does not come back.
+            steps, sampler: whose grid is walked upwards.
+        """
+        generator = self.published.generator
+        request = self.published.request(classes, [0], guidance, steps, sampler)
+        denoise = generator.guided(None if guidance is None else request.guidance)
+        known = generator.encode(to_float(fitted(image, generator.image_size)[0])[None])
+        return invert(denoise, request.sampler, known, request.cond, device=generator.device)
+
+    def interpolate(
+        self,
+        a: int | Latents,
+        b: int | Latents,
+        classes: str | int | None = None,
+        *,
+        frames: int = 8,
+        guidance: float | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        batch_size: int | None = 16,
+        precision: Precision | None = None,
+    ) -> Samples:
+        """Images between two: of starts along the great circle between those of two seeds, or of two inversions.
+
+        Args:
+            a, b: a seed, or a start such as that of `invert`.
+            classes: one class or caption.
+            frames: how many images, the two ends among them; at least 2.
+            guidance, steps, sampler, batch_size, precision: as for sampling.
+        """
+        if frames < 2:
+            raise UserError(f"expected at least 2 frames, got {frames}")
+        generator = self.published.generator
+        request = self.published.request(classes, [0] * frames, guidance, steps, sampler)
+        ends = [
+            seed_noise(generator.process, request.sampler, [end], generator.shape) if isinstance(end, int) else end
+            for end in (a, b)
+        ]
+        weights = [i / (frames - 1) for i in range(frames)]
+        first, last = (end.reshape(generator.shape) for end in ends)
+        start = interpolate(first, last, weights)
+        seed = a if isinstance(a, int) else 0  # of what a stochastic sampler draws on the way
+        request = replace(request, seeds=[seed] * frames)
+        images = generator.images(
+            request.seeds,
+            request.cond,
+            sampler=request.sampler,
+            guidance=request.guidance,
+            start=start,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        between = [end if isinstance(end, int) else "given" for end in (a, b)]
+        made = self.published.samples(images, request, precision, edit={"kind": "interpolation", "between": between})
+        made.records = [{**r, "edit": {**r["edit"], "weight": w}} for r, w in zip(made.records, weights, strict=True)]
+        return made
+
+
+def _opened(image: Image) -> np.ndarray:
+    """uint8 `(h, w, 3)` of a file or an array."""
+    from PIL import Image as Pillow
+    from PIL import ImageOps, UnidentifiedImageError
+
+    if not isinstance(image, str | Path):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise UserError(f"expected an image as uint8 (h, w, 3), got {image.dtype} {image.shape}")
+        return np.asarray(Pillow.fromarray(image).convert("RGB"))
+    try:
+        with Pillow.open(image) as opened:
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no image, or a damaged one"
+        raise UserError(f"could not read the image {image}: {reason}") from error
+
+
+def fitted(image: Image, size: int, nearest: bool = False) -> tuple[Tensor, dict[str, Any]]:
+    """An image cropped to its central square and resized, uint8 `(3, size, size)`, and what was done to it.
+
+    Args:
+        image: a file, or uint8 `(h, w, 3)` or `(h, w)`.
+        size: in pixels.
+        nearest: take the nearest pixel, for masks.
+    """
+    from PIL import Image as Pillow
+
+    pixels = _opened(image)
+    about: dict[str, Any] = {"image_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
+    h, w = pixels.shape[:2]
+    if (h, w) != (size, size):
+        side = min(h, w)
+        top, left = (h - side) // 2, (w - side) // 2
+        square = Pillow.fromarray(pixels[top : top + side, left : left + side])
+        filter_ = Pillow.Resampling.NEAREST if nearest else Pillow.Resampling.BICUBIC
+        pixels = np.asarray(square.resize((size, size), filter_))
+        about["fitted"] = f"cropped and resized from {w} x {h} to {size} x {size}"
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1), about
