@@ -29,7 +29,7 @@ VERBS = {
     "verify": ("diffzoo.cli.verify", "prove that a published checkpoint is the original"),
     "push": ("diffzoo.cli.push", "publish a run or checkpoint on the Hub"),
     "pull": ("diffzoo.cli.pull", "fetch a model from the Hub"),
-    "export": ("diffzoo.cli.export", "write the weights of a run to one file, with all facts in its header"),
+    "export": ("diffzoo.cli.export", "write the weights of a run to one file, with its metadata in the header"),
     "ema": ("diffzoo.cli.ema", "reconstruct weight averages after training"),
     "plan": ("diffzoo.cli.plan", "memory, time and cost of a recipe"),
 }

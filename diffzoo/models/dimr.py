@@ -88,7 +88,7 @@ class DiMRStage:
 
 @dataclass(frozen=True)
 class DiMRConfig(Config):
-    """The facts of a DiMR network.
+    """The config of a DiMR network.
 
     Args:
         image_size: the usual input; every smaller one, square or not, works too if the stages divide it.

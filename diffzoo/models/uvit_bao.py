@@ -41,7 +41,7 @@ __all__ = ["TINY", "TINY_TEXT", "VARIANTS", "UViTBao", "UViTBaoConfig", "time_si
 
 @dataclass(frozen=True)
 class UViTBaoConfig(Config):
-    """The facts of a U-ViT.
+    """The config of a U-ViT.
 
     Args:
         patch: patches of this many pixels squared.

@@ -489,8 +489,8 @@ class DiffusionModule(L.LightningModule):
     def write_weights(self, folder: Path) -> Path:
         """Write the network's weights, averaged where averages are kept, in the form that `load_any` reads.
 
-        `model.safetensors`, or `adapter.safetensors` where low-rank adapters are trained, with the facts in its header
-        and in `config.json`. Every rank must call it; rank 0 writes.
+        `model.safetensors`, or `adapter.safetensors` where low-rank adapters are trained, with the metadata in its
+        header and in `config.json`. Every rank must call it; rank 0 writes.
 
         Args:
             folder: made if needed.

@@ -155,7 +155,7 @@ def fetch(entry: Pretrained) -> tuple[Path, dict[str, Any]]:
     """The original file of a manifest entry, its size and hash checked.
 
     Returns:
-        The path and the facts {sha256, size, revision} of the file.
+        The path, and {sha256, size, revision} of the file.
 
     Raises:
         UserError: if it cannot be had, or is not the file that the manifest or an earlier download knows.

@@ -294,8 +294,11 @@ def _provenance(data: Mapping[str, Any]) -> dict[str, Any]:
         values["reconstructed"] = values.pop("average")
     base = values.get("base")
     if isinstance(base, str):
-        values["base"] = {"source": None if base == "weights that were not published" else base}
-        values["base"]["provenance"] = _provenance(values.pop("base_provenance", None) or {})
+        earlier = values.pop("base_provenance", None)
+        unknown = base == "weights that were not published"  # said of every run, also of those from random weights
+        values["base"] = {"source": None if unknown else base, "provenance": _provenance(earlier or {})}
+        if unknown and not earlier:
+            del values["base"]
     elif isinstance(base, Mapping) and isinstance(base.get("provenance"), Mapping):
         values["base"] = {**base, "provenance": _provenance(base["provenance"])}
     other = {k: v for k, v in values.items() if k not in known}

@@ -176,8 +176,6 @@ def stage(
     elif is_pretrained(str(source)):  # before anything is fetched
         item = find_pretrained(str(source))
         licence = agreed_licence(licence, item.metadata.licence, item.name)
-    if not str(source).startswith("hf-hub:"):
-        _require_licence(licence)
     with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
         folder = Path(name)
         yield folder, _fill(folder, source, repo, licence, weights, dataset, evaluations, merge)
