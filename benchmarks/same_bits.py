@@ -63,7 +63,7 @@ def train(network, process):
     module = DiffusionModule(network, process=process, condition_dropout=0.2)
     trainer = L.Trainer(max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[losses],
                         enable_progress_bar=False, enable_model_summary=False)
-    trainer.fit(module, list(batches(network.config)))
+    trainer.fit(module, torch.utils.data.DataLoader(list(batches(network.config)), batch_size=None))
     return losses.values
 
 torch.manual_seed(0)
@@ -81,15 +81,17 @@ shape = (network.config.in_channels, network.config.image_size, network.config.i
 label = torch.tensor([0, 1])
 from diffzoo.typing import Condition
 cond = Condition(label=label)
-guided = ClassifierFree(Denoiser(network, latent), scale=0.4, formula="cond", null=network.null_condition)
+guided = ClassifierFree(Denoiser(network, latent), scale=0.4, formula="cond")
 out["dimr images"] = seen(sample(guided, DPMSolver(steps=6), shape, seeds=[0, 1], cond=cond))
 process = GaussianProcess(DiscreteBetas(kind="linear"), prediction=Eps(), learned_variance=True,
                           **{field: by_time(1000.0, -1.0)})
-network, classifier = scramble(adm.ADM(adm.TINY)), scramble(adm.ADMClassifier(adm.TINY_CLASSIFIER))
+network, classifier = scramble(adm.ADMUNet(adm.TINY)), scramble(adm.ADMClassifier(adm.TINY_CLASSIFIER))
 shape = (network.config.in_channels, network.config.image_size, network.config.image_size)
 cond = Condition(label=label) if network.config.num_classes else None
 for name, sampler in (("respaced ancestral", RespacedAncestral(steps=5)), ("respaced ddim", RespacedDDIM(steps=5))):
     out["adm " + name] = seen(sample(Denoiser(network, process), sampler, shape, seeds=[3, 4], cond=cond))
+guided = ClassifierGuidance(Denoiser(network, process), classifier, scale=1.0)
+out["adm guided by a classifier"] = seen(sample(guided, RespacedDDIM(steps=5), shape, seeds=[3, 4], cond=cond))
 print("RESULT " + json.dumps(out))
 """
 
@@ -154,14 +156,14 @@ def shipped(folder: Path) -> object:
 
 
 def evaluated(folder: Path) -> object:
-    """Metrics of 64 images under the demo protocol."""
+    """Metrics of 130 images under the demo protocol."""
     run(
         "eval",
         "simple_uvit_xs_32.emoji",
         "--protocol",
         "demo",
         "--n",
-        "64",
+        "130",
         "--steps",
         "5",
         "--out",
@@ -169,7 +171,7 @@ def evaluated(folder: Path) -> object:
         folder=folder,
     )
     found = [json.loads(p.read_text()) for p in sorted((folder / "e").rglob("*.json"))]
-    return [data["metrics"] for data in found if isinstance(data, dict) and "metrics" in data]
+    return [data["values"] for data in found if isinstance(data, dict) and "values" in data]
 
 
 def in_python(folder: Path) -> object:

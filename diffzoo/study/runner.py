@@ -1,0 +1,226 @@
+"""Running a study: every arm with every seed as an ordinary `diffzoo fit` and `diffzoo eval`, in its own process.
+
+    OUT/ARM/seed-S/run/        the run, as `fit` leaves it
+    OUT/ARM/seed-S/eval.json   its evaluation
+    OUT/ARM/seed-S/done.json   what was measured; written last
+    OUT/ARM/seed-S/failed.txt  why a run ended, where it did
+
+A run that has its `done.json` for the same settings is not repeated. Several invocations of the same command share the
+work: each takes runs that nobody holds. So `--processes`, members of an array under SLURM and ranks under torchrun need
+no scheduler of their own, and a killed one costs what it had not yet saved.
+"""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from diffzoo.errors import UserError
+from diffzoo.files import write_text
+from diffzoo.hub import lock
+from diffzoo.study.spec import Evaluate, Study, options
+
+__all__ = ["Job", "Measured", "jobs_of", "measured", "run_jobs"]
+
+LAST = 0.2  # share of a run over which its loss per noise level is averaged
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed.
+
+    Args:
+        arm: its label.
+        seed: of the run.
+        folder: of its files.
+        arguments: of `diffzoo fit` but the run's directory.
+        steps: optimizer steps.
+        evaluate: how the finished run is evaluated.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    steps: int
+    evaluate: Evaluate | None
+
+    @property
+    def settings(self) -> str:
+        """What its result depends on, as one line of text."""
+        evaluate = self.evaluate and [self.evaluate.protocol, self.evaluate.n, sorted(self.evaluate.options.items())]
+        return json.dumps([self.arguments, self.steps, self.seed, evaluate])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run gave, by the names of the table's columns; or why it gave nothing.
+
+    Args:
+        values: what the settings and the seed decide.
+        speed: what the machine decides: images per second, memory.
+        failure: the last line of a run that ended early.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    speed: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
+
+
+def jobs_of(
+    study: Study, base: str, steps: Mapping[str, int], settings: Mapping[str, Mapping[str, object]], out: Path
+) -> list[Job]:
+    """All runs of a study, seed by seed, so that every arm has its first seed early.
+
+    Args:
+        study: the study.
+        base: path of its recipe.
+        steps: of each arm.
+        settings: of `diffzoo fit`, for each arm.
+        out: folder of all runs.
+    """
+    return [
+        Job(
+            arm=arm,
+            seed=seed,
+            folder=out / re.sub(r"[^\w.-]+", "-", arm) / f"seed-{seed}",
+            arguments=("-c", base, *options(settings[arm])),
+            steps=steps[arm],
+            evaluate=study.evaluate,
+        )
+        for seed in study.seeds
+        for arm in study.arms
+    ]
+
+
+def measured(job: Job) -> Measured | None:
+    """The result of a run for these settings; None if it is not finished."""
+    done, failed = job.folder / "done.json", job.folder / "failed.txt"
+    if done.is_file():
+        held = json.loads(done.read_text(encoding="utf-8"))
+        return Measured(held["values"], held["speed"]) if held["settings"] == job.settings else None
+    return Measured(failure=failed.read_text(encoding="utf-8")) if failed.is_file() else None
+
+
+def run_jobs(jobs: Sequence[Job], processes: int, say: Say) -> None:
+    """Run what is not finished, `processes` at a time; runs that another invocation holds are waited for.
+
+    Runs that failed earlier are tried again. An interruption ends the children too; their checkpoints stay.
+    """
+    running: set[subprocess.Popen[str]] = set()
+    for job in jobs:
+        (job.folder / "failed.txt").unlink(missing_ok=True)
+    try:
+        with ThreadPoolExecutor(processes) as pool:
+            for future in [pool.submit(_run, job, processes, running, say) for job in jobs]:
+                future.result()
+    finally:
+        for process in list(running):
+            process.terminate()
+
+
+def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with lock(job.folder / "held"):
+        before = measured(job)
+        if before is not None and not before.failure:
+            return
+        _forget_other_settings(job)
+        say(f"{job.arm}, seed {job.seed}: {job.steps} steps")
+        start = time.monotonic()
+        failure = _child(["fit", *_fit(job)], job, processes, running)
+        if not failure and job.evaluate is not None:
+            failure = _child(["eval", *_eval(job, job.evaluate)], job, processes, running)
+        if failure:
+            write_text(job.folder / "failed.txt", failure)
+            say(f"{job.arm}, seed {job.seed}: {failure}")
+            return
+        values, speed = _values(job)
+        done = {"settings": job.settings, "values": values, "speed": speed}
+        write_text(job.folder / "done.json", json.dumps(done, indent=1))
+        say(f"{job.arm}, seed {job.seed}: done in {(time.monotonic() - start) / 60:.1f} min")
+
+
+def _forget_other_settings(job: Job) -> None:
+    """A run of other settings is set aside: resuming it would mix the two."""
+    told = job.folder / "settings.json"
+    if told.is_file() and told.read_text(encoding="utf-8") != job.settings:
+        aside = job.folder / f"before-{int(time.time())}"
+        aside.mkdir()
+        for name in ("run", "eval.json", "eval", "done.json", "log.txt"):
+            with suppress(FileNotFoundError):
+                (job.folder / name).rename(aside / name)
+    write_text(told, job.settings)
+
+
+def _fit(job: Job) -> list[str]:
+    run = ["--run", str(job.folder / "run"), "--resume", "auto"]
+    return [*job.arguments, *run, f"--seed_everything={job.seed}", f"--model.seed={job.seed}"]
+
+
+def _eval(job: Job, evaluate: Evaluate) -> list[str]:
+    given = {**({} if evaluate.n is None else {"n": evaluate.n}), **evaluate.options}
+    more = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return [str(job.folder / "run"), "--protocol", evaluate.protocol, "--out", str(job.folder / "eval"), *more]
+
+
+def _child(arguments: Sequence[str], job: Job, processes: int, running: set[subprocess.Popen[str]]) -> str:
+    """Run `diffzoo ARGUMENTS` with its output in the job's log; returns why it failed, or nothing."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with open(job.folder / "log.txt", "a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "diffzoo", *arguments],
+            stdout=log,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        running.add(process)
+        assert process.stderr is not None
+        last = ""
+        for line in process.stderr:
+            log.write(line)
+            last = line.strip() or last
+        code = process.wait()
+        running.discard(process)
+    return "" if code == 0 else f"`diffzoo {arguments[0]}` ended with status {code}: {last.removeprefix('diffzoo: ')}"
+
+
+def _values(job: Job) -> tuple[dict[str, float], dict[str, float]]:
+    """The columns of the table: losses of the run with metrics of its evaluation, and its speed."""
+    with open(job.folder / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    values, speed = dict[str, float](), dict[str, float]()
+    held_out = [float(row["val/loss"]) for row in rows if row.get("val/loss")]
+    if held_out:
+        values["held-out loss"] = held_out[-1]
+    late = [row for row in rows if float(row["step"]) > (1 - LAST) * job.steps]
+    for column in rows[0] if rows else []:
+        found = [float(row[column]) for row in late if row.get(column)]
+        if found and column.startswith("train/loss"):
+            values[column.removeprefix("train/").replace("_", " ")] = sum(found) / len(found)
+        elif found and column in ("speed/images_per_second", "speed/memory_gib"):
+            speed[column.removeprefix("speed/").replace("_", " ")] = median(found)
+    if job.evaluate is not None:
+        values |= _evaluated(job.folder / "eval")
+    return values, speed
+
+
+def _evaluated(folder: Path) -> dict[str, float]:
+    found = sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]
+    for path in found:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(held, dict) and "values" in held and "protocol" in held:
+            return {name: float(value["value"]) for name, value in held["values"].items()}
+    raise UserError(f"{folder} holds no result of an evaluation")

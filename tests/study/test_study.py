@@ -1,0 +1,131 @@
+"""Studies: paired comparison against SciPy, budgets, files that ship, and a real study that is killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from diffzoo.cli.main import main
+from diffzoo.errors import UserError
+from diffzoo.study.report import compare_arms, judge
+from diffzoo.study.runner import Measured
+from diffzoo.study.spec import Budget, Claim, read_study
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
+FIRST = {0: 1.0, 1: 1.3, 2: 0.9}
+SECOND = {0: 1.5, 1: 1.6, 2: 1.5, 7: 9.0}
+
+TOY = """
+title: Toy
+source: none
+base: emoji/simple_uvit_xs_32
+settings: {trainer.callbacks: null, model.lr_scheduler: null, trainer.limit_val_batches: 1}
+arms:
+  cosine: {}
+  shifted: {model.process.schedule: {class_path: Shifted, init_args: {from_resolution: 64, to_resolution: 32}}}
+seeds: [0]
+budget: {steps: 3}
+claims: [{says: shifting helps, measure: held-out loss, lower: shifted, than: cosine}]
+"""
+
+
+def test_the_paired_interval_is_that_of_scipy() -> None:
+    found = compare_arms(FIRST, SECOND)
+    assert found is not None
+    paired = stats.ttest_rel([FIRST[s] for s in range(3)], [SECOND[s] for s in range(3)]).confidence_interval(0.95)
+    assert found.seeds == 3
+    assert found.mean - found.half_width == pytest.approx(paired.low)
+    assert found.mean + found.half_width == pytest.approx(paired.high)
+
+
+@pytest.mark.parametrize(
+    ("lower", "than", "word"),
+    [("a", "b", "holds"), ("b", "a", "does not hold"), ("a", "c", "undecided at this budget")],
+)
+def test_verdicts(lower: str, than: str, word: str) -> None:
+    columns = {"a": FIRST, "b": {s: v + 1 + 0.01 * s for s, v in FIRST.items()}, "c": {0: 1.1, 1: 1.1, 2: 1.1}}
+    results = {arm: {s: Measured({"loss": v}) for s, v in column.items()} for arm, column in columns.items()}
+    assert judge(Claim("it", "loss", lower, than), results).word == word
+    with pytest.raises(UserError, match="no measure is called 'los'; there are loss"):
+        judge(Claim("it", "los", lower, than), results)
+
+
+def test_equal_flops_are_equal_flops() -> None:
+    budget = Budget(images=9_600, equal_flops=True)
+    assert [budget.steps_of(24, flops, 2.0) * flops for flops in (2.0, 1.0, 4.0)] == [800, 800, 800]
+    assert Budget(images=9_600).steps_of(24, 1.0, 2.0) == 400
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_studies_that_ship_run_dry(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = read_study(path)
+    assert main(["study", f"studies/{path.stem}", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert all(arm in shown for arm in study.arms)
+    assert len(study.seeds) >= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("budget: {steps: 3}", "budget: {step: 3}"), "budget"),
+        (("budget: {steps: 3}", "budget: {steps: 3, images: 5}"), "either steps or images"),
+        (("than: cosine", "than: cosin"), "did you mean 'cosine'"),
+        (("seeds: [0]", "seeds: [0, 0]"), "different seeds"),
+        (("  cosine: {}", "  cosine: {model.condition_dropuot: 0.2}"), "condition_dropout"),
+        (("model.process.schedule: {class_path: Shifted, init_args: {from_resolution: 64, to_resolution: 32}}",
+          "model.condition_dropout: 0.1"), "differ in nothing"),
+    ],
+)  # fmt: skip
+def test_bad_studies_are_one_sentence(
+    tmp_path: Path, change: tuple[str, str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert change[0] in TOY
+    (tmp_path / "toy.yaml").write_text(TOY.replace(*change))
+    assert main(["study", str(tmp_path / "toy.yaml"), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def _study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "diffzoo", "study", str(folder / "toy.yaml"), "--out", str(folder / "out"), *more]
+    return subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_gives_the_same_results(tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "toy.yaml").write_text(TOY)
+    assert _study(tmp_path / "whole", "--processes", "2").wait() == 0
+    killed = _study(tmp_path / "killed")
+    first = tmp_path / "killed" / "out" / "cosine" / "seed-0" / "done.json"
+    while not first.exists():
+        assert killed.poll() is None
+        time.sleep(0.2)
+    time.sleep(1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    stamp = first.stat().st_mtime_ns
+    assert _study(tmp_path / "killed").wait() == 0
+    assert first.stat().st_mtime_ns == stamp, "a finished run was repeated"
+    results = [(tmp_path / name / "out" / "study.json").read_text() for name in ("whole", "killed")]
+    assert results[0] == results[1]
+    assert set(json.loads(results[0])["arms"]) == {"cosine", "shifted"}
+
+
+@pytest.mark.slow
+def test_an_arm_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    text = TOY.replace("  cosine: {}", "  cosine: {}\n  broken: {model.weights: nowhere.safetensors}")
+    (tmp_path / "toy.yaml").write_text(text)
+    assert _study(tmp_path).wait() == 1
+    report = (tmp_path / "out" / "study.md").read_text()
+    assert "- broken, seed 0: `diffzoo fit` ended with status 2" in report
+    assert "| shifted | 3 | 1 of 1 |" in report
