@@ -25,6 +25,7 @@ VERBS = {
     "eval": ("diffzoo.cli.eval", "evaluate by a stated protocol; compare results"),
     "sweep": ("diffzoo.cli.sweep", "search guidance scale and interval"),
     "study": ("diffzoo.cli.study", "train and evaluate the arms of an ablation; table, plots, verdicts"),
+    "report": ("diffzoo.cli.report", "one HTML file about a run, or about several side by side"),
     "recipes": ("diffzoo.cli.recipes", "list, show or copy the recipes that ship"),
     "data": ("diffzoo.cli.data", "inspect a source, cache latents, compute statistics"),
     "verify": ("diffzoo.cli.verify", "prove that a published checkpoint is the original"),
