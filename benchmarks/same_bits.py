@@ -180,6 +180,17 @@ def in_python(folder: Path) -> object:
     return json.loads(next(line for line in out.splitlines() if line.startswith("RESULT "))[7:])
 
 
+def differences(before: object, after: object, place: str = "") -> list[str]:
+    """Where two pieces of JSON data differ, as paths."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        pairs = [(f"{place}.{key}", before.get(key), after.get(key)) for key in sorted({*before, *after})]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = [(f"{place}[{i}]", *pair) for i, pair in enumerate(zip(before, after, strict=True))]
+    else:
+        return [] if before == after else [place or "the whole"]
+    return [found for name, a, b in pairs for found in differences(a, b, name)]
+
+
 JOBS: dict[str, Callable[[Path], object]] = {
     "curve": curve, "resumed": resumed, "fine_tuned": fine_tuned, "shipped": shipped, "evaluated": evaluated,
     "in_python": in_python,
@@ -202,10 +213,10 @@ def main() -> None:
         args.file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         return
     before = json.loads(args.file.read_text())
-    different = [name for name in found if json.loads(json.dumps(found[name])) != before[name]]
-    for name in found:
-        print(f"{name}: {'DIFFERENT' if name in different else 'equal bit for bit'}")
-    sys.exit(bool(different))
+    different = {name: differences(before[name], json.loads(json.dumps(found[name]))) for name in found}
+    for name, places in different.items():
+        print(f"{name}: {'equal bit for bit' if not places else 'DIFFERENT at ' + ', '.join(places[:8])}")
+    sys.exit(any(different.values()))
 
 
 if __name__ == "__main__":
