@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,20 +58,20 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         UserError: if it is not the directory of a run, or has logged nothing yet.
     """
-    metrics, config = folder / "metrics.csv", folder / "config.yaml"
-    if not config.is_file():
+    places = Run(folder)
+    if not places.config.is_file():
         raise UserError(f"{folder} is not the directory of a run: it holds no config.yaml")
-    if not metrics.is_file():
+    if not places.metrics.is_file():
         raise UserError(f"{folder} has logged nothing yet: its first row comes after trainer.log_every_n_steps steps")
     import yaml
 
-    columns = _columns(metrics.read_text(encoding="utf-8"))
+    columns = _columns(places.metrics.read_text(encoding="utf-8"))
     sheet = folder / "memorisation.png"
     return RunRecord(
         folder=folder,
         columns=columns,
-        recipe=dict(_flat(yaml.safe_load(config.read_text(encoding="utf-8")) or {})),
-        grids=sorted((folder / "samples").glob("*.png")),
+        recipe=dict(_flat(yaml.safe_load(places.config.read_text(encoding="utf-8")) or {})),
+        grids=sorted(places.samples.glob("*.png")),
         evaluations=_evaluations(folder),
         memorisation=sheet if sheet.is_file() else None,
         resumed=[step for step, _ in columns.get(RESUMED, ())],

@@ -34,6 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"zoo", "models", "process", "sampling", "encoders"},
     "training": {"process", "sampling", "models", "encoders", "metrics", "zoo", "factory", "generation", "evaluation"},
     "evaluation": {"generation", "metrics", "data", "sampling", "encoders", "process", "models", "zoo"},
+    "report": set(),
+    "study": {"record"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},
@@ -54,6 +56,8 @@ NEVER: dict[str, set[str]] = {
     "factory": {"lightning", "datasets"},
     "generation": {"lightning", "datasets"},
     "evaluation": {"lightning"},
+    "report": HEAVY - {"matplotlib"},
+    "study": HEAVY - {"matplotlib"},
 }
 
 

@@ -1,4 +1,4 @@
-"""The README is executed: its Python runs, its commands parse, its table is that of the registry."""
+"""The README and the documentation are executed: Python runs, commands parse, the zoo's table is the registry's."""
 
 import re
 import shlex
@@ -14,8 +14,15 @@ from diffzoo.models.summary import zoo_table
 from diffzoo.zoo.manifest import list_pretrained
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"(<!--[^\n]*-->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+ZOO = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+BLOCKS = [
+    (comment, language, code)
+    for text in PAGES.values()
+    for comment, language, code in re.findall(r"(<!--[^\n]*-->\n)?```(\w+)\n(.*?)```", text, re.DOTALL)
+]
 PYTHON = [(comment, code) for comment, language, code in BLOCKS if language == "python"]
 COMMANDS = [
     line.split("#")[0].strip()
@@ -30,7 +37,7 @@ COMMANDS = [
 @pytest.mark.parametrize(("comment", "code"), PYTHON, ids=[f"block {n}" for n in range(len(PYTHON))])
 def test_python_runs(comment: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    compiled = compile(code, "README.md", "exec")
+    compiled = compile(code, "documentation", "exec")
     if "needs the network" in comment:
         for name in re.findall(r'(?:create_model|pipeline)\("([^"]+)"', code):
             assert name in list_models() or name in list_pretrained()
@@ -58,7 +65,7 @@ def test_commands_are_those_that_exist(command: str) -> None:
 
 
 def shown_table() -> str:
-    shown = re.search(r"<!-- zoo table.*?-->\n(.*?)\n\n<!-- end of zoo table -->", README, re.DOTALL)
+    shown = re.search(r"<!-- zoo table.*?-->\n(.*?)\n\n<!-- end of zoo table -->", ZOO, re.DOTALL)
     assert shown is not None
     return shown.group(1).strip()
 
@@ -73,6 +80,7 @@ def test_the_table_is_that_of_the_registry() -> None:
     assert shown_table() == zoo_table().strip(), "regenerate it: see the comment above the table"
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)|src=\"([^\"]+)\"", README))))
-def test_links_to_files_resolve(path: tuple[str, str]) -> None:
-    assert (ROOT / (path[0] or path[1])).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_to_files_resolve(page: Path) -> None:
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)|src=\"([^\"]+)\"", PAGES[page])
+    assert not [a or b for a, b in links if not (page.parent / (a or b)).exists()]

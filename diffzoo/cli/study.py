@@ -97,11 +97,11 @@ def _costs(base: Path, arms: Mapping[str, Mapping[str, object]], budget: "Budget
 
 
 def _parsed(base: Path, arm: str, settings: Mapping[str, object]) -> dict[str, dict]:
-    from diffzoo.cli.plan import _parsed as parsed
+    from diffzoo.cli.recipe import parse_recipe
     from diffzoo.study.spec import options
 
     try:
-        config: dict[str, dict] = parsed([str(base)], options(settings), None)
+        config: dict[str, dict] = parse_recipe([str(base)], options(settings), None)
     except UserError as error:
         raise UserError(f"arm {arm!r}: {error}") from error
     return config

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from diffzoo.cache import lock
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
-from diffzoo.hub import lock
 from diffzoo.study.spec import Evaluate, Study, options
 
 __all__ = ["Job", "Measured", "jobs_of", "measured", "run_jobs"]
