@@ -1,6 +1,6 @@
 """The words of the house: shapes as types, and what a batch and a condition hold.
 
-raw pixels   uint8 `(b, 3, h, w)`, what data modules put on the wire
+raw pixels   uint8 `(b, c, h, w)`, what data modules put on the wire
 images       float in [-1, 1]
 moments      mean and standard deviation of a latent, what a latent cache stores
 latents      unit-variance tensors that a network sees
@@ -29,7 +29,7 @@ __all__ = [
     "Tokens",
 ]
 
-RawPixels = UInt8[Tensor, "b 3 h w"]
+RawPixels = UInt8[Tensor, "b c h w"]
 Images = Float[Tensor, "b c h w"]
 Latents = Float[Tensor, "b c h w"]
 Data = Float[Tensor, "b *shape"]

@@ -28,7 +28,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     for kind in ("image", "label", "caption"):
         parser.add_argument(f"--{kind}", default="auto", help=f"{kind} column; `none`: leave out")
     parser.add_argument("--download", action="store_true", help="fetch the files first instead of streaming them")
-    parser.add_argument("--size", type=int, help="side of the pictures in pixels (default: 64)")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: 64)")
     parser.add_argument("--resize", choices=("adm", "area", "lanczos"), help="default: adm")
     parser.add_argument("--workers", type=int, help="decoding processes (default: by cores)")
 
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sheet = inspect.add_mutually_exclusive_group()
     sheet.add_argument("--sheet", type=Path, help="PNG file of the contact sheet (default: SOURCE's name-sheet.png)")
     sheet.add_argument("--no-sheet", action="store_true", help="leave the contact sheet out")
-    inspect.add_argument("--sample", type=int, help="how many pictures to measure (default: 256)")
+    inspect.add_argument("--sample", type=int, help="how many images to measure (default: 256)")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
     encode = actions.add_parser("encode", help="cache latents; run it again to go on, or several times at once")
@@ -50,19 +50,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     encode.add_argument("--autoencoder", default="stabilityai/sd-vae-ft-ema", help="Hub name, folder, or `identity`")
     encode.add_argument("--autoencoder-revision", help="its commit, tag or branch")
     encode.add_argument("--scaling-factor", type=float, default=0.18215)
-    encode.add_argument("--batch-size", type=int, default=16, help="pictures at a time")
-    encode.add_argument("--shard-rows", type=int, default=1024, help="pictures per shard")
+    encode.add_argument("--batch-size", type=int, default=16, help="images at a time")
+    encode.add_argument("--shard-rows", type=int, default=1024, help="images per shard")
     encode.add_argument("--no-flips", action="store_true", help="leave the mirror images out")
-    encode.add_argument("--max-bad", type=int, default=100, help="how many bad pictures may be left out")
+    encode.add_argument("--max-bad", type=int, default=100, help="how many bad images may be left out")
     encode.add_argument("--device", help="default: a GPU if there is one")
 
-    stats = actions.add_parser("stats", help="reference statistics for `diffzoo eval`, with a passport")
+    stats = actions.add_parser("stats", help="reference statistics for `diffzoo eval`, recorded")
     _common(stats)
     stats.add_argument("--out", type=Path, required=True, help="the .npz file")
     stats.add_argument("--part", choices=("train", "validation"), default="train")
     stats.add_argument("--networks", nargs="+", default=["inception-2015"], help="feature networks")
-    stats.add_argument("--limit", type=int, help="stop after this many pictures")
-    stats.add_argument("--keep", type=int, default=10_000, help="pictures kept for neighbour metrics")
+    stats.add_argument("--limit", type=int, help="stop after this many images")
+    stats.add_argument("--keep", type=int, default=10_000, help="images kept for neighbour metrics")
     stats.add_argument("--device", help="default: a GPU if there is one")
 
 
@@ -223,7 +223,7 @@ def _stats(args: argparse.Namespace) -> int:
     data = open_data(args)
     source = data.train_source if args.part == "train" else data.val_source
     if source is None:
-        raise UserError(f"{args.source} has no held-out pictures: use --part train")
+        raise UserError(f"{args.source} has no held-out images: use --part train")
     networks = [load_features(name, device=_device(args.device)) for name in args.networks]
     ids: list[int] = []
     with quiet():
@@ -239,15 +239,15 @@ def _stats(args: argparse.Namespace) -> int:
         "licence": source.licence,
     }
     record |= {"part": args.part, "networks": args.networks, "sha256": reference.sha256}
-    record |= {"pictures": len(ids), "ids": ids_hash(ids), "left_out": len(batches.bad)}
+    record |= {"images": len(ids), "ids": ids_hash(ids), "left_out": len(batches.bad)}
     write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     left_out = f", {len(batches.bad)} that cannot be decoded left out" if batches.bad else ""
-    print(f"{record['pictures']} pictures{left_out} in {args.out} (sha256 {reference.sha256[:12]}), passport beside it")
+    print(f"{record['images']} images{left_out} in {args.out} (sha256 {reference.sha256[:12]}), a record of it beside")
     return 0
 
 
 def _first(batches: Any, limit: int | None, ids: list[int]) -> Iterator[dict[str, Any]]:
-    """The batches up to `limit` pictures, whose rows are added to `ids`."""
+    """The batches up to `limit` images, whose rows are added to `ids`."""
     for batch in batches:
         kept = len(batch["id"]) if limit is None else min(len(batch["id"]), limit - len(ids))
         ids += batch["id"][:kept].tolist()

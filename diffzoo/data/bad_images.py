@@ -12,11 +12,11 @@ __all__ = ["BadImage", "check_bad", "note_bad", "share_bad"]
 
 
 class BadImage(Exception):
-    """A picture that cannot be decoded."""
+    """A image that cannot be decoded."""
 
 
 def check_bad(bad: Mapping[int, str], max_bad: int, name: str) -> None:
-    """Stop when more pictures are bad than the settings allow.
+    """Stop when more images are bad than the settings allow.
 
     Args:
         bad: reasons by row.
@@ -28,13 +28,13 @@ def check_bad(bad: Mapping[int, str], max_bad: int, name: str) -> None:
     """
     if len(bad) > max_bad:
         raise UserError(
-            f"{len(bad)} pictures of {name} cannot be decoded, more than max_bad = {max_bad} allows; "
+            f"{len(bad)} images of {name} cannot be decoded, more than max_bad = {max_bad} allows; "
             f"the last is {list(bad.values())[-1]}"
         )
 
 
 def note_bad(known: dict[int, str], new: Mapping[int, str], max_bad: int, name: str, verb: str) -> None:
-    """Add bad pictures to those that are known, warn of each once, and stop when there are too many.
+    """Add bad images to those that are known, warn of each once, and stop when there are too many.
 
     Args:
         known: reasons by row, changed in place.
@@ -49,7 +49,7 @@ def note_bad(known: dict[int, str], new: Mapping[int, str], max_bad: int, name: 
     for row, reason in new.items():
         if row not in known:
             known[row] = reason
-            warnings.warn(f"{verb} a bad picture ({len(known)} so far): {reason}")
+            warnings.warn(f"{verb} a bad image ({len(known)} so far): {reason}")
     check_bad(known, max_bad, name)
 
 

@@ -5,6 +5,7 @@ consumed. It is counted by what the trainer has *finished*, never by what loader
 it with every checkpoint; resuming continues with the next sample, on any number of ranks and workers.
 """
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 
 from diffzoo.data.bad_images import check_bad, note_bad, share_bad
 from diffzoo.data.batches import BatchMaker, Transform
@@ -21,12 +23,23 @@ from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle,
 from diffzoo.data.position import Position
 from diffzoo.data.sources import Source
 from diffzoo.data.spans import EvalBatches, EvalSpans, Sequential, Spans, micro_batches
-from diffzoo.data.transforms import Crop, Resize, check_choice
+from diffzoo.data.transforms import (
+    Crop,
+    Resize,
+    ValueRange,
+    check_choice,
+    extremes,
+    is_deep,
+    load,
+    range_of,
+    stated_range,
+)
 from diffzoo.data.workers import WorkerLoader, auto_workers
 from diffzoo.errors import UserError
 
 __all__ = ["ImageDataModule"]
 
+LOOKED_AT = 16  # images, to know their value range
 CACHE_BYTES = 512 * 2**20  # decoded training sets up to this size are kept in memory
 BatchDict = dict[str, Any]
 
@@ -37,23 +50,26 @@ class ImageDataModule(LightningDataModule):
     Args:
         image_size: side of the squares in pixels.
         batch_size: GLOBAL batch of one optimizer step; each rank takes batch_size / ranks of it.
-        micro_batch_size: how many pictures one device takes at once; None: its whole share. `diffzoo fit` accumulates
+        micro_batch_size: how many images one device takes at once; None: its whole share. `diffzoo fit` accumulates
             gradients over the micro-batches of a step, so this changes memory and speed, never the result.
         num_workers: decoding processes per rank; None chooses by cores (none for sets that are cached).
         seed: of order, crops, flips and captions.
-        flip: mirror half of the training pictures.
+        flip: mirror half of the training images.
         crop: "center" or "random" (training only).
         resize: "adm", "area" or "lanczos"; see `diffzoo.data.transforms`.
         fast_jpeg: decode large JPEGs at reduced scale; faster, pixels differ slightly.
-        on_bad_image: "skip": replace what cannot be decoded by a neighbour, and leave it out of the held-out pictures;
+        on_bad_image: "skip": replace what cannot be decoded by a neighbour, and leave it out of the held-out images;
             "error": stop at it.
-        max_bad: with "skip", how many different bad pictures are tolerated in training, over all its resumes, and how
+        max_bad: with "skip", how many different bad images are tolerated in training, over all its resumes, and how
             many among those held out.
         balance: show every class equally often. For sources with random access.
-        cache: keep decoded pictures in memory; None: if centre crops of the training set take less than 512 MiB.
+        cache: keep decoded images in memory; None: if centre crops of the training set take less than 512 MiB.
         shuffle_window: how many rows of a source without random access are mixed at a time.
         lanes: about how many blocks of such a source are open at a time, over all ranks and workers.
         allow_changed_source: resume on a source that is no longer the one in the checkpoint.
+        channels: of the images: 1 grey, 3 RGB, 4 RGB with transparency; more are bands of TIFF and NPY files.
+        value_range: the values that become black and white in images of more than eight bits; None: as the files state
+            it, or the smallest usual range that holds some of them, see `transforms.range_of`.
     """
 
     def __init__(
@@ -74,19 +90,22 @@ class ImageDataModule(LightningDataModule):
         shuffle_window: int = 8192,
         lanes: int = 64,
         allow_changed_source: bool = False,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
     ):
         super().__init__()
         check_choice("crop", crop, Crop)
         check_choice("resize", resize, Resize)
         check_choice("on_bad_image", on_bad_image, Literal["skip", "error"])
-        sizes = {"image_size": image_size, "batch_size": batch_size, "lanes": lanes}
+        sizes = {"image_size": image_size, "batch_size": batch_size, "lanes": lanes, "channels": channels}
         for name, value in {**sizes, "micro_batch_size": micro_batch_size or 1}.items():
             if value < 1:
                 raise UserError(f"{name} is a positive whole number, got {value}")
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.micro_batch_size = micro_batch_size
         self.on_bad_image, self.max_bad, self.balance = on_bad_image, max_bad, balance
-        self.transform = Transform(image_size, resize, crop, flip, fast_jpeg, seed)
+        value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
+        self.transform = Transform(image_size, resize, crop, flip, fast_jpeg, seed, channels, value_range)
         self.bad_images: dict[int, str] = {}  # of the training rows: reasons by row
         self.bad_held_out: dict[int, str] = {}
         self._num_workers, self._cache = num_workers, cache
@@ -110,7 +129,9 @@ class ImageDataModule(LightningDataModule):
         source = self.open_source("train")
         if source is None or not len(source):
             name = type(self).__name__ if source is None else source.name
-            raise UserError(f"no pictures are left to train on in {name}")
+            raise UserError(f"no images are left to train on in {name}")
+        if self.transform.value_range is None:
+            self.transform = dataclasses.replace(self.transform, value_range=range_of_source(source))
         return source
 
     @cached_property
@@ -150,10 +171,10 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def cached(self) -> bool:
-        """Whether decoded training pictures are kept in memory."""
+        """Whether decoded training images are kept in memory."""
         if self._cache is not None:
             return self._cache and self.transform.crop == "center"
-        size = len(self.train_source) * 3 * self.image_size**2
+        size = len(self.train_source) * self.transform.channels * self.image_size**2
         return self.transform.crop == "center" and self.train_source.random_access and size <= CACHE_BYTES
 
     @property
@@ -195,12 +216,13 @@ class ImageDataModule(LightningDataModule):
         return self.position
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, what gives it meaning, and the pictures that were found bad on the way."""
+        """The position, what gives it meaning, and the images that were found bad on the way."""
         return {
             "images_seen": self.images_seen,
             "order": self.order.state(),
             "source": self.train_source.rows_hash,
             "bad_images": dict(self.bad_images),
+            **({"value_range": self.transform.value_range} if self.transform.value_range else {}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -223,6 +245,8 @@ class ImageDataModule(LightningDataModule):
             warnings.warn(f"the order, crops and flips of the data keep the seed {order['seed']} of the checkpoint")
             self.seed = order["seed"]
             self.transform = dataclasses.replace(self.transform, seed=self.seed)
+        if state_dict.get("value_range") and not changed:
+            self.transform = dataclasses.replace(self.transform, value_range=tuple(state_dict["value_range"]))
         self._layout = None if balanced or changed else Layout(**order)
         self.__dict__.pop("order", None)
         bad = {} if changed else state_dict.get("bad_images", {})
@@ -278,7 +302,7 @@ class ImageDataModule(LightningDataModule):
         spans = EvalSpans(len(self.val_source), self.batch_size, *self._ranks())
         if not len(spans):
             warnings.warn(
-                f"nothing is validated: {self.val_source.name} holds {len(self.val_source)} pictures out, fewer than "
+                f"nothing is validated: {self.val_source.name} holds {len(self.val_source)} images out, fewer than "
                 f"the {spans.world} ranks"
             )
             return self._no_batches()
@@ -290,18 +314,19 @@ class ImageDataModule(LightningDataModule):
         return []
 
     def _each_once(self, source: Source, spans: EvalSpans, bad: dict[int, str]) -> EvalBatches:
+        _ = self.train_source  # the value range of its images goes for the held-out ones as well
         make = self.batch_maker(source, Sequential(source), self.transform.held_out(), False)
         return EvalBatches(make, spans, min(self.num_workers, 4), bad, self.max_bad)
 
     def one_pass(self, part: Literal["train", "validation"], batch_size: int = 64) -> EvalBatches:
-        """Every row of a part once, in order and unaugmented, all of them for this process. Bad pictures are left out.
+        """Every row of a part once, in order and unaugmented, all of them for this process. Bad images are left out.
 
         Raises:
             UserError: if the data holds no rows out.
         """
         source = self.train_source if part == "train" else self.val_source
         if source is None:
-            raise UserError(f"{self.train_source.name} holds no pictures out: set val_path or val_fraction of the data")
+            raise UserError(f"{self.train_source.name} holds no images out: set val_path or val_fraction of the data")
         bad = self.bad_images if part == "train" else self.bad_held_out
         return self._each_once(source, EvalSpans(len(source), batch_size, 0, 1), bad)
 
@@ -317,7 +342,7 @@ class ImageDataModule(LightningDataModule):
     # ---- called by the loader
 
     def take(self, batch: BatchDict) -> BatchDict:
-        """Count a batch that is handed to the trainer, and report the pictures that were skipped in it."""
+        """Count a batch that is handed to the trainer, and report the images that were skipped in it."""
         note_bad(self.bad_images, batch.pop("bad"), self.max_bad, self.train_source.name, "skipped")
         self.position.taken += 1
         return batch
@@ -372,6 +397,33 @@ class TrainBatches:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def range_of_source(source: Source) -> ValueRange | None:
+    """The value range of deep images, from what some of them state and hold; None where there are none.
+
+    A source that is read block by block is not looked into: its images are looked at one by one.
+    """
+    if not source.random_access:
+        return None
+    lows: list[float] = []
+    highs: list[float] = []
+    for k in range(min(LOOKED_AT, len(source))):
+        with contextlib.suppress(Exception):  # a bad image is told of when it is served
+            image = load(source.read_row(len(source) * k // min(LOOKED_AT, len(source))).image or b"", draft=64)
+            if not is_deep(image):
+                continue
+            stated = stated_range(image) if isinstance(image, Image.Image) else None
+            low, high = stated or extremes(np.asarray(image))
+            lows, highs = [*lows, low], [*highs, high]
+    if not lows:
+        return None
+    found = range_of(np.array([min(lows), max(highs)]))
+    warnings.warn(
+        f"the images of {source.name} have more than eight bits: {found[0]:g} becomes black and {found[1]:g} white, as "
+        f"{len(lows)} of them hold {min(lows):g} to {max(highs):g}; set value_range to say otherwise"
+    )
+    return found
 
 
 def _check_balance(theirs: bool, ours: bool) -> None:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 from diffzoo.data.bad_images import BadImage
 from diffzoo.data.order import Order, Place
 from diffzoo.data.sources import Record, Source, unlabelled
-from diffzoo.data.transforms import Crop, Pixels, Resize, augment, decode, resize_crop, uniform
+from diffzoo.data.transforms import Crop, Pixels, Resize, ValueRange, augment, decode_bands, resize_crop, uniform
 from diffzoo.errors import UserError
 
 __all__ = ["BatchMaker", "RawBatch", "Reader", "Transform", "collate"]
@@ -24,7 +24,7 @@ RawBatch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to a picture between its file and the batch; see `transforms`."""
+    """What happens to an image between its file and the batch; see `transforms`."""
 
     image_size: int
     resize: Resize = "adm"
@@ -32,22 +32,26 @@ class Transform:
     flip: bool = True
     fast_jpeg: bool = False
     seed: int = 0
+    channels: int = 3
+    value_range: ValueRange | None = None
 
     def held_out(self) -> "Transform":
         """The same without random choices."""
-        return Transform(self.image_size, self.resize, "center", False, self.fast_jpeg, self.seed)
+        return replace(self, crop="center", flip=False)
 
     def pixels(self, record: Record, draws: tuple[float, ...]) -> Pixels:
-        """`(3, h, w)` before mirroring.
+        """`(channels, h, w)` before mirroring.
 
         Raises:
-            BadImage: the picture is missing, truncated or none.
+            BadImage: the image is missing, truncated or none, or has another number of channels.
         """
         if record.image is None:
-            raise BadImage(f"{record.name}: no picture data")
+            raise BadImage(f"{record.name}: no image data" + (f", {record.why}" if record.why else ""))
         try:
-            image = decode(record.image, 2 * self.image_size if self.fast_jpeg else None)
-            square = resize_crop(image, self.image_size, self.resize, self.crop, draws)
+            draft = 2 * self.image_size if self.fast_jpeg else None
+            bands = decode_bands(record.image, self.channels, draft, self.value_range)
+            squares = [resize_crop(band, self.image_size, self.resize, self.crop, draws) for band in bands]
+            square = squares[0] if len(squares) == 1 else np.concatenate(squares, axis=2)
         except Exception as error:  # Pillow raises nearly any type on broken data
             raise BadImage(f"{record.name}: {type(error).__name__}: {error}") from error
         return square.transpose(2, 0, 1)
@@ -103,10 +107,10 @@ class BatchMaker:
     Args:
         source: rows.
         order: which row at which position.
-        transform: how pictures are treated.
-        on_bad_image: "skip": a picture that cannot be decoded is replaced by the next good one of its window, so
+        transform: how images are treated.
+        on_bad_image: "skip": an image that cannot be decoded is replaced by the next good one of its window, so
             positions stay what they are; "leave out": the batch is that much smaller, or empty; "error": stop.
-        cache: keep decoded pictures in memory. For centre crops of small sets.
+        cache: keep decoded images in memory. For centre crops of small sets.
     """
 
     key = "image"  # of the batch
@@ -135,7 +139,7 @@ class BatchMaker:
         return collate(self.key, samples, index, self.source)
 
     def _sample(self, place: Place) -> tuple[Pixels, Record, int] | None:
-        """(pixels, record, row), or None for a picture that is left out."""
+        """(pixels, record, row), or None for an image that is left out."""
         for row in self._candidates(place):
             if row in self._bad:
                 continue
@@ -153,7 +157,9 @@ class BatchMaker:
             return pixels[:, :, ::-1] if mirrored else pixels, record, row
         if self.on_bad_image == "leave out":
             return None
-        raise UserError(f"no picture near row {place.row} of {self.source.name} can be decoded")
+        raise UserError(
+            f"no image near row {place.row} of {self.source.name} can be decoded: {next(reversed(self._bad.values()))}"
+        )
 
     def _candidates(self, place: Place) -> Iterator[int]:
         """The row of a place; to replace it, the rows shown after it in its window, then those before it."""

@@ -307,7 +307,7 @@ class Coco(HFDataset):
 
 
 class Cifar10(HFDataset):
-    """CIFAR-10 at 32×32: 50,000 training and 10,000 test pictures in ten classes.
+    """CIFAR-10 at 32×32: 50,000 training and 10,000 test images in ten classes.
 
     Args:
         source: a folder made by `python tools/cifar10.py`, or the Hub's copy.

@@ -17,13 +17,13 @@ SIZE = 64  # pixels
 class DemoData(ImageDataModule):
     """3,374 of Microsoft's Fluent emoji (MIT) at 64×64 on white, in ten classes, each with its name as caption.
 
-    Classes are Unicode's nine categories that have pictures here, with "People & Body" in its two halves. 374 pictures
+    Classes are Unicode's nine categories that have images here, with "People & Body" in its two halves. 374 images
     are held out: one emoji in ten with all its skin tones. Licence and attribution lie beside the file;
     `tools/build_demo.py` builds it from the published packages.
 
     Args:
         image_size: up to 64; 32 for the quickstart.
-        balance: show classes equally often (default): people are nearly half of the pictures.
+        balance: show classes equally often (default): people are nearly half of the images.
         **common: see `ImageDataModule`.
     """
 
@@ -36,7 +36,7 @@ class DemoData(ImageDataModule):
         **common: Any,
     ):
         if image_size > SIZE:
-            raise UserError(f"the demo pictures are {SIZE} px wide, so image_size is at most {SIZE}, got {image_size}")
+            raise UserError(f"the demo images are {SIZE} px wide, so image_size is at most {SIZE}, got {image_size}")
         super().__init__(image_size=image_size, batch_size=batch_size, balance=balance, flip=flip, **common)
 
     def open_source(self, part: Literal["train", "validation"]) -> Source:

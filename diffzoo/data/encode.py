@@ -2,8 +2,8 @@
 
 The work is cut into shards. A process claims a shard by locking a file, which the system unlocks when the process
 dies, and renames the shard into place when it is whole; so several processes share the work, and a killed one loses
-at most one shard of encoding. Workers decode the next pictures, and so the next shards are claimed, while the encoder
-is at work. The process that finds every shard there completes the passport.
+at most one shard of encoding. Workers decode the next images, and so the next shards are claimed, while the encoder
+is at work. The process that finds every shard there completes the metadata.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Progress:
         encoded: shards that this process wrote.
         present: shards that were there.
         elsewhere: shards that other processes are writing.
-        bad: pictures of the whole cache that could not be decoded, by row, as far as its shards are there.
+        bad: images of the whole cache that could not be decoded, by row, as far as its shards are there.
     """
 
     encoded: int
@@ -56,7 +56,7 @@ class Progress:
 def make_cache_metadata(
     source: Source, transform: Transform, flips: int, autoencoder: Any, shard_rows: int
 ) -> CacheMetadata:
-    """The passport of a cache of `source`; `autoencoder` has `id` and `hash`."""
+    """The metadata of a cache of `source`; `autoencoder` has `id` and `hash`."""
     return CacheMetadata(
         source.name,
         source.revision,
@@ -93,14 +93,14 @@ def encode(
         folder: of this part of the cache.
         transform: centre crop and size; flips are encoded both.
         encoder: images `(b, 3, h, w)` in [-1, 1] to (mean, standard deviation), each `(b, c, h', w')`.
-        passport: from `make_cache_metadata`.
+        cache_metadata: from `make_cache_metadata`.
         batch_size: images at a time.
-        max_bad: how many pictures of the whole cache may be left out because they cannot be decoded.
+        max_bad: how many images of the whole cache may be left out because they cannot be decoded.
         report: called with (shards done, shards) after each shard.
         num_workers: decoding processes; they change nothing of what is written.
 
     Raises:
-        UserError: the folder holds latents of something else, or too many pictures are bad, or all are.
+        UserError: the folder holds latents of something else, or too many images are bad, or all are.
     """
     _check_folder(folder, cache_metadata)
     progress = Progress(0, 0, 0, {})
@@ -118,7 +118,7 @@ def encode(
             shard_work = work.claimed[0]
             shard_work.add(batch)
             if shard_work.take_up(encoder, batch_size):
-                _write_shard(shard_work, folder, transform.image_size, encoder)
+                _write_shard(shard_work, folder, transform, encoder)
                 work.claimed.popleft().claim.close()
                 progress.encoded += 1
                 progress.bad |= shard_work.bad
@@ -153,15 +153,15 @@ def _bad_of(shard: Any) -> dict[int, str]:
 
 
 def _complete(folder: Path, cache_metadata: CacheMetadata, source: Source, progress: Progress, max_bad: int) -> None:
-    """Write into the passport what the cache holds, now that every shard is there."""
+    """Write into the metadata what the cache holds, now that every shard is there."""
     shards = [open_shard(folder, k) for k in range(cache_metadata.shards)]
     for shard in shards:
         progress.bad |= _bad_of(shard)
     check_bad(progress.bad, max_bad, source.name)
     rows = np.concatenate([shard.get_tensor("row") for shard in shards])
     if not len(rows):
-        raise UserError(f"none of the {len(source)} pictures of {source.name} can be decoded")
-    complete = replace(cache_metadata, pictures=len(rows), ids=ids_hash(rows))
+        raise UserError(f"none of the {len(source)} images of {source.name} can be decoded")
+    complete = replace(cache_metadata, images=len(rows), ids=ids_hash(rows))
     if CacheMetadata.read(folder) != complete:
         write_text(folder / CACHE_METADATA, complete.to_json())
 
@@ -201,7 +201,7 @@ class _Shard:
         index: its number.
         rows: of the source.
         flips: 1, or 2 with mirror images.
-        mark: of the passport.
+        mark: of the metadata.
         claim: to be closed when the shard is written or given up.
     """
 
@@ -231,7 +231,7 @@ class _Shard:
     def take_up(self, encoder: Encode, batch_size: int) -> bool:
         """Encode full batches, at the end of the shard the rest; whether this was the end.
 
-        So a batch holds the same pictures whatever they were read together with.
+        So a batch holds the same images whatever they were read together with.
         """
         whole = self.seen == len(self.rows)
         while len(self.waiting) >= (1 if whole else batch_size):
@@ -278,9 +278,9 @@ def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> np.ndarray[Any, Any
     return torch.stack(moments, dim=1).to("cpu", torch.float16).numpy()
 
 
-def _write_shard(shard: _Shard, folder: Path, image_size: int, encoder: Encode) -> None:
-    # a shard of bad pictures alone has the shape of the others
-    blank = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+def _write_shard(shard: _Shard, folder: Path, transform: Transform, encoder: Encode) -> None:
+    # a shard of bad images alone has the shape of the others
+    blank = torch.zeros(1, transform.channels, transform.image_size, transform.image_size, dtype=torch.uint8)
     parts = shard.moments or [_encoded(blank, encoder, shard.flips)[:0]]
     tensors = {
         "moments": torch.from_numpy(np.concatenate(parts)),

@@ -1,22 +1,26 @@
 """What a source holds: counts, sizes, classes, licence, speed, a contact sheet."""
 
 import contextlib
+import functools
+import io
 import itertools
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from diffzoo.data.bad_images import BadImage
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.batches import Transform
 from diffzoo.data.latents import CACHE_METADATA, CacheMetadata, Latents, LatentSource, shard_name
 from diffzoo.data.sources import Record, Source
-from diffzoo.data.transforms import decode
+from diffzoo.data.transforms import load
 from diffzoo.errors import UserError
 from diffzoo.images import make_grid, save_image
 
@@ -39,7 +43,7 @@ def report(data: ImageDataModule, sample: int) -> dict[str, Any]:
         "read": f"{len(source.block_sizes)} blocks"
         + (", any row alone" if source.random_access else ", block by block"),
         "captions": "yes" if source.has_captions else "no",
-        "fingerprint": source.rows_hash,
+        "hash of the rows": source.rows_hash,
     }
     report |= _classes(source)
     report |= _measure(source, sample)
@@ -57,7 +61,7 @@ def _classes(source: Source) -> dict[str, Any]:
 
 
 def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
-    """What the passports of a cache of latents say, and what of it is there."""
+    """What the metadata of a cache of latents say, and what of it is there."""
     report: dict[str, Any] = {"source": f"latents in {folder}"}
     whole: dict[str, LatentSource] = {}
     for part in ("train", "validation"):
@@ -66,21 +70,21 @@ def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
         cache_metadata = CacheMetadata.read(folder / part)
         there = sum((folder / part / shard_name(k)).is_file() for k in range(cache_metadata.shards))
         report[part] = {
-            "pictures": f"{cache_metadata.pictures} of the {cache_metadata.rows} of {cache_metadata.source}",
+            "images": f"{cache_metadata.images} of the {cache_metadata.rows} of {cache_metadata.source}",
             "shards": f"{there} of {cache_metadata.shards}"
             + ("" if there == cache_metadata.shards else ", incomplete"),
-            "picture size": f"{cache_metadata.image_size} px, resize {cache_metadata.resize}",
+            "image size": f"{cache_metadata.image_size} px, resize {cache_metadata.resize}",
             "mirror images": "yes" if cache_metadata.flips > 1 else "no",
             "autoencoder": f"{cache_metadata.autoencoder} ({cache_metadata.autoencoder_hash[:12]})",
             "classes": len(cache_metadata.class_names),
             "captions": "yes" if cache_metadata.has_captions else "no",
             "revision": cache_metadata.revision or "none",
             "licence": cache_metadata.licence or "not stated",
-            "fingerprint of the rows": cache_metadata.source_fingerprint,
+            "hash of the rows": cache_metadata.rows_hash,
             "hash of their ids": cache_metadata.ids or "none yet",
         }
-        if cache_metadata.pictures is None:
-            report[part]["pictures"] = f"none counted yet of the {cache_metadata.rows} of {cache_metadata.source}"
+        if cache_metadata.images is None:
+            report[part]["images"] = f"none counted yet of the {cache_metadata.rows} of {cache_metadata.source}"
             continue
         whole[part] = LatentSource(folder / part)
         report[part]["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
@@ -109,16 +113,19 @@ def _some(source: Source, count: int) -> Iterator[Record]:
 
 
 def _measure(source: Source, sample: int) -> dict[str, Any]:
-    """Sizes and aspect ratios of evenly spread pictures."""
-    shapes, bad = [], []
+    """Sizes and aspect ratios of evenly spread images."""
+    shapes, kinds, bad = [], [], []
     for record in _some(source, sample):
         try:
-            shapes.append(decode(record.image or b"").size)
+            image = load(record.image or b"")
+            width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+            shapes.append((width, height))
+            kinds.append(_kind(image))
         except Exception as error:  # Pillow raises nearly any type on broken data
             bad.append(f"{record.name}: {type(error).__name__}: {error}")
     count = len(shapes) + len(bad)
     if not shapes:
-        return {"bad pictures": f"{len(bad)} of {count}"}
+        return {"bad images": f"{len(bad)} of {count}"}
     width, height = np.array(shapes).T
     quantiles = {"smallest": 0, "5 %": 5, "median": 50, "95 %": 95, "largest": 100}
 
@@ -126,21 +133,44 @@ def _measure(source: Source, sample: int) -> dict[str, Any]:
         return ", ".join(f"{name} {np.percentile(values, q):.{digits}f}" for name, q in quantiles.items())
 
     result: dict[str, Any] = {
-        f"sizes of {count} pictures": {
+        f"sizes of {count} images": {
             "width": spread(width, 0),
             "height": spread(height, 0),
             "short side": spread(np.minimum(width, height), 0),
             "width / height": spread(width / height, 2),
         },
-        "bad pictures": f"{len(bad)} of {count}",
+        "kinds": ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).most_common()),
+        "bad images": f"{len(bad)} of {count}",
     }
+    if len(shapes) > 1 and set(kinds) == {"JPEG RGB quality 75"}:
+        result["traces"] = (
+            "every image is a JPEG of quality 75. `map` of `datasets` writes images so, also lossless ones, when its "
+            "function looks at them: cast the column to Image(decode=False) first if the originals were better"
+        )
     if bad:
-        result["first bad picture"] = bad[0]
+        result["first bad image"] = bad[0]
     return result
 
 
+@functools.cache
+def _quality_75() -> tuple[list[int], ...]:
+    """The quantization tables of Pillow's JPEG files of its usual quality."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "JPEG")
+    written: Any = Image.open(out)
+    return tuple(written.quantization.values())
+
+
+def _kind(image: "Image.Image | np.ndarray[Any, Any]") -> str:
+    """Format and mode of an image, such as "PNG RGB", or the shape of its values."""
+    if not isinstance(image, Image.Image):
+        return f"array of {image.shape[2]} channels, {image.dtype}"
+    quality = " quality 75" if tuple(getattr(image, "quantization", {}).values()) == _quality_75() else ""
+    return f"{image.format} {image.mode}{quality}"
+
+
 def _throughput(data: ImageDataModule) -> str:
-    """Pictures per second that training would get, without cached ones. Small sets are passed over and over."""
+    """Images per second that training would get, without cached ones. Small sets are passed over and over."""
     passes = data.train_dataloader()
     batches = itertools.chain.from_iterable(itertools.repeat(passes))
     with quiet():
@@ -151,24 +181,24 @@ def _throughput(data: ImageDataModule) -> str:
         rate = images / (time.perf_counter() - start)
     data.teardown()
     number = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-    return f"{number} pictures/s at {data.image_size} px with {data.num_workers} workers"
+    return f"{number} images/s at {data.image_size} px with {data.num_workers} workers"
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without a warning for each bad picture: reports count them."""
+    """Without a warning for each bad image: reports count them."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(skipped|left out) a bad picture")
+        warnings.filterwarnings("ignore", "(skipped|left out) a bad image")
         yield
 
 
 def contact_sheet(data: ImageDataModule, path: Path) -> Path:
-    """Evenly spread pictures of the training rows, by class where there are classes."""
+    """Evenly spread images of the training rows, by class where there are classes."""
     source, transform = data.train_source, Transform(SHEET_SIZE, flip=False)
-    pictures = []
+    images = []
     for record in _some(source, SHEET_COLUMNS**2):
         with contextlib.suppress(BadImage):
-            pictures.append(transform.pixels(record, ()))
-    if not pictures:
-        raise UserError(f"none of the pictures of {source.name} that were tried can be decoded")
-    return save_image(make_grid(torch.from_numpy(np.stack(pictures)), SHEET_COLUMNS), path)
+            images.append(transform.pixels(record, ()))
+    if not images:
+        raise UserError(f"none of the images of {source.name} that were tried can be decoded")
+    return save_image(make_grid(torch.from_numpy(np.stack(images)), SHEET_COLUMNS), path)

@@ -1,15 +1,15 @@
-"""Cached latents: moments of an autoencoder, of every picture and its mirror image, with a passport.
+"""Cached latents: moments of an autoencoder, of every image and its mirror image, and what they were made from.
 
 A cache is a folder with `train/` and perhaps `validation/`; each holds `cache_metadata.json` and shards
 `latents-00000.safetensors` of `moments (n, flips, 2 c, h, w)` float16 (mean, then standard deviation), `label (n,)` and
 the source's `row (n,)`. The header holds, as JSON under "diffzoo", the captions, why rows were left out, and the mark
-of the passport that the shard belongs to. `diffzoo data encode` writes all this; when every shard is there, the
-passport gets the count of pictures and a hash of their rows. A cache whose shards disagree with it is refused.
+of the metadata that the shard belongs to. `diffzoo data encode` writes all this; when every shard is there, the
+metadata get the count of images and a hash of their rows. A cache whose shards disagree with it is refused.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from diffzoo.data.order import Order, Place
 from diffzoo.data.sources import Indices, Record, Source, ids_hash, rows_hash
 from diffzoo.data.transforms import augment
 from diffzoo.errors import UserError
+from diffzoo.record import from_plain, to_plain
 
 __all__ = ["CacheMetadata", "LatentSource", "Latents", "header", "open_shard", "shard_name"]
 
@@ -60,19 +61,19 @@ def header(shard: Any) -> dict[str, Any]:
 class CacheMetadata:
     """What a cache was made from.
 
-    source, revision, source_fingerprint: the rows.
-    image_size, resize, fast_jpeg: how pictures were decoded and cropped, in pixels.
+    source, revision, rows_hash: the rows.
+    image_size, resize, fast_jpeg: how images were decoded and cropped, in pixels.
     flips:               1, or 2 with mirror images.
     autoencoder, autoencoder_hash: what encoded them.
     rows, shard_rows:    rows of the source, and how many of them a shard takes.
     class_names, has_captions: as the source has them.
     licence:             of the source.
-    pictures, ids:       how many were encoded, and `ids_hash` of their rows; None and "" until all are.
+    images, ids:       how many were encoded, and `ids_hash` of their rows; None and "" until all are.
     """
 
     source: str
     revision: str
-    source_fingerprint: str
+    rows_hash: str = field(metadata={"key": "source_fingerprint"})
     image_size: int
     resize: str
     fast_jpeg: bool
@@ -85,7 +86,7 @@ class CacheMetadata:
     has_captions: bool
     licence: str
     version: int = VERSION
-    pictures: int | None = None
+    images: int | None = field(default=None, metadata={"key": "pictures"})
     ids: str = ""
 
     @property
@@ -96,7 +97,7 @@ class CacheMetadata:
     @property
     def begun(self) -> "CacheMetadata":
         """As it was before anything was encoded."""
-        return replace(self, pictures=None, ids="")
+        return replace(self, images=None, ids="")
 
     @property
     def mark(self) -> str:
@@ -104,11 +105,11 @@ class CacheMetadata:
         return rows_hash([self.begun.to_json()])
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(to_plain(self), indent=1)
 
     @classmethod
     def read(cls, folder: Path) -> "CacheMetadata":
-        """The passport of a folder.
+        """The metadata of a folder.
 
         Raises:
             UserError: there is none, or it is damaged.
@@ -122,7 +123,7 @@ class CacheMetadata:
                     f"the latents in {str(folder)!r} have format {version}, and this diffzoo reads format {VERSION}: "
                     "encode again into another folder"
                 )
-            return cls(**{**values, "class_names": tuple(values["class_names"])})
+            return from_plain(cls, values, str(path))
         except FileNotFoundError:
             raise UserError(
                 f"no latents in {str(folder)!r}: make them with `diffzoo data encode SOURCE --out {folder.parent}`"
@@ -130,7 +131,7 @@ class CacheMetadata:
         except UserError:
             raise
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the passport {str(path)!r} is damaged ({error}): encode again") from error
+            raise UserError(f"the metadata {str(path)!r} are damaged ({error}): encode again") from error
 
     def differences(self, other: "CacheMetadata") -> list[str]:
         """Fields that differ, as "name: this, that"."""
@@ -142,7 +143,7 @@ class LatentSource(Source):
     """The rows of a complete cache.
 
     Raises:
-        UserError: the cache is missing, incomplete or damaged, or its shards disagree with its passport.
+        UserError: the cache is missing, incomplete or damaged, or its shards disagree with its metadata.
     """
 
     random_access = True
@@ -153,7 +154,7 @@ class LatentSource(Source):
         self.class_names, self.has_captions = list(self.cache_metadata.class_names), self.cache_metadata.has_captions
         self.licence, self.revision = self.cache_metadata.licence, self.cache_metadata.revision
         missing = [k for k in range(self.cache_metadata.shards) if not (folder / shard_name(k)).is_file()]
-        if missing or self.cache_metadata.pictures is None:
+        if missing or self.cache_metadata.images is None:
             raise UserError(
                 f"the latents in {str(folder)!r} are incomplete, {len(missing)} of "
                 f"{self.cache_metadata.shards} shards are "
@@ -162,7 +163,7 @@ class LatentSource(Source):
         shards = [open_shard(folder, k) for k in range(self.cache_metadata.shards)]
         rows = [shard.get_tensor("row") for shard in shards]
         self.block_sizes = np.array([len(r) for r in rows], dtype=np.int64)
-        self.shape: tuple[int, ...] = tuple(shards[0].get_slice("moments").get_shape()[2:])  # of a picture: 2 c, h, w
+        self.shape: tuple[int, ...] = tuple(shards[0].get_slice("moments").get_shape()[2:])  # of an image: 2 c, h, w
         for k, shard in enumerate(shards):
             wanted = [len(rows[k]), self.cache_metadata.flips, *self.shape]
             if (
@@ -170,15 +171,15 @@ class LatentSource(Source):
                 or shard.get_slice("moments").get_shape() != wanted
             ):
                 raise UserError(
-                    f"{folder / shard_name(k)} does not belong to the cache that its passport describes: delete it and "
+                    f"{folder / shard_name(k)} does not belong to the cache that its metadata describe: delete it and "
                     "encode again"
                 )
-        pictures, ids = len(self), ids_hash(row for part in rows for row in part)
-        if (pictures, ids) != (self.cache_metadata.pictures, self.cache_metadata.ids):
+        images, ids = len(self), ids_hash(row for part in rows for row in part)
+        if (images, ids) != (self.cache_metadata.images, self.cache_metadata.ids):
             raise UserError(
-                f"the shards in {str(folder)!r} hold {pictures} pictures (rows {ids[:12]}), but their "
-                f"passport says "
-                f"{self.cache_metadata.pictures} (rows {self.cache_metadata.ids[:12]}): delete the "
+                f"the shards in {str(folder)!r} hold {images} images (rows {ids[:12]}), but their "
+                f"metadata say "
+                f"{self.cache_metadata.images} (rows {self.cache_metadata.ids[:12]}): delete the "
                 "folder and encode again"
             )
         self._slices: dict[int, Any] = {}
@@ -241,7 +242,7 @@ class Latents(ImageDataModule):
     Args:
         path: the cache.
         image_size: side of the latents, in latent pixels.
-        pixels: refuse a cache of pictures of another size than this, in pixels.
+        pixels: refuse a cache of images of another size than this, in pixels.
         resize: refuse a cache that was made with another resize method than this; None: take what there is.
         flip: use mirror images as well; the cache must hold them.
         **common: see `ImageDataModule`.
@@ -286,12 +287,12 @@ class Latents(ImageDataModule):
         cache_metadata, where = source.cache_metadata, f"the latents in {self.path!r}"
         if source.shape[1] != self.image_size:
             raise UserError(
-                f"{where} are {source.shape[1]} px wide (pictures of {cache_metadata.image_size} px), but "
+                f"{where} are {source.shape[1]} px wide (images of {cache_metadata.image_size} px), but "
                 "the recipe expects "
                 f"{self.image_size}: set data.init_args.image_size, or encode at another size"
             )
         if self.pixels is not None and cache_metadata.image_size != self.pixels:
-            raise UserError(f"{where} were made from pictures of {cache_metadata.image_size} px, not {self.pixels}")
+            raise UserError(f"{where} were made from images of {cache_metadata.image_size} px, not {self.pixels}")
         if self.resize is not None and cache_metadata.resize != self.resize:
             raise UserError(f"{where} were made with the resize {cache_metadata.resize!r}, not {self.resize!r}")
         if self.transform.flip and cache_metadata.flips < 2:

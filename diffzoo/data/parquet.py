@@ -117,7 +117,7 @@ class ParquetFiles:
             return []
         metadata, _ = self._metadata(file)
         spacing = max(metadata.row_group(g).total_byte_size for g in range(len(sizes)))
-        # between the values lie pictures: what is fetched ahead takes them along, so large ones are jumped over
+        # between the values lie images: what is fetched ahead takes them along, so large ones are jumped over
         settings = {"cache_type": "none"} if self.remote and spacing > SPARSE else {}
 
         def read() -> list[Any]:

@@ -84,14 +84,14 @@ class EvalSpans:
 class EvalBatches:
     """The held-out rows in their order, each once; deterministic transforms, first captions.
 
-    Pictures that cannot be decoded are left out, unless `make` stops at them. As every rank has to give equally many
-    batches, one that would be empty is made up for by a picture of another batch.
+    Images that cannot be decoded are left out, unless `make` stops at them. As every rank has to give equally many
+    batches, one that would be empty is made up for by an image of another batch.
 
     Args:
         make: of the source, in sequential order.
         spans: of this rank.
         num_workers: decoding processes.
-        bad: where to note bad pictures, by row; None: in a dictionary of its own.
+        bad: where to note bad images, by row; None: in a dictionary of its own.
         max_bad: how many there may be.
     """
 
@@ -126,7 +126,7 @@ class EvalBatches:
                     owed -= 1
                     yield first
             if owed:
-                raise UserError(f"none of the pictures of {name} that were tried can be decoded")
+                raise UserError(f"none of the images of {name} that were tried can be decoded")
         finally:
             loader.close()
 

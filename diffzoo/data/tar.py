@@ -125,7 +125,7 @@ class TarSource(Source):
                     end = handle.read(count)
                     if entry.size <= SHORT:
                         short[suffix] = end.decode("utf-8", "replace")
-                    # pictures of the same size still differ in their last bytes
+                    # images of the same size still differ in their last bytes
                     prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end.hex()}")
         except tarfile.ReadError as error:
             raise UserError(f"{file} is no uncompressed tar file, or it is truncated: {error}") from error

@@ -50,9 +50,9 @@ def test_statistics_count_every_picture_once(folder: Path, tmp_path: Path, capsy
     out = tmp_path / "reference.npz"
     arguments = ["--size", "16", "--networks", "random-conv", "--workers", "0"]
     assert main(["data", "stats", str(folder), "--out", str(out), *arguments]) == 0
-    assert f"{COUNT - 1} pictures, 1 that cannot be decoded left out" in capsys.readouterr().out
+    assert f"{COUNT - 1} images, 1 that cannot be decoded left out" in capsys.readouterr().out
     cache_metadata = json.loads(out.with_suffix(".json").read_text())
-    assert (cache_metadata["pictures"], cache_metadata["left_out"]) == (COUNT - 1, 1)
+    assert (cache_metadata["images"], cache_metadata["left_out"]) == (COUNT - 1, 1)
     kept = [row for row, file in enumerate(sorted(folder.rglob("*.png"))) if file.name != "004.png"]
     assert cache_metadata["ids"] == hashlib.sha256(struct.pack(f"<{len(kept)}q", *kept)).hexdigest()
     assert cache_metadata["sha256"] == Reference.open(out).sha256
@@ -67,7 +67,7 @@ def test_statistics_count_every_picture_once(folder: Path, tmp_path: Path, capsy
     few = tmp_path / "few.npz"
     assert main(["data", "stats", str(folder), "--out", str(few), *arguments, "--limit", "7"]) == 0
     files = sorted(folder.rglob("*.png"))[:7]
-    assert json.loads(few.with_suffix(".json").read_text())["pictures"] == 7
+    assert json.loads(few.with_suffix(".json").read_text())["images"] == 7
     with np.load(few) as archive:
         images = next(archive[k] for k in archive if archive[k].ndim == 4 and archive[k].dtype == np.uint8)
         channels_last = images if images.shape[-1] == 3 else images.transpose(0, 2, 3, 1)
@@ -81,11 +81,11 @@ def test_a_cache_of_latents_is_described(folder: Path, tmp_path: Path, capsys: p
     assert "004.png" in capsys.readouterr().err
     found = report(capsys, str(cache))["train"]
     assert found["shards"] == "3 of 3"
-    assert found["picture size"] == "16 px, resize adm"
+    assert found["image size"] == "16 px, resize adm"
     assert (found["mirror images"], found["classes"], found["captions"]) == ("no", 2, "no")
     assert found["autoencoder"].startswith("identity (")
     whole = report(capsys, str(cache), "--workers", "0")
-    assert whole["train"]["pictures"] == f"{COUNT - 1} of the {COUNT} of {folder}"
+    assert whole["train"]["images"] == f"{COUNT - 1} of the {COUNT} of {folder}"
     assert whole["train"]["latent size"] == "16 x 16 px"
     assert whole["class histogram"] == {"cat": 11, "dog": 11}
     assert rate(whole) > 0
@@ -96,21 +96,21 @@ def test_a_cache_of_latents_is_described(folder: Path, tmp_path: Path, capsys: p
     sound = (cache / "train" / "passport.json").read_text()
     (cache / "train" / "passport.json").write_text(sound.replace(f'"pictures": {COUNT - 1}', '"pictures": 9'))
     assert main(["data", "inspect", str(cache)]) == 2
-    assert "but their passport says 9" in capsys.readouterr().err
+    assert "but their metadata say 9" in capsys.readouterr().err
 
 
 def test_an_unfinished_cache_is_described(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = tmp_path / "cache"
     arguments = ["--autoencoder", "identity", "--size", "16", "--shard-rows", "10", "--workers", "0", "--max-bad", "0"]
     assert main(["data", "encode", str(folder), "--out", str(cache), *arguments]) == 2
-    assert "1 pictures of" in capsys.readouterr().err
+    assert "1 images of" in capsys.readouterr().err
     found = report(capsys, str(cache))
     assert found["train"]["shards"] == "1 of 3, incomplete"
-    assert found["train"]["pictures"] == f"none counted yet of the {COUNT} of {folder}"
+    assert found["train"]["images"] == f"none counted yet of the {COUNT} of {folder}"
 
 
 def rate(found: dict[str, Any]) -> float:
-    match = re.fullmatch(r"([\d.]+) pictures/s at \d+ px with \d+ workers", found["throughput"])
+    match = re.fullmatch(r"([\d.]+) images/s at \d+ px with \d+ workers", found["throughput"])
     assert match, found["throughput"]
     return float(match[1])
 
@@ -146,9 +146,9 @@ def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["data", "inspect", str(folder), "--size", "8", "--workers", "0"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^class histogram:\n  cat  12\n  dog  11$", out, re.MULTILINE)
-    assert re.search(r"^sizes of 23 pictures:\n  width +smallest 16, .* largest 16\n", out, re.MULTILINE)
+    assert re.search(r"^sizes of 23 images:\n  width +smallest 16, .* largest 16\n", out, re.MULTILINE)
     assert re.search(r"^  width / height +smallest 1\.00, .*median 1\.00", out, re.MULTILINE)
-    assert re.search(r"^bad pictures: 1 of 23$", out, re.MULTILINE)
+    assert re.search(r"^bad images: 1 of 23$", out, re.MULTILINE)
 
 
 def test_metadata_of_pictures_are_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +205,7 @@ def test_sizes_shapes_classes_and_licence_are_reported(tmp_path: Path, capsys: p
         file.write_bytes(picture(i, size))
     found = report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")
     assert found["class histogram"] == {"a": 3, "b": 1}
-    sizes = found["sizes of 4 pictures"]
+    sizes = found["sizes of 4 images"]
     assert sizes["width / height"].startswith("smallest 0.50")
     assert sizes["width / height"].endswith("largest 3.00")
     assert "median 30" in sizes["width"]

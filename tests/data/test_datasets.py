@@ -138,15 +138,6 @@ def test_the_checkpoint_pins_the_revision(hub: FakeHub, tmp_path: Path) -> None:
         moved.load_state_dict(data.state_dict())
 
 
-def test_a_shard_that_changes_under_the_index(tmp_path: Path) -> None:
-    files = uneven_shards(tmp_path)
-    data = HFDataset(files[0], caption="captions", **COMMON)
-    source = data.train_source
-    write_parquet(Path(files[0]), rows(0, 67), 20)
-    with pytest.raises(UserError, match="has changed since it was indexed"):
-        source.read_block(0)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -48,8 +48,8 @@ def test_bad_pictures_are_skipped_and_named(tmp_path: Path, workers: int) -> Non
     data.teardown()
     bad = {r for r, _ in data.bad_images.items()}
     assert {data.train_source.files[r] for r in bad} == {"cat/004.png", "dog/005.png"}
-    messages = [str(w.message) for w in record if "skipped a bad picture" in str(w.message)]
-    assert [m.split("):")[0] for m in messages] == [f"skipped a bad picture ({k} so far" for k in (1, 2)]
+    messages = [str(w.message) for w in record if "skipped a bad image" in str(w.message)]
+    assert [m.split("):")[0] for m in messages] == [f"skipped a bad image ({k} so far" for k in (1, 2)]
     assert all(".png: " in m for m in messages)
     for (p, shown), (q, wanted) in zip(seen, good, strict=True):
         assert p == q
@@ -64,7 +64,7 @@ def test_bad_pictures_up_to_a_limit(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         assert len(epoch(ImageFolder(str(tmp_path), max_bad=6, **COMMON))) == 24
-        with pytest.raises(UserError, match=r"pictures of .* cannot be decoded, more than max_bad = 5 allows"):
+        with pytest.raises(UserError, match=r"images of .* cannot be decoded, more than max_bad = 5 allows"):
             epoch(ImageFolder(str(tmp_path), max_bad=5, **COMMON))
 
 
@@ -74,7 +74,7 @@ def test_bad_pictures_count_over_resumes(tmp_path: Path) -> None:
     for i in range(0, 24, 4):
         (tmp_path / "cat" / f"{i:03d}.png").write_bytes(b"not a picture")
     first = ImageFolder(str(tmp_path), max_bad=6, **COMMON)
-    with pytest.warns(UserWarning, match="skipped a bad picture") as record:
+    with pytest.warns(UserWarning, match="skipped a bad image") as record:
         epoch(first)
     assert "(6 so far)" in str(record[-1].message)
     state = json.loads(json.dumps(first.state_dict()))
@@ -84,7 +84,7 @@ def test_bad_pictures_count_over_resumes(tmp_path: Path) -> None:
     epoch(again)  # meets the same six, of which nobody is told again
     strict = ImageFolder(str(tmp_path), max_bad=5, **COMMON)
     strict.load_state_dict(state)
-    with pytest.raises(UserError, match=r"6 pictures of .* more than max_bad = 5 allows"):
+    with pytest.raises(UserError, match=r"6 images of .* more than max_bad = 5 allows"):
         epoch(strict)
 
 
@@ -100,7 +100,7 @@ def held_out_with_bad(path: Path, bad: tuple[int, ...], **settings) -> ImageFold
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_held_out_pictures_are_left_out(tmp_path: Path, workers: int) -> None:
     data = held_out_with_bad(tmp_path, (1, 9, 10), num_workers=workers)
-    with pytest.warns(UserWarning, match=r"left out a bad picture \(. so far\): .*\.png") as record:
+    with pytest.warns(UserWarning, match=r"left out a bad image \(. so far\): .*\.png") as record:
         batches = list(data.val_dataloader())
     assert len([w for w in record if "left out" in str(w.message)]) == 3
     assert [r for b in batches for r in b["id"].tolist()] == [r for r in range(24) if r not in (1, 9, 10)]
@@ -112,17 +112,17 @@ def test_bad_held_out_pictures_are_left_out(tmp_path: Path, workers: int) -> Non
     assert not data.bad_images
 
 
-@pytest.mark.filterwarnings("ignore:left out a bad picture")
+@pytest.mark.filterwarnings("ignore:left out a bad image")
 def test_bad_held_out_pictures_have_the_same_limit(tmp_path: Path) -> None:
     held_out_with_bad(tmp_path, (1, 9))
     where = {"path": str(tmp_path / "train"), "val_path": str(tmp_path / "val")}
-    with pytest.raises(UserError, match=r"1 pictures of .*val.* more than max_bad = 0"):
+    with pytest.raises(UserError, match=r"1 images of .*val.* more than max_bad = 0"):
         list(ImageFolder(**where, max_bad=0, **COMMON).val_dataloader())
     with pytest.raises(UserError, match="set on_bad_image to 'skip'"):
         list(ImageFolder(**where, on_bad_image="error", **COMMON).val_dataloader())
 
 
-@pytest.mark.filterwarnings("ignore:left out a bad picture")
+@pytest.mark.filterwarnings("ignore:left out a bad image")
 def test_ranks_validate_equally_often_despite_bad_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of nothing but bad pictures is made up for; all else is shown once."""
     bad = (8, 9, 10, 11, 12)
@@ -138,7 +138,7 @@ def test_ranks_validate_equally_often_despite_bad_pictures(tmp_path: Path, monke
     monkeypatch.setattr(data, "_ranks", lambda: (0, 1))
     for row in range(24):
         (tmp_path / "val" / data.val_source.files[row]).write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of the pictures of .* can be decoded"):
+    with pytest.raises(UserError, match=r"none of the images of .* can be decoded"):
         list(data.val_dataloader())
 
 
@@ -160,7 +160,7 @@ def walk(data: Shards, steps: int) -> list[tuple]:
     return seen
 
 
-@pytest.mark.filterwarnings("ignore:skipped a bad picture")
+@pytest.mark.filterwarnings("ignore:skipped a bad image")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("by_block", [True, False])
 def test_bad_pictures_break_no_resume(tmp_path: Path, by_block: bool) -> None:
@@ -204,7 +204,7 @@ def test_a_row_without_picture(tmp_path: Path) -> None:
     some[4]["image"] = {"bytes": None, "path": "gone.png"}
     write_parquet(tmp_path / "x.parquet", some, 8)
     data = Shards([str(tmp_path / "x.parquet")], batch_size=4, num_workers=0)
-    with pytest.warns(UserWarning, match="no picture data"):
+    with pytest.warns(UserWarning, match="no image data"):
         seen = epoch(data, 2)
     assert set(data.bad_images) == {3, 4}
     assert not {r for _, r in seen} & {3, 4}
@@ -370,7 +370,7 @@ def test_fewer_held_out_pictures_than_ranks(tmp_path: Path, monkeypatch: pytest.
     data = ImageFolder(str(tmp_path / "train"), val_path=str(tmp_path / "val"), **COMMON)
     for rank in range(4):
         monkeypatch.setattr(data, "_ranks", lambda rank=rank: (rank, 4))
-        with pytest.warns(UserWarning, match="nothing is validated: .* holds 2 pictures out, fewer than the 4 ranks"):
+        with pytest.warns(UserWarning, match="nothing is validated: .* holds 2 images out, fewer than the 4 ranks"):
             assert data.val_dataloader() == []
 
 

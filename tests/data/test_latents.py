@@ -148,7 +148,7 @@ def test_the_last_shard_may_be_all_bad(folder: Path, tmp_path: Path) -> None:
     for file in files:
         file.write_bytes(b"broken")
     for _ in range(2):
-        with pytest.raises(UserError, match=f"none of the {ROWS} pictures of .* can be decoded"):
+        with pytest.raises(UserError, match=f"none of the {ROWS} images of .* can be decoded"):
             make(folder, tmp_path / "nothing")
 
 
@@ -159,13 +159,13 @@ def test_bad_pictures_count_over_the_whole_cache(folder: Path, tmp_path: Path) -
         files[i].write_bytes(b"broken")
     for there in (0, 2, 2):
         assert len(list((tmp_path / "cache").rglob("latents-*"))) == there
-        with pytest.raises(UserError, match=r"4 pictures of .* cannot be decoded, more than max_bad = 3 .*028\.png"):
+        with pytest.raises(UserError, match=r"4 images of .* cannot be decoded, more than max_bad = 3 .*028\.png"):
             make(folder, tmp_path / "cache", max_bad=3)
     done = make(folder, tmp_path / "cache", max_bad=4)
     assert (done.encoded, done.present, set(done.bad)) == (2, 2, {0, 1, 2, 14})
 
 
-def test_the_passport_counts_and_hashes(folder: Path, tmp_path: Path) -> None:
+def test_the_metadata_count_and_hashes(folder: Path, tmp_path: Path) -> None:
     sorted(folder.rglob("*.png"))[4].write_bytes(b"broken")
     cache = tmp_path / "cache"
 
@@ -178,7 +178,7 @@ def test_the_passport_counts_and_hashes(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         make(folder, cache, report=stop)
-    assert (CacheMetadata.read(cache / "train").pictures, CacheMetadata.read(cache / "train").ids) == (None, "")
+    assert (CacheMetadata.read(cache / "train").images, CacheMetadata.read(cache / "train").ids) == (None, "")
     make(folder, cache)
     cache_metadata = json.loads((cache / "train" / "passport.json").read_text())
     kept = [row for row in range(ROWS) if row != 4]
@@ -187,7 +187,7 @@ def test_the_passport_counts_and_hashes(folder: Path, tmp_path: Path) -> None:
     assert cache_metadata["fast_jpeg"] is False
 
 
-def test_shards_that_disagree_with_the_passport_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_shards_that_disagree_with_the_metadata_are_refused(folder: Path, tmp_path: Path) -> None:
     cache, other = tmp_path / "cache", tmp_path / "other"
     make(folder, cache)
     make(folder, other, type("Other", (Halves,), {"id": "other", "hash": "1" * 64})())
@@ -198,12 +198,12 @@ def test_shards_that_disagree_with_the_passport_are_refused(folder: Path, tmp_pa
     with pytest.raises(UserError, match=r"latents-00000.safetensors does not belong to the cache"):
         _ = latents(cache).train_source
     first.write_bytes(second.read_bytes())
-    with pytest.raises(UserError, match=r"hold 40 pictures .* but their passport says 40 \(rows .*: delete the folder"):
+    with pytest.raises(UserError, match=r"hold 40 images .* but their metadata say 40 \(rows .*: delete the folder"):
         _ = latents(cache).train_source
     first.write_bytes(sound)
     about = open_shard(cache / "train", 0).metadata()
     save_file({k: v[:-1].copy() for k, v in load_file(first).items()}, first, metadata=about)
-    with pytest.raises(UserError, match=r"hold 39 pictures .* but their passport says 40"):
+    with pytest.raises(UserError, match=r"hold 39 images .* but their metadata say 40"):
         _ = latents(cache).train_source
     first.write_bytes(sound)
     tensors = load_file(first)
@@ -300,7 +300,7 @@ def test_training_refuses_what_disagrees(folder: Path, tmp_path: Path) -> None:
     make(folder, cache)
     for settings, message in (
         ({"image_size": 32}, "are 4 px wide .* but the recipe expects 32"),
-        ({"pixels": 16}, "were made from pictures of 8 px, not 16"),
+        ({"pixels": 16}, "were made from images of 8 px, not 16"),
         ({"resize": "area"}, "were made with the resize 'adm', not 'area'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -313,7 +313,7 @@ def test_training_refuses_what_disagrees(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hold no mirror images: set flip to false"):
         _ = latents(tmp_path / "unmirrored").train_source
     (cache / "train" / "passport.json").write_text("{")
-    with pytest.raises(UserError, match=r"passport .* is damaged"):
+    with pytest.raises(UserError, match=r"metadata .* are damaged"):
         _ = latents(cache).train_source
 
 
@@ -337,11 +337,11 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     assert report["rows"]["train"] == ROWS
     assert report["class histogram"] == {"cat": 20, "dog": 20}
-    assert "pictures/s at 8 px" in report["throughput"]
+    assert "images/s at 8 px" in report["throughput"]
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     assert main(["data", "inspect", str(tmp_path / "nowhere")]) == 2
     assert "no file or folder" in capsys.readouterr().err
     out = tmp_path / "reference.npz"
     stats = ["data", "stats", str(folder), "--size", "16", "--out", str(out), "--networks", "random-conv"]
     assert main([*stats, "--workers", "0"]) == 0
-    assert json.loads(out.with_suffix(".json").read_text())["pictures"] == ROWS
+    assert json.loads(out.with_suffix(".json").read_text())["images"] == ROWS

@@ -160,7 +160,7 @@ def test_damaged_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_an_empty_shard_is_no_fault_and_an_empty_set_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "0.parquet", [], 4)
-    with pytest.raises(UserError, match=f"no pictures are left to train on in {tmp_path}"):
+    with pytest.raises(UserError, match=f"no images are left to train on in {tmp_path}"):
         HFDataset(str(tmp_path), **COMMON).train_source  # noqa: B018
     write_parquet(tmp_path / "1.parquet", rows(0, 16), 4)
     data = HFDataset(str(tmp_path), caption="captions", **COMMON)
@@ -356,10 +356,10 @@ def test_a_bad_picture_is_named_the_same_in_every_process(tmp_path: Path) -> Non
     pictures(tmp_path, [f"{i}.png" for i in range(8)])
     (tmp_path / "3.png").write_bytes(b"no picture at all")
     data = ImageFolder(str(tmp_path), **COMMON)
-    with pytest.warns(UserWarning, match="skipped a bad picture"):
+    with pytest.warns(UserWarning, match="skipped a bad image"):
         next(iter(data.train_dataloader()))
     reason = next(iter(data.bad_images.values()))
-    assert reason.endswith("3.png: UnidentifiedImageError: no picture in a format that Pillow reads")
+    assert reason.endswith("3.png: UnidentifiedImageError: no image in a format that Pillow reads")
 
 
 # ---- over the network

@@ -107,7 +107,7 @@ def test_patience_counts_measurements_since_the_best(tmp_path: Path) -> None:
 def test_data_without_held_out_pictures_says_what_to_set(pictures: Path, capsys: pytest.CaptureFixture) -> None:
     options = ("--data.init_args.val_path=null", "--data.init_args.val_fraction=0")
     assert fit(pictures, 2, HELD_OUT.replace("MIN_DELTA", "0"), *options) == 2
-    assert "holds no pictures out: set val_path or val_fraction" in capsys.readouterr().err
+    assert "holds no images out: set val_path or val_fraction" in capsys.readouterr().err
 
 
 def test_only_frechet_distances_stop() -> None:

@@ -1,0 +1,317 @@
+"""What a place is: splits, classes, metadata, labels and captions, whatever it is kept in. Every reader agrees."""
+
+import io
+import json
+import os
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data.pictures import picture
+
+from diffzoo.data import HFDataset, ImageFolder
+from diffzoo.data.sources import Source, held_out
+from diffzoo.errors import UserError
+
+COMMON: dict[str, Any] = {"image_size": 8, "batch_size": 4, "num_workers": 0}
+
+
+def write(folder: Path, names: list[str]) -> Path:
+    """Image files; the i-th holds image i."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(i))
+    return folder
+
+
+def rows_of(source: Source) -> list[tuple[bytes | None, int | None]]:
+    records = [source.read_row(i) for i in range(len(source))]
+    return [(r.image, r.label) for r in records]
+
+
+def packed(folder: Path, kind: str) -> str:
+    """A folder as a zip or a tar file."""
+    file = folder.with_suffix(f".{kind}")
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for p in paths:
+                archive.write(p, p.relative_to(folder.parent))  # one folder around everything
+            archive.writestr("__MACOSX/p/._1.png", b"x")
+    else:
+        with tarfile.open(file, "w") as tar:
+            for p in paths:
+                tar.add(p, p.relative_to(folder))
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_holds_what_its_folder_holds(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path / "p", [f"{['ant', 'bee', 'cow'][i % 3]}/{i}.png" for i in range(9)])
+    plain = ImageFolder(str(folder), **COMMON)
+    archive = ImageFolder(packed(folder, kind), **COMMON)
+    assert archive.class_names == plain.class_names == ["ant", "bee", "cow"]
+    assert rows_of(archive.train_source) == rows_of(plain.train_source)
+    with_workers = HFDataset(packed(folder, kind), image_size=8, batch_size=9, num_workers=2, flip=False)
+    batch = next(iter(with_workers.train_dataloader()))
+    assert sorted(batch["id"].tolist()) == list(range(9))
+    with_workers.teardown()
+
+
+def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    for split, first in (("train", 0), ("test", 10)):
+        rows = {"image": [{"bytes": picture(first + i), "path": None} for i in range(5)], "label": [0, 1, 1, 0, 1]}
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved" / split)
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    data = HFDataset(str(tmp_path / "saved"), **COMMON)
+    assert data.class_names == ["no", "yes"]
+    assert rows_of(data.train_source) == [(picture(i), [0, 1, 1, 0, 1][i]) for i in range(5)]
+    assert data.val_source is not None
+    assert rows_of(data.val_source)[0] == (picture(10), 0)
+    again = HFDataset(str(tmp_path / "saved"), **COMMON)
+    again.load_state_dict(data.state_dict())
+
+
+@pytest.mark.parametrize("around", ["", "outer/"])
+@pytest.mark.parametrize("module", [ImageFolder, HFDataset])
+def test_folders_of_splits_are_splits_to_every_module(tmp_path: Path, module: Any, around: str) -> None:
+    names = [f"{around}{split}/{c}/{i}.png" for split in ("Train", "valid") for c in ("x", "y") for i in range(2)]
+    data = module(str(write(tmp_path, names)), **COMMON)
+    assert data.class_names == ["x", "y"]
+    assert (len(data.train_source), len(data.val_source)) == (4, 4)
+    assert data.val_source.read_row(0).image == picture(4)
+
+
+def test_metadata_above_the_splits_speaks_of_each(tmp_path: Path) -> None:
+    write(tmp_path, ["train/0.png", "train/1.png", "val/2.png"])
+    lines = [json.dumps({"file_name": f"{s}/{i}.png", "text": f"a cat {i}"}) for s, i in (("train", 1), ("val", 2))]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    data = ImageFolder(str(tmp_path), **COMMON)
+    assert [data.train_source.read_row(i).captions for i in range(len(data.train_source))] == [("a cat 1",)]
+    assert data.val_source is not None
+    assert data.val_source.read_row(0).captions == ("a cat 2",)
+
+
+@pytest.mark.parametrize(("labels", "names"), [([1, 0, 1], ["0", "1"]), (None, [])])
+def test_counting_folders_of_edm_are_no_classes(tmp_path: Path, labels: list[int] | None, names: list[str]) -> None:
+    files = [f"{i:05d}/img{i:08d}.png" for i in range(3)]
+    write(tmp_path, files)
+    pairs = None if labels is None else list(map(list, zip(files, labels, strict=True)))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    data = ImageFolder(str(tmp_path), **COMMON)
+    assert data.class_names == names
+    assert [label for _, label in rows_of(data.train_source)] == (labels or [None] * 3)
+
+
+def test_class_folders_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
+    data = ImageFolder(str(write(tmp_path, [f"{c}/1.png" for c in range(12)])), **COMMON)
+    assert data.class_names == [str(c) for c in range(12)]
+    assert dict(rows_of(data.train_source))[picture(10)] == 10
+
+
+@pytest.mark.filterwarnings("ignore:2 links below")
+def test_links_that_lead_nowhere_or_in_a_circle_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "p", ["a/0.png", "b/1.png"])
+    write(tmp_path / "elsewhere", ["2.png"])
+    os.symlink("/nowhere/gone.png", tmp_path / "p" / "a" / "gone.png")
+    os.symlink(tmp_path / "p", tmp_path / "p" / "a" / "round")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "p" / "c")
+    data = ImageFolder(str(tmp_path / "p"), **COMMON)
+    assert data.train_source.files == ["a/0.png", "b/1.png", "c/2.png"]
+    with pytest.warns(UserWarning, match=r"2 links below .* lead nowhere or in a circle, a/gone\.png first"):
+        assert ImageFolder(str(tmp_path / "p"), **COMMON).train_source.rows_hash
+
+
+def test_labels_from_the_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["great_dane_12.jpg", "n01440764_10026.JPEG", "cat.0.jfif", "great_dane_3.png"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "p", names)
+    assert ImageFolder("~/p", label="prefix", **COMMON).class_names == ["cat", "great_dane", "n01440764"]
+    tar = HFDataset(packed(tmp_path / "p", "tar"), label="prefix", **COMMON)
+    assert tar.class_names[1:] == ["great_dane", "n01440764"]
+
+
+def test_one_stray_image_costs_no_labels_in_silence(tmp_path: Path) -> None:
+    """`imagefolder` of `datasets` drops the labels of all."""
+    write(tmp_path, ["a/0.png", "b/1.png", "stray.png"])
+    with pytest.raises(UserError, match=r"1 images lie in .* 'stray\.png' first"):
+        HFDataset(str(tmp_path), **COMMON).train_source  # noqa: B018
+
+
+# ---- values
+
+
+def table(path: Path, **columns: Any) -> str:
+    count = len(next(iter(columns.values())))
+    images = [{"bytes": picture(i), "path": None} for i in range(count)]
+    pq.write_table(pa.table({"image": images, **columns}), path)
+    return str(path)
+
+
+def as_folder(path: Path, **columns: Any) -> str:
+    """The same rows as images with metadata."""
+    count = len(next(iter(columns.values())))
+    write(path, [f"{i}.png" for i in range(count)])
+    lines = [{"file_name": f"{i}.png", **{k: v[i] for k, v in columns.items()}} for i in range(count)]
+    (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+PLACES = {"table": lambda p, **c: table(p / "x.parquet", **c), "folder": lambda p, **c: as_folder(p / "x", **c)}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        ([2024000017, 5, 2024000017, 2024000001], ["5", "2024000001", "2024000017"], [2, 0, 2, 1]),
+        ([0, 3, 1, 1], ["0", "1", "2", "3"], [0, 3, 1, 1]),
+        ([1.0, 0.0, 1.0, 0.0], ["0", "1"], [1, 0, 1, 0]),
+        (["10", "9", "10", "2"], ["2", "9", "10"], [2, 1, 2, 0]),
+    ],
+)
+def test_labels_of_every_kind_are_numbered_alike(
+    tmp_path: Path, place: str, labels: list[Any], names: list[str], numbers: list[int]
+) -> None:
+    source = PLACES[place](tmp_path, label=labels)
+    data = HFDataset(source, val_fraction=0.3, **COMMON)
+    assert data.class_names == names
+    whole = HFDataset(source, **COMMON).train_source
+    assert whole.labels().tolist() == numbers  # type: ignore[union-attr]
+    assert [whole.read_row(i).label for i in range(4)] == numbers
+
+
+def test_held_out_identities_are_numbered_as_the_training_rows(tmp_path: Path) -> None:
+    file = table(tmp_path / "x.parquet", label=[2024000017, 5, 2024000017, 5], part=["a", "a", "b", "b"])
+    data = HFDataset(file, where={"part": "a"}, val_where={"part": "b"}, **COMMON)
+    assert data.val_source is not None
+    assert data.val_source.labels().tolist() == [1, 0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("label", [0.5, 1.0], r"labels that are neither texts nor whole numbers, such as 0\.5"),
+        ("label", [[1], [2]], r"labels that are neither texts nor whole numbers, such as \[1\]"),
+        ("text", [3, 4], "no texts|holds values of the type int64, and no texts"),
+        ("text", [{"a": 1}, {"a": 2}], "a struct of a|holds values of the type struct.*, and no texts"),
+    ],
+)
+def test_values_that_are_no_labels_or_captions_are_said(
+    tmp_path: Path, place: str, column: str, values: list[Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        HFDataset(PLACES[place](tmp_path, **{column: values}), **COMMON).train_source  # noqa: B018
+
+
+def test_labels_of_mixed_kinds_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mixes texts and numbers in its labels, such as 'cat' and 1"):
+        HFDataset(as_folder(tmp_path / "x", label=["cat", 1]), **COMMON).train_source  # noqa: B018
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_captions_in_structs_and_in_lists_of_them(tmp_path: Path, place: str) -> None:
+    told = [[{"raw": f"a cat {i}", "sentid": i}, {"raw": "again", "sentid": 9}] for i in range(3)]
+    source = HFDataset(PLACES[place](tmp_path, sentences=told), **COMMON).train_source
+    assert [source.read_row(i).captions for i in range(3)] == [(f"a cat {i}", "again") for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["0.png", "1.png"], "holds paths, URLs or base64 texts, and no encoded images"),
+        ([[[0, 1]], [[2, 3]]], "holds values of the type list.*, and no encoded images"),
+    ],
+)
+def test_image_columns_of_something_else_are_said(tmp_path: Path, column: list[Any], message: str) -> None:
+    pq.write_table(pa.table({"image": column}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=message):
+        HFDataset(str(tmp_path / "x.parquet"), **COMMON).train_source  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_caption_file_in_another_encoding_is_named(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path / "p", ["0.png", "1.png", "2.png"])
+    (folder / "0.txt").write_bytes("Gruß".encode("utf-16"))
+    (folder / "1.txt").write_bytes("Gruß".encode("latin-1"))
+    (folder / "2.txt").write_bytes("Gruß".encode("utf-8-sig"))
+    data = HFDataset(str(folder) if kind == "folder" else packed(folder, kind), **COMMON)
+    with pytest.warns(UserWarning, match=r"1\.txt is no text in UTF-8"):
+        captions = {c for b in data.train_dataloader() for c in b["caption"]}
+    assert captions == {"Gruß"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_sample_of_a_tar_has_its_own_suffix(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p", [f"{i}.{s}" for i, s in enumerate(["jpg", "png", "JPG", "webp"])])
+    data = HFDataset(packed(folder, "tar"), **COMMON)
+    assert [image for image, _ in rows_of(data.train_source)] == [picture(i) for i in range(4)]
+
+
+# ---- held out
+
+
+def test_every_class_keeps_a_row_and_two_are_held_out() -> None:
+    names = [f"{i}.png" for i in range(13)]
+    labels = np.array([0] * 12 + [1])
+    out = held_out(names, 0.1, labels)
+    assert out.sum() == 2
+    assert not out[12]
+    assert held_out(names[:8], 0.1).sum() == 2
+    assert not held_out(names[:3], 0.1).any()
+    lone = held_out(names, 0.999, np.arange(13) % 5)
+    assert set(np.arange(13)[~lone] % 5) == set(range(5))
+    many = [str(i) for i in range(2000)]  # where there are enough, the hash of the name alone decides
+    assert (held_out(many, 0.1)[:500] == held_out(many[:500], 0.1)).all()
+
+
+# ---- channels and deep values
+
+
+def encoded(array: np.ndarray[Any, Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def test_images_of_any_number_of_channels(tmp_path: Path) -> None:
+    """Grey, RGB with transparency and eight bands of 12 bits, from folders, tables and tar files: the same pixels."""
+    bands = np.random.default_rng(0).integers(0, 4096, (3, 8, 8, 8)).astype(np.uint16)
+    (tmp_path / "p").mkdir()
+    for i in range(3):
+        (tmp_path / "p" / f"{i}.npy").write_bytes(encoded(bands[i]))
+    pq.write_table(pa.table({"image": [encoded(b) for b in bands]}), tmp_path / "x.parquet")
+    want = np.rint(bands.transpose(0, 3, 1, 2) * (255 / 4095)).astype(np.uint8)
+    for place in (str(tmp_path / "p"), str(tmp_path / "x.parquet"), packed(tmp_path / "p", "tar")):
+        data = HFDataset(place, flip=False, channels=8, **COMMON)
+        with pytest.warns(UserWarning, match="0 becomes black and 4095 white"):
+            batch = next(iter(data.val_dataloader() or data.one_pass("train")))
+        assert np.array_equal(batch["image"].numpy(), want)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = HFDataset(place, flip=False, **COMMON)
+            with pytest.raises(UserError, match="8 channels, expected 3: set channels"):
+                next(iter(data.train_dataloader()))
+
+
+@pytest.mark.filterwarnings("ignore:the images of")
+def test_the_value_range_is_one_for_all_and_kept_by_a_resume(tmp_path: Path) -> None:
+    dark, bright = (np.full((8, 8), v, np.uint16) for v in (200, 4000))
+    for i in range(4):
+        (tmp_path / f"{i}.npy").write_bytes(encoded(bright if i == 3 else dark))
+    data = ImageFolder(str(tmp_path), channels=1, **COMMON)
+    images = next(iter(data.one_pass("train")))["image"]
+    assert images[:, 0, 0, 0].tolist() == [12, 12, 12, 249]
+    said = ImageFolder(str(tmp_path), channels=1, value_range=(0, 8000), **COMMON)
+    assert next(iter(said.one_pass("train")))["image"][3].max() == 128
+    said.load_state_dict(data.state_dict())
+    assert next(iter(said.one_pass("train")))["image"][3].max() == 249
