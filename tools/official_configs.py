@@ -10,9 +10,10 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.adm import DEFAULT_MULTIPLIERS, ADMClassifierConfig, ADMConfig
 from diffzoo.models.base import Level
 from diffzoo.models.dimr import DiMRConfig, DiMRStage
+from diffzoo.models.dit import DiTConfig
 from diffzoo.models.uvit_bao import UViTBaoConfig
 
-__all__ = ["adm_config", "dimr_config", "uvit_config"]
+__all__ = ["adm_config", "dimr_config", "dit_config", "uvit_config"]
 
 
 def _check_fields(given: Mapping[str, Any], known: set[str], what: str) -> None:
@@ -233,4 +234,49 @@ def _classifier_config(flags: Mapping[str, Any]) -> ADMClassifierConfig:
         scale_shift_norm=flags.get("classifier_use_scale_shift_norm", True),
         residual_resampling=flags.get("classifier_resblock_updown", True),
         levels=_levels(size, widths, flags.get("classifier_depth", 2), factors, heads=1, dropout=0.0),
+    )
+
+
+# -- DiT, SiT, REPA, JiT, LightningDiT, RAE
+
+
+def dit_config(official: Mapping[str, Any], family: str) -> DiTConfig:
+    """Our config for an official network's arguments.
+
+    Args:
+        official: the arguments; those of DiT-DH give pairs of width, depth and heads.
+        family: "DiT", "SiT", "REPA", "JiT", "LightningDiT" or "RAE".
+    """
+    jit, modern = family == "JiT", official.get("use_rmsnorm", family == "JiT")
+    pairs = [official[k] for k in ("hidden_size", "depth", "num_heads")]
+    (width, *wide), (depth, *deep), (heads, *more) = [list(p) if isinstance(p, (list, tuple)) else [p] for p in pairs]
+    head = {"head_width": wide[0], "head_depth": deep[0], "head_heads": more[0]} if wide else {}
+    projector: dict[str, Any] = {}
+    if official.get("z_dims"):
+        projector = {
+            "projector_width": official["z_dims"][0],
+            "projector_depth": official["encoder_depth"],
+            "projector_hidden": official.get("projector_dim", 2048),
+        }
+    return DiTConfig(
+        image_size=official["input_size"],
+        in_channels=official.get("in_channels", 3 if jit else 4),
+        num_classes=official.get("num_classes", 1000),
+        patch=official.get("patch_size", 1 if family == "LightningDiT" else 2),
+        width=width,
+        depth=depth,
+        heads=heads,
+        norm="rms" if modern else "layer",
+        mlp="swiglu" if official.get("use_swiglu", jit) else "gelu",
+        rope=official.get("use_rope", jit),
+        qk_norm=official.get("use_qknorm", official.get("qk_norm", jit)),
+        shift=not official.get("wo_shift", False),
+        bottleneck=official.get("bottleneck_dim", 0),
+        context_tokens=official.get("in_context_len", 0),
+        context_start=official.get("in_context_start", 0),
+        time_features="gaussian" if family == "RAE" else "sinusoid",
+        learned_variance=family == "DiT" and official.get("learn_sigma", True),
+        spare_outputs=family == "SiT" and official.get("learn_sigma", True),
+        **head,
+        **projector,
     )

@@ -17,7 +17,6 @@ Where we differ: attention runs in the working precision instead of float32, and
 backward pass unless asked.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,12 +27,14 @@ from torch import Tensor, nn
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
+from diffzoo.nn.embeddings import cosine_sine
 from diffzoo.nn.norms import STANDARD, check_norm, token_norm
+from diffzoo.nn.patches import from_patches
 from diffzoo.nn.time_dependent import scaled_level
 from diffzoo.nn.vit_layers import Conv2d, Linear, UnitEmbedding
 from diffzoo.typing import Condition
 
-__all__ = ["TINY", "TINY_TEXT", "VARIANTS", "UViTBao", "UViTBaoConfig", "time_sinusoid"]
+__all__ = ["TINY", "TINY_TEXT", "VARIANTS", "UViTBao", "UViTBaoConfig"]
 
 
 # -- config
@@ -90,15 +91,6 @@ class UViTBaoConfig(Config):
 
 
 # -- blocks
-
-
-def time_sinusoid(t: Tensor, width: int) -> Tensor:
-    """`(b,)` to `(b, width)`, float32: cosines, then sines, of t at frequencies 1 to 1/10000; odd widths end in 0."""
-    half = width // 2
-    # multiply before dividing: angles reach 1000, where another rounding of the frequencies costs the fifth digit
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(exponent)
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 
 
 class Attention(nn.Module):
@@ -190,7 +182,8 @@ class UViTBao(Network):
             x = self.run(block, x, tau)
             if i < half and self.config.skip:
                 stack.append(x)
-        image = self._image(self.head(self.norm(x[:, self.config.extras :])))
+        tokens = self.head(self.norm(x[:, self.config.extras :]))
+        image = from_patches(tokens, self.config.image_size // self.config.patch, self.config.patch)
         return image if self.smooth is None else self.smooth(image)
 
     def _tokens(self, z: Tensor, noise_level: Tensor, cond: Condition | None) -> Tensor:
@@ -203,7 +196,7 @@ class UViTBao(Network):
         return torch.cat([t.to(tokens[-1].dtype) for t in tokens], dim=1) + self.positions
 
     def _time_token(self, noise_level: Tensor) -> Tensor:
-        token = time_sinusoid(noise_level, self.config.width).to(self.positions.dtype)[:, None]
+        token = cosine_sine(noise_level, self.config.width).to(self.positions.dtype)[:, None]
         return token if self.time_mlp is None else self.time_mlp(token)
 
     def _text(self, z: Tensor, cond: Condition | None) -> Tensor | None:
@@ -217,11 +210,6 @@ class UViTBao(Network):
             got = "none" if text is None else str(tuple(text.shape))
             raise UserError(f"this network reads text embeddings of shape {want}, got {got}")
         return text
-
-    def _image(self, x: Tensor) -> Tensor:
-        """Patches `(b, n, (row, column, channel))` to an image."""
-        p, n = self.config.patch, self.config.image_size // self.config.patch
-        return x.unflatten(1, (n, n)).unflatten(-1, (p, p, -1)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def fsdp_units(self) -> list[nn.Module]:
         """The blocks and the fusions of skips between them."""

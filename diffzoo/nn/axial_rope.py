@@ -8,9 +8,12 @@ parameters; attention is cosine similarity with a learned temperature per head.
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["AxialRotary", "QueryKeyNorm", "axial_positions"]
+from diffzoo.nn.embeddings import frequencies
+
+__all__ = ["AxialRotary", "QueryKeyNorm", "axial_positions", "grid_angles", "rotate_pairs"]
 
 
 def axial_positions(rows: int, columns: int, device: torch.device | str | None = None) -> Tensor:
@@ -24,6 +27,28 @@ def axial_positions(rows: int, columns: int, device: torch.device | str | None =
         return (2 * torch.arange(n, device=device, dtype=torch.float32) + 1 - n) / longest
 
     return torch.cartesian_prod(centres(rows), centres(columns))
+
+
+def rotate_pairs(
+    x: Float[Tensor, "*b d"], cos: Float[Tensor, "*angles"], sin: Float[Tensor, "*angles"]
+) -> Float[Tensor, "*b d"]:
+    """Turn the channel pairs (2i, 2i + 1) of `x` by angles given as cosines and sines, `(..., d / 2)`."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def grid_angles(
+    rows: int, columns: int, head_width: int, device: torch.device | str | None = None
+) -> Float[Tensor, "n pairs"]:
+    """Angles of RoPE on a grid, `(rows columns, head_width / 2)` (arXiv:2104.09864, in two dimensions).
+
+    The first half turns with the row, the second with the column, at frequencies 1 to 1/10000; positions are whole
+    numbers from 0.
+    """
+    f = frequencies(head_width // 4, device)
+    row = torch.arange(rows, device=device)[:, None] * f
+    column = torch.arange(columns, device=device)[:, None] * f
+    return torch.cat([row.repeat_interleave(columns, 0), column.repeat(rows, 1)], dim=1).float()
 
 
 class AxialRotary(nn.Module):
@@ -51,8 +76,7 @@ class AxialRotary(nn.Module):
             dim=-1,
         )
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+        return rotate_pairs(x, cos, sin)
 
 
 class QueryKeyNorm(nn.Module):

@@ -3,12 +3,23 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.nn.norms import zeroed
+from diffzoo.typing import NoiseLevel
 
-__all__ = ["CaptionTokens", "Film", "NoiseLevelEmbedding", "PositionTable", "sinusoid"]
+__all__ = [
+    "CaptionTokens",
+    "Film",
+    "NoiseLevelEmbedding",
+    "PositionTable",
+    "cosine_sine",
+    "frequencies",
+    "sine_cosine_table",
+    "sinusoid",
+]
 
 
 def sinusoid(position: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
@@ -21,6 +32,39 @@ def sinusoid(position: Tensor, channels: int, max_period: float = 10_000.0) -> T
     frequencies = torch.exp(step * torch.arange(half, device=position.device, dtype=torch.float32))
     angles = position.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def cosine_sine(t: NoiseLevel, width: int) -> Float[Tensor, "b d"]:
+    """`(b,)` to `(b, width)`, float32: cosines, then sines, of t at frequencies 1 to 1/10000; odd widths end in 0."""
+    half = width // 2
+    # multiply before dividing: angles reach 1000, where another rounding of the frequencies costs the fifth digit
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(exponent)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
+
+
+def frequencies(count: int, device: torch.device | str | None = None) -> Float[Tensor, "f"]:
+    """10000^(-j / count) for j < count, in the widest type of the device."""
+    wide = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
+    return 10000 ** -(torch.arange(count, device=device, dtype=wide) / count)
+
+
+def sine_cosine_table(
+    rows: int, columns: int, channels: int, device: torch.device | str | None = None
+) -> Float[Tensor, "n d"]:
+    """Fixed positions `(rows columns, channels)`, float32, row by row.
+
+    Sines and cosines of the column, then of the row: the order of every transformer that descends from DiT
+    (arXiv:2212.09748).
+    """
+    f = frequencies(channels // 4, device)
+
+    def waves(count: int) -> Tensor:
+        angles = torch.arange(count, device=device)[:, None] * f
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    row, column = waves(rows).repeat_interleave(columns, 0), waves(columns).repeat(rows, 1)
+    return torch.cat([column, row], dim=1).float()
 
 
 class NoiseLevelEmbedding(nn.Module):

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from diffzoo.errors import UserError
 from diffzoo.nn.wavelet import dwt, idwt
+from diffzoo.typing import Images, Tokens
 
-__all__ = ["InputTransform", "transform_factor"]
+__all__ = ["InputTransform", "from_patches", "transform_factor"]
 
 _FORM = re.compile(r"none|(patch|dwt)-([1-9]\d?)")
 
@@ -37,6 +38,12 @@ def transform_factor(name: str) -> int:
     """
     kind, number = _parse(name)
     return 2**number if kind == "dwt" else number
+
+
+def from_patches(x: Tokens, rows: int, patch: int) -> Images:
+    """Tokens `(b, rows^2, (row, column, channel))`, row by row, to an image `(b, c, rows patch, rows patch)`."""
+    x = x.unflatten(1, (rows, rows)).unflatten(-1, (patch, patch, -1))
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class InputTransform(nn.Module):

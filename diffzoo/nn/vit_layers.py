@@ -6,7 +6,7 @@ there is nothing to draw, the drawing alone costs more than building the network
 
 from torch import nn
 
-__all__ = ["Conv2d", "Embedding", "Linear", "UnitEmbedding"]
+__all__ = ["Conv2d", "Embedding", "Linear", "UnitEmbedding", "XavierLinear"]
 
 
 class Linear(nn.Linear):
@@ -18,6 +18,32 @@ class Linear(nn.Linear):
             nn.init.trunc_normal_(self.weight, std=0.02)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
+
+
+class XavierLinear(nn.Linear):
+    """A linear layer with Xavier's uniform first weights; its bias starts at zero.
+
+    Args:
+        inputs, outputs: channels.
+        std: first weights are normal with this standard deviation instead.
+        zero: first weights are zero instead.
+    """
+
+    def __init__(self, inputs: int, outputs: int, std: float | None = None, zero: bool = False):
+        self.std, self.zero = std, zero
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        """Draw the first weights."""
+        if self.weight.is_meta:
+            return
+        nn.init.zeros_(self.bias)
+        if self.zero:
+            nn.init.zeros_(self.weight)
+        elif self.std is not None:
+            nn.init.normal_(self.weight, std=self.std)
+        else:
+            nn.init.xavier_uniform_(self.weight)
 
 
 class Embedding(nn.Embedding):

@@ -15,13 +15,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess, expand_like
 from diffzoo.process.weightings import Weighting
+from diffzoo.typing import Images, Tokens
 
-__all__ = ["denoising_loss", "pool_target", "weight"]
+__all__ = ["alignment_loss", "denoising_loss", "direction_loss", "pool_target", "weight"]
 
 
 def weight(process: GaussianProcess, weighting: Weighting, t: Tensor) -> Tensor:
@@ -103,6 +105,22 @@ def denoising_loss(
         ]
         loss = sum(w * e for w, e in zip(weights, errors, strict=True)) * factor.square()
     return loss * weight(process, weighting, t)
+
+
+def direction_loss(output: Images, target: Images) -> Float[Tensor, "b"]:
+    """1 - cosine similarity along the channels, averaged over the positions, `(b,)` (arXiv:2501.01423, section 4).
+
+    LightningDiT adds it, with weight 1, to the mean squared error of the velocity.
+    """
+    return (1 - F.cosine_similarity(output, target, dim=1)).flatten(1).mean(1)
+
+
+def alignment_loss(tokens: Tokens, features: Tokens) -> Float[Tensor, "b"]:
+    """Minus the cosine similarity of projected tokens and an encoder's features, averaged over tokens, `(b,)`.
+
+    REPA adds it with weight 0.5 (arXiv:2410.06940, Eq. 8).
+    """
+    return -F.cosine_similarity(tokens, features, dim=-1).mean(1)
 
 
 def _pooled(error: Tensor, resolution: int) -> Tensor:

@@ -8,6 +8,7 @@ from diffzoo.sampling.discrete import Respaced, RespacedAncestral, RespacedDDIM
 from diffzoo.sampling.dpm_solver import DPMSolver
 from diffzoo.sampling.edm import DPM2, LMS, EDMEuler, Heun
 from diffzoo.sampling.euler import Euler, EulerMaruyama
+from diffzoo.sampling.flow import FlowHeun
 from diffzoo.sampling.grids import (
     Given,
     Grid,
@@ -45,6 +46,7 @@ __all__ = [
     "EDMEuler",
     "Euler",
     "EulerMaruyama",
+    "FlowHeun",
     "Given",
     "Grid",
     "Guidance",

@@ -10,7 +10,9 @@ from torch._dynamo.testing import CompileCounter
 
 from diffzoo.errors import UserError
 from diffzoo.models import entry
-from diffzoo.models.uvit_bao import TINY, VARIANTS, UViTBao, UViTBaoConfig, time_sinusoid
+from diffzoo.models.uvit_bao import TINY, VARIANTS, UViTBao, UViTBaoConfig
+from diffzoo.nn.embeddings import cosine_sine
+from diffzoo.nn.patches import from_patches
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters.uvit_bao import from_official, to_official
 
@@ -87,16 +89,15 @@ def test_forward_reads_no_values(config: UViTBaoConfig) -> None:
 
 
 def test_sinusoid_closed_form() -> None:
-    got = time_sinusoid(torch.tensor([0.0, 2.5]), 5)
+    got = cosine_sine(torch.tensor([0.0, 2.5]), 5)
     slow = 2.5 * math.exp(-math.log(10000) / 2)
     want = [[1, 1, 0, 0, 0], [math.cos(2.5), math.cos(slow), math.sin(2.5), math.sin(slow), 0]]
     torch.testing.assert_close(got, torch.tensor(want))
 
 
 def test_image_is_assembled_patch_by_patch() -> None:
-    network = UViTBao(replace(TINY, conv=False))
     patches = torch.arange(64 * 16.0).reshape(1, 64, 16)  # 8 x 8 patches of 2 x 2 pixels and 4 channels
-    image = network._image(patches)
+    image = from_patches(patches, 8, 2)
     assert image.shape == (1, 4, 16, 16)
     row, column, channel = 5, 14, 3
     patch, inside = (row // 2) * 8 + column // 2, ((row % 2) * 2 + column % 2) * 4 + channel

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from diffzoo.errors import UserError
-from diffzoo.models import Config, Level, LevelConfig, Network, build, entry, list_models
+from diffzoo.models import Config, Level, LevelConfig, Network, build, dit, entry, list_models
+from diffzoo.models.dit import DiT
 from diffzoo.models.simple_unet import SimpleUNet, SimpleUNetConfig
 from diffzoo.models.simple_uvit import SimpleUViT
 from diffzoo.models.simpler_uvit import SimplerUViT
@@ -37,6 +38,8 @@ def tiny_networks() -> dict[str, tuple[type[Network], Config]]:
     found["SimpleUViT-text-and-classes"] = (SimpleUViT, replace(uvit, text_width=12))
     found["SimpleUNet-dwt"] = (SimpleUNet, found["SimpleUNet"][1].override(input_transform="dwt-1"))
     found["SimplerUViT-patch"] = (SimplerUViT, found["SimplerUViT"][1].override(input_transform="patch-2"))
+    found["DiT-jit"] = (DiT, dit.TINY_JIT)
+    found["DiT-head"] = (DiT, dit.TINY_HEAD)
     found["SimpleUNet-unconditional"] = (SimpleUNet, replace(found["SimpleUNet"][1], num_classes=0))
     for family, norm in (
         ("SimpleUNet", "td_ln"),
@@ -299,7 +302,7 @@ def test_units_hold_most_parameters_and_name_linear_layers(family: str) -> None:
     assert net.no_weight_decay() <= {name for name, _ in net.named_parameters()}
 
 
-@pytest.mark.parametrize("family", [*SIMPLE, "ADMUNet"])
+@pytest.mark.parametrize("family", [*SIMPLE, "ADMUNet", "DiT", "DiT-jit", "DiT-head"])
 def test_output_starts_at_zero(family: str) -> None:
     net = make(family, perturb=False)
     assert net(*inputs(net)).abs().max() == 0
@@ -373,7 +376,7 @@ def test_unknown_level_lists_the_levels(family: str) -> None:
             make(family, **{argument: {5: 3}})
 
 
-@pytest.mark.parametrize("family", ["UViTBao"])
+@pytest.mark.parametrize("family", ["UViTBao", "DiT"])
 def test_families_without_levels_refuse_by_name(family: str) -> None:
     with pytest.raises(UserError, match="has no resolution levels, so depth_at does not apply"):
         make(family, depth_at={16: 2})

@@ -7,7 +7,8 @@ from golden_case import Handler, Json, Tensors, assert_close, section
 from guided_sampling import run_sampling
 from official_configs import uvit_config
 
-from diffzoo.models.uvit_bao import UViTBao, time_sinusoid
+from diffzoo.models.uvit_bao import UViTBao
+from diffzoo.nn.embeddings import cosine_sine
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning, UniformEps, denoising_loss
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters.uvit_bao import from_official, to_official
@@ -30,7 +31,7 @@ def run_network(case: Json, tensors: Tensors, folder: Path) -> None:
     x = inputs["x"].requires_grad_()
     pred = network(x, inputs["t"], Condition(label=inputs.get("y"), text=inputs.get("context")))
     loss = (pred * inputs["probe"]).sum()
-    sinusoid = time_sinusoid(inputs["t"], network.config.width)
+    sinusoid = cosine_sine(inputs["t"], network.config.width)
     got = {"pred": pred, "probe_loss": loss[None], "time_embedding": sinusoid}
     assert_close(got, section(tensors, "out/"), case["tolerance"]["out"])
     loss.backward()

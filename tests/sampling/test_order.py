@@ -34,6 +34,7 @@ from diffzoo.sampling import (
     EDMEuler,
     Euler,
     EulerMaruyama,
+    FlowHeun,
     Heun,
     Karras,
     KarrasStops,
@@ -94,6 +95,7 @@ DETERMINISTIC = {
     "LMS (3)": Claim(3, lambda n: LMS(n, Karras(), final="state", order=3), steps=(128, 256, 512)),
     "LMS (4)": Claim(4, lambda n: LMS(n, Karras(), final="state"), steps=(192, 384)),
     "Euler": Claim(1, lambda n: Euler(n, UniformTime(), final="state"), -4.0),
+    "Heun in t": Claim(2, lambda n: FlowHeun(n, UniformTime(), euler_end=False), -4.0),
 }
 STOCHASTIC = {
     "ancestral, gamma 0": Claim(1, lambda n: Ancestral(n, LOGSNR, final="state", gamma=0.0)),
