@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders": set(),
     "data": set(),
     "metrics": set(),
-    "zoo": {"models", "process", "sampling", "encoders"},
+    "zoo": {"models", "nn", "process", "sampling", "encoders"},
     "factory": {"models", "zoo", "process", "sampling", "encoders"},
     "generation": {"zoo", "models", "process", "sampling", "encoders"},
     "training": {"process", "sampling", "models", "encoders", "metrics", "zoo", "factory", "generation", "evaluation"},
