@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shared_arguments(parser)
     plan_arguments(parser)
     parser.add_argument("--images", help="evaluate a folder of images or an .npz file instead of a model")
+    parser.add_argument("--held-out", metavar="FOLDER_OR_NPZ", help="held-out real images: what Fréchet ratios are of")
     parser.add_argument("--metrics", nargs="+", help="instead of the protocol's: a protocol of its own")
     parser.add_argument("--keep-images", action="store_true", help="keep the images, as OUT/samples.npz")
     parser.add_argument("--memorisation", metavar="FOLDER_OR_NPZ", help="look for copies of these training images")
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         protocol = replace(protocol, n=len(open_images(args.images)))  # all of them
     protocol, reference = open_reference(protocol, args.reference, source.image_size)
     options = run_options(args, device, keep_images=args.keep_images or bool(args.memorisation))
-    result = evaluate(source, protocol, reference, options)
+    held_out = open_images(args.held_out) if args.held_out else None
+    result = evaluate(source, protocol, reference, options, held_out)
     print(result.table())
     for remark in result.remarks:
         print(f"note: {remark}")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.image_files import FolderImages, NpzImages
-from diffzoo.evaluation.measure import Metric, metric_of, neighbours_of
+from diffzoo.evaluation.measure import HELD_OUT, Metric, metric_of, neighbours_of
 from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.evaluation.protocols import EvalProtocol, NetworkSpec
 from diffzoo.evaluation.reference import Reference
@@ -137,6 +137,11 @@ def _check_reference(protocol: EvalProtocol, reference: Reference, networks: Map
         metric = metric_of(name)
         network = networks[metric.network]
         require_layer(metric, network)
+        if metric.kind == "frechet-ratio" and metric.network not in protocol.settings.get(HELD_OUT, {}):
+            raise UserError(
+                f"{name} is relative to the distance of held-out real images, which the protocol lacks for "
+                f"{metric.network}: give them with --held-out FOLDER_OR_NPZ"
+            )
         if metric.kind in ("inception-score", "clip-score"):
             continue
         if metric.kind.startswith("frechet"):

@@ -7,6 +7,9 @@ these ("fid" for "frechet:inception-2015"). Values carry a standard error where 
     precision, density, CLIPScore), binomial over reference images (recall, coverage), over splits (Inception Score),
     over groups of consecutive seeds (KID, CMMD)
 
+A Fréchet ratio is a Fréchet distance divided by that of real images that were held out, so 1 is as near as real images
+come in that network; the mean over several networks is FDr^k of arXiv:2604.28190, here "fdr2" and so on.
+
 All are errors of sampling the generated images. None covers the choice of reference images or the bias of a finite n,
 which is the same for all results of one protocol and one reason why protocols must be equal to be compared.
 """
@@ -14,7 +17,7 @@ which is the same for all results of one protocol and one reason why protocols m
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference
 from diffzoo.metrics.clip_score import clip_scores
-from diffzoo.metrics.features import FEATURE_NETWORKS, FeatureNetwork
+from diffzoo.metrics.features import FEATURE_NETWORKS, FeatureNetwork, extract
 from diffzoo.metrics.frechet import FrechetReference
 from diffzoo.metrics.inception_score import inception_score, score_of_sums, score_sums
 from diffzoo.metrics.kernels import cmmd, cmmd_parts, kid_parts, kid_subsets
@@ -32,21 +35,25 @@ from diffzoo.metrics.neighbours import density_coverage, precision_recall
 
 __all__ = [
     "ALIASES",
+    "HELD_OUT",
     "Features",
     "Metric",
     "Value",
+    "held_out_distances",
     "jackknife",
     "measure",
     "metric_of",
     "neighbours_of",
 ]
 
-GROUPS = 10
+GROUPS, PIECE = 10, 500
+HELD_OUT = "held_out_distance"  # setting of protocols: network to the Fréchet distance of held-out real images
 INCEPTION, DINO = "inception-2015", "dinov2-vitl14"
 
 # kind: the layer it reads
 KINDS = {
     "frechet": "pool",
+    "frechet-ratio": "pool",
     "frechet-spatial": "spatial",
     "inception-score": "logits",
     "precision": "pool",
@@ -72,6 +79,15 @@ ALIASES = {
     "clip_score": "clip-score:clip-vitl14",
     "cmmd": "cmmd:clip-vitl14-336",
 }
+
+
+class Pixels(Protocol):
+    """Raw pixels by position."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, start: int, count: int) -> Tensor:
+        """uint8 `(count, 3, h, w)`."""
 
 
 class Metric(NamedTuple):
@@ -101,7 +117,8 @@ def metric_of(name: str) -> Metric:
         raise UserError(f"unknown metric {name!r}{did_you_mean(name, [*ALIASES, *(f'{k}:NETWORK' for k in KINDS)])}")
     if network not in FEATURE_NETWORKS:
         raise UserError(f"metric {name!r}: unknown feature network{did_you_mean(network, FEATURE_NETWORKS)}")
-    return Metric(kind, network, KINDS[kind])
+    layer = "image" if KINDS[kind] == "pool" and network.startswith("clip-") else KINDS[kind]  # all that CLIP has
+    return Metric(kind, network, layer)
 
 
 @dataclass
@@ -187,6 +204,31 @@ def _frechet(x: Tensor, reference: FrechetReference, groups: int) -> Value:
     return Value(value, jackknife(reference.changes(whole, _without_each(parts))), _jackknife_text(many))
 
 
+def _ratio(distance: Value, of_held_out: float) -> Value:
+    error = distance.standard_error
+    return Value(distance.value / of_held_out, None if error is None else error / of_held_out, distance.method)
+
+
+def held_out_distances(
+    images: Pixels, metrics: Sequence[str], reference: Reference, networks: Mapping[str, FeatureNetwork]
+) -> dict[str, float]:
+    """Fréchet distance of real images that were held out to the reference, by network: what ratios are relative to.
+
+    Args:
+        images: the held-out ones; all are used, and their number enters the bias.
+        metrics: of a protocol; those of kind "frechet-ratio" count.
+        reference: as for the generated images.
+        networks: by name.
+    """
+    found = {}
+    for metric in {metric_of(name) for name in metrics if metric_of(name).kind == "frechet-ratio"}:
+        network = networks[metric.network]
+        parts = (extract(network, images.images(i, PIECE))[metric.layer] for i in range(0, len(images), PIECE))
+        statistics = FrechetReference.of(*reference.statistics(network, metric.layer))
+        found[network.name] = statistics.distance_of(merge_all(Moments.of(part) for part in parts))
+    return found
+
+
 def _inception(logits: Tensor, split_size: int, groups: int) -> Value:
     score, splits = inception_score(logits, split_size)
     if len(splits) > 1:
@@ -240,7 +282,8 @@ class _Measurement:
         if kind.startswith("frechet"):
             network = self.networks[metric.network]
             statistics = FrechetReference.of(*self.reference.statistics(network, metric.layer))
-            return _frechet(self.features.of(metric), statistics, self.groups)
+            found = _frechet(self.features.of(metric), statistics, self.groups)
+            return _ratio(found, self.protocol.settings[HELD_OUT][network.name]) if kind == "frechet-ratio" else found
         if kind == "inception-score":
             return _inception(self.features.of(metric), self._setting("is_split", 5000), self.groups)
         if kind in ("precision", "density"):
@@ -303,4 +346,8 @@ def measure(
         device: where neighbours and kernels are computed.
     """
     measurement = _Measurement(protocol, features, reference, networks, groups, device)
-    return {name: measurement.value(name) for name in protocol.metrics}
+    values = {name: measurement.value(name) for name in protocol.metrics}
+    ratios = [values[name].value for name in values if metric_of(name).kind == "frechet-ratio"]
+    if len(ratios) > 1:
+        values[f"fdr{len(ratios)}"] = Value(sum(ratios) / len(ratios), None, None)
+    return values

@@ -8,12 +8,12 @@ each other deserves a look. The report is a table and a picture of the closest p
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.evaluation.measure import PIECE, Pixels
 from diffzoo.files import write_text
 from diffzoo.images import make_grid, save_image
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
@@ -21,17 +21,7 @@ from diffzoo.metrics.neighbours import nearest
 
 __all__ = ["Memorisation", "report"]
 
-PIECE = 500
 QUANTILE = 0.01
-
-
-class Pixels(Protocol):
-    """Raw pixels by position."""
-
-    def __len__(self) -> int: ...
-
-    def images(self, start: int, count: int) -> Tensor:
-        """uint8 `(count, 3, h, w)`."""
 
 
 @dataclass(frozen=True)

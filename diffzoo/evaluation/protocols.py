@@ -7,6 +7,8 @@ adm-imagenet64 ... 512   the evaluator of arXiv:2105.05233 on 50,000 images: ref
                          are not comparable with those at other sizes)
 cifar10, celeba64        FID of 50,000 images against the training set; `diffzoo data stats` makes the reference
 folders                  FID of the images in one folder against those in another, or against any reference
+fdr                      FDr^3 (arXiv:2604.28190): Fréchet distances on Inception, DINOv2 and CLIP relative to those of
+                         held-out real images, and their mean; needs --reference and --held-out
 coco30k-val2014          30,000 captions of MS-COCO val2014, one image each, at 256 pixels
 edm2-fdd                 FID and the Fréchet distance on DINOv2 (arXiv:2406.02507's FD_DINOv2), ImageNet-512
 demo                     1,000 images of the demo set, on a random convolutional network: runs anywhere in a minute;
@@ -111,6 +113,12 @@ def _adm(size: int) -> EvalProtocol:
 _ALL = (
     *(_adm(size) for size in _ADM_FILES),
     EvalProtocol(name="folders", reference="folder", n=50_000, metrics=("fid",)),
+    EvalProtocol(
+        name="fdr",
+        reference="train",
+        n=50_000,
+        metrics=tuple(f"frechet-ratio:{name}" for name in ("inception-2015", "dinov2-vitl14", "clip-vitl14")),
+    ),
     EvalProtocol(name="cifar10", reference="cifar10-train", n=50_000, metrics=("fid",), image_size=32),
     EvalProtocol(name="celeba64", reference="celeba64-train", n=50_000, metrics=("fid",), image_size=64),
     EvalProtocol(

@@ -4,15 +4,15 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.blocks import Blocks, Job
 from diffzoo.evaluation.checks import captions_of, check, scorers
-from diffzoo.evaluation.image_files import FolderImages, ImagesPlan
-from diffzoo.evaluation.measure import GROUPS, Features, measure, metric_of
+from diffzoo.evaluation.image_files import FolderImages, ImagesPlan, NpzImages
+from diffzoo.evaluation.measure import GROUPS, HELD_OUT, Features, held_out_distances, measure, metric_of
 from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference, reference_of
@@ -79,6 +79,7 @@ def evaluate(
     protocol: EvalProtocol,
     reference: Reference | FolderImages,
     options: RunOptions | None = None,
+    held_out: FolderImages | NpzImages | None = None,
 ) -> Result:
     """Evaluate images by a protocol.
 
@@ -90,6 +91,7 @@ def evaluate(
         protocol: how to measure; a named one with its `n` changed, for example.
         reference: what to measure against; statistics of a folder are made and kept.
         options: speed and place.
+        held_out: real images that Fréchet ratios are relative to, where the protocol does not hold their distances.
 
     Raises:
         UserError: for whatever does not fit; one sentence.
@@ -103,6 +105,9 @@ def evaluate(
     networks = load_networks(protocol.metrics, options.weights, options.device)
     if not isinstance(reference, Reference):
         reference = reference_of(reference, list(networks.values()), options.progress)
+    if held_out is not None:
+        known = held_out_distances(held_out, protocol.metrics, reference, networks)
+        protocol = replace(protocol, settings={**protocol.settings, HELD_OUT: known})
     protocol, remarks = check(source, protocol, reference, networks, options.few)
     plan = source.plan()
     size = options.block_size or (1000 if protocol.n >= 5000 else 100)

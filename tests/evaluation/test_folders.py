@@ -19,6 +19,7 @@ from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.lossy import jpeg_quality, lossy_remark
 from diffzoo.images import to_uint8
 from diffzoo.metrics import Moments, extract, frechet_distance, load_features
+from diffzoo.metrics.features import RandomConv
 
 METRICS = ("frechet:random-conv", "kid:random-conv", "recall:random-conv")
 
@@ -68,6 +69,38 @@ def test_what_was_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file: results need a folder"):
         evaluate(source, protocol(12), reference, RunOptions(out=tmp_path / "file"))
+
+
+def test_frechet_ratios_are_relative_to_held_out_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffzoo.metrics import features
+
+    monkeypatch.setitem(features.FEATURE_NETWORKS, "other-conv", lambda _: Other(seed=1))
+    parts = {"train": range(150), "held_out": range(150, 300)}
+    train, held_out = (FolderImages(str(folder(tmp_path / name, seeds))) for name, seeds in parts.items())
+    names = ("random-conv", "other-conv")
+    p = protocol(140, metrics=(*(f"frechet-ratio:{n}" for n in names), "frechet:random-conv"))
+    with pytest.raises(UserError, match="give them with --held-out"):
+        evaluate(held_out, p, train, RunOptions(out=tmp_path / "no"))
+    source = FolderImages(str(folder(tmp_path / "g", range(500, 640))))
+    result = evaluate(source, p, train, RunOptions(out=tmp_path / "out"), held_out)
+    values = {name: value.value for name, value in result.values.items()}
+    assert values["fdr2"] == pytest.approx(sum(values[f"frechet-ratio:{n}"] for n in names) / 2)
+    network = load_features("random-conv")
+    real, held = (Moments.of(extract(network, to_uint8(picture(seeds)))["pool"]) for seeds in parts.values())
+    want = values["frechet:random-conv"] / frechet_distance(held, real)
+    assert values["frechet-ratio:random-conv"] == pytest.approx(want, rel=1e-6)
+    assert result.protocol.settings["held_out_distance"].keys() == set(names)
+    # the resolved protocol holds the distances, so that it measures alike without the images
+    again = evaluate(source, result.protocol, train, RunOptions(out=tmp_path / "again"))
+    assert again.same_numbers() == result.same_numbers()
+
+
+class Other(RandomConv):
+    """The same architecture with other weights, under a name of its own."""
+
+    def __init__(self, seed: int):
+        super().__init__(seed)
+        self.name = "other-conv"
 
 
 @pytest.mark.parametrize("quality", [25, 40, 50, 75, 90, 95])

@@ -11,8 +11,8 @@ from evaluation.stand_ins import Pictures, protocol, reference
 from diffzoo.errors import UserError
 from diffzoo.evaluation import PROTOCOLS, EvalProtocol, NetworkSpec, Reference, Result, SamplePlan, compare
 from diffzoo.evaluation import protocol as named
+from diffzoo.evaluation.checks import check
 from diffzoo.evaluation.measure import ALIASES, Value, jackknife, metric_of
-from diffzoo.evaluation.run import resolve
 from diffzoo.generation.guidance import build_guidance
 from diffzoo.generation.plan import build_sampler, labels_of
 from diffzoo.metrics import load_features
@@ -60,7 +60,7 @@ def test_the_adm_protocols_are_the_published_protocol() -> None:
 
 def test_all_named_protocols() -> None:
     adm = {f"adm-imagenet{size}" for size in (64, 128, 256, 512)}
-    assert {"demo", "edm2-fdd", "coco30k-val2014", "cifar10", "celeba64", *adm} == set(PROTOCOLS)
+    assert {"demo", "edm2-fdd", "fdr", "folders", "coco30k-val2014", "cifar10", "celeba64", *adm} == set(PROTOCOLS)
     with pytest.raises(UserError, match="did you mean 'adm-imagenet256'"):
         named("adm-imagnet256")
 
@@ -239,11 +239,16 @@ def ref(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def test_a_resolved_protocol_holds_all_hashes_and_keeps_to_them(ref: Reference) -> None:
     networks = {"random-conv": load_features("random-conv")}
-    resolved = resolve(protocol(), ref, networks)
+    resolved, _ = check(Pictures(), protocol(), ref, networks)
     assert resolved.reference_sha256 == ref.sha256
     assert resolved.networks[0].weights_sha256 == networks["random-conv"].weights_sha256()
-    assert resolve(resolved, ref, networks) == resolved
+    assert check(Pictures(), resolved, ref, networks)[0] == resolved
     with pytest.raises(UserError, match="reference mismatch"):
-        resolve(replace(protocol(), reference_sha256="0" * 64), ref, networks)
+        check(Pictures(), replace(protocol(), reference_sha256="0" * 64), ref, networks)
     with pytest.raises(UserError, match="weights_sha256 000"):
-        resolve(replace(protocol(), networks=(NetworkSpec("random-conv", weights_sha256="0" * 64),)), ref, networks)
+        check(
+            Pictures(),
+            replace(protocol(), networks=(NetworkSpec("random-conv", weights_sha256="0" * 64),)),
+            ref,
+            networks,
+        )
