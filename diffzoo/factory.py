@@ -1,12 +1,17 @@
 """Registry and zoo joined: a model by name, with random or published weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
 from diffzoo.models.registry import build, entry
+
+if TYPE_CHECKING:
+    from diffzoo.zoo import Metadata
+    from diffzoo.zoo.building import Weights
 
 __all__ = ["create_model"]
 
@@ -31,7 +36,7 @@ def create_model(
         class_names: names of the new classes.
         overrides: rewrites of the config, for example `num_classes=10`, `dropout=0.2`, `depth_at={16: 36}`; with
             pretrained weights only such as keep them valid: classes, dropout and `image_size`, for which learned
-            positions are resampled.
+            positions are resampled. A bare state dict of one's own takes the overrides that it was trained with.
 
     Raises:
         UserError: for an unknown name or argument, naming the nearest right one; for weights that cannot be had.
@@ -55,7 +60,22 @@ def create_model(
         return build_with(locate(name), overrides, classes, class_names)
     found = entry(name)
     unsaid = Metadata(found.network, found.config, name)  # for files that do not say what they hold
+    if overrides and (own := _described(unsaid, pretrained, overrides)) is not None:
+        return build_as(name, own, {}, None, class_names)
     return build_as(name, locate(pretrained, metadata=unsaid), overrides, classes, class_names)
+
+
+def _described(unsaid: "Metadata", source: str | Path, overrides: Mapping[str, Any]) -> "Weights | None":
+    """Weights of a bare file that fit the registered config with the overrides, as their owner describes them."""
+    from diffzoo.zoo.loading import locate
+
+    try:
+        described = replace(unsaid, config=unsaid.config.override(**overrides))
+        weights = locate(source, metadata=described)
+    except UserError:  # the overrides change other weights, or the file is wrong, which is said there
+        return None
+    bare = replace(weights.metadata, provenance=described.provenance) == described
+    return weights if bare else None
 
 
 def copy_classes(network: Network, source: str | Path, class_names: Sequence[str]) -> list[str]:
@@ -78,12 +98,13 @@ def _is_registered(name: str) -> bool:
 
 
 def _is_source(name: str) -> bool:
+    from diffzoo.zoo.formats import SUFFIXES
     from diffzoo.zoo.manifest import list_pretrained
 
     return (
         name.startswith(("hf-hub:", "local-dir:"))
         or "/" in name
-        or Path(name).suffix in (".ckpt", ".pt", ".pth", ".safetensors", ".json", ".bin")
+        or Path(name).suffix in SUFFIXES
         or bool(list_pretrained(name.split(".", 1)[0]))
         or Path(name).exists()
     )

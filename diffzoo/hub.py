@@ -7,17 +7,20 @@ import re
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from diffzoo.cache import cache_dir, explain_disk, hub_cache_dir
 from diffzoo.errors import UserError
 
 __all__ = [
     "LOG_IN",
+    "HubPlace",
     "cached_revision",
     "check_repo",
     "explain_hub",
     "hub_endpoint",
     "hub_file",
+    "hub_place",
     "is_offline",
     "network_error",
     "offline_error",
@@ -135,6 +138,34 @@ def explain_hub(repo: str, what: str = "") -> Iterator[None]:
         if said is None:
             raise
         raise said from error
+
+
+# -- places
+
+
+class HubPlace(NamedTuple):
+    """A repository of the Hub, and a file in it where one is named."""
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+
+def hub_place(source: str) -> HubPlace | None:
+    """The place on the Hub that a source names; None for sources of other kinds.
+
+    Args:
+        source: "hf-hub:owner/name@revision", also with "hf_hub:" or "hf://" before; or the address of a repository's
+            page, of its folder or of a file in it, as a browser shows it.
+    """
+    found = re.fullmatch(r"(?:hf[-_]hub:|hf://)([^@]*)(?:@(.*))?", source)
+    if found:
+        return HubPlace(found[1], found[2] or None)
+    hosts = f"{re.escape(hub_endpoint())}|https?://(?:www\\.)?(?:huggingface|hf)\\.co"
+    page = re.fullmatch(
+        rf"(?:{hosts})/([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([^/?]+)(?:/([^?]+))?)?/?(?:\?.*)?", source
+    )
+    return HubPlace(*page.groups()) if page else None
 
 
 # -- files

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffzoo.hub import hub_place
 from diffzoo.record import to_plain
 from diffzoo.zoo.metadata import Base, Metadata, foreign_modules
 
@@ -102,8 +103,9 @@ def _front(metadata: Metadata) -> str:
     front: dict[str, Any] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", family]}
     front["pipeline_tag"] = "text-to-image" if metadata.text_encoder else "unconditional-image-generation"
     base = metadata.provenance.base
-    if base is not None and (base.source or "").startswith("hf-hub:"):
-        front["base_model"] = str(base.source).removeprefix("hf-hub:").partition("@")[0]
+    place = hub_place(base.source or "") if base is not None else None
+    if place is not None:
+        front["base_model"] = place.repo
     if licence.lower() in KNOWN:
         front["license"] = licence.lower()
     else:

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+
+from torch import Tensor
 
 from diffzoo.cache import cache_dir, free_space_for, lock
 from diffzoo.errors import UserError
@@ -13,6 +16,7 @@ from diffzoo.tensors import write_tensors
 from diffzoo.zoo import formats
 from diffzoo.zoo.building import Weights, build_meta, mismatch
 from diffzoo.zoo.fetch import fetch
+from diffzoo.zoo.finding import find_weights
 from diffzoo.zoo.manifest import Pretrained
 
 __all__ = ["convert", "converted_path", "converter_of", "entry_weights"]
@@ -31,9 +35,20 @@ def convert(item: Pretrained, path: Path) -> formats.Tensors:
     """The tensors of an original file under our names."""
     if item.converter == "diffzoo":
         return formats.read_tensors(path)
-    data = formats.read_tensors(path) if path.suffix == ".safetensors" else formats.read_pickle(path)
-    state: formats.Tensors = converter_of(item).from_official(data, item.config)
-    return state
+    read = converter_of(item).from_official
+    data = formats.read_any(path)
+    if all(isinstance(v, Tensor) for v in data.values()):
+        state: formats.Tensors = read(data, item.config)
+        return state
+
+    def convert(tensors: formats.Tensors) -> formats.Tensors | None:
+        with suppress(UserError, KeyError):
+            state: formats.Tensors = read(tensors, item.config)
+            return state
+        return None
+
+    names = build_meta(item.metadata.network, item.config).state_dict()
+    return find_weights(data, names, str(path), convert=convert)[0]
 
 
 def converter_of(item: Pretrained) -> ModuleType:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256 as file_sha256
-from diffzoo.hub import check_repo, hub_file
+from diffzoo.hub import HubPlace, check_repo, hub_file, hub_place
 from diffzoo.models.adapters import merge, plain_name
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.zoo import formats
 from diffzoo.zoo.adapt import adapt_to
 from diffzoo.zoo.building import Loaded, Weights, assign, build_meta, mismatch
 from diffzoo.zoo.entries import converter_of, entry_weights
+from diffzoo.zoo.finding import emas_in, find_weights
 from diffzoo.zoo.manifest import find_pretrained, is_pretrained, load_manifest
 from diffzoo.zoo.metadata import Base, Metadata, held_metadata, read_metadata
 
@@ -37,6 +38,10 @@ __all__ = [
     "locate",
     "read_adapter",
 ]
+
+
+# a key of `config.json` or `model_index.json` that other libraries write
+LIBRARIES = {"_class_name": "diffusers", "pretrained_cfg": "timm", "architectures": "transformers"}
 
 
 # -- what files say
@@ -53,6 +58,9 @@ def json_metadata(path: Path, where: str = "") -> Metadata:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the encoding, too
         raise UserError(f"{where} is not valid JSON ({error}): fetch it again") from error
+    library = next((name for key, name in LIBRARIES.items() if isinstance(data, dict) and key in data), None)
+    if library is not None and "config" not in data:
+        raise UserError(f"{where} is of a model of {library}, which diffzoo does not read: use it with {library}")
     return read_metadata(data, where)
 
 
@@ -118,6 +126,9 @@ def folder_file(folder: Path) -> Path:
         return folder
     run = _run_file(folder)
     if run is None:
+        for name in ("config.json", "model_index.json"):  # of another library, perhaps
+            if (folder / name).is_file():
+                json_metadata(folder / name)
         raise UserError(
             f"no weights in {folder}: expected model.safetensors with config.json, or a run with checkpoints/*.ckpt"
         )
@@ -126,12 +137,11 @@ def folder_file(folder: Path) -> Path:
 
 def _file_weights(path: Path, weights: str, metadata: Metadata | None = None) -> Weights:
     """Weights in a file; `metadata` says which network, where the file does not."""
+    data = formats.read_any(path)
     if path.name.endswith((".safetensors", formats.INDEX)):
-        data: Any = formats.read_tensors(path)
         own = _header_metadata(path) if path.suffix == ".safetensors" else None
         known = own or metadata or _sidecar_metadata(path)
     else:
-        data = formats.read_pickle(path)
         known = _checkpoint_metadata(data, path) or metadata
     if known is None:
         raise UserError(
@@ -149,23 +159,22 @@ def _file_weights(path: Path, weights: str, metadata: Metadata | None = None) ->
 def _find(data: Mapping[str, Any], metadata: Metadata, path: Path, weights: str) -> tuple[formats.Tensors, str]:
     """The tensors of a network in a file, and their place there."""
     names = build_meta(metadata.network, metadata.config).state_dict()
-    found: tuple[formats.Tensors, str] | UserError
-    try:
-        found = formats.find_weights(data, names, str(path), weights)
-        if not mismatch(names, found[0]):
-            return found
-    except UserError as error:
-        found = error
-    # perhaps the layout of the original authors, which the model's converter reads
-    for name, item in load_manifest().items() if metadata.name else ():
-        if name.split(".")[0] == metadata.name and item.converter != "diffzoo":
+    mine = metadata.name or ""
+    layouts = [v for n, v in load_manifest().items() if n.split(".")[0] == mine and v.converter != "diffzoo"]
+
+    def convert(tensors: formats.Tensors) -> formats.Tensors | None:
+        """From the layout of the original authors, if it is in that."""
+        for item in layouts:
             with suppress(UserError, KeyError, AttributeError):
-                state = converter_of(item).from_official(data, metadata.config)
+                state: formats.Tensors = converter_of(item).from_official(tensors, metadata.config)
                 if not mismatch(names, state):
-                    return state, f"converted by {item.converter}"
-    if isinstance(found, UserError):
-        raise found
-    return found  # of other shapes, which `assign` names
+                    return state
+        return None
+
+    state, place = find_weights(data, names, str(path), weights, convert)
+    if problem := mismatch(names, state):
+        raise UserError(f"the weights in {path} do not fit this network: {problem}")
+    return state, place
 
 
 # -- low-rank adapters
@@ -175,7 +184,7 @@ def _adapter_tensors(data: Mapping[str, Any], weights: str, where: str) -> tuple
     """The trained tensors in a checkpoint or file by plain name, and which they are."""
     state = data.get("state_dict", data)
     found = {plain_name(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    averages = formats.averages_in(data)
+    averages = emas_in(data)
     if weights not in ("ema", "raw") and weights not in averages:
         raise UserError(f"{where} holds no EMA {weights!r}{did_you_mean(weights, averages)}")
     if not averages or weights == "raw":
@@ -196,7 +205,7 @@ def read_adapter(
         data: what is in the file, if it is read already.
     """
     if data is None:
-        data = formats.read_tensors(path) if path.suffix == ".safetensors" else formats.read_pickle(path)
+        data = formats.read_any(path)
     tensors, place = _adapter_tensors(data, weights, str(path))
     return tensors, metadata.derived(file=str(path), weights=place)
 
@@ -259,8 +268,13 @@ def base_of(metadata: Metadata, source: str | None = None) -> Base:
 # -- sources
 
 
-def _hub_weights(repo: str, revision: str | None, weights: str) -> Weights:
+def _hub_weights(place: HubPlace, weights: str, metadata: Metadata | None) -> Weights:
+    repo, revision, file = place
     check_repo(repo)
+    if file is not None and Path(file).name not in ("config.json", "README.md", "model.safetensors"):
+        path, commit = hub_file(repo, file, revision)
+        found = _file_weights(path, weights, metadata)
+        return Weights(found.state, found.metadata.derived(repo=repo, revision=commit), f"hf-hub:{repo}@{commit}")
     config, commit = hub_file(repo, "config.json", revision)
     metadata = json_metadata(config, f"{repo}/config.json")
     try:
@@ -283,8 +297,9 @@ def locate(source: str | Path, weights: str = "ema", metadata: Metadata | None =
     """Weights and metadata behind a source.
 
     Args:
-        source: a registered `name` or `name.tag`; "hf-hub:owner/repo@revision"; "local-dir:path"; a run directory; a
-            folder in our published form; a file: `.ckpt`, `.pt`, `.pth`, `.safetensors`, sharded safetensors' index.
+        source: a registered `name` or `name.tag`; "hf-hub:owner/repo@revision" or the address of a page of the Hub;
+            "local-dir:path"; a run directory; a folder in our published form; a file: `.ckpt`, `.pt`, `.pth`, `.pkl`,
+            `.safetensors`, sharded safetensors' index.
         weights: which weights of a checkpoint: "ema" (its EMA, where it has one), "raw" or the label of an EMA.
         metadata: which network the weights belong to, for files that do not say so.
 
@@ -293,15 +308,15 @@ def locate(source: str | Path, weights: str = "ema", metadata: Metadata | None =
     """
     weights = "ema" if weights == "average" else weights  # its name in earlier versions
     text = str(source)
-    if text.startswith("hf-hub:"):
-        repo, _, revision = text.removeprefix("hf-hub:").partition("@")
-        return _hub_weights(repo, revision or None, weights)
+    place = hub_place(text)
+    if place is not None:
+        return _hub_weights(place, weights, metadata)
     path = Path(text.removeprefix("local-dir:")).expanduser()
     if path.is_dir():
         return _file_weights(folder_file(path), weights, metadata)
     if path.is_file():
         return _file_weights(path, weights, metadata)
-    if text.startswith("local-dir:") or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json"):
+    if text.startswith("local-dir:") or path.suffix in formats.SUFFIXES:
         raise UserError(f"there is no file or folder {path}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) and not is_pretrained(text):
         raise UserError(f"there is no folder {text}; a repository of the Hub is written hf-hub:{text}")

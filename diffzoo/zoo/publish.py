@@ -22,10 +22,10 @@ from typing import Any
 from diffzoo.cache import explain_disk, gigabytes, hub_cache_dir
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, sha256, write_text
-from diffzoo.hub import check_repo, explain_hub, hub_endpoint, hub_file, is_offline, offline_error
+from diffzoo.hub import HubPlace, check_repo, explain_hub, hub_endpoint, hub_file, hub_place, is_offline, offline_error
 from diffzoo.models.base import Network
 from diffzoo.zoo.card import model_card
-from diffzoo.zoo.formats import INDEX, weight_map
+from diffzoo.zoo.formats import INDEX, read_header, weight_map
 from diffzoo.zoo.loading import find_adapter, json_metadata, locate, read_adapter
 from diffzoo.zoo.manifest import find_pretrained, is_pretrained
 from diffzoo.zoo.metadata import Metadata, Provenance, foreign_modules
@@ -166,6 +166,9 @@ def stage(
         if stated and "README.md" in files:
             options = {"dataset": dataset, "evaluation": evaluations, "weights": weights not in ("ema", "average")}
             _refuse_options(path, options)
+            for name in files:
+                if name.endswith(".safetensors"):
+                    read_header(path / name)  # raises for a file that is something else, or cut off
             yield path, stated
             return
         if f"model{INDEX}" in files:
@@ -240,7 +243,7 @@ def _portable_base(metadata: Metadata, where: str) -> str | None:
     base = metadata.adapter.base if metadata.adapter is not None else ""
     if is_pretrained(base):
         return find_pretrained(base).metadata.licence
-    if not base.startswith("hf-hub:"):
+    if hub_place(base) is None:
         raise UserError(
             f"the adapters in {where} belong to {base}, which others do not have: publish that first and train from "
             "hf-hub:OWNER/NAME, or publish whole weights with --merge"
@@ -362,7 +365,7 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
     """Fetch a model from the Hub.
 
     Args:
-        repo: `owner/name`, with or without "hf-hub:" before and "@revision" behind.
+        repo: `owner/name`, with or without "hf-hub:" before and "@revision" behind, or the address of its page.
         folder: where its files go; default: they stay in the Hub's cache.
         revision: branch, tag or commit.
 
@@ -374,7 +377,8 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
     """
     from huggingface_hub import snapshot_download
 
-    repo, _, given = repo.removeprefix("hf-hub:").partition("@")
+    place = hub_place(repo) or HubPlace(*repo.split("@", 1))
+    repo, given, _ = place
     check_repo(repo)
     with explain_hub(repo):
         snapshot = Path(

@@ -1,11 +1,15 @@
 """The files that people hold: whatever the wrapping, the same tensors come out, and no file runs code."""
 
 import argparse
+import collections
 import copy
+import datetime
 import json
 import os
 import pickle
 import subprocess
+import sys
+import types
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -28,7 +32,8 @@ from diffzoo.models.base import Network
 from diffzoo.process import Eps
 from diffzoo.record import to_plain
 from diffzoo.zoo import save_pretrained
-from diffzoo.zoo.formats import find_weights, read_pickle
+from diffzoo.zoo.finding import find_weights
+from diffzoo.zoo.formats import read_any, read_pickle
 
 Tensors = dict[str, Tensor]
 PROCESS = GaussianProcess(prediction=Eps())
@@ -117,6 +122,7 @@ def lit_ema(state: Tensors) -> Tensors:
     return {**prefixed(state, "model."), **squeezed, "model_ema.decay": torch.tensor(0.99)}
 
 
+ONE = torch.tensor(1)
 FOREIGN: dict[str, tuple[Callable[[Tensors], Any], bool]] = {  # (layout, whether the average is state + 1)
     "bare": (lambda s: s, False),
     "data parallel": (lambda s: prefixed(s, "module."), False),
@@ -135,6 +141,14 @@ FOREIGN: dict[str, tuple[Callable[[Tensors], Any], bool]] = {  # (layout, whethe
         True,
     ),
     "lit ema": (lambda s: {"state_dict": lit_ema(s)}, True),
+    "JiT": (lambda s: {"model": s, "model_ema1": shifted(s, 1), "model_ema2": shifted(s, 2)}, True),
+    "BasicSR": (lambda s: {"params": s, "params_ema": shifted(s, 1)}, True),
+    "by decay": (lambda s: {"model": s, "ema_0.9999": shifted(s, 1)}, True),
+    "StyleGAN": (lambda s: {"generator": s, "g_ema": shifted(s, 1)}, True),
+    "capitals": (lambda s: {"net": s, "netEMA": shifted(s, 1)}, True),
+    "AveragedModel": (lambda s: {"model": s, "swa": {**prefixed(shifted(s, 1), "module."), "n_averaged": ONE}}, True),
+    "score_sde": (lambda s: {"model": s, "ema": {"decay": 0.99, "shadow_params": list(shifted(s, 1).values())}}, True),
+    "an object": (lambda s: {"model": s, "ema": argparse.Namespace(decay=0.9, shadow=shifted(s, 1))}, True),
 }
 
 
@@ -148,6 +162,41 @@ def test_foreign_layouts_give_the_same_tensors(tiny: Network, tmp_path: Path, la
     expected = shifted(tiny.state_dict(), by)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "weights", "sentence"),
+    [
+        (lambda s: {"ema": s}, "raw", "w holds no raw weights, only the EMA 'ema'"),
+        (lambda s: {"a": s, "b": shifted(s, 1)}, "ema", "holds two complete sets of these weights, 'a' and 'b'"),
+        (lambda s: {"model": s, "ema_0.99": s}, "ema_0.9", "holds no EMA 'ema_0.9'; did you mean 'ema_0.99'"),
+        (
+            lambda s: {"state_dict": prefixed({**s, "classes.weight": torch.ones(2)}, "net.")},
+            "ema",
+            "1 of its tensors are not the network's, for example net.classes.weight",
+        ),
+    ],
+)
+def test_what_cannot_be_told_apart_is_not_chosen(tiny: Network, make: Any, weights: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        find_weights(make(tiny.state_dict()), tiny.state_dict(), "w", weights)
+
+
+def test_a_set_is_named_by_its_place(tiny: Network) -> None:
+    state = tiny.state_dict()
+    found, place = find_weights({"a": state, "b": shifted(state, 1)}, state, "w", "b")
+    assert place == "b"
+    assert all(torch.equal(found[k], v + 1) for k, v in state.items())
+
+
+def test_a_bare_file_takes_the_overrides_it_was_trained_with(tiny: Network, tmp_path: Path) -> None:
+    mine = create_model("dimr_tiny", num_classes=3)
+    torch.save(mine.state_dict(), tmp_path / "w.pt")
+    for policy in ({}, {"classes": "random"}):
+        again = create_model("dimr_tiny", pretrained=tmp_path / "w.pt", num_classes=3, **policy)
+        assert equal(again, mine.state_dict())
+    with pytest.raises(UserError, match="should have shape"):
+        create_model("dimr_tiny", pretrained=tmp_path / "w.pt", num_classes=4)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".safetensors"])
@@ -237,6 +286,21 @@ def test_what_is_no_index_is_said(sharded: Path, content: str) -> None:
         load_any(sharded)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "library"),
+    [
+        ("model_index.json", {"_class_name": "DiTPipeline", "_diffusers_version": "0.3"}, "diffusers"),
+        ("config.json", {"_class_name": "UNet2DModel"}, "diffusers"),
+        ("config.json", {"architecture": "vit", "pretrained_cfg": {}}, "timm"),
+        ("config.json", {"architectures": ["Bert"]}, "transformers"),
+    ],
+)
+def test_a_folder_of_another_library_is_named(tmp_path: Path, file: str, content: Any, library: str) -> None:
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"is of a model of {library}, which diffzoo does not read"):
+        load_any(tmp_path)
+
+
 # -- hostile and broken files
 
 
@@ -281,10 +345,6 @@ def test_a_truncated_file_is_said_to_be_damaged(tiny: Network, tmp_path: Path, s
         create_model("dimr_tiny", pretrained=path)
 
 
-def saved(data: Any, path: Path, **options: Any) -> None:
-    torch.save(data, path, **options)
-
-
 def scripted(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -296,44 +356,156 @@ def zipped(path: Path) -> None:
         archive.writestr("a.txt", "x")
 
 
+def saved(data: Any) -> Callable[[Path], None]:
+    return lambda path: torch.save(data, path)
+
+
+def text(content: str) -> Callable[[Path], Any]:
+    return lambda path: path.write_text(content)
+
+
 FOREIGN_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "numpy scalar": (
-        lambda p: saved({"a": np.float64(3)}, p),
-        "holds an object of type numpy scalar: a file of weights",
-    ),
-    "numpy array": (lambda p: saved({"a": np.zeros(3)}, p), "holds an object of type numpy.ndarray: "),
-    "arguments": (lambda p: saved({"a": argparse.Namespace(x=1)}, p), "holds an object of type argparse.Namespace: "),
-    "path": (lambda p: saved({"a": p}, p), r"holds an object of type pathlib.*Path: "),
-    "module": (lambda p: saved(nn.Linear(2, 2), p), "holds an object of type torch.nn.modules.linear.Linear: "),
-    "process": (lambda p: saved({"a": subprocess.Popen}, p), r"wants to run \w+.Popen while it is opened: "),
-    "eval": (lambda p: saved({"a": eval}, p), "wants to run eval while it is opened: "),
+    "process": (saved({"a": subprocess.Popen}), "wants to run subprocess.Popen while it is opened; it was refused"),
+    "eval": (saved({"a": eval}), "wants to run eval while it is opened; it was refused"),
     "script": (scripted, "is a TorchScript archive, which holds a program: save the weights alone"),
-    "protocol 4": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "is a pickle of protocol 4, and only"),
-    "protocol 4, zipped": (
-        lambda p: saved({"a": "x" * 9}, p, pickle_protocol=4),
-        "is a pickle of protocol 4, and only",
-    ),
-    "pickle": (
-        lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=2)),
-        "is a pickle that torch.save did not write",
-    ),
-    "text": (lambda p: p.write_text("hello\nworld"), "is a text file that begins 'hello', not a file of weights"),
-    "page": (lambda p: p.write_text("<!DOCTYPE html>é" * 99), "is a text file that begins '<!DOCTYPE"),
-    "LFS": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a pointer of Git LFS"),
-    "safetensors": (lambda p: save_file({"a": torch.zeros(1)}, p), "is a safetensors file: give it a name that ends"),
+    "text": (text("hello\nworld"), "is a text file that begins 'hello', not a file of weights"),
+    "page": (text("<!DOCTYPE html>é" * 99), "is a web page: download the file itself"),
+    "LFS": (text("version https://git-lfs.github.com/spec/v1\n"), "is a pointer of Git LFS, not the file itself"),
+    "GGUF": (lambda p: p.write_bytes(b"GGUF\3\0\0\0" * 99), "is a GGUF file"),
+    "HDF5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" * 99), "is an HDF5 file"),
     "ZIP": (zipped, "is a ZIP archive that torch.save did not write"),
 }
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", FOREIGN_FILES)
-def test_foreign_files_have_a_sentence_each(kind: str, tmp_path: Path) -> None:
+def test_foreign_files_have_a_sentence_each(kind: str, suffix: str, tmp_path: Path) -> None:
     """Torch's own warnings would be errors here."""
     write, sentence = FOREIGN_FILES[kind]
-    write(tmp_path / "w.pt")
-    with pytest.raises(UserError, match=rf"w\.pt {sentence}") as error:
-        read_pickle(tmp_path / "w.pt")
+    path = tmp_path / f"w{suffix}"
+    write(path)
+    if suffix == ".safetensors" and kind in ("process", "eval"):
+        sentence = r"is a PyTorch file: give it a name that ends in \.pt"
+    with pytest.raises(UserError, match=rf"w{suffix} {sentence}") as error:
+        read_any(path)
     assert "\n" not in str(error.value)
-    assert "weights_only" not in str(error.value)
+
+
+def test_a_safetensors_file_under_another_name_is_said(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"is a safetensors file: give it a name that ends in \.safetensors"):
+        read_any(tmp_path / "w.pt")
+
+
+# -- what else is in training checkpoints
+
+
+class Settings:
+    """Code of the one who trained: it is not there when the file is read."""
+
+    def __init__(self) -> None:
+        self.width, self.path = 3, Path("runs") / "x"
+
+
+WRITERS: dict[str, Callable[[Any, Path], Any]] = {
+    "archive": torch.save,
+    "before archives": lambda d, p: torch.save(d, p, _use_new_zipfile_serialization=False),
+    "protocol 4": lambda d, p: torch.save(d, p, pickle_protocol=4),
+    "plain pickle": lambda d, p: p.write_bytes(pickle.dumps(d)),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_arguments_and_plain_objects_are_kept_and_no_class_is_loaded(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    data = {
+        "args": argparse.Namespace(lr=1e-4, out=Path("a/b"), sizes=[1, 2]),
+        "best": np.float64(3),
+        "history": np.zeros(3),
+        "when": datetime.datetime(2026, 1, 1),
+        "counts": collections.defaultdict(int, {"cat": 2}),
+        "settings": Settings(),
+        "seen": {1, 2},
+        "half": torch.ones(2).bfloat16(),
+        "scale": nn.Parameter(torch.ones(3)),
+        "size": torch.Size([1, 2]),
+        "network": net,
+    }
+    WRITERS[write](data, tmp_path / "w.pt")
+    monkeypatch.setattr(Settings, "__setstate__", lambda *args: pytest.fail("the class was loaded"), raising=False)
+    found = read_pickle(tmp_path / "w.pt")
+    assert found["args"] == {"lr": 1e-4, "out": "a/b", "sizes": [1, 2]}
+    assert found["settings"] == {"width": 3, "path": "runs/x"}
+    assert found["counts"]["cat"] == 2
+    assert (found["seen"], found["size"]) == ({1, 2}, torch.Size([1, 2]))
+    assert torch.equal(found["half"], data["half"])
+    assert type(found["scale"]) is Tensor
+    wanted = net.state_dict()
+    assert list(found["network"]) == list(wanted)  # a whole module is its state dict
+    assert all(torch.equal(v, wanted[k]) for k, v in found["network"].items())
+
+
+def test_no_class_or_function_of_this_process_can_be_filled(tmp_path: Path) -> None:
+    class Fill:
+        def __reduce__(self) -> Any:
+            return collections.OrderedDict, (), (None, {"update": 3})
+
+    evil = pickle.dumps(Fill(), protocol=2).replace(b")R", b"", 1)  # the class itself in place of an object
+    assert b"OrderedDict" in evil
+    (tmp_path / "w.pt").write_bytes(evil)
+    with pytest.raises(UserError, match="wants to run the state of type"):
+        read_pickle(tmp_path / "w.pt")
+
+
+# -- NVIDIA's files: pickles that carry the source code of their classes
+
+
+def persistent(network: nn.Module, source: str) -> nn.Module:
+    """The module such that its pickle names a function that would run `source`, in the form of `torch_utils`."""
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        meta = sys.modules["dnnlib.util"].EasyDict(type="class", version=6, module_src=source, class_name="Net")
+        meta.state = dict(self.__dict__, _init_kwargs={"img_resolution": 64})
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
+
+    for module in network.modules():
+        module.__class__ = type(module.__class__.__name__, (module.__class__,), {"__reduce_ex__": reduce})
+    return network
+
+
+def test_a_pickle_with_source_code_gives_tensors_and_runs_nothing(
+    tiny: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof = tmp_path / "proof"
+    source = f"open({str(proof)!r}, 'w').close()"
+    easy = type("EasyDict", (dict,), {"__module__": "dnnlib.util", "__setattr__": dict.__setitem__})
+
+    def run(meta: dict[str, Any]) -> Any:
+        exec(meta["module_src"])
+
+    run.__module__, run.__qualname__ = "torch_utils.persistence", "_reconstruct_persistent_obj"
+    run.__name__ = "_reconstruct_persistent_obj"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, members in (("dnnlib.util", {"EasyDict": easy}), ("torch_utils.persistence", {run.__name__: run})):
+            module = types.ModuleType(name)
+            vars(module).update(members)
+            patch.setitem(sys.modules, name.split(".")[0], types.ModuleType(name.split(".")[0]))
+            patch.setitem(sys.modules, name, module)
+        network = persistent(copy.deepcopy(tiny), source)
+        blob = pickle.dumps({"ema": network, "encoder": None, "dataset_kwargs": {"path": "x"}})
+        pickle.loads(blob)  # the source is run by Python's own reader
+    assert proof.exists()
+    proof.unlink()
+    path = tmp_path / "network-snapshot.pkl"
+    path.write_bytes(blob)
+    data = read_pickle(path)
+    assert not proof.exists()
+    assert data["dataset_kwargs"] == {"path": "x"}
+    assert equal(create_model("dimr_tiny", pretrained=path), tiny.state_dict())
+    _, place = find_weights(data, tiny.state_dict(), "w")
+    assert place == "ema"
 
 
 def test_an_old_pickle_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.evaluation import EvalProtocol, Result, SamplePlan
 from diffzoo.evaluation.measure import Value
-from diffzoo.hub import hub_file
+from diffzoo.hub import hub_file, hub_place
 from diffzoo.models.base import Network
 from diffzoo.process import Eps
 from diffzoo.record import to_plain
@@ -281,6 +281,43 @@ def test_shards_without_a_card_are_not_published(hub: FakeHub, tiny: Network, tm
     assert not hub.log
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf-hub:a/one",
+        "hf_hub:a/one@main",
+        "hf://a/one",
+        "URL/a/one",
+        "URL/a/one/tree/main",
+        "URL/a/one/blob/main/model.safetensors",
+        "URL/a/one/resolve/main/deep/ema.safetensors?download=true",
+    ],
+)
+def test_places_of_the_hub_as_people_paste_them(hub: FakeHub, tiny: Network, tmp_path: Path, source: str) -> None:
+    save_pretrained(tiny, tmp_path, process=PROCESS)
+    files = bytes_of(tmp_path)
+    hub.add_repo("a/one", {**files, "deep/ema.safetensors": files["model.safetensors"]})
+    mine = create_model(source.replace("URL", hub.url)).state_dict()
+    assert all(torch.equal(mine[k], v) for k, v in tiny.state_dict().items())
+
+
+def test_the_public_address_is_understood_with_another_endpoint_too() -> None:
+    assert hub_place("https://huggingface.co/a/b/resolve/v1/x/w.pt") == ("a/b", "v1", "x/w.pt")
+    assert hub_place("https://hf.co/a/b") == ("a/b", None, None)
+    assert hub_place("https://example.org/a/b") is None
+
+
+def test_a_folder_with_a_file_that_is_something_else_is_not_published(
+    hub: FakeHub, tiny: Network, tmp_path: Path
+) -> None:
+    save_pretrained(tiny, tmp_path, process=PROCESS, licence="mit")
+    (tmp_path / "README.md").write_text("# ours")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(UserError, match="is a pointer of Git LFS"):
+        push_to_hub(tmp_path, "tester/x")
+    assert not hub.log
+
+
 # -- refusals
 
 
@@ -487,7 +524,7 @@ def test_what_is_missing_or_damaged_in_a_repository_is_named(hub: FakeHub, tiny:
 
 def test_a_repository_that_is_not_ours_is_refused(hub: FakeHub) -> None:
     hub.add_repo("a/other", {"config.json": b'{"architectures": ["Bert"]}', "model.safetensors": b"x"})
-    with pytest.raises(UserError, match=r"a/other/config\.json does not say which network"):
+    with pytest.raises(UserError, match=r"a/other/config\.json is of a model of transformers"):
         pull("a/other")
     hub.add_repo("a/empty", {"README.md": b"x"})
     with pytest.raises(UserError, match=r"is not a model of diffzoo: it has no config\.json"):

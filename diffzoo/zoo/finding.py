@@ -1,0 +1,212 @@
+"""A network's weights among all that a training checkpoint holds, raw or EMA.
+
+A checkpoint holds several sets of weights under names of its framework: raw ones and EMAs, wrapped by DataParallel
+(`module.`) or compile (`_orig_mod.`), below the attribute of a LightningModule (`model.`, `network.`), or as a list in
+the order of the parameters. A *complete set* has every tensor of the network, and nothing else below its prefix. A
+complete set beside another one is an EMA if the words of its place say so (`params_ema`, `model_ema1`, `ema_0.9999`,
+`shadow_params`); two sets that no word tells apart are not chosen between.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffzoo.errors import UserError, did_you_mean
+from diffzoo.zoo.formats import Tensors
+
+__all__ = ["emas_in", "find_weights", "state_dicts"]
+
+Convert = Callable[[Tensors], Tensors | None]
+
+WRAPPERS = ("module", "_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+EMA_WORDS = ("ema", "average", "averaged", "averages", "avg", "shadow", "swa")
+PASSED = ("diffzoo", "diffzoo_averages", "optimizer_states", "optimizer", "optim", "opt", "opt_state")
+
+
+def emas_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensors]:
+    """The EMAs that our training stores, by label; empty for other files."""
+    for key in ("diffzoo", "diffzoo_averages"):
+        held = checkpoint.get(key)
+        emas = held.get("averages") if isinstance(held, Mapping) else None
+        if emas:
+            return {str(label): _tensors(tensors) for label, tensors in emas.items()}
+    return {}
+
+
+def find_weights(
+    data: Mapping[str, Any],
+    names: Mapping[str, Tensor],
+    what: str,
+    weights: str = "ema",
+    convert: Convert = lambda tensors: None,
+) -> tuple[Tensors, str]:
+    """The tensors called `names`, from wherever in a checkpoint they lie.
+
+    Args:
+        data: a state dict or a training checkpoint.
+        names: the network's state dict; parameters on the meta device where its buffers are not.
+        what: the file, for messages.
+        weights: "ema" (an EMA if there is one, else the raw weights), "raw", or the label or place of a set.
+        convert: from another layout to the network's names; None for what is not in that layout.
+
+    Returns:
+        The tensors by the network's names, and what they are: "raw", or the label or place of the EMA.
+
+    Raises:
+        UserError: if no set of weights has exactly these names, several do and no word tells which is the EMA, or
+            there is no such set.
+    """
+    raw, emas = _sets(data, names, convert)
+    base = next(iter(raw.values()), {})
+    for label, tensors in emas_in(data).items():
+        whole = {k: v for k, v in (base | tensors).items() if k in names}  # frozen weights have no EMA
+        if whole.keys() == names.keys():
+            emas[label] = whole
+    if not raw and not emas:
+        raise UserError(_nothing(data, names, what))
+    if weights in raw or weights in emas:
+        return (emas | raw)[weights], weights
+    if weights not in ("ema", "raw"):
+        raise UserError(f"{what} holds no EMA {weights!r}{did_you_mean(weights, emas)}")
+    if weights == "raw" and not raw:
+        raise UserError(f"{what} holds no raw weights, only the EMA {next(iter(emas))!r}")
+    if emas and weights == "ema":
+        label = next((label for label in emas_in(data) if label in emas), next(iter(emas)))
+        return emas[label], label
+    _only_one(raw, what)
+    return base, "raw"
+
+
+def _only_one(sets: Mapping[str, Tensors], what: str) -> None:
+    first, *rest = sets.items()
+    for place, tensors in rest:
+        if any(tensors[k].data_ptr() != v.data_ptr() for k, v in first[1].items() if v.numel()):
+            raise UserError(
+                f"{what} holds two complete sets of these weights, {first[0]!r} and {place!r}, and nothing says which "
+                f"of them is an EMA: name the one that is meant, weights={place!r}"
+            )
+
+
+# -- complete sets
+
+
+def _sets(
+    data: Mapping[str, Any], names: Mapping[str, Tensor], convert: Convert
+) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
+    """The complete sets of a network's tensors by their place: raw ones, and EMAs."""
+    found: dict[str, Tensors] = {}
+    for path, tensors in state_dicts(data):
+        if (converted := convert(tensors)) is not None:
+            found[path] = converted
+        for prefix in _prefixes(tensors, names):
+            found[f"{path}.{prefix}".strip(".")] = {name: tensors[prefix + name] for name in names}
+        if squeezed := _without_dots(tensors, names):
+            found[f"{path}.ema without dots".strip(".")] = squeezed
+    fitting = {p: t for p, t in found.items() if all(t[k].shape == v.shape for k, v in names.items())}
+    found = fitting or found
+    raw = {place: t for place, t in found.items() if not _is_ema(place, data)}
+    emas = {place: t for place, t in found.items() if place not in raw}
+    for path, values in _lists(data):
+        if named := _in_order(values, names, next(iter(raw.values()), {})):
+            (emas if _is_ema(path, data) else raw)[path] = named
+    return raw, emas
+
+
+def _is_ema(place: str, data: Mapping[str, Any]) -> bool:
+    if "current_model_state" in data:
+        return place.split(".")[0] == "state_dict"  # Lightning's WeightAveraging swaps: `state_dict` is the EMA
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", place)
+    return any(word.lower() in EMA_WORDS or word.lower().startswith("ema") for word in words)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the wrappers of compile, DataParallel and the like."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _tensors(data: Any) -> Tensors:
+    if not isinstance(data, Mapping):
+        return {}
+    return {_plain(k): v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _nested(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is a mapping or a list, with its path, outermost first; not of optimizers or our own EMAs."""
+    yield path, data
+    for key, value in data.items():
+        if isinstance(key, str) and key not in PASSED:
+            inside = f"{path}.{key}" if path else key
+            if isinstance(value, Mapping):
+                yield from _nested(value, inside)
+            elif isinstance(value, list | tuple):
+                yield inside, value
+
+
+def state_dicts(data: Mapping[str, Any]) -> Iterator[tuple[str, Tensors]]:
+    """Every dict of tensors in a checkpoint with its place, outermost first."""
+    for path, held in _nested(data):
+        if isinstance(held, Mapping) and (tensors := _tensors(held)):
+            yield path, tensors
+
+
+def _lists(data: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    for path, held in _nested(data):
+        if not isinstance(held, Mapping) and held and all(isinstance(v, Tensor) for v in held):
+            yield path, held
+
+
+def _in_order(values: Sequence[Tensor], names: Mapping[str, Tensor], base: Tensors) -> Tensors:
+    """Parameters that a file lists without names, as score_sde and diffusers keep EMAs; buffers are the raw ones."""
+    meta = [k for k, v in names.items() if v.is_meta]
+    parameters = list(names) if len(values) == len(names) else meta
+    if len(parameters) != len(values) or not (base or len(parameters) == len(names)):
+        return {}
+    if any(names[k].shape != v.shape for k, v in zip(parameters, values, strict=True)):
+        return {}
+    return {k: base.get(k, names[k]) for k in names} | dict(zip(parameters, values, strict=True))
+
+
+def _without_dots(tensors: Tensors, names: Mapping[str, Any]) -> Tensors:
+    """An EMA whose names lost their dots, as `LitEma` stores it beside the raw weights; else nothing."""
+    squeezed = {name.replace(".", ""): name for name in names}
+    for prefix in {k[: -len(s)] for k in tensors for s in squeezed if k.endswith(s) and "ema" in k[: -len(s)]}:
+        if all(prefix + s in tensors for s in squeezed):
+            return {name: tensors[prefix + s] for s, name in squeezed.items()}
+    return {}
+
+
+def _prefixes(tensors: Tensors, names: Mapping[str, Any]) -> list[str]:
+    """Prefixes behind which every one of `names` is found and nothing else."""
+    first = next(iter(names))
+    candidates = [k[: -len(first)] for k in tensors if k == first or k.endswith("." + first)]
+    return [p for p in candidates if all(p + n in tensors for n in names) and not _left_over(tensors, names, p)]
+
+
+def _left_over(tensors: Tensors, names: Mapping[str, Any], prefix: str) -> list[str]:
+    """Tensors below a prefix that the network has no place for: strict loading would be a lie.
+
+    A number with a plain name, such as `n_averaged` of `AveragedModel`, belongs to the one who counts.
+    """
+    rest = [k for k in tensors if k.startswith(prefix) and k[len(prefix) :] not in names]
+    return [k for k in rest if tensors[k].ndim or "." in k]
+
+
+def _nothing(data: Mapping[str, Any], names: Mapping[str, Any], what: str) -> str:
+    """What is wrong with the set that comes closest: what it lacks, or what is left over."""
+    best: Tensors = {}
+    most, prefix = -1, ""
+    for _, tensors in state_dicts(data):
+        first = {k[: -len(n)] for n in list(names)[:3] for k in tensors if k == n or k.endswith("." + n)}
+        for candidate in first or {""}:
+            count = sum(candidate + n in tensors for n in names)
+            if count > most:
+                best, most, prefix = tensors, count, candidate
+    missing = [n for n in names if prefix + n not in best]
+    if missing:
+        part = f"{len(missing)} of the network's {len(names)} tensors are not in it, for example {missing[0]}"
+    else:
+        rest = _left_over(best, names, prefix)
+        part = f"{len(rest)} of its tensors are not the network's, for example {rest[0]}"
+    return f"{what} does not hold the weights of this network: {part}"
