@@ -39,7 +39,7 @@ def check(text: str, file: str = "checkpoints.yaml") -> list[str]:
             continue
         found = [
             *_names(item),
-            *_numbers(manifest.data[name]),
+            *_numbers(manifest.data(name)),
             *_pins(item),
             *_process(item),
             *_partners(item, manifest),

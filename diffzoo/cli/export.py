@@ -1,4 +1,4 @@
-"""`diffzoo export RUN FILE`: one safetensors file out of a run, and its entry for the manifest."""
+"""`diffzoo export RUN FILE`: one safetensors file out of a run."""
 
 import argparse
 
@@ -12,12 +12,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "fp16"], help="in the file (default: fp32)")
     parser.add_argument("--licence", "--license", help="licence of the weights; no default")
     parser.add_argument("--weights", default="ema", help="ema (default), raw, or the label of an EMA")
-    parser.add_argument("--tag", default="own", help="of the entry for checkpoints.yaml (default: own)")
     parser.add_argument("--guidance", type=float, help="strength that becomes the default, 1 = none")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; print its hash and its entry."""
+    """Write the file; print its size and hash."""
     from diffzoo.sampling import Guidance
     from diffzoo.zoo.export import export
 
@@ -28,8 +27,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         licence=args.licence,
         weights=args.weights,
-        tag=args.tag,
         guidance=guidance,
     )
-    print(f"# {made}\n{made.yaml()}", end="")
+    print(made)
     return 0

@@ -1,11 +1,9 @@
-"""One file of weights out of a run, small enough to ship, and its entry for the manifest.
+"""One file of weights out of a run, small enough to ship.
 
-    made = export("runs/emoji", "diffzoo/weights/simple_uvit_xs_32.emoji.safetensors", dtype="bf16", licence="mit")
-    print(made.yaml())          # to paste into checkpoints.yaml
+    export("runs/emoji", "simple_uvit_xs_32.emoji.safetensors", dtype="bf16", licence="mit")
 
-The file holds the EMA of the weights under our own names, with its metadata in the header, so it also loads by its path
-alone. Weights of 16 bits load as float32; the fingerprint of the entry is that of the rounded weights, which are what
-users get.
+The file holds the EMA of the weights under our own names, with its metadata in the header, so it loads by its path
+alone. Weights of 16 bits load as float32. `tools/manifest_entry.py` makes an entry for the manifest of it.
 """
 
 from collections.abc import Mapping
@@ -19,16 +17,11 @@ from torch import Tensor
 from diffzoo.cache import gigabytes
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256
-from diffzoo.models.registry import entry
-from diffzoo.record import from_plain, to_plain
+from diffzoo.record import from_plain
 from diffzoo.sampling import Guidance
-from diffzoo.zoo.building import assign, build_meta
 from diffzoo.zoo.loading import locate
-from diffzoo.zoo.manifest import IN_METADATA
-from diffzoo.zoo.metadata import Metadata
 from diffzoo.zoo.publish import agreed_licence, published_provenance
 from diffzoo.zoo.saving import save_weights
-from diffzoo.zoo.verify import fingerprint
 
 __all__ = ["DTYPES", "Exported", "export"]
 
@@ -45,22 +38,12 @@ class Exported:
         size: bytes.
         sha256: of the file.
         largest_change: what rounding to `dtype` changed at most, relative to the largest weight of its tensor.
-        entry: its fields in the manifest.
-        name: `model.tag`, the entry's name.
     """
 
     path: Path
     size: int
     sha256: str
     largest_change: float
-    entry: Mapping[str, Any]
-    name: str
-
-    def yaml(self) -> str:
-        """The entry as text for `checkpoints.yaml`."""
-        import yaml
-
-        return str(yaml.safe_dump({self.name: dict(self.entry)}, sort_keys=False, allow_unicode=True, width=120))
 
     def __str__(self) -> str:
         change = f", rounding changed weights by at most {self.largest_change:.1e}" if self.largest_change else ""
@@ -74,9 +57,7 @@ def export(
     dtype: Dtype = "fp32",
     licence: str | None = None,
     weights: str = "ema",
-    tag: str = "own",
     guidance: Guidance | Mapping[str, Any] | None = None,
-    training: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write the weights of a run, a checkpoint or any other source to one safetensors file.
 
@@ -86,12 +67,10 @@ def export(
         dtype: of floating-point tensors in the file.
         licence: of the weights; required unless the source states one, which cannot be changed here.
         weights: which weights of a checkpoint: "ema", "raw" or the label of an EMA.
-        tag: what follows the dot in the name of the manifest's entry.
         guidance: that becomes the default when these weights are sampled.
-        training: how they were trained, for the entry: {recipe, hardware, hours, ...}.
 
     Raises:
-        UserError: without a licence, for weights that overflow the type, or a network that has no registered name.
+        UserError: without a licence, or for weights that overflow the type.
     """
     path = Path(path)
     if dtype not in DTYPES:
@@ -102,8 +81,6 @@ def export(
     licence = agreed_licence(licence, found.metadata.licence, found.where)
     if not licence:
         raise UserError("weights need a licence before they are given away: say which, for example mit or cc-by-4.0")
-    if found.metadata.kind != "denoiser" or found.metadata.name is None:
-        raise UserError(f"{found.where} does not say which registered denoiser it belongs to: train it by its name")
     asked = from_plain(Guidance, guidance, "guidance") if guidance is not None else None
     state, change = _rounded(found.state, DTYPES[dtype], found.where)
     metadata = replace(
@@ -113,8 +90,7 @@ def export(
         provenance=published_provenance(found.metadata.provenance),
     )
     save_weights(state, metadata, path)
-    fields = _fields(metadata, path, state, training or {})
-    return Exported(path, path.stat().st_size, fields["sha256"], change, fields, f"{metadata.name}.{tag}")
+    return Exported(path, path.stat().st_size, sha256(path), change)
 
 
 def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tuple[dict[str, Tensor], float]:
@@ -129,25 +105,3 @@ def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tup
             scale = float(value.abs().max()) or 1.0
             change = max(change, float((rounded[name].double() - value.double()).abs().max()) / scale)
     return rounded, change
-
-
-def _fields(metadata: Metadata, path: Path, state: Mapping[str, Tensor], training: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an entry of the manifest."""
-    network = assign(build_meta(metadata.network, metadata.config), state, str(path))
-    registered = to_plain(entry(str(metadata.name)).config)
-    origin = to_plain(metadata.provenance, sparse=True)
-    plain = metadata.to_plain()
-    fields = {
-        "model": metadata.name,
-        "source": {"package": f"weights/{path.name}"},
-        "sha256": sha256(path),
-        "size": path.stat().st_size,
-        "code_licence": "Apache-2.0",
-        "weights_licence": metadata.licence,
-        "converter": "diffzoo",
-        "config": {k: v for k, v in to_plain(metadata.config).items() if v != registered.get(k, object())},
-        **{key: plain.get(key) for key in IN_METADATA},
-        "fingerprint": to_plain(fingerprint(network, metadata.known_process())),
-        "training": {**origin, **training},
-    }
-    return {k: v for k, v in fields.items() if v not in (None, {}, [])}

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from manifest_entry import manifest_entry
 from safetensors import safe_open
 
 from diffzoo import GaussianProcess, create_model, load_any, pipeline
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.files import sha256
 from diffzoo.models import registry, uvit_bao
 from diffzoo.process import V
+from diffzoo.sampling import Guidance
 from diffzoo.zoo import manifest, save_pretrained
 from diffzoo.zoo.export import export
 from diffzoo.zoo.verify import verify
@@ -42,7 +45,7 @@ def install(made: Any, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "weights").mkdir(parents=True)
     made.path.rename(package / "weights" / made.path.name)
     monkeypatch.setattr("diffzoo.zoo.fetch.PACKAGE", package)
-    entries = manifest.parse_manifest(made.yaml(), "own.yaml")
+    entries = manifest.parse_manifest(manifest_entry(package / "weights" / made.path.name, "own"), "own.yaml")
     monkeypatch.setattr(manifest, "_load", lambda path: entries)
 
 
@@ -50,7 +53,7 @@ def install(made: Any, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_in_the_package_load_by_name_without_a_network(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path, dtype: Any
 ) -> None:
-    made = export(source, tmp_path / "w.safetensors", dtype=dtype, licence="mit", tag="own",
+    made = export(source, tmp_path / "w.safetensors", dtype=dtype, licence="mit",
                   guidance={"formula": "uncond + s * (cond - uncond)", "scale": 2.0})  # fmt: skip
     install(made, tmp_path / "site" / "diffzoo", monkeypatch)
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("went to the network"))
@@ -71,7 +74,7 @@ def test_weights_in_the_package_load_by_name_without_a_network(
 
 
 def test_the_header_says_everything_and_the_file_loads_alone(source: Path, tmp_path: Path) -> None:
-    made = export(source, tmp_path / "w.safetensors", dtype="bf16", licence="cc0-1.0", training={"hours": 0.5})
+    made = export(source, tmp_path / "w.safetensors", dtype="bf16", licence="cc0-1.0")
     with safe_open(made.path, "pt") as file:
         header = json.loads(file.metadata()["diffzoo"])
     assert (header["licence"], header["class_names"]) == ("cc0-1.0", list(NAMES))
@@ -79,9 +82,7 @@ def test_the_header_says_everything_and_the_file_loads_alone(source: Path, tmp_p
     assert header["process"]["prediction"] == {"class": "diffzoo.process.V"}
     assert str(tmp_path) not in json.dumps(header)
     assert load_any(made.path).process == GaussianProcess(prediction=V())
-    fields = yaml.safe_load(made.yaml())["uvit_nano.own"]
-    assert fields["training"]["hours"] == 0.5
-    assert fields["config"] == {"num_classes": 4}
+    assert yaml.safe_load(manifest_entry(made.path, "own"))["uvit_nano.own"]["config"] == {"num_classes": 4}
     assert 0 < made.largest_change < 2**-7  # bfloat16 has 8 bits of mantissa
     assert export(source, tmp_path / "v.safetensors", dtype="bf16", licence="cc0-1.0").sha256 == made.sha256
 
@@ -139,10 +140,9 @@ def test_what_does_not_fit_into_half_precision_is_refused(source: Path, tmp_path
 
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "w.safetensors"
-    options = ["--dtype", "bf16", "--licence", "mit", "--tag", "nano", "--guidance", "1.5"]
+    options = ["--dtype", "bf16", "--licence", "mit", "--guidance", "1.5"]
     assert main(["export", str(source), str(file), *options]) == 0
-    entry = yaml.safe_load(capsys.readouterr().out)["uvit_nano.nano"]
-    assert entry["size"] == file.stat().st_size
-    assert entry["guidance"]["scale"] == 1.5
+    assert sha256(file) in capsys.readouterr().out
+    assert load_any(file).metadata.guidance == Guidance(1.5)
     assert main(["export", str(source), str(tmp_path / "w.pt"), "--licence", "mit"]) == 2
     assert "ends in .safetensors" in capsys.readouterr().err
