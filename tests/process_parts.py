@@ -45,6 +45,7 @@ SCHEDULES: dict[str, Schedule] = {
     "DDPM, 250 steps": DiscreteBetas("linear", 250),
     "Stable Diffusion": DiscreteBetas("scaled_linear", 1000, 0.00085, 0.012),
     "improved DDPM": DiscreteBetas("cosine"),
+    "zero terminal SNR": DiscreteBetas("scaled_linear", 1000, 0.00085, 0.012, zero_terminal_snr=True),
 }
 # where a schedule in true time is capped, or continues its table: outside there is nothing to invert
 INSIDE: dict[str, tuple[float, float]] = {
@@ -54,6 +55,7 @@ INSIDE: dict[str, tuple[float, float]] = {
     "DDPM, 250 steps": (4e-3, 1.0),
     "Stable Diffusion": (1e-3, 1.0),
     "improved DDPM": (1e-3, 0.999),
+    "zero terminal SNR": (1e-3, 1.0),
 }
 PATHS: dict[str, Path] = {
     "preserving": VariancePreserving(),

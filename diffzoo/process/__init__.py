@@ -16,6 +16,7 @@ from diffzoo.process.schedules import (
     Schedule,
     Shifted,
 )
+from diffzoo.process.time_density import CosMap, LogitNormal, LogNormalSigma, TimeDensity
 from diffzoo.process.weightings import EDM, ELBO, MinSNR, Sigmoid, UniformEps, UniformFlow, UniformV, Weighting
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ELBO",
     "X0",
     "BoundaryV",
+    "CosMap",
     "Cosine",
     "DiscreteBetas",
     "Eps",
@@ -33,7 +35,9 @@ __all__ = [
     "LinearBeta",
     "LinearLogSNR",
     "LinearTime",
+    "LogNormalSigma",
     "LogSNRConditioning",
+    "LogitNormal",
     "MinSNR",
     "NoiseConditioning",
     "OffsetCosine",
@@ -44,6 +48,7 @@ __all__ = [
     "Sigmoid",
     "Straight",
     "TimeConditioning",
+    "TimeDensity",
     "UniformEps",
     "UniformFlow",
     "UniformV",

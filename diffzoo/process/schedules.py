@@ -346,6 +346,9 @@ class DiscreteBetas(Schedule):
         steps: N.
         beta_start, beta_end: first and last beta of the linear kinds. For "linear" they hold at N = 1000 and scale
             as 1000 / N, as in ADM.
+        zero_terminal_snr: shift and scale alpha so that the last step is pure noise and the first stays what it is
+            (arXiv:2305.08891, Algorithm 1). Its log-SNR is -`max_logsnr` here, not -infinity. Noise cannot be told from
+            data there: predict V.
     """
 
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
@@ -353,6 +356,7 @@ class DiscreteBetas(Schedule):
     beta_start: float = 1e-4
     beta_end: float = 0.02
     max_logsnr: float = 20.0
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "scaled_linear", "cosine"):
@@ -363,6 +367,12 @@ class DiscreteBetas(Schedule):
     @cached_property
     def betas(self) -> Tensor:
         """The N betas, float64 `(N,)`; entry i belongs to step n = i + 1."""
+        if not self.zero_terminal_snr:
+            return self._plain_betas
+        return -torch.expm1(2 * torch.cat([self.log_alpha[:1], self.log_alpha.diff()]))
+
+    @property
+    def _plain_betas(self) -> Tensor:
         n = self.steps
         if self.kind == "linear":
             scale = 1000 / n
@@ -376,7 +386,12 @@ class DiscreteBetas(Schedule):
     @cached_property
     def log_alpha(self) -> Tensor:
         """log alpha at steps 1..N, float64 `(N,)`: half the sum of log(1 - beta)."""
-        return torch.log1p(-self.betas).cumsum(0) / 2
+        plain = torch.log1p(-self._plain_betas).cumsum(0) / 2
+        if not self.zero_terminal_snr:
+            return plain
+        alpha = plain.exp()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        return alpha.log().clamp_min(-0.5 * math.log1p(math.exp(self.max_logsnr)))
 
     def snap(self, t: Times) -> Times:
         """The step at or after each time: uniform times in [0, 1] become the N steps, equally often."""

@@ -24,6 +24,7 @@ from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, Guidance, Gu
 from diffzoo.sampling.loop import Moment, integrate, sample
 from diffzoo.sampling.multistep import DEIS, DPMSolverMultistep, UniPC
 from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
+from diffzoo.sampling.thresholding import DynamicThresholding
 from diffzoo.sampling.trajectory import Trajectory
 from diffzoo.sampling.upsample import upsample
 
@@ -43,6 +44,7 @@ __all__ = [
     "DPMSolverSDE",
     "Denoise",
     "Denoiser",
+    "DynamicThresholding",
     "EDMEuler",
     "Euler",
     "EulerMaruyama",

@@ -16,13 +16,18 @@ Scales are written in two ways, and confusing them is a common reason for pictur
                                                                            (1 + eta) cond - eta uncond
 
 A weight of 1 changes nothing and costs one network call.
+
+A large weight makes the network's output larger than it ever was in training, and images too bright. With phi =
+`rescale` a part of that is undone (arXiv:2305.08891, Eq. 14-16), image by image, on what the network says:
+
+    (2)  out = (phi std(good) / std(guided) + 1 - phi) guided
 """
 
 import math
 from abc import ABC, abstractmethod
 from copy import copy
-from dataclasses import dataclass, field
-from typing import Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -106,7 +111,8 @@ class _Extrapolation(ABC):
         per: Literal["image", "class"],
         interval: GuidanceSchedule | None,
         decay: GuidanceSchedule | None,
-        channels: int | None = None,
+        channels: int | None,
+        rescale: float,
     ):
         if formula not in ("uncond", "cond"):
             raise UserError(f"expected guidance formula 'uncond' or 'cond', got {formula!r}")
@@ -116,7 +122,9 @@ class _Extrapolation(ABC):
         self.scale = torch.as_tensor(scale, dtype=torch.float64).cpu()
         if self.scale.ndim > 1:
             raise UserError(f"expected one guidance scale or a vector, got shape {tuple(self.scale.shape)}")
-        self.interval, self.decay, self.channels = interval, decay, channels
+        if not 0 <= rescale <= 1:
+            raise UserError(f"expected a rescale of guidance in [0, 1], got {rescale}")
+        self.interval, self.decay, self.channels, self.rescale = interval, decay, channels, rescale
 
     @property
     def process(self) -> GaussianProcess:
@@ -166,7 +174,16 @@ class _Extrapolation(ABC):
                 torch.cat([guided[:, : self.channels], plain[:, self.channels :]], dim=1)
                 for guided, plain in ((x, good.x), (eps, good.eps))
             )
-        return Estimate(x, eps, good.variance)
+        guided = Estimate(x, eps, good.variance)
+        return self._rescaled(guided, good, z, t) if self.rescale else guided
+
+    def _rescaled(self, guided: Estimate, good: Estimate, z: Tensor, t: Tensor) -> Estimate:
+        """(2)."""
+        process = replace(self.process, learned_variance=False) if self.process.learned_variance else self.process
+        output, usual = (process.target(e.x, e.eps, t) for e in (guided, good))
+        ratio = usual.flatten(1).std(1) / output.flatten(1).std(1)
+        output = output * expand_like(self.rescale * ratio + 1 - self.rescale, z)
+        return process.interpret(output, z, t)._replace(variance=guided.variance)
 
     @abstractmethod
     def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
@@ -189,6 +206,7 @@ class ClassifierFree(_Extrapolation):
             empty or of a negative caption.
         channels: guide the first so many channels and leave the others conditional; None = all. The published numbers
             of DiT, SiT and LightningDiT were drawn with 3 of 4 or of 32 latent channels guided.
+        rescale: phi in (2); 0 = none, 0.7 in the paper.
     """
 
     def __init__(
@@ -203,8 +221,9 @@ class ClassifierFree(_Extrapolation):
         batched: bool = True,
         null: Condition | None = None,
         channels: int | None = None,
+        rescale: float = 0.0,
     ):
-        super().__init__(denoise, scale, formula, per, interval, decay, channels)
+        super().__init__(denoise, scale, formula, per, interval, decay, channels, rescale)
         self.batched, self.null = batched, null
 
     def null_condition(self, cond: Condition | None) -> Condition | None:
@@ -235,6 +254,7 @@ class Autoguidance(_Extrapolation):
         per: what a vector of scales counts.
         interval: where guidance acts.
         decay: how it fades.
+        rescale: phi in (2); 0 = none, 0.7 in the paper.
     """
 
     def __init__(
@@ -247,8 +267,9 @@ class Autoguidance(_Extrapolation):
         per: Literal["image", "class"] = "image",
         interval: GuidanceSchedule | None = None,
         decay: GuidanceSchedule | None = None,
+        rescale: float = 0.0,
     ):
-        super().__init__(denoise, scale, formula, per, interval, decay)
+        super().__init__(denoise, scale, formula, per, interval, decay, None, rescale)
         self.weak = weak
         if (weak.process.schedule, weak.process.path) != (denoise.process.schedule, denoise.process.path):
             raise UserError("autoguidance needs two networks of the same schedule and path")
@@ -274,6 +295,7 @@ class Guidance:
         interval: where guidance acts; None = everywhere.
         decay: how it fades; None = not at all.
         channels: only the first so many are guided; None = all.
+        rescale: phi in (2); 0 = none.
     """
 
     scale: float | tuple[float, ...]
@@ -281,6 +303,7 @@ class Guidance:
     interval: GuidanceSchedule | None = field(default=None, metadata={"usual": Interval})
     decay: GuidanceSchedule | None = field(default=None, metadata={"usual": PowerCosine})
     channels: int | None = None
+    rescale: float = 0.0
 
     @property
     def acts(self) -> bool:
@@ -299,18 +322,10 @@ class Guidance:
         """
         scale = torch.tensor(self.scale, dtype=torch.float64)
         per: Literal["image", "class"] = "class" if isinstance(self.scale, tuple) else "image"
+        when: dict[str, Any] = {"interval": self.interval, "decay": self.decay, "rescale": self.rescale}
         if weak is not None:
-            return Autoguidance(denoise, weak, scale, self.formula, per=per, interval=self.interval, decay=self.decay)
-        return ClassifierFree(
-            denoise,
-            scale,
-            self.formula,
-            per=per,
-            interval=self.interval,
-            decay=self.decay,
-            null=null,
-            channels=self.channels,
-        )
+            return Autoguidance(denoise, weak, scale, self.formula, per=per, **when)
+        return ClassifierFree(denoise, scale, self.formula, per=per, null=null, channels=self.channels, **when)
 
 
 def rows_of(denoise: Denoise, part: slice) -> Denoise:

@@ -26,6 +26,7 @@ from diffzoo.process import (
     DiscreteBetas,
     GaussianProcess,
     Shifted,
+    TimeDensity,
     UniformEps,
     Weighting,
     denoising_loss,
@@ -72,6 +73,8 @@ class DiffusionModule(L.LightningModule):
         lora: train low-rank adapters and the class table alone; checkpoints then hold nothing else.
         process: schedule, path, prediction and what the network reads.
         weighting: which noise levels matter.
+        time_density: where training times are drawn, which weighs noise levels too (`process/time_density.py`); None =
+            uniformly.
         loss_resolutions: the resolutions of Simple Diffusion's multiscale loss, in pixels; None = plain loss.
         loss_coefficients: weight of each output of a multi-resolution network; None = 1 / ratio^2.
         condition_dropout: probability that a sample is trained without its condition, for classifier-free guidance.
@@ -102,6 +105,7 @@ class DiffusionModule(L.LightningModule):
         lora: LoRA | None = None,
         process: GaussianProcess = GaussianProcess(),  # noqa: B008  frozen
         weighting: Weighting = UniformEps(),  # noqa: B008  frozen
+        time_density: TimeDensity | None = None,
         loss_resolutions: list[int] | None = None,
         loss_coefficients: list[float] | None = None,
         condition_dropout: float = 0.1,
@@ -141,6 +145,7 @@ class DiffusionModule(L.LightningModule):
             inject(self.network, lora)
         self._drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.network.modules())
         self.process, self.weighting, self.sampler = process, weighting, sampler
+        self.time_density = time_density
         self.loss_resolutions, self.loss_coefficients = loss_resolutions, loss_coefficients
         self.condition_dropout = condition_dropout if self.network.config.null_class else 0.0
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -185,7 +190,7 @@ class DiffusionModule(L.LightningModule):
         index = self._index(batch, batch_idx)
         x = self.clean(batch, index)
         cond = self.condition(batch, index)
-        t = draws.times(self.seed, index, self.device)
+        t = self._times(index)
         eps = draws.normal("eps", self.seed, index, x.shape[1:], self.device)
         if self._drops:
             draws.seed_layers(self.seed, index)
@@ -198,13 +203,17 @@ class DiffusionModule(L.LightningModule):
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
         index = batch["id"].tolist() if "id" in batch else self._places(batch, batch_idx)
         x = self.clean(batch, index)
-        t = draws.times(self.seed, index, self.device)
+        t = self._times(index)
         eps = draws.normal("validation", self.seed, index, x.shape[1:], self.device)
         loss = self.losses(x, eps, t, self.condition(batch, None)).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
         self.log(
             "step", float(self.global_step), sync_dist=True, batch_size=len(x)
         )  # Lightning would write the number before
+
+    def _times(self, index: list[int]) -> Tensor:
+        u = draws.times(self.seed, index, self.device)
+        return u if self.time_density is None else self.time_density.times(self.process, u)
 
     def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """Weighted loss per sample, `(b,)`."""

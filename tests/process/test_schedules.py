@@ -185,6 +185,19 @@ def test_discrete_tables_multiply_up(kind: str) -> None:
     torch.testing.assert_close(schedule.logsnr(t), torch.tensor(want, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
+def test_zero_terminal_snr() -> None:
+    """Algorithm 1 of arXiv:2305.08891 written out; only the last step differs, being next to zero instead of zero."""
+    plain = DiscreteBetas("scaled_linear", 1000, 0.00085, 0.012)
+    root = (1 - plain.betas).cumprod(0).sqrt()
+    wanted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    rescaled = SCHEDULES["zero terminal SNR"]
+    assert isinstance(rescaled, DiscreteBetas)
+    torch.testing.assert_close(rescaled.log_alpha.exp()[:-1], wanted[:-1])
+    assert float(rescaled.log_alpha[-1].exp()) == pytest.approx(math.exp(-10), rel=1e-6)
+    assert rescaled.logsnr_min == pytest.approx(-20)
+    torch.testing.assert_close((1 - rescaled.betas).cumprod(0).sqrt(), rescaled.log_alpha.exp())
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

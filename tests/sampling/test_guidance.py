@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,12 +11,14 @@ from oracles import GaussianOracle, MixtureOracle
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.process import Cosine, GaussianProcess, LinearTime
+from diffzoo.process import Cosine, Estimate, Flow, GaussianProcess, LinearTime, Straight
 from diffzoo.sampling import (
     DDIM,
     Autoguidance,
     ClassifierFree,
     DPMSolverMultistep,
+    DynamicThresholding,
+    Guidance,
     Interval,
     PowerCosine,
     UniformLogSNR,
@@ -60,6 +63,46 @@ def test_guided_estimates_still_explain_z(scale: float, u: float) -> None:
     t = torch.tensor(u, dtype=torch.float64)
     guided = ClassifierFree(oracle(), scale)(z, t, cond)
     torch.testing.assert_close(PROCESS.add_noise(guided.x, guided.eps, t), z, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "process", [PROCESS, GaussianProcess(LinearTime(-9, 9), Straight(), Flow())], ids=["v", "flow"]
+)
+def test_rescaled_guidance(process: GaussianProcess) -> None:
+    """Eq. 14-16 of arXiv:2305.08891: at phi = 1 the output has the standard deviation that it has without guidance."""
+
+    def said(estimate: Estimate) -> Tensor:
+        return process.target(estimate.x, estimate.eps, T)
+
+    denoise = MixtureOracle(process, torch.tensor([0.6, 0.4]), MEANS, torch.tensor([0.5, 0.7]))
+    z, cond = batch()
+    plain, guided = said(denoise(z, T, cond)), said(ClassifierFree(denoise, 7.0)(z, T, cond))
+    ratio = plain.flatten(1).std(1) / guided.flatten(1).std(1)
+    for phi in (0.7, 1.0):
+        got = ClassifierFree(denoise, 7.0, rescale=phi)(z, T, cond)
+        torch.testing.assert_close(said(got), guided * (phi * ratio + 1 - phi).reshape(4, 1, 1, 1))
+        torch.testing.assert_close(process.add_noise(got.x, got.eps, T), z)
+    torch.testing.assert_close(said(got).flatten(1).std(1), plain.flatten(1).std(1))
+    torch.testing.assert_close(Guidance(7.0, rescale=1.0).around(denoise)(z, T, cond).x, got.x)
+    with pytest.raises(UserError, match=r"in \[0, 1\]"):
+        ClassifierFree(denoise, 7.0, rescale=1.2)
+
+
+def test_dynamic_thresholding() -> None:
+    """Section 2.3 of arXiv:2205.11487: each image by its own quantile, and images within [-1, 1] as they are."""
+    z, cond = batch()
+    z = torch.cat([z[:2], 20 * z[2:]])
+    inner = ClassifierFree(oracle(), 9.0)
+    plain, got = inner(z, T, cond), DynamicThresholding(inner, 0.9)(z, T, cond)
+    for before, after in zip(plain.x.flatten(1), got.x.flatten(1), strict=True):
+        s = max(1.0, float(np.quantile(before.abs().numpy(), 0.9)))
+        torch.testing.assert_close(after, (before.clamp(-s, s) / s), rtol=1e-6, atol=1e-6)
+    assert float(plain.x.abs().max()) > 1 >= float(got.x.abs().max())
+    torch.testing.assert_close(PROCESS.add_noise(got.x, got.eps, T), z)
+    calm = DynamicThresholding(oracle())(z[:1] * 0, T)
+    torch.testing.assert_close(calm.x, oracle()(z[:1] * 0, T).x)
+    with pytest.raises(UserError, match="quantile"):
+        DynamicThresholding(inner, 1.0)
 
 
 def test_formulas_differ_by_one() -> None:
