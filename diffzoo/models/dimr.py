@@ -31,7 +31,6 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
 from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
-from diffzoo.nn.depthwise import DepthwiseConv2d
 from diffzoo.nn.time_dependent import NORMS, TimeDependentLayerNorm, build_norm
 from diffzoo.nn.vit_layers import Conv2d, Embedding, Linear
 from diffzoo.typing import Condition
@@ -262,7 +261,8 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, stage: DiMRStage, config: DiMRConfig):
         super().__init__()
-        self.conv = DepthwiseConv2d(stage.width, stage.kernel_size)
+        width, kernel = stage.width, stage.kernel_size
+        self.conv = Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.mlp = GatedMLP(stage, config)
         self.dropout = nn.Dropout(stage.dropout)
 
