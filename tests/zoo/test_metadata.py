@@ -25,7 +25,7 @@ from diffzoo.zoo.saving import write_model
 
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-GOLDEN = Path(__file__).parent.parent / "golden" / "metadata"  # written by version 0.1.0, before this record
+GOLDEN = Path(__file__).parent / "metadata_0_1"  # written by version 0.1.0, before this record
 
 CONFIG = UViTBaoConfig(image_size=8, in_channels=3, num_classes=3, width=32, depth=3, heads=4)
 PROCESS = GaussianProcess(
