@@ -1,6 +1,7 @@
 """Parquet files and Arrow tables: their index and their columns, on this disk or on any file system of fsspec."""
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ OPEN_FILES = 8
 FOOTER_GUESS = 64 * 2**10  # bytes that hold most footers
 LIGHT_READS = 16  # files of which a small column is read at the same time
 SPARSE = 2**20  # bytes per row group above which a small column is read piece by piece
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 
 
 class ParquetFiles:
@@ -32,8 +33,8 @@ class ParquetFiles:
         revision: of the published data set, if it is one; then what was read of remote files is kept on disk.
 
     Attributes:
-        index: of each file "rows" of its row groups, "columns" and "prints", which change with its rows; the "bytes"
-            of all.
+        index: of each file "rows" of its row groups, "columns", "classes" (a hash of the class names of each column
+            that has them) and "prints", which change with its rows; the "bytes" of all.
 
     Raises:
         UserError: a file is damaged.
@@ -53,10 +54,12 @@ class ParquetFiles:
     def _footer(self, file: int) -> dict[str, Any]:
         metadata, printed = self._metadata(file)
         groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        schema = metadata.schema.to_arrow_schema()
         return {
             "rows": [g.num_rows for g in groups],
             "bytes": sum(g.total_byte_size for g in groups),
-            "columns": list(metadata.schema.to_arrow_schema().names),
+            "columns": list(schema.names),
+            "classes": _class_prints(schema),
             "prints": printed,
         }
 
@@ -78,7 +81,7 @@ class ParquetFiles:
     def _make_index(self) -> dict[str, Any]:
         with ThreadPoolExecutor(8) as pool:
             footers = list(pool.map(self._footer, range(len(self.files))))
-        index: dict[str, Any] = {what: [f[what] for f in footers] for what in ("rows", "columns", "prints")}
+        index: dict[str, Any] = {what: [f[what] for f in footers] for what in ("rows", "columns", "classes", "prints")}
         index["bytes"] = sum(f["bytes"] for f in footers)
         return index
 
@@ -194,6 +197,7 @@ class ArrowFiles:
         self.index: dict[str, Any] = {
             "rows": [[len(b) for b in part] for part in batches],
             "columns": [list(self.schema.names) for _ in self.files],
+            "classes": [_class_prints(table.schema) for table in self._tables],
             "prints": [_file_print(Path(file)) for file in self.files],
             "bytes": 0,
         }
@@ -235,6 +239,14 @@ def _file_print(path: Path) -> str:
         size = file.seek(0, os.SEEK_END)
         ends = [file.seek(at) * 0 or file.read(FOOTER_GUESS) for at in (0, max(0, size - FOOTER_GUESS))]
     return f"{size}-{hashlib.sha256(b''.join(map(bytes, ends))).hexdigest()[:32]}"
+
+
+def _class_prints(schema: Any) -> dict[str, str]:
+    """A hash of the class names of each `ClassLabel` column, as `datasets` keeps them in the metadata of a schema."""
+    kept = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(kept).get("info", {}).get("features", {}) if kept else {}
+    named = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    return {column: rows_hash(list(names)) for column, names in named.items()}
 
 
 def _read_footer(name: str, handle: Any) -> tuple[Any, str]:

@@ -125,6 +125,7 @@ class TableSource(Source):
             return []
         feature = self._features[column]
         if isinstance(feature, ClassLabel):
+            self._check_class_names(column)
             if not given and like is not None and list(feature.names) != list(like):
                 names, numbers = number_classes(feature.names, like, self.name)
                 self._numbers = {i: (numbers or {})[n] for i, n in enumerate(feature.names)}
@@ -134,6 +135,16 @@ class TableSource(Source):
         values = () if named else self._column(column)
         names, self._numbers = number_classes(values, given or like, self.name)
         return names
+
+    def _check_class_names(self, column: str) -> None:
+        """The numbers of a later file mean what those of the first do; `datasets` takes them as if they did."""
+        first = self._index["classes"][0][column]
+        for file, named in zip(self.files, self._index["classes"], strict=True):
+            if named.get(column, first) != first:
+                raise UserError(
+                    f"{file} has other names or another order of classes in the column {column!r} than "
+                    f"{self.files[0]}: write both with the same names, or give one of them alone"
+                )
 
     def _column(self, name: str) -> list[Any]:
         """Every value of a small column, in the order of all rows of all files."""

@@ -34,7 +34,8 @@ def normal(purpose: str, seed: int, index: Sequence[int], shape: Sequence[int], 
         shape: shape per sample.
         device: where to draw. CPU and GPU generators differ; each is reproducible.
     """
-    noise = torch.empty((len(index), *shape), device=device)
+    # inside a step of bf16-true Lightning makes bfloat16 the default
+    noise = torch.empty((len(index), *shape), device=device, dtype=torch.float32)
     generator = torch.Generator(device=device)
     for i, p in enumerate(index):
         generator.manual_seed(key(purpose, seed, p))

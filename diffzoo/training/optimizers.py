@@ -114,7 +114,8 @@ class FusedAdam(torch.optim.Adam):
 class TimmOptimizer(Optimizer):
     """An optimizer by timm's name: "muon", "lion", "adafactor", ... (`timm.optim.list_optimizers()`).
 
-    Making one gives timm's object; this class is there to be named in recipes.
+    Making one gives timm's object; this class is there to be named in recipes. The Kron family is made deterministic,
+    without which it does not resume to the bit.
 
     Args:
         params: parameter groups (`parameter_groups`); their own weight decay wins.
@@ -141,6 +142,8 @@ class TimmOptimizer(Optimizer):
         if name.lower() not in known:
             raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
+        if name.lower().startswith("kron"):  # else it draws from the global generator, whose state nobody saves
+            given.setdefault("deterministic", True)
         try:
             return create_optimizer_v2(list(params), opt=name, lr=lr, weight_decay=weight_decay, **given)
         except TypeError as error:

@@ -178,6 +178,29 @@ def test_a_later_shard_without_a_column_is_named(tmp_path: Path, missing: str) -
         HFDataset(str(tmp_path), **COMMON).train_source  # noqa: B018
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_files_whose_classes_are_numbered_otherwise_are_refused(tmp_path: Path, kind: str) -> None:
+    """`load_dataset` takes the first file's names for all, so that cats become dogs (findings/)."""
+
+    def written(number: int, names: list[str]) -> str:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        images = [{"bytes": picture(i), "path": None} for i in range(2)]
+        rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+        path = str(tmp_path / f"{number}.{kind}")
+        if kind == "parquet":
+            rows.to_parquet(path)
+        else:
+            table = rows.data.table
+            with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
+        return path
+
+    cats, same, dogs = written(0, ["cat", "dog"]), written(1, ["cat", "dog"]), written(2, ["dog", "cat"])
+    assert TableSource([cats, same], Columns(label="label"), "set").class_names == ["cat", "dog"]
+    with pytest.raises(UserError, match=rf"2\.{kind} has other names or another order of classes.*than .*0\.{kind}"):
+        TableSource([cats, dogs], Columns(label="label"), "set")
+
+
 def test_a_row_without_label_is_named(tmp_path: Path) -> None:
     file = parquet(tmp_path / "x.parquet", label=[0, 1, 2, 1, 0, None, 1, 2])
     data = HFDataset(file, **COMMON)

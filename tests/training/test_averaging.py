@@ -243,6 +243,23 @@ def test_averages_stay_float32_for_bfloat16_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(module.network.last.weight, average.bfloat16())
 
 
+def test_a_slow_average_of_bfloat16_weights_moves(tmp_path: Path) -> None:
+    """An average that is bfloat16 itself, as in most libraries, loses most steps of 0.1 %."""
+    module = Module(Net().bfloat16())
+    start = module.network.last.weight.detach().double().clone()
+    callback = EMA(decays=[0.999], warm_start=False)
+    fit(tmp_path, callback, 8, module=module, precision="bf16-true")
+    expected, rounded = start, start.bfloat16()
+    for weights in module.trajectory:
+        expected = 0.999 * expected + 0.001 * weights["last.weight"].double()
+        rounded = rounded.lerp(weights["last.weight"].bfloat16(), 0.001)
+    average = callback.averages["ema_0.999"]["last.weight"].double()
+    torch.testing.assert_close(average, expected, atol=1e-7, rtol=1e-6)
+    gone = (expected - start).norm()
+    assert (average - start).norm() > 0.99 * gone
+    assert (rounded.double() - start).norm() < 0.5 * gone  # so this test tells them apart
+
+
 def test_compiled_blocks_keep_their_names_and_see_the_average(tmp_path: Path) -> None:
     """`_orig_mod.` does not reach the names; a compiled network computes with what `averaged` puts in."""
     module = Module(torch.compile(Net(), backend="eager"))

@@ -29,6 +29,24 @@ def test_noise_is_standard_normal_and_uncorrelated_between_neighbours() -> None:
     assert abs((noise[1:] * noise[:-1]).mean()) < 0.02
 
 
+def test_draws_are_float32_inside_a_bfloat16_step() -> None:
+    """Lightning makes bfloat16 the default dtype there (findings/): `torch.rand` would give 0 once in 512."""
+    made = [
+        lambda: draws.normal("eps", 3, range(4), (2, 4), CPU),
+        lambda: draws.times(3, range(4), CPU),
+        lambda: draws.uniform("condition", 3, range(4), CPU),
+    ]
+    expected = [make() for make in made]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = [make() for make in made]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("start", [0, 1, 12_345, 10**9])
 @pytest.mark.parametrize("n", [8, 24, 512])
 def test_times_of_neighbours_are_stratified(start: int, n: int) -> None:

@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers: closed forms, torch's own schedulers, and what a recipe may say."""
 
+import copy
 import math
 
 import pytest
@@ -171,6 +172,34 @@ def test_timm_names(name: str) -> None:
     net.linear(torch.randn(2, 4)).mul(net.gate).square().mean().backward()
     optimizer.step()
     assert not torch.equal(net.linear.weight, before)
+
+
+@pytest.mark.slow  # Kron compiles
+@pytest.mark.filterwarnings("ignore:.*opt_einsum.*")
+@pytest.mark.parametrize("name", ["lion", "muon", "adamw", "adafactor", "kron"])
+def test_timm_optimizers_resume_to_the_bit(name: str) -> None:
+    def made() -> tuple[Net, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = Net()
+        return net, TimmOptimizer(parameter_groups(net), name, lr=1e-2, weight_decay=0.1)
+
+    def train(net: Net, optimizer: torch.optim.Optimizer, steps: range) -> torch.Tensor:
+        for step in steps:
+            optimizer.zero_grad()
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            (net.linear(x) * net.gate).square().mean().backward()
+            optimizer.step()
+        return net.linear.weight.detach()
+
+    net, optimizer = made()
+    train(net, optimizer, range(8))
+    kept = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    whole = train(net, optimizer, range(8, 16))
+    net, optimizer = made()
+    net.load_state_dict(kept[0])
+    optimizer.load_state_dict(kept[1])
+    torch.manual_seed(1)  # a new process
+    assert torch.equal(train(net, optimizer, range(8, 16)), whole)
 
 
 def test_unknown_timm_names() -> None:
