@@ -36,6 +36,11 @@ RENAMED = {
     "ReadsLogSNR": "LogSNRConditioning",
     "ReadsTime": "TimeConditioning",
     "base_setting": "base_preset",
+    "WeightAverages": "EMA",
+    "Checkpoints": "Checkpointing",
+    "LossGuard": "GradientGuard",
+    "Throughput": "TrainingLog",
+    "HubImages": "HFDataset",
     "cond + s * (cond - uncond)": "cond",
     "uncond + s * (cond - uncond)": "uncond",
 }

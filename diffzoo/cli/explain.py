@@ -34,6 +34,10 @@ def explain(message: str, known: Sequence[str]) -> str:
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         name = found.group(1)
         return f"{where}there is no class {name!r}{did_you_mean(name, _classes())}"
+    if found := re.search(r"Expected a path but ([A-Za-z_][\w.]*) either not accessible", message):
+        missing = re.search(r"No module named '([\w.]+)'", message)
+        why = f" (no module {missing.group(1)!r} here, beside the recipe or installed)" if missing else ""
+        return f"{where}there is no class {found.group(1)!r}{why}{did_you_mean(found.group(1), _classes())}"
     kept = re.split(r"\s+(?:Given value|Subclass types expect)", message)[0]
     kept = re.sub(r'Parser key "[\w.]+":|Problem with given class_path \'[\w.]+\':', "", kept)
     kept = re.sub(r"<class '([\w.]+)'>", r"\1", kept)

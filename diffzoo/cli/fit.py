@@ -8,8 +8,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffzoo.cli.recipe import stated_directory
 from diffzoo.cli.recipe_files import find_recipe, recipe_name
 from diffzoo.cli.train import train
+from diffzoo.errors import UserError
+from diffzoo.runs import Run
 
 __all__ = ["run"]
 
@@ -23,18 +26,25 @@ options of the trainer, the model and the data follow as --trainer.KEY, --model.
 def _front(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"diffzoo {verb}",
-        description="Train from a recipe." if verb == "fit" else "Validation loss of a checkpoint.",
+        description="Train from a recipe." if verb == "fit" else "Validation loss of the weights of a run.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("-c", "--config", action="append", required=True, help="recipe: a file, or a name that ships")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        help="recipe: a file or a name that ships; default RUN/config.yaml",
+    )
     parser.add_argument("--run", help="directory of the run; default runs/ and the name of the recipe")
     if verb == "fit":
         parser.add_argument("--resume", help="'auto': continue the newest sound checkpoint, or start; or a path")
         parser.add_argument(
             "--dry-run", action="store_true", help="two real steps, preview, evaluation, checkpoint, resume"
         )
+    parser.add_argument("--trainer.default_root_dir", dest="root", help=argparse.SUPPRESS)  # the same as --run
     parser.add_argument("--data.folder", dest="folder", help="train on a folder of images; sub-folders are classes")
     return parser
 
@@ -42,12 +52,19 @@ def _front(verb: str) -> argparse.ArgumentParser:
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run `fit` or `validate` with the arguments of the command line."""
     args, rest = _front(verb).parse_known_args(list(argv))
+    if args.run and args.root and Path(args.run) != Path(args.root):
+        raise UserError(f"--run {args.run} and --trainer.default_root_dir {args.root} are the same thing: give one")
+    given = args.run or args.root
+    if not args.config and given and Run(Path(given)).config.is_file():
+        args.config = [str(Run(Path(given)).config)]
+    if not args.config:
+        raise UserError(f"no recipe: diffzoo {verb} -c RECIPE; `diffzoo recipes list` shows those that ship")
     recipes = [find_recipe(name) for name in args.config]
     if getattr(args, "dry_run", False):
         from diffzoo.cli.dry_run import dry_run
 
         return dry_run(recipes, rest, args.folder)
-    directory = Path(args.run) if args.run else Path("runs") / recipe_name(recipes[0])
+    directory = Path(given or stated_directory(recipes) or Path("runs") / recipe_name(recipes[0]))
     trainer = train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
     if verb == "fit" and trainer.is_global_zero:
         print(f"trained to step {trainer.global_step}; everything of the run is in {directory}")

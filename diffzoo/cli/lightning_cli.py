@@ -12,6 +12,7 @@ import jsonargparse._typehints as typehints
 import lightning.pytorch as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -24,6 +25,7 @@ import diffzoo.training
 from diffzoo.cli.explain import explain
 from diffzoo.cli.recipe_files import version_line
 from diffzoo.errors import UserError
+from diffzoo.record import RENAMED
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.module import DiffusionModule
@@ -49,6 +51,15 @@ def _start_from_its_own_defaults(parser_or_action: Any, previous: Any, value: An
         previous["init_args"] = Namespace()
 
 
+def _by_old_or_new_name(cls: Any, name: str) -> str:
+    """The class of a name; one from an earlier version is the class that took its place."""
+    module, _, last = name.rpartition(".")
+    ours = not module or module.startswith("diffzoo.")
+    return _by_name(cls, RENAMED.get(last, name) if ours else name)
+
+
+_by_name = typehints.resolve_class_path_by_name
+typehints.resolve_class_path_by_name = _by_old_or_new_name
 typehints.discard_init_args_on_class_path_change = _start_from_its_own_defaults
 
 
@@ -116,16 +127,18 @@ class Command(LightningCLI):
         if chosen is not False:  # the recipe's loggers, and metrics.csv always
             chosen = list(chosen) if isinstance(chosen, (list, tuple)) else [chosen]
             config["logger"] = [CsvLog(directory), *chosen]
-        config["callbacks"] = self._with_defaults(config.get("callbacks"))
+        config["callbacks"] = self._with_defaults(config.get("callbacks"), config.get("enable_checkpointing") is False)
         self._derive_accumulation(config)
         return super().instantiate_trainer(**kwargs)
 
     @staticmethod
-    def _with_defaults(callbacks: Any) -> list[L.Callback]:
-        """The recipe's callbacks and those that every run has."""
+    def _with_defaults(callbacks: Any, unsaved: bool) -> list[L.Callback]:
+        """The recipe's callbacks and those of every run; none that saves, where nothing is to be saved."""
         chosen = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
+        if unsaved:
+            chosen = [c for c in chosen if not isinstance(c, Checkpoint)]
         for default in (GradientGuard, TrainingLog, RunProgress, Checkpointing):
-            if not any(isinstance(c, default) for c in chosen):
+            if not any(isinstance(c, default) for c in chosen) and not (unsaved and default is Checkpointing):
                 chosen.append(default())
         return chosen
 
@@ -161,7 +174,7 @@ def world_size(config: Any) -> int:
         count = max(1, torch.cuda.device_count()) if config.get("accelerator", "auto") != "cpu" else 1
     else:
         count = int(devices)
-    return count * int(config.get("num_nodes", 1) or 1)
+    return max(1, count) * int(config.get("num_nodes", 1) or 1)  # of no device the trainer complains itself
 
 
 class TensorBoard(TensorBoardLogger):
@@ -186,6 +199,8 @@ class SaveRecipe(SaveConfigCallback):
         from diffzoo.files import write_text
 
         path = Path(trainer.default_root_dir) / "config.yaml"
-        text = version_line() + self.parser.dump(self.config, skip_none=False)
+        kept = self.config.clone()
+        kept["ckpt_path"] = None  # where this run went on from says nothing about the recipe
+        text = version_line() + self.parser.dump(kept, skip_none=False)
         write_or_warn(path, lambda: write_text(path, text))
         self.already_saved = True

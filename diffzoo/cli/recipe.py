@@ -1,20 +1,22 @@
 """How a recipe is read: its files, the settings of the command line on top, and what the parser makes of both."""
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffzoo.cli.recipe_files import find_recipe, newer_explained
+from diffzoo.cli.recipe_files import find_recipe, newer_explained, recipes_folder
 from diffzoo.errors import UserError
 
-__all__ = ["command_arguments", "parse_recipe", "plain_warnings", "read_recipe", "split_settings"]
+__all__ = ["command_arguments", "parse_recipe", "plain_warnings", "read_recipe", "split_settings", "stated_directory"]
 
 
 def command_arguments(verb: str, recipes: Sequence[Path], rest: Sequence[str], folder: str | None = None) -> list[str]:
     """What `Command` parses, from what a user gave: see `train`."""
+    _find_own_modules(recipes)
     replaced = _folder_in_place_of_data(recipes, folder) if folder else []
     return [verb, *(f"--config={r}" for r in recipes), *replaced, *rest]
 
@@ -57,18 +59,39 @@ def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | 
     return config["fit"].as_dict()
 
 
+def stated_directory(recipes: Sequence[Path]) -> str | None:
+    """`trainer.default_root_dir` of the last recipe that has one; `config.yaml` of a run does."""
+    stated = [(read_recipe(str(r)).get("trainer") or {}).get("default_root_dir") for r in recipes]
+    return next((s for s in reversed(stated) if s), None)
+
+
+def _find_own_modules(recipes: Sequence[Path]) -> None:
+    """Let classes of files beside a recipe or in the current folder be named in it, as `python -m` does."""
+    for folder in ("", *(str(r.parent.resolve()) for r in recipes)):
+        if folder not in sys.path and not Path(folder or ".").is_relative_to(recipes_folder()):
+            sys.path.append(folder)
+
+
 def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
-    """Options that read a folder and keep what the recipe says of batches, sizes and treatment of pictures."""
-    import yaml
+    """Options that read a folder: its number of classes, and what the recipe says of batches, sizes and hold-out."""
+    from diffzoo.data import ImageFolder
 
-    from diffzoo.data.base import ImageDataModule
-
-    general = set(inspect.signature(ImageDataModule.__init__).parameters) - {"self", "allow_changed_source"}
+    signature = {n for c in ImageFolder.__mro__ for n in inspect.signature(c.__init__).parameters} - {"self"}
     kept: dict[str, Any] = {}
+    classes: Any = None
     for recipe in recipes:
-        data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
-        kept |= {k: v for k, v in (data.get("init_args") or {}).items() if k in general and v is not None}
+        content = read_recipe(str(recipe))
+        given = (content.get("data") or {}).get("init_args") or {}
+        kept |= {k: v for k, v in given.items() if k in signature and v is not None}
+        classes = ((content.get("model") or {}).get("network_args") or {}).get("num_classes", classes)
+    for name in ("path", "val_path", "allow_changed_source"):
+        kept.pop(name, None)
+    found = ImageFolder(folder).num_classes
+    if not found:  # stated, because the recipe's own value stays otherwise
+        kept["balance"] = False
     options = [f"--data.init_args.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in kept.items()]
+    if classes is not None:
+        options.append(f"--model.network_args.num_classes={found}")
     return ["--data=diffzoo.data.ImageFolder", f"--data.init_args.path={folder}", *options]
 
 
@@ -100,5 +123,6 @@ def _quiet() -> None:
         ".*GPU available but not used.*",
         ".*mid-epoch.*",
         ".*overridden `transfer_batch_to_device`.*",
+        ".*recommended to use `self.log\\('train/loss'.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

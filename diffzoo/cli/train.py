@@ -1,7 +1,9 @@
 """How a recipe is trained: the folder of its run, what it goes on from, and what is said when memory runs out."""
 
+import re
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from diffzoo.cli.recipe_files import newer_explained
 from diffzoo.errors import UserError
 from diffzoo.runs import Run, RunLock, checksum_file, find_resume, is_first_process, is_sound
 
-__all__ = ["memory_explained", "train"]
+__all__ = ["train"]
 
 
 def train(
@@ -36,22 +38,87 @@ def train(
     """
     from diffzoo.cli.lightning_cli import Command
 
-    arguments = command_arguments(verb, recipes, rest, folder)
-    if not any(a.startswith("--trainer.default_root_dir") for a in rest):
-        arguments.append(f"--trainer.default_root_dir={directory}")
-    with plain_warnings(), RunLock(directory):
-        if resume:
-            checkpoint = find_resume(directory) if resume == "auto" else _checkpoint(Path(resume))
-            if checkpoint is not None:
-                if is_first_process():
-                    print(f"resuming from {checkpoint}")
-                arguments.append(f"--ckpt_path={checkpoint}")
-        elif verb == "fit" and is_first_process() and any(Run(directory).checkpoints.glob("*")):
-            raise UserError(
-                f"{directory} already holds a run: continue it with --resume auto, or choose another --run directory"
+    arguments = [*command_arguments(verb, recipes, rest, folder), f"--trainer.default_root_dir={directory}"]
+    lock = RunLock(directory) if verb == "fit" else nullcontext()
+    with plain_warnings(), lock, newer_explained(recipes), memory_explained(arguments), settings_explained():
+        if verb == "fit":
+            say_hardware(recipes)
+            arguments += _start(directory, resume, rest)
+        else:
+            arguments += _measured(directory, rest)
+        return Command(arguments).trainer
+
+
+def _start(directory: Path, resume: str | None, rest: Sequence[str]) -> list[str]:
+    """What a run goes on from, as an option: nothing that a recipe names, only what the command line asks for."""
+    if any(a.split("=")[0] == "--ckpt_path" for a in rest):
+        raise UserError("--ckpt_path: say --resume PATH, which checks the checkpoint first")
+    if resume:
+        checkpoint = find_resume(directory) if resume == "auto" else _checkpoint(Path(resume))
+        if checkpoint is None:
+            return ["--ckpt_path=null"]
+        if is_first_process():
+            print(f"resuming from {checkpoint}", flush=True)
+        return [f"--ckpt_path={checkpoint}"]
+    if is_first_process() and any(Run(directory).checkpoints.glob("*")):
+        raise UserError(
+            f"{directory} already holds a run: continue it with --resume auto, or choose another --run directory"
+        )
+    return ["--ckpt_path=null"]
+
+
+def _measured(directory: Path, rest: Sequence[str]) -> list[str]:
+    """The weights that are validated, as an option: those of the run, unless the command line names others."""
+    if any(a.split("=")[0] in ("--ckpt_path", "--model.weights") for a in rest):
+        return []
+    checkpoint = find_resume(directory)
+    if checkpoint is None:
+        raise UserError(
+            f"{directory} is no run with checkpoints: say whose weights to validate, --run RUN, --ckpt_path FILE or "
+            "--model.weights NAME"
+        )
+    return [f"--ckpt_path={checkpoint}"]
+
+
+@contextmanager
+def settings_explained() -> Iterator[None]:
+    """Turn what Lightning refuses inside the block into a sentence; errors from elsewhere pass."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(_one_sentence(error)) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not frames or not LIGHTNING.search(frames[-1].filename):
+            raise
+        raise UserError(_one_sentence(error)) from error
+
+
+LIGHTNING = re.compile(
+    r"lightning[/\\](pytorch|fabric)[/\\](trainer|loops|utilities|core|callbacks|strategies|accelerators)"
+)
+
+
+def _one_sentence(error: BaseException) -> str:
+    return "trainer: " + " ".join(str(error).replace("`", "").split())
+
+
+def say_hardware(recipes: Sequence[Path]) -> None:
+    """Where a recipe states accelerators that this machine does not have, say so before hours are lost."""
+    import torch
+
+    if not is_first_process() or torch.cuda.is_available() or torch.backends.mps.is_available():
+        return
+    for recipe in recipes:
+        stated = re.search(r"^# Hardware: *(.*)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+        if stated and "CPU" not in stated.group(1):
+            print(
+                f"{recipe} is meant for {stated.group(1)} and this machine has no GPU: expect it to take very long; "
+                "`diffzoo plan` says what it needs",
+                flush=True,
             )
-        with newer_explained(recipes), memory_explained(arguments):
-            return Command(arguments).trainer
 
 
 def _checkpoint(path: Path) -> Path:

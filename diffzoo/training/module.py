@@ -197,7 +197,10 @@ class DiffusionModule(L.LightningModule):
         loss = self.losses(x, eps, t, cond)
         self.last_losses = (self.process.logsnr(t), loss.detach())
         self.last_ids = batch["id"].tolist() if "id" in batch else index
-        return loss.mean()
+        mean = loss.mean()
+        if self._trainer is not None:  # for callbacks that watch it; `TrainingLog` writes it
+            self.log("train/loss", mean.detach(), logger=False, on_step=True, on_epoch=True, batch_size=len(x))
+        return mean
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
@@ -319,7 +322,9 @@ class DiffusionModule(L.LightningModule):
         self._recipe_settings = settings_of(optimizer, scheduler)
         if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        watched = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        when = {"interval": "epoch", "monitor": "train/loss"} if watched else {"interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **when}}
 
     def on_train_start(self) -> None:
         """After a resume: what the recipe has changed since wins over what the checkpoint stored."""
