@@ -74,9 +74,9 @@ def _find_own_modules(recipes: Sequence[Path]) -> None:
 
 def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
     """Options that read a folder: its number of classes, and what the recipe says of batches, sizes and hold-out."""
-    from diffzoo.data import ImageFolder
+    from diffzoo.data import ImageDataModule, ImageFolder
 
-    signature = {n for c in ImageFolder.__mro__ for n in inspect.signature(c.__init__).parameters} - {"self"}
+    signature = {n for c in (ImageFolder, ImageDataModule) for n in inspect.signature(c).parameters}
     kept: dict[str, Any] = {}
     classes: Any = None
     for recipe in recipes:
