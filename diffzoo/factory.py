@@ -18,7 +18,7 @@ __all__ = ["create_model"]
 
 def create_model(
     name: str,
-    pretrained: bool | str | Path = False,
+    pretrained: bool | str | Path | None = None,
     *,
     classes: Literal["random", "mean", "copy"] | None = None,
     class_names: Sequence[str] | None = None,
@@ -30,7 +30,8 @@ def create_model(
         name: a registered name (`list_models()`); or a source of weights by itself: `name.tag`,
             "hf-hub:owner/repo@revision", "local-dir:path", a run directory, a `.ckpt` or `.safetensors` file.
         pretrained: load weights: True = the published ones of that name; or any source, which may then also be a file
-            that does not say which network it belongs to.
+            that does not say which network it belongs to. False = random weights, of the network of `name.tag` too;
+            None = random weights for a registered name, its own for a source.
         classes: what becomes of the class table of pretrained weights when `num_classes` changes: "random", "mean" or
             "copy" (by name); see `diffzoo.zoo.adapt.build_with`.
         class_names: names of the new classes.
@@ -42,13 +43,15 @@ def create_model(
         UserError: for an unknown name or argument, naming the nearest right one; for weights that cannot be had.
     """
     registered = _is_registered(name)
-    if registered and pretrained is False:
+    if registered and not pretrained:
         if classes is not None or class_names is not None:
             raise UserError("classes and class_names say what becomes of pretrained weights: pass pretrained=True too")
         return build(name, **overrides)
     if not registered and not _is_source(name):
         entry(name)  # raises, and names the nearest
-    if not registered and not isinstance(pretrained, bool):
+    if not registered and pretrained is False:
+        return _untrained(name, overrides)
+    if not registered and not isinstance(pretrained, bool | None):
         raise UserError(
             f"{name!r} is itself a source of weights: leave out pretrained, or give a registered name first"
         )
@@ -56,13 +59,23 @@ def create_model(
     from diffzoo.zoo.loading import locate
     from diffzoo.zoo.metadata import Metadata
 
-    if isinstance(pretrained, bool):
+    if not pretrained or pretrained is True:
         return build_with(locate(name), overrides, classes, class_names)
     found = entry(name)
     unsaid = Metadata(found.network, found.config, name)  # for files that do not say what they hold
     if overrides and (own := _described(unsaid, pretrained, overrides)) is not None:
         return build_as(name, own, {}, None, class_names)
     return build_as(name, locate(pretrained, metadata=unsaid), overrides, classes, class_names)
+
+
+def _untrained(name: str, overrides: Mapping[str, Any]) -> Network:
+    """The network of published weights, with random ones; nothing is fetched."""
+    from diffzoo.zoo.manifest import find_pretrained
+
+    if not _is_registered(name.split(".", 1)[0]):
+        raise UserError(f"{name!r} is itself a source of weights: pretrained=False needs a registered name or name.tag")
+    metadata = find_pretrained(name).metadata
+    return metadata.network(metadata.config.override(**overrides))
 
 
 def _described(unsaid: "Metadata", source: str | Path, overrides: Mapping[str, Any]) -> "Weights | None":

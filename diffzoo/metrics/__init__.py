@@ -2,11 +2,12 @@
 
 from diffzoo.metrics.clip_score import clip_scores
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
-from diffzoo.metrics.frechet import FrechetReference, frechet_distance
+from diffzoo.metrics.frechet import FrechetReference, frechet_distance, frechet_ratio
 from diffzoo.metrics.inception_score import inception_score
 from diffzoo.metrics.kernels import cmmd, kid, kid_subsets
 from diffzoo.metrics.moments import Moments, merge_all
 from diffzoo.metrics.neighbours import authentic, density_coverage, nearest, precision_recall
+from diffzoo.metrics.vendi import vendi_score
 
 __all__ = [
     "FeatureNetwork",
@@ -18,6 +19,7 @@ __all__ = [
     "density_coverage",
     "extract",
     "frechet_distance",
+    "frechet_ratio",
     "inception_score",
     "kid",
     "kid_subsets",
@@ -25,4 +27,5 @@ __all__ = [
     "merge_all",
     "nearest",
     "precision_recall",
+    "vendi_score",
 ]

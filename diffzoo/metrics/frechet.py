@@ -21,7 +21,7 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.metrics.moments import Moments
 
-__all__ = ["FrechetReference", "frechet_distance"]
+__all__ = ["FrechetReference", "frechet_distance", "frechet_ratio"]
 
 ASYMMETRY = 1e-4  # relative; float32 statistics are symmetric to 1e-6
 
@@ -132,3 +132,24 @@ def frechet_distance(first: Moments, second: Moments | Sequence[Tensor]) -> floa
     """
     mean, covariance = (second.mean, second.covariance()) if isinstance(second, Moments) else second
     return FrechetReference.of(mean, covariance).distance_of(first)
+
+
+def frechet_ratio(distances: Sequence[float], held_out: Sequence[float]) -> float:
+    """FDr^k: Fréchet distances in k representations, each in units of real images' own (arXiv:2604.28190).
+
+    The mean over the representations of d(sample, training images) / d(held-out images, training images). Held-out
+    images themselves score 1; a set that is tuned to one network's features does not get there.
+
+    Args:
+        distances: of the samples, one per representation.
+        held_out: of as many held-out real images, in the same order. For ImageNet the paper takes the validation set,
+            in Inception-v3, ConvNeXt-v2, DINOv2, MAE, SigLIP 2 and CLIP.
+
+    Raises:
+        UserError: for lists that do not match, or a held-out distance that is not positive.
+    """
+    if len(distances) != len(held_out) or not distances:
+        raise UserError(f"expected a held-out distance per distance, got {len(held_out)} for {len(distances)}")
+    if min(held_out) <= 0:
+        raise UserError("a held-out distance is not positive: are these images those of the reference?")
+    return sum(d / h for d, h in zip(distances, held_out, strict=True)) / len(distances)

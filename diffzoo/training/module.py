@@ -181,7 +181,7 @@ class DiffusionModule(L.LightningModule):
         if weights and overrides.get("classes") == "copy" and not overrides.get("class_names"):
             overrides["classes"] = "mean"  # until the names are known, in `setup`
         # loaded weights come in eval mode, in which dropout and recomputation of activations would be off
-        return create_model(network, pretrained=weights or False, **overrides).train()
+        return create_model(network, pretrained=weights, **overrides).train()
 
     # -- a step
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.metrics import FrechetReference, Moments, frechet_distance, merge_all
+from diffzoo.metrics import FrechetReference, Moments, frechet_distance, frechet_ratio, merge_all
 from diffzoo.metrics.in_training import FrechetDistance
 
 
@@ -174,6 +174,25 @@ def test_invariant_under_rotation_and_shift() -> None:
     plain = frechet_distance(Moments.of(x), Moments.of(y))
     moved = frechet_distance(Moments.of(x @ rotation + shift), Moments.of(y @ rotation + shift))
     assert moved == pytest.approx(plain, rel=1e-9)
+
+
+def test_ratio_of_held_out_images_is_one() -> None:
+    """In two representations; a shift of one deviation in one of them shows there alone."""
+    reference, held_out = normals(4000, 6, 1), normals(4000, 6, 2)
+    projections = normals(6, 5, 3), normals(6, 4, 4)
+
+    def distances(x: Tensor) -> list[float]:
+        return [frechet_distance(Moments.of(x @ p), Moments.of(reference @ p)) for p in projections]
+
+    floor = distances(held_out)
+    assert frechet_ratio(floor, floor) == pytest.approx(1)
+    assert frechet_ratio([2 * floor[0], 4 * floor[1]], floor) == pytest.approx(3)
+    assert frechet_ratio(distances(held_out + 1), floor) > 100
+    for wrong in ([], floor[:1]):
+        with pytest.raises(UserError, match="held-out distance per distance"):
+            frechet_ratio(floor, wrong)
+    with pytest.raises(UserError, match="not positive"):
+        frechet_ratio(floor, [0.0, 1.0])
 
 
 def test_statistics_of_another_network_are_refused() -> None:

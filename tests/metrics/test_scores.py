@@ -17,6 +17,7 @@ from diffzoo.metrics import (
     kid_subsets,
     nearest,
     precision_recall,
+    vendi_score,
 )
 from diffzoo.metrics.inception_score import score_of_sums, score_sums
 from diffzoo.metrics.neighbours import squared_radii
@@ -110,6 +111,33 @@ def test_clip_score_is_a_floored_cosine() -> None:
     assert clip_scores(images, captions).tolist() == pytest.approx([100 / math.sqrt(2), 0, 100])
     with pytest.raises(UserError, match="one caption embedding per image"):
         clip_scores(images, captions[:2])
+
+
+# -- Vendi score
+
+
+def test_vendi_score_counts_different_images() -> None:
+    assert vendi_score(normals(1, 9).repeat(20, 1)) == pytest.approx(1)
+    assert vendi_score(3 * torch.eye(12)) == pytest.approx(12)
+    assert vendi_score(torch.eye(5).repeat(7, 1)) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, 2.0])
+def test_vendi_score_against_its_definition(order: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the eigenvalues of the n x n kernel."""
+    monkeypatch.setattr("diffzoo.metrics.vendi.ROWS", 7)
+    x = normals(30, 12).double()
+    unit = x / x.norm(dim=1, keepdim=True)
+    values = torch.linalg.eigvalsh(unit @ unit.T / 30).clamp_min(0)
+    values = values[values > 1e-12]
+    want = -(values * values.log()).sum() if order == 1 else values.pow(order).sum().log() / (1 - order)
+    assert vendi_score(x, order) == pytest.approx(float(want.exp()), rel=1e-6)
+
+
+def test_vendi_score_refuses_what_has_no_direction() -> None:
+    for features, words in ((torch.zeros(3, 4), "zero or not finite"), (torch.empty(0, 4), "at least one image")):
+        with pytest.raises(UserError, match=words):
+            vendi_score(features)
 
 
 # -- neighbours

@@ -58,6 +58,19 @@ def test_a_tag_alone_means_its_weights(published: FakeHub, tiny: Network) -> Non
     assert same(create_model("dimr_tiny.test"), tiny)
 
 
+def test_pretrained_false_means_random_weights(published: FakeHub, tiny: Network, tmp_path: Path) -> None:
+    """Of the published network, as in timm; nothing is fetched."""
+    network = create_model("dimr_tiny.test", pretrained=False)
+    assert network.config == tiny.config
+    assert not same(network, tiny)
+    assert not published.log
+    assert create_model("dimr_tiny.test", pretrained=False, num_classes=3).config.num_classes == 3
+    with pytest.raises(UserError, match="pretrained=False needs a registered name"):
+        create_model(str(tmp_path), pretrained=False)
+    with pytest.raises(UserError, match="no weights tagged 'tset'"):
+        create_model("dimr_tiny.tset", pretrained=False)
+
+
 def test_a_name_alone_means_random_weights(published: FakeHub, tiny: Network) -> None:
     assert not same(create_model("dimr_tiny"), tiny)
     assert not published.log
