@@ -202,5 +202,6 @@ def open_model(args: argparse.Namespace, device: str) -> "ModelImages":
     captions, model = _captions(args.captions), args.target[0]
     given = SamplePlan.from_dict({**read_json(args.plan, "plan"), "model": model}) if args.plan else None
     loaded = load_any(model, weights=_weights(args) or (given.weights if given else "ema"))
+    print(f"weights: {loaded.metadata.provenance}")
     plan = _planned(args, loaded.metadata, given or default_plan(model, loaded.metadata, args.preset))
     return ModelImages(plan, device, captions, Generator.of(loaded, device))

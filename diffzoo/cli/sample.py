@@ -144,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
     from diffzoo.generation import pipeline
 
     pipe = pipeline(args.source, args.device, classifier=args.classifier, preset=args.preset, weights=args.weights)
+    print(f"weights: {pipe.metadata.provenance}")
     classes, count = args.classes, pipe.classes.count
     if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)

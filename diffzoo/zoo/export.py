@@ -37,6 +37,7 @@ class Exported:
         path: of the file.
         size: bytes.
         sha256: of the file.
+        weights: which weights these are and where they came from.
         largest_change: what rounding to `dtype` changed at most, relative to the largest weight of its tensor.
     """
 
@@ -44,10 +45,11 @@ class Exported:
     size: int
     sha256: str
     largest_change: float
+    weights: str
 
     def __str__(self) -> str:
         change = f", rounding changed weights by at most {self.largest_change:.1e}" if self.largest_change else ""
-        return f"{self.path}: {gigabytes(self.size)}, sha256 {self.sha256}{change}"
+        return f"{self.path}: {self.weights}; {gigabytes(self.size)}, sha256 {self.sha256}{change}"
 
 
 def export(
@@ -90,7 +92,7 @@ def export(
         provenance=published_provenance(found.metadata.provenance),
     )
     save_weights(state, metadata, path)
-    return Exported(path, path.stat().st_size, sha256(path), change)
+    return Exported(path, path.stat().st_size, sha256(path), change, str(found.metadata.provenance))
 
 
 def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tuple[dict[str, Tensor], float]:

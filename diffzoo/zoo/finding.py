@@ -67,7 +67,7 @@ def find_weights(
     if not raw and not emas:
         raise UserError(_nothing(data, names, what))
     if weights in raw or weights in emas:
-        return (emas | raw)[weights], weights
+        return (emas | raw)[weights], weights if weights in emas else "raw"
     if weights not in ("ema", "raw"):
         raise UserError(f"{what} holds no EMA {weights!r}{did_you_mean(weights, emas)}")
     if weights == "raw" and not raw:

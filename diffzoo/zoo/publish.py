@@ -99,6 +99,7 @@ class Upload:
     def __str__(self) -> str:
         kind = "private" if self.private else "public"
         lines = [f"to {hub_endpoint()}/{self.repo} ({kind}, {self.revision or 'main'}), licence {self.licence}:"]
+        lines.append(f"  weights: {json_metadata(self.folder / 'config.json').provenance}")
         for name in self.files:
             path = self.folder / name
             lines.append(f"  {name:<18} {gigabytes(path.stat().st_size):>12}  sha256 {sha256(path)}")

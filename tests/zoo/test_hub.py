@@ -193,7 +193,8 @@ def test_a_dry_run_shows_exactly_what_would_go_up(hub: FakeHub, run: Path) -> No
     for name, data in hub.content("tester/cats").items():
         assert f"  {name} " in plan
         assert hashlib.sha256(data).hexdigest() in plan
-    assert len(plan.splitlines()) == 1 + len(FORM)
+    assert "EMA ema_0.999, step " in plan.splitlines()[1]
+    assert len(plan.splitlines()) == 2 + len(FORM)
 
 
 def test_a_revision_is_a_branch_and_main_stays(hub: FakeHub, run: Path, tiny: Network) -> None:
