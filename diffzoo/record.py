@@ -15,6 +15,7 @@ A field may say more in its metadata: `key`, its name in the data; `usual`, the 
 import hashlib
 import inspect
 import json
+import math
 import sys
 import types
 from abc import ABC
@@ -80,7 +81,7 @@ def _plain(value: Any, hint: Any, sparse: bool) -> Any:
         return [_plain(held, _element(hint, i), sparse) for i, held in enumerate(value)]
     if type(value) is int and float in (hint, *arguments) and int not in arguments:
         return float(value)  # equal objects give equal text
-    return value
+    return str(value) if isinstance(value, float) and math.isinf(value) else value  # JSON knows no infinity
 
 
 def _element(hint: Any, index: int) -> Any:
@@ -150,6 +151,8 @@ def _read(hint: Any, data: Any, where: str, usual: type | None = None) -> Any:
 
 
 def _read_scalar(hint: type, data: Any, where: str) -> Any:
+    if hint is float and data in ("inf", "-inf"):
+        return float(data)
     # a bool is an int for Python, never for a reader of data
     accepted = (int, float) if hint is float else hint
     if not isinstance(data, accepted) or (isinstance(data, bool) and hint is not bool):

@@ -152,8 +152,10 @@ def _weights(args: argparse.Namespace) -> str | None:
 
 def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan") -> "SamplePlan":
     """A plan with the flags on top."""
+    from diffzoo.record import from_plain
+    from diffzoo.sampling import Sampler
+
     flags = {
-        "steps": args.steps,
         "first_seed": args.seed,
         "labels": args.labels,
         "classes": tuple(args.classes) if args.classes else None,
@@ -161,9 +163,23 @@ def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan")
         "compile": args.compile,
         "weights": _weights(args),
         "images_per_batch": args.batch_size,
-        "sampler": {"class": args.sampler} if args.sampler else None,
     }
     plan = replace(plan, **{k: v for k, v in flags.items() if v is not None})
+    steps = plan.sampler.steps if args.steps is None else args.steps
+    if args.sampler:
+        asked = {"class": args.sampler, "steps": steps, "grid": plan.sampler.grid}
+        sampler: Sampler = from_plain(Sampler, asked, "--sampler")  # type: ignore[type-abstract]
+    else:
+        sampler = replace(plan.sampler, steps=steps)
+    plan = replace(plan, sampler=sampler)
+    return _guided(args, metadata, plan)
+
+
+def _guided(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan") -> "SamplePlan":
+    """A plan with the guidance that the flags ask for."""
+    from diffzoo.generation.guidance import ByClassifier, ByWeakerModel
+    from diffzoo.sampling import Guidance
+
     if args.classifier:
         from diffzoo.zoo import load_any
 
@@ -171,14 +187,17 @@ def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan")
         if scale is None:
             scale = metadata.published_scale(load_any(args.classifier).metadata)
         labels = plan.labels if plan.labels != "none" else args.labels or "balanced"
-        guidance = {"classifier": args.classifier, "scale": 1.0 if scale is None else scale}
-        return replace(plan, guidance=guidance, labels=labels)
-    changed = {k: v for k, v in (("scale", args.guidance), ("weak", args.weak)) if v is not None}
-    if "weak" in changed and (plan.guidance or {}).get("weak") != args.weak and args.guidance is None:
-        raise UserError("--weak says what to guide away from; --guidance says how much, for example --guidance 2")
-    if changed:
-        plan = replace(plan, guidance={**(plan.guidance or {"formula": "uncond"}), **changed})
-    return plan
+        return replace(plan, guidance=ByClassifier(args.classifier, 1.0 if scale is None else scale), labels=labels)
+    guidance = plan.guidance
+    if args.guidance is not None:
+        guidance = replace(guidance or Guidance(1.0), scale=args.guidance)
+    if args.weak:
+        if args.guidance is None and getattr(guidance, "weak", None) != args.weak:
+            raise UserError("--weak says what to guide away from; --guidance says how much, for example --guidance 2")
+        if not isinstance(guidance, Guidance):
+            raise UserError("--weak and guidance by a classifier do not go together")
+        guidance = ByWeakerModel(guidance.scale, guidance.formula, guidance.interval, guidance.decay, weak=args.weak)
+    return replace(plan, guidance=guidance)
 
 
 def _captions(path: str | None) -> list[str]:

@@ -1,6 +1,7 @@
 """`diffzoo sweep guidance MODEL --scales 1 1.5 2`: which guidance is best, on common random numbers."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         return ModelImages(plan, device, source.captions, source.loaded if same else None)
 
     for label in weights:  # a label that does not exist is better known before hours of work
-        images(sweep.Candidate(base.guidance["scale"] if base.guidance else 1.0, None, label).plan(base)).plan()
+        images(replace(sweep.Candidate(1.0, None, label).plan(base), guidance=base.guidance)).plan()
     metric = args.metric or protocol.metrics[0]
     trials = sweep.sweep_guidance(
         images, base, protocol, reference, tried, run_options(args, device, groups=0),

@@ -7,11 +7,10 @@ import hashlib
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,11 +59,6 @@ class ImagesPlan(Record):
 
     images: str
     images_sha256: str | None = None
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; unknown fields raise."""
-        return cls(**cls._checked(data))
 
 
 # -- reading

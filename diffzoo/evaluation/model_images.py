@@ -12,7 +12,8 @@ import torch
 from diffzoo.encoders import Identity
 from diffzoo.errors import UserError
 from diffzoo.generation.generator import Generator, PlannedImages
-from diffzoo.generation.plan import SamplePlan, build_sampler, default_plan, labels_of
+from diffzoo.generation.guidance import AnyGuidance, ByClassifier, ByWeakerModel
+from diffzoo.generation.plan import Base, SamplePlan, default_plan, labels_of
 from diffzoo.models.base import Config, Network
 from diffzoo.tensors import state_sha256
 from diffzoo.typing import Condition, Images
@@ -43,11 +44,11 @@ class ModelImages:
     @cached_property
     def generator(self) -> Generator:
         """The network with its frozen encoders and guides, compiled if the plan says so."""
-        plan, guidance = self.sample_plan, self.sample_plan.guidance or {}
+        plan, guidance = self.sample_plan, self.sample_plan.guidance
         generator = self.loaded or Generator.of(load_any(plan.model, weights=plan.weights), self.device)
         generator = replace(generator, classifier=None, weak=self.weak.denoiser if self.weak else None)
-        if "classifier" in guidance:
-            generator.guide_with(load_any(guidance["classifier"]))
+        if isinstance(guidance, ByClassifier):
+            generator.guide_with(load_any(guidance.classifier))
         if plan.compile:
             for each in (generator, self.weak):
                 if each is not None:
@@ -57,10 +58,10 @@ class ModelImages:
     @cached_property
     def weak(self) -> Generator | None:
         """The weaker model, if the plan guides with one."""
-        guidance = self.sample_plan.guidance or {}
-        if "weak" not in guidance:
+        guidance = self.sample_plan.guidance
+        if not isinstance(guidance, ByWeakerModel):
             return None
-        return Generator.of(load_any(guidance["weak"], weights=guidance.get("weak_weights", "ema")), self.device)
+        return Generator.of(load_any(guidance.weak, weights=guidance.weak_weights), self.device)
 
     @cached_property
     def base(self) -> "ModelImages | None":
@@ -69,12 +70,12 @@ class ModelImages:
         if plan.base is None:
             return None
         same: dict[str, Any] = {"first_seed": plan.first_seed, "labels": plan.labels, "classes": plan.classes}
-        if plan.base.keys() <= {"model", "preset"}:
+        if isinstance(plan.base, Base):
             same |= {"precision": plan.precision, "images_per_batch": plan.images_per_batch}
-            loaded = load_any(plan.base["model"])
-            base = default_plan(plan.base["model"], loaded.metadata, plan.base.get("preset"), **same)
+            loaded = load_any(plan.base.model)
+            base = default_plan(plan.base.model, loaded.metadata, plan.base.preset, **same)
             return ModelImages(base, self.device, loaded=Generator.of(loaded, self.device))
-        return ModelImages(replace(SamplePlan.from_dict(plan.base), **same), self.device)
+        return ModelImages(replace(plan.base, **same), self.device)
 
     @cached_property
     def _planned(self) -> PlannedImages:
@@ -101,7 +102,6 @@ class ModelImages:
     def plan(self) -> SamplePlan:
         """The plan with the hash of the loaded weights; checks that sampler, guidance and classes fit the model."""
         plan, generator = self.sample_plan, self.generator
-        build_sampler(plan)
         labels_of(plan, self.num_classes, 0, 1)
         if (generator.kind == "image") != (self.base is not None):
             raise UserError(
@@ -116,35 +116,39 @@ class ModelImages:
             plan,
             weights_sha256=_hash_of(generator.network, plan.model, plan.weights_sha256, "weights_sha256"),
             guidance=self._checked_guidance(),
-            base=self.base.plan().to_dict() if self.base is not None else None,
+            base=self.base.plan() if self.base is not None else None,
             captions_sha256=text,
             autoencoder=None if isinstance(generator.autoencoder, Identity) else generator.autoencoder.id,
         )
 
-    def _checked_guidance(self) -> dict[str, Any] | None:
+    def _checked_guidance(self) -> AnyGuidance | None:
         """The plan's guidance with the hashes of the weights that guide."""
         guidance, generator, weak = self.sample_plan.guidance, self.generator, self.weak
         if guidance is None:
             return None
-        scale, config = guidance.get("scale"), generator.network.config
-        if isinstance(scale, list | tuple) and len(scale) != config.num_classes:
+        config = generator.network.config
+        if isinstance(guidance, ByClassifier):
+            wanted = guidance.classifier_sha256
+            found = _hash_of(generator.classifier, guidance.classifier, wanted, "classifier_sha256")
+            return replace(guidance, classifier_sha256=found)
+        if isinstance(guidance.scale, tuple) and len(guidance.scale) != config.num_classes:
             raise UserError(
-                f"the plan has {len(scale)} guidance scales and the model {config.num_classes} classes: give one "
-                "number, or one per class"
+                f"the plan has {len(guidance.scale)} guidance scales and the model {config.num_classes} classes: give "
+                "one number, or one per class"
             )
         if weak is None and generator.kind == "nothing":
             raise UserError("the plan asks for guidance but the model is unconditional: leave the guidance out")
-        if weak is not None and _kind_of(config) != _kind_of(weak.network.config):
-            raise UserError(
-                f"the weaker model {guidance['weak']} samples {_kind_of(weak.network.config)}, this one "
-                f"{_kind_of(config)}: autoguidance needs two of one kind"
-            )
         generator.guided(guidance)
-        for key, guide in (("classifier", generator.classifier), ("weak", weak.network if weak else None)):
-            if guide is not None:
-                wanted = guidance.get(f"{key}_sha256")
-                guidance = {**guidance, f"{key}_sha256": _hash_of(guide, guidance[key], wanted, f"{key}_sha256")}
-        return guidance
+        if not isinstance(guidance, ByWeakerModel) or weak is None:
+            return guidance
+        ours, theirs = _kind_of(config), _kind_of(weak.network.config)
+        if ours != theirs:
+            raise UserError(
+                f"the weaker model {guidance.weak} samples {theirs}, this one {ours}: autoguidance needs two of one "
+                "kind"
+            )
+        found = _hash_of(weak.network, guidance.weak, guidance.weak_sha256, "weak_sha256")
+        return replace(guidance, weak_sha256=found)
 
 
 def _kind_of(config: Config) -> str:

@@ -15,9 +15,8 @@ demo                     1,000 images of the demo set, on a random convolutional
                          its numbers rank models of the demo and mean nothing else
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.generation.plan import Record
@@ -79,13 +78,6 @@ class EvalProtocol(Record):
         for name, kind in (("rounding", Rounding), ("resize", Resize)):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"protocol.{name}: expected one of {get_args(kind)}, got {getattr(self, name)!r}")
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; unknown fields raise."""
-        values = cls._checked(data)
-        networks = tuple(NetworkSpec(**NetworkSpec._checked(v)) for v in values.get("networks", ()))
-        return cls(**{**values, "networks": networks, "metrics": tuple(values["metrics"])})
 
 
 _ADM_METRICS = ("fid", "sfid", "is", "precision", "recall")

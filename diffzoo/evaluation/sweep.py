@@ -20,14 +20,15 @@ from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.result import Result
 from diffzoo.evaluation.run import RunOptions, evaluate
 from diffzoo.files import atomic_path, write_text
-from diffzoo.generation.guidance import no_guidance
+from diffzoo.generation.guidance import ByClassifier, no_guidance
 from diffzoo.generation.plan import SamplePlan
 from diffzoo.record import digest
+from diffzoo.sampling import Guidance, Interval
 
 __all__ = ["KEEP", "Candidate", "Trial", "candidates", "plot", "sweep_guidance", "table", "write_plan"]
 
 KEEP: Literal["keep"] = "keep"
-Interval = tuple[float, float] | Literal["keep"] | None
+Where = tuple[float, float] | Literal["keep"] | None
 HIGHER_IS_BETTER = ("inception-score", "precision", "recall", "density", "coverage", "clip-score")
 
 
@@ -42,7 +43,7 @@ class Candidate:
     """
 
     scale: float
-    interval: Interval = None
+    interval: Where = None
     weights: str | None = None
 
     def plan(self, base: SamplePlan) -> SamplePlan:
@@ -52,13 +53,12 @@ class Candidate:
             base = replace(base, model=model, weights=label, weights_sha256=None)
         if self.scale == no_guidance(base.guidance):
             return replace(base, guidance=None)
-        guidance: dict[str, Any] = {**(base.guidance or {"formula": "uncond"}), "scale": self.scale}
-        if "classifier" in guidance and self.interval not in (None, KEEP):
-            raise UserError("a classifier guides at all times: leave the intervals out of this sweep")
-        if self.interval != KEEP:
-            guidance.pop("interval", None)
-            if self.interval is not None:
-                guidance["interval"] = {"low": self.interval[0], "high": self.interval[1], "unit": "t"}
+        guidance = replace(base.guidance or Guidance(1.0), scale=self.scale)
+        if isinstance(guidance, ByClassifier):
+            if self.interval not in (None, KEEP):
+                raise UserError("a classifier guides at all times: leave the intervals out of this sweep")
+        elif self.interval != KEEP:
+            guidance = replace(guidance, interval=None if self.interval is None else Interval(*self.interval))
         return replace(base, guidance=guidance)
 
     @property
@@ -104,7 +104,7 @@ class Trial:
 
 def candidates(
     scales: Sequence[float],
-    intervals: Sequence[Interval] = (None,),
+    intervals: Sequence[Where] = (None,),
     weights: Sequence[str | None] = (None,),
     none: float = 1.0,
 ) -> list[Candidate]:

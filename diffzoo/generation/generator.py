@@ -4,7 +4,7 @@ The pipeline, evaluation, sweeps and the previews of training differ in where se
 way from there to images is `Generator.images`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from diffzoo.encoders.autoencoder import Autoencoder, Identity
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError
-from diffzoo.generation.guidance import build_guidance
-from diffzoo.generation.plan import Precision, SamplePlan, build_sampler, labels_of
+from diffzoo.generation.guidance import AnyGuidance, ByClassifier, ByWeakerModel
+from diffzoo.generation.plan import Precision, SamplePlan, labels_of
 from diffzoo.models.base import Network
 from diffzoo.precision import float32_digits
 from diffzoo.process import GaussianProcess
-from diffzoo.sampling import Denoise, Denoiser, Sampler, sample
+from diffzoo.sampling import ClassifierGuidance, Denoise, Denoiser, Sampler, sample
 from diffzoo.sampling.upsample import quantise
 from diffzoo.typing import Condition, Images, Latents
 from diffzoo.zoo.building import Loaded
@@ -159,17 +159,20 @@ class Generator:
         embedded, mask = embed(self.text_encoder)
         return Condition(text=embedded, text_mask=mask)
 
-    def guided(self, guidance: Mapping[str, Any] | None) -> Denoise:
-        """The denoiser with guidance around it (`diffzoo.generation.guidance`)."""
-        captions = guidance is not None and self.kind == "caption" and self.text_encoder is not None
-        return build_guidance(
-            self.denoiser,
-            guidance,
-            self._text(lambda encoder: encoder.null(1)) if captions else None,
-            self.weak,
-            self.classifier,
-            conditional=self.network.config.num_classes > 0,
-        )
+    def guided(self, guidance: AnyGuidance | None) -> Denoise:
+        """The denoiser with guidance around it: the one place where it gets it.
+
+        Raises:
+            UserError: for guidance that does not fit the network.
+        """
+        if guidance is None:
+            return self.denoiser
+        if isinstance(guidance, ByClassifier):
+            conditional = self.network.config.num_classes > 0
+            return ClassifierGuidance(self.denoiser, self.classifier, guidance.scale, conditional=conditional)
+        captions = self.kind == "caption" and self.text_encoder is not None
+        null = self._text(lambda encoder: encoder.null(1)) if captions else None
+        return guidance.around(self.denoiser, null, self.weak if isinstance(guidance, ByWeakerModel) else None)
 
     # -- sampling
 
@@ -179,7 +182,7 @@ class Generator:
         cond: Condition | None = None,
         *,
         sampler: Sampler,
-        guidance: Mapping[str, Any] | None = None,
+        guidance: AnyGuidance | None = None,
         precision: Precision | None = None,
         **options: Any,
     ) -> Images:
@@ -266,7 +269,7 @@ class PlannedImages:
         return self.generator.images(
             range(plan.first_seed + start, plan.first_seed + start + count),
             self.condition(start, count),
-            sampler=build_sampler(plan),
+            sampler=plan.sampler,
             guidance=plan.guidance,
             precision=plan.precision,
             batch_size=plan.images_per_batch,

@@ -1,68 +1,68 @@
-"""Guidance from plain data: the one place where a denoiser gets its guidance."""
+"""Kinds of guidance as records: classifier-free (`diffzoo.sampling.Guidance`), by a weaker model, by a classifier."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError
 from diffzoo.record import from_plain
-from diffzoo.sampling import ClassifierGuidance, Denoise, Guidance
-from diffzoo.sampling.classifier import NoiseAwareClassifier
-from diffzoo.typing import Condition
+from diffzoo.sampling import Guidance
 
-__all__ = ["build_guidance", "no_guidance"]
-
-WEAK = ("weak", "weak_weights", "weak_sha256")  # fields of guidance about the weaker model
-CLASSIFIER = ("classifier", "scale", "classifier_sha256")  # all fields of guidance by a classifier
+__all__ = ["AnyGuidance", "ByClassifier", "ByWeakerModel", "guidance_from", "no_guidance"]
 
 
-def no_guidance(guidance: Mapping[str, Any] | None) -> float:
-    """The scale that changes nothing: 1 in the formula "uncond", 0 in "cond" and of a classifier."""
-    if guidance is None:
-        return 1.0
-    return 0.0 if "classifier" in guidance or guidance.get("formula") == "cond" else 1.0
-
-
-def build_guidance(
-    denoise: Denoise,
-    guidance: Mapping[str, Any] | None,
-    null: Condition | None = None,
-    weak: Denoise | None = None,
-    classifier: NoiseAwareClassifier | None = None,
-    conditional: bool = True,
-) -> Denoise:
-    """A denoiser with guidance around it.
+@dataclass(frozen=True)
+class ByWeakerModel(Guidance):
+    """Autoguidance: away from a weaker model (arXiv:2406.02507).
 
     Args:
-        denoise: a denoiser.
-        guidance: as in `SamplePlan`; None = none.
-        null: the row that stands for "no caption", for text models.
-        weak: denoiser of the weaker model, where `guidance` names one.
-        classifier: the noise-aware classifier, where `guidance` names one.
-        conditional: whether the network itself reads the class; matters to guidance by a classifier alone.
+        weak: its name: what `diffzoo.zoo.load_any` takes.
+        weak_weights: which of its weights: "ema", "raw" or the label of an EMA.
+        weak_sha256: hash of its tensors; filled in on loading.
+    """
+
+    weak: str = ""
+    weak_weights: str = "ema"
+    weak_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ByClassifier:
+    """Guidance by a noise-aware classifier (arXiv:2105.05233).
+
+    Args:
+        classifier: its name: what `diffzoo.zoo.load_any` takes.
+        scale: 0 = none.
+        classifier_sha256: hash of its tensors; filled in on loading.
+    """
+
+    classifier: str
+    scale: float
+    classifier_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise UserError(f"guidance needs a finite scale, got {self.scale}")
+
+
+AnyGuidance = Guidance | ByWeakerModel | ByClassifier
+
+
+def guidance_from(data: Any, where: str = "guidance") -> AnyGuidance | None:
+    """Guidance from plain data, whose fields say which kind it is.
 
     Raises:
-        UserError: for an unknown field, or a scale that is missing or not finite.
+        UserError: for unknown fields and values that do not fit.
     """
-    if guidance is None:
-        return denoise
-    if "classifier" in guidance:
-        wrong = [k for k in guidance if k not in CLASSIFIER]
-        if wrong:
-            raise UserError(
-                f"guidance by a classifier has no argument {wrong[0]!r}{did_you_mean(wrong[0], CLASSIFIER)}"
-            )
-        if not isinstance(guidance.get("scale"), int | float):
-            raise UserError(f"guidance by a classifier needs one scale, got {guidance.get('scale')!r}")
-        assert classifier is not None
-        return ClassifierGuidance(denoise, classifier, _finite(guidance["scale"]), conditional=conditional)
-    known = from_plain(Guidance, {k: v for k, v in guidance.items() if k not in WEAK}, "guidance")
-    for scale in known.scale if isinstance(known.scale, tuple) else (known.scale,):
-        _finite(scale)
-    return known.around(denoise, null, weak if "weak" in guidance else None)
+    if not isinstance(data, Mapping):
+        known = data is None or isinstance(data, Guidance | ByClassifier)
+        return data if known else from_plain(Guidance, data, where)
+    if "classifier" in data:
+        return from_plain(ByClassifier, data, where)
+    return from_plain(ByWeakerModel if "weak" in data else Guidance, data, where)
 
 
-def _finite(scale: float) -> float:
-    if not math.isfinite(scale):
-        raise UserError(f"guidance needs a finite scale, got {scale}")
-    return float(scale)
+def no_guidance(guidance: AnyGuidance | None) -> float:
+    """The scale that changes nothing: 1 in the formula "uncond", 0 in "cond" and of a classifier."""
+    return 0.0 if isinstance(guidance, ByClassifier) or (guidance is not None and guidance.formula == "cond") else 1.0

@@ -5,20 +5,21 @@ Two runs with equal plans give equal images.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor
 
-from diffzoo.errors import UserError, did_you_mean
-from diffzoo.record import canonical_json, digest, from_plain, to_plain
+from diffzoo.errors import UserError
+from diffzoo.generation.guidance import ByClassifier, ByWeakerModel, guidance_from
+from diffzoo.record import canonical_json, digest, from_plain
 from diffzoo.rng import keyed_generator
-from diffzoo.sampling import Sampler
+from diffzoo.sampling import DDIM, Guidance, Sampler
 from diffzoo.zoo.metadata import Metadata
 
 __all__ = [
-    "LabelRule", "Record", "SamplePlan", "build_sampler", "default_plan", "labels_of",
+    "Base", "LabelRule", "Record", "SamplePlan", "default_plan", "labels_of",
 ]  # fmt: skip
 
 LabelRule = Literal["none", "balanced", "uniform", "captions"]
@@ -26,7 +27,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 class Record:
-    """JSON in and out for frozen dataclasses."""
+    """A frozen dataclass with a hash and JSON in and out."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data."""
@@ -39,12 +40,21 @@ class Record:
         return digest(self)
 
     @classmethod
-    def _checked(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        for key in data:
-            if key not in known:
-                raise UserError(f"{cls.__name__} has no field {key!r}{did_you_mean(key, known)}")
-        return dict(data)
+    def from_dict(cls, data: Mapping[str, Any], where: str = "") -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: `path.to.field: expected …, got …`.
+        """
+        return from_plain(cls, data, where)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model whose images an upsampler enlarges, in one of its presets; a plan of it is filled in on loading."""
+
+    model: str
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +65,9 @@ class SamplePlan(Record):
     Args:
         model: a registered name, a run, a checkpoint: what `diffzoo.zoo.load_any` takes.
         weights_sha256: hash of the network's tensors (`diffzoo.tensors.state_sha256`); filled in on loading.
-        sampler: class name and options of the sampler but its steps and grid, for example {"class": "DDIM"}.
-        steps: of the sampler.
-        grid: class name and options of the time grid.
-        guidance: of classifier-free guidance, for example {"scale": 1.5, "formula": "uncond"}, perhaps with "interval"
-            {"low": ..., "high": ..., "unit": ...} or "decay"; a list of scales holds one per class of the model. With
-            "weak", the name of a weaker model, autoguidance; "weak_weights" and "weak_sha256" say which of its
-            weights. With "classifier", the name of a noise-aware classifier, and a "scale", its guidance;
-            "classifier_sha256" is filled in. None = no guidance.
+        sampler: with its steps and grid.
+        guidance: `Guidance` (a tuple of scales holds one per class of the model), `ByWeakerModel` or `ByClassifier`;
+            None = none.
         first_seed: seed of the first image.
         labels: "balanced" = the classes in turn; "uniform" = drawn for each seed, with replacement, as ADM does;
             "captions" = one caption per image; "none" = unconditional.
@@ -74,16 +79,16 @@ class SamplePlan(Record):
         autoencoder: id of the autoencoder that decodes latents, with its revision; filled in on loading.
         weights: which weights of a training run: "ema", "raw" or the label of an EMA.
         compile: compile the network's blocks, which rounds differently.
-        base: of an upsampler: the plan of the model whose images it enlarges, or {model, preset}, which is filled in
-            on loading; seeds and classes are the same for both.
+        base: of an upsampler: the plan of the model whose images it enlarges, or its name and preset, from which the
+            plan is filled in on loading; seeds and classes are the same for both.
+
+    `sampler`, `guidance` and `base` may be given as plain data.
     """
 
     model: str
     weights_sha256: str | None = None
-    sampler: dict[str, Any] = field(default_factory=lambda: {"class": "DDIM", "clip": 1.0})
-    steps: int = 50
-    grid: dict[str, Any] = field(default_factory=lambda: {"class": "UniformTime"})
-    guidance: dict[str, Any] | None = None
+    sampler: Sampler = DDIM(clip=1.0)  # noqa: RUF009  frozen
+    guidance: Guidance | ByWeakerModel | ByClassifier | None = None
     first_seed: int = 0
     labels: LabelRule = "balanced"
     classes: tuple[int, ...] | None = None
@@ -93,9 +98,16 @@ class SamplePlan(Record):
     autoencoder: str | None = None
     weights: str = "ema"
     compile: bool = False
-    base: dict[str, Any] | None = None
+    base: "SamplePlan | Base | None" = None
 
     def __post_init__(self) -> None:
+        decoded = {
+            "sampler": from_plain(Sampler, self.sampler, "plan.sampler"),  # type: ignore[type-abstract]
+            "guidance": guidance_from(self.guidance, "plan.guidance"),
+            "base": _base_from(self.base),
+        }
+        for name, value in decoded.items():
+            object.__setattr__(self, name, value)
         for name, kind in (("precision", Precision), ("labels", LabelRule)):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"plan.{name}: expected one of {get_args(kind)}, got {getattr(self, name)!r}")
@@ -104,15 +116,25 @@ class SamplePlan(Record):
                 raise UserError(f"plan.{name}: expected at least {least}, got {getattr(self, name)}")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; unknown fields raise."""
-        values = cls._checked(_present_names(data))
-        classes = values.get("classes")
-        return cls(**{**values, "classes": tuple(classes) if classes is not None else None})
+    def from_dict(cls, data: Mapping[str, Any], where: str = "plan") -> Self:
+        """The inverse of `to_dict`; plans of earlier versions are understood."""
+        values = _present_names(data)
+        decoded = {"guidance": guidance_from(values.get("guidance"), f"{where}.guidance")}
+        return from_plain(cls, {**values, **decoded, "base": _base_from(values.get("base"))}, where)
+
+
+def _base_from(data: Any) -> "SamplePlan | Base | None":
+    if not isinstance(data, Mapping):
+        return cast("SamplePlan | Base | None", data)
+    values = {"preset" if key == "setting" else key: value for key, value in data.items()}
+    if values.keys() <= {"model", "preset"}:
+        return from_plain(Base, values, "plan.base")
+    return SamplePlan.from_dict(data, "plan.base")
 
 
 def _present_names(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan in the words of this version: an earlier one wrote `average` for `weights`, and "average" for "ema"."""
+    """A plan in the words of this version: an earlier one wrote `average` for `weights`, "average" for "ema", and the
+    sampler's steps and grid beside it."""
     values = dict(data)
     if "average" in values:
         values["weights"] = _label(values.pop("average"))
@@ -120,20 +142,14 @@ def _present_names(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(guidance, Mapping) and "weak_average" in guidance:
         rest = {k: v for k, v in guidance.items() if k != "weak_average"}
         values["guidance"] = {**rest, "weak_weights": _label(guidance["weak_average"])}
-    if isinstance(values.get("base"), Mapping):
-        base = _present_names(values["base"])
-        values["base"] = {"preset" if key == "setting" else key: value for key, value in base.items()}
+    beside = {key: values.pop(key) for key in ("steps", "grid") if key in values}
+    if beside and isinstance(values.get("sampler"), Mapping):
+        values["sampler"] = {**values["sampler"], **beside}
     return values
 
 
 def _label(weights: str) -> str:
     return "ema" if weights == "average" else weights
-
-
-def build_sampler(plan: SamplePlan) -> Sampler:
-    """The sampler of a plan."""
-    data = {**plan.sampler, "steps": plan.steps, "grid": dict(plan.grid)}
-    return from_plain(Sampler, data, "plan.sampler")  # type: ignore[type-abstract]
 
 
 def default_plan(model: str, metadata: Metadata, preset: str | None = None, **changes: Any) -> SamplePlan:
@@ -146,20 +162,19 @@ def default_plan(model: str, metadata: Metadata, preset: str | None = None, **ch
         changes: fields of the plan that differ.
     """
     chosen = metadata.preset(preset)
-    sampler = to_plain(chosen.sampler or metadata.default_sampler)
-    steps, grid = sampler.pop("steps"), sampler.pop("grid")
     config = metadata.config
     classes = config.num_classes or chosen.classifier
     labels = "captions" if getattr(config, "text_width", 0) else (chosen.labels or "balanced") if classes else "none"
-    guidance, base = None, None
-    if metadata.guidance is not None:
-        guidance = to_plain(metadata.guidance, sparse=True)
+    known: dict[str, Any] = {
+        "sampler": chosen.sampler or metadata.default_sampler,
+        "labels": labels,
+        "guidance": metadata.guidance,
+    }
     if chosen.classifier is not None:
-        guidance = {"classifier": chosen.classifier, "scale": chosen.scale}
+        known["guidance"] = ByClassifier(chosen.classifier, 1.0 if chosen.scale is None else chosen.scale)
     if chosen.base is not None:
-        base = {"model": chosen.base, "preset": chosen.base_preset}
-    known: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "labels": labels, "guidance": guidance}
-    return SamplePlan(model, **{**known, "base": base, **changes})
+        known["base"] = Base(chosen.base, chosen.base_preset)
+    return SamplePlan(model, **{**known, **changes})
 
 
 def labels_of(plan: SamplePlan, num_classes: int, start: int, count: int) -> Tensor | None:

@@ -12,6 +12,7 @@ from diffzoo.encoders.autoencoder import Identity
 from diffzoo.errors import UserError
 from diffzoo.generation.classes import Classes
 from diffzoo.generation.generator import Generator
+from diffzoo.generation.guidance import AnyGuidance, ByClassifier
 from diffzoo.generation.samples import Samples
 from diffzoo.images import to_uint8
 from diffzoo.pins import encoder_record, read_record
@@ -54,7 +55,7 @@ class Request:
     ids: list[int]
     cond: Condition | None
     sampler: Sampler
-    guidance: dict[str, Any] | None
+    guidance: AnyGuidance | None
     record: dict[str, Any] | None
     columns: int
 
@@ -132,17 +133,14 @@ class Published:
         ids = [self.classes.index(item) for item in items]
         return [self.classes.label(i) for i in ids], ids, Condition(label=torch.tensor(ids))
 
-    def guidance(
-        self, guidance: float | Mapping[str, Any] | None
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    def guidance(self, guidance: float | Mapping[str, Any] | None) -> tuple[AnyGuidance | None, dict[str, Any] | None]:
         """The guidance of a call, and its record; the first is None where it changes nothing."""
         if self.classifier is not None:
             if isinstance(guidance, Mapping):
                 raise UserError("a classifier does the guidance: give its scale as a number")
             scale = (1.0 if self.scale is None else self.scale) if guidance is None else float(guidance)
-            by = self.classifier.metadata.name
-            record = {"formula": "score + s * grad log p(class)", "scale": scale, "classifier": by}
-            return {"classifier": by, "scale": scale}, record
+            by = ByClassifier(self.classifier.metadata.title, scale)
+            return by, {"formula": "score + s * grad log p(class)", **to_plain(by, sparse=True)}
         if self.generator.kind in ("nothing", "image"):
             if guidance is not None:
                 raise UserError("this model has no condition that guidance could act on: leave the guidance out")
@@ -151,8 +149,7 @@ class Published:
         if guidance is not None:
             change = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
             known = from_plain(Guidance, {**to_plain(known), **change}, "guidance")
-        record = to_plain(known, sparse=True)
-        return record if known.acts else None, record
+        return known if known.acts else None, to_plain(known, sparse=True)
 
     def sampler(self, sampler: Sampler | str | None, steps: int | None) -> Sampler:
         """The sampler of a call: the one asked for, else that of the weights."""

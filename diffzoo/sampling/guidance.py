@@ -305,6 +305,11 @@ class Guidance:
     channels: int | None = None
     rescale: float = 0.0
 
+    def __post_init__(self) -> None:
+        for scale in self.scale if isinstance(self.scale, tuple) else (self.scale,):
+            if not math.isfinite(scale):
+                raise UserError(f"guidance needs a finite scale, got {scale}")
+
     @property
     def acts(self) -> bool:
         """Whether it changes anything."""

@@ -17,7 +17,7 @@ from diffzoo.evaluation.run import load_networks
 from diffzoo.generation import PlannedImages, SamplePlan
 from diffzoo.images import Rounding, to_uint8
 from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
-from diffzoo.record import to_plain
+from diffzoo.sampling import Guidance
 from diffzoo.training.previews import sampling_from
 
 __all__ = ["ImageMetrics"]
@@ -139,8 +139,6 @@ class ImageMetrics(L.Callback):
         """The images of the module, with EMA weights for the length of the block."""
         config = module.network.config
         sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
-        options = to_plain(sampler)
-        steps, grid = options.pop("steps"), options.pop("grid")
         captions: list[str] = []
         if module.text_encoder is not None:  # those held out, over and over
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -148,10 +146,8 @@ class ImageMetrics(L.Callback):
             captions = [held_out[i % len(held_out)] for i in range(self.n)]
         plan = SamplePlan(
             model="in training",
-            sampler=options,
-            steps=steps,
-            grid=grid,
-            guidance={"scale": self.guidance, "formula": "uncond"} if self.guidance != 1 else None,
+            sampler=sampler,
+            guidance=Guidance(self.guidance) if self.guidance != 1 else None,
             labels="captions" if captions else "balanced" if config.num_classes else "none",
             classes=tuple(range(len(module.class_names))) or None if config.num_classes else None,
             images_per_batch=self.batch_size,

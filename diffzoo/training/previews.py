@@ -15,6 +15,7 @@ from diffzoo.encoders import Identity
 from diffzoo.errors import UserError
 from diffzoo.generation import Generator
 from diffzoo.images import make_grid, save_image, to_uint8
+from diffzoo.sampling import Guidance
 from diffzoo.training.averaging import averaged
 from diffzoo.training.side_files import write_or_warn
 from diffzoo.typing import Condition
@@ -85,7 +86,7 @@ class SampleGrid(L.Callback):
                 [i % self.per_class for i in range(rows * self.per_class)],
                 cond,
                 sampler=module.sampler if steps is None else replace(module.sampler, steps=steps),
-                guidance={"scale": self.guidance} if guided else None,
+                guidance=Guidance(self.guidance) if guided else None,
                 batch_size=self.batch_size,
             )
         if not trainer.is_global_zero:

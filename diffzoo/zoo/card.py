@@ -186,9 +186,12 @@ def _evaluation(records: Sequence[dict[str, Any]]) -> str:
         protocol, plan = record["protocol"], record.get("plan") or {}
         reference = f"{protocol.get('reference')} (`{str(protocol.get('reference_sha256'))[:16]}`)"
         name = f"{protocol.get('name')} (`{str(record.get('protocol_sha256', ''))[:16]}`)"
-        sampled = [f"{(plan.get('sampler') or {}).get('class')}, {plan['steps']} steps"] if plan.get("steps") else []
+        sampler = plan.get("sampler") or {}
+        steps = plan.get("steps", sampler.get("steps"))  # beside the sampler in results of version 0.1
+        sampled = [f"{str(sampler.get('class')).rpartition('.')[2]}, {steps} steps"] if steps else []
         if plan.get("guidance"):
-            sampled.append(f"guidance {json.dumps(plan['guidance'], sort_keys=True)}")
+            stated = {k: v for k, v in plan["guidance"].items() if v is not None}
+            sampled.append(f"guidance {json.dumps(stated, sort_keys=True)}")
         for metric, value in record["values"].items():
             what = f"{name}, {protocol.get('n')} images against {reference}"
             rows[f"| {metric} | {_number(value)} | {what} | {', '.join(sampled)} |"] = None

@@ -18,6 +18,7 @@ from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
 from diffzoo.generation.plan import default_plan
+from diffzoo.sampling import Guidance
 from diffzoo.zoo import load_any
 
 pytestmark = [
@@ -76,7 +77,7 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     assert [int(r["step"]) for r in rows if r["val/loss"]] == [3, 6]
     assert all(0 < float(r["val/loss"] or r["train/loss"]) < 3 for r in rows)
     plan = default_plan("run", load_any(run).metadata)  # what `diffzoo eval RUN` draws with
-    assert (plan.steps, plan.guidance) == (2, {"formula": "uncond", "scale": 2.5})
+    assert (plan.sampler.steps, plan.guidance) == (2, Guidance(2.5))
     # the configuration that was saved is itself a recipe, and gives the same run
     again = tmp_path / "again"
     assert main(["fit", "-c", str(run / "config.yaml"), "--run", str(again)]) == 0

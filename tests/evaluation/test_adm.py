@@ -14,6 +14,7 @@ from diffzoo.errors import UserError
 from diffzoo.evaluation import Result, SamplePlan
 from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.evaluation.sweep import Candidate
+from diffzoo.generation.guidance import ByClassifier
 from diffzoo.generation.plan import default_plan
 from diffzoo.models.adm import TINY, TINY_CLASSIFIER, ADMClassifier, ADMUNet
 from diffzoo.models.base import Network
@@ -79,9 +80,9 @@ def test_a_preset_is_a_plan(zoo: dict[str, str], preset: str, sampler: object) -
     )
     resolved = images.plan()
     assert resolved.guidance is not None
-    assert resolved.guidance["classifier_sha256"] != resolved.weights_sha256
+    assert resolved.guidance.classifier_sha256 != resolved.weights_sha256
     assert SamplePlan.from_dict(resolved.to_dict()) == resolved
-    changed = {**resolved.guidance, "classifier_sha256": "0" * 64}
+    changed = {**resolved.to_dict()["guidance"], "classifier_sha256": "0" * 64}
     with pytest.raises(UserError, match="the plan was made for weights 0000"):
         ModelImages(SamplePlan.from_dict({**resolved.to_dict(), "guidance": changed})).plan()
 
@@ -108,9 +109,9 @@ def test_an_upsampler_enlarges_the_images_of_the_same_seeds_and_classes(zoo: dic
     assert images.image_size == 32
     resolved = images.plan()
     assert resolved.base is not None
-    assert resolved.base["model"] == zoo["small"]
-    assert resolved.base["guidance"]["scale"] == 6.0
-    assert resolved.base["weights_sha256"] != resolved.weights_sha256
+    assert resolved.base.model == zoo["small"]
+    assert resolved.base.guidance.scale == 6.0
+    assert resolved.base.weights_sha256 != resolved.weights_sha256
     again = ModelImages(SamplePlan.from_dict(resolved.to_dict()))
     assert torch.equal(again.images(0, 2), images.images(0, 2))
     assert again.plan() == resolved
@@ -122,7 +123,7 @@ def test_an_upsampler_enlarges_the_images_of_the_same_seeds_and_classes(zoo: dic
         ("large", {"base": None}, "enlarges images and the plan does not say whose"),
         ("small", {"base": {"model": "x"}}, "samples without a smaller image: leave the base out"),
         ("small", {"guidance": {"classifier": "C", "scal": 1}}, "did you mean 'scale'"),
-        ("small", {"guidance": {"classifier": "C"}}, "needs one scale, got None"),
+        ("small", {"guidance": {"classifier": "C"}}, "expected a number, but it is missing"),
         ("small", {"guidance": {"classifier": "small", "scale": 1.0}}, "is no classifier"),
     ],
 )
@@ -131,9 +132,8 @@ def test_plans_that_do_not_fit(zoo: dict[str, str], model: str, change: dict, me
     change = json.loads(
         json.dumps(change).replace('"small"', json.dumps(zoo["small"])).replace('"x"', json.dumps(zoo["small"]))
     )
-    plan = default_plan(zoo[model], load_any(zoo[model]).metadata, **change)
     with pytest.raises(UserError, match=message):
-        ModelImages(plan).plan()
+        ModelImages(default_plan(zoo[model], load_any(zoo[model]).metadata, **change)).plan()
 
 
 def test_eval_on_the_command_line(
@@ -165,16 +165,16 @@ def test_eval_on_the_command_line(
         )
         plans[name] = Result.load(next(out.glob("demo_4*.json"))).plan
     assert plans["preset"] == plans["flag"]
-    assert plans["chain"].base["guidance"]["classifier"] == zoo["classifier"]
-    assert (plans["free"].labels, plans["free"].guidance["scale"]) == ("balanced", 1.0)
+    assert plans["chain"].base.guidance.classifier == zoo["classifier"]
+    assert (plans["free"].labels, plans["free"].guidance.scale) == ("balanced", 1.0)
     assert main(["eval", zoo["small"], "--preset", "giuded", *fixed, "--out", str(tmp_path / "x")]) == 2
     assert "did you mean 'guided'" in capsys.readouterr().err
 
 
 def test_a_sweep_varies_the_scale_of_the_classifier(zoo: dict[str, str]) -> None:
     base = default_plan(zoo["small"], load_any(zoo["small"]).metadata, "guided")
-    assert Candidate(2.5).plan(base).guidance == {"classifier": zoo["classifier"], "scale": 2.5}
-    assert Candidate(1.0).plan(base).guidance == {"classifier": zoo["classifier"], "scale": 1.0}
+    assert Candidate(2.5).plan(base).guidance == ByClassifier(zoo["classifier"], 2.5)
+    assert Candidate(1.0).plan(base).guidance == ByClassifier(zoo["classifier"], 1.0)
     assert Candidate(0.0).plan(base).guidance is None
     with pytest.raises(UserError, match="guides at all times"):
         Candidate(2.0, (0.2, 0.8)).plan(base)

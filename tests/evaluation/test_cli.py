@@ -13,6 +13,7 @@ from diffzoo.evaluation.sweep import KEEP, Candidate, Trial, candidates, plot, s
 from diffzoo.generation.guidance import no_guidance
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
+from diffzoo.sampling import Guidance, Interval
 from diffzoo.zoo import save_pretrained
 
 METRICS = ["--metrics", "frechet:random-conv", "kid:random-conv"]
@@ -127,7 +128,7 @@ def test_sweep_writes_table_plot_and_plan(folder: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "sweep.txt").read_text().splitlines()) == 4  # no guidance has no interval
     plan = SamplePlan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
-    assert plan.steps == 2
+    assert plan.sampler.steps == 2
 
 
 # -- the search itself
@@ -143,7 +144,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, values: dict[float, float], **opti
 
     def evaluate(source: SamplePlan, protocol: object, reference: object, options: object) -> object:
         seen.append((source.first_seed, options.few))
-        scale = source.guidance["scale"] if source.guidance else 1.0
+        scale = source.guidance.scale if source.guidance else 1.0
         measured = {"frechet:random-conv": Value(values[scale] + 100 / protocol.n)}
         return type("Result", (), {"plan": source, "values": measured})()
 
@@ -177,17 +178,17 @@ def test_without_early_stopping_all_are_finished(monkeypatch: pytest.MonkeyPatch
 def test_guidance_of_a_candidate() -> None:
     base = SamplePlan("x", guidance={"scale": 9.0, "formula": "uncond", "interval": {"low": 0.1, "high": 0.2}})
     assert Candidate(1.0).plan(base).guidance is None
-    assert Candidate(2.0).plan(base).guidance == {"scale": 2.0, "formula": "uncond"}
-    assert Candidate(2.0, (0.3, 0.6)).plan(base).guidance["interval"] == {"low": 0.3, "high": 0.6, "unit": "t"}
+    assert Candidate(2.0).plan(base).guidance == Guidance(2.0)
+    assert Candidate(2.0, (0.3, 0.6)).plan(base).guidance.interval == Interval(0.3, 0.6)
     kept = Candidate(2.0, KEEP, "0.9").plan(base)
-    assert (kept.guidance["interval"], kept.weights) == ({"low": 0.1, "high": 0.2}, "0.9")
+    assert (kept.guidance.interval, kept.weights) == (Interval(0.1, 0.2), "0.9")
     assert len(candidates([1, 2], [None, (0.1, 0.5)], ["a", "b"])) == 6
 
 
 def test_no_guidance_is_zero_where_the_formula_says_so() -> None:
     base = SamplePlan("x", guidance={"scale": 0.4, "formula": "cond"})
     assert Candidate(0.0).plan(base).guidance is None
-    assert Candidate(1.0, (0.3, 0.6)).plan(base).guidance["interval"]["low"] == 0.3
+    assert Candidate(1.0, (0.3, 0.6)).plan(base).guidance.interval.low == 0.3
     tried = candidates([0, 1], [None, (0.1, 0.5)], none=no_guidance(base.guidance))
     assert tried == [Candidate(0), Candidate(1), Candidate(1, (0.1, 0.5))]
 

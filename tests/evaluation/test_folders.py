@@ -17,9 +17,11 @@ from diffzoo.errors import UserError
 from diffzoo.evaluation import Reference, Result, RunOptions, evaluate
 from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.lossy import jpeg_quality, lossy_remark
+from diffzoo.generation.guidance import ByWeakerModel
 from diffzoo.images import to_uint8
 from diffzoo.metrics import Moments, extract, frechet_distance, load_features
 from diffzoo.metrics.features import RandomConv
+from diffzoo.sampling import Heun
 
 METRICS = ("frechet:random-conv", "kid:random-conv", "recall:random-conv")
 
@@ -163,10 +165,11 @@ def test_results_of_earlier_versions_load_and_compare(tmp_path: Path) -> None:
     new = Result.load(tmp_path / "out" / "test_12.json")
     from diffzoo.generation.plan import SamplePlan, digest
 
-    written = SamplePlan("x", weights="ema", guidance={"scale": 2.0, "weak": "y", "weak_weights": "raw"}).to_dict()
-    old = {**written, "average": "average", "guidance": {"scale": 2.0, "weak": "y", "weak_average": "raw"}}
+    plan = SamplePlan("x", sampler=Heun(steps=7), guidance=ByWeakerModel(2.0, weak="y", weak_weights="raw"))
+    guidance = {"scale": 2.0, "weak": "y", "weak_average": "raw"}
+    old = {**plan.to_dict(), "average": "average", "guidance": guidance, "sampler": {"class": "Heun"}, "steps": 7}
     old.pop("weights")
     data = {**new.to_dict(), "plan": old, "plan_sha256": digest(old)}
     (tmp_path / "old.json").write_text(json.dumps(data))
-    assert Result.load(tmp_path / "old.json").plan == SamplePlan.from_dict(written)
+    assert Result.load(tmp_path / "old.json").plan == plan
     assert replace(new, plan=Result.load(tmp_path / "old.json").plan).protocol.sha256 == new.protocol.sha256

@@ -10,11 +10,10 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.evaluation import Result, SamplePlan
 from diffzoo.evaluation.model_images import ModelImages
-from diffzoo.generation.guidance import build_guidance
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.precision import float32_digits
 from diffzoo.process import GaussianProcess
-from diffzoo.sampling import DDIM, Autoguidance, ClassifierFree, Denoiser, sample
+from diffzoo.sampling import DDIM, Autoguidance, ClassifierFree, Denoiser, Guidance, Interval, sample
 from diffzoo.typing import Condition
 from diffzoo.zoo import save_pretrained
 
@@ -43,7 +42,7 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Denoiser]:
 
 
 def plan(path: Path, **changes: object) -> SamplePlan:
-    return replace(SamplePlan(str(path), steps=3), **changes)
+    return replace(SamplePlan(str(path), sampler=DDIM(steps=3, clip=1.0)), **changes)
 
 
 def drawn(denoise: object, labels: bool = True) -> torch.Tensor:
@@ -55,7 +54,7 @@ def test_a_scale_per_class(strong: tuple[Path, Denoiser]) -> None:
     path, denoise = strong
     scales = [1.0, 2.0, 3.0, 0.5]
     source = ModelImages(plan(path, guidance={"scale": scales}))
-    assert source.plan().guidance == {"scale": scales}
+    assert source.plan().guidance == Guidance(tuple(scales))
     want = drawn(ClassifierFree(denoise, torch.tensor(scales), per="class"))
     torch.testing.assert_close(source.images(0, 6), want, rtol=1e-4, atol=1e-5)
     assert (want - drawn(ClassifierFree(denoise, 2.0))).abs().amax(dim=(1, 2, 3))[[0, 2, 3]].min() > 1e-3
@@ -67,12 +66,10 @@ def test_a_weaker_model_guides(strong: tuple[Path, Denoiser], weak: tuple[Path, 
     guidance = {"scale": 2.0, "weak": str(weak[0]), "interval": {"low": 0.2, "high": 1.0}}
     source = ModelImages(plan(strong[0], guidance=guidance))
     resolved = source.plan()
-    assert len(resolved.guidance["weak_sha256"]) == 64
-    assert resolved.guidance["weak_sha256"] != resolved.weights_sha256
+    assert len(resolved.guidance.weak_sha256) == 64
+    assert resolved.guidance.weak_sha256 != resolved.weights_sha256
     assert ModelImages(resolved).plan() == resolved
-    by_hand = build_guidance(strong[1], guidance, weak=weak[1])
-    assert isinstance(by_hand, Autoguidance)
-    want = drawn(Autoguidance(strong[1], weak[1], 2.0, interval=by_hand.interval))
+    want = drawn(Autoguidance(strong[1], weak[1], 2.0, interval=Interval(0.2, 1.0)))
     torch.testing.assert_close(source.images(0, 6), want, rtol=1e-4, atol=1e-5)
     assert (want - drawn(strong[1])).abs().max() > 1e-2
 
@@ -110,7 +107,7 @@ def test_autoguidance_on_the_command_line(
     # without --out: a folder with the model's name
     (file,) = (tmp_path / "eval").glob("*/demo_130.json")
     assert strong[0].name in file.parent.name
-    assert Result.load(file).plan.guidance["weak"] == str(weak[0])
+    assert Result.load(file).plan.guidance.weak == str(weak[0])
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has other switches")

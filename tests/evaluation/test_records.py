@@ -13,16 +13,20 @@ from diffzoo.evaluation import PROTOCOLS, EvalProtocol, NetworkSpec, Reference, 
 from diffzoo.evaluation import protocol as named
 from diffzoo.evaluation.checks import check
 from diffzoo.evaluation.measure import ALIASES, Value, jackknife, metric_of
-from diffzoo.generation.guidance import build_guidance
-from diffzoo.generation.plan import build_sampler, labels_of
+from diffzoo.generation.guidance import ByClassifier, ByWeakerModel
+from diffzoo.generation.plan import Base, labels_of
 from diffzoo.metrics import load_features
 from diffzoo.record import canonical_json, differences
-from diffzoo.sampling import DDIM, Interval, Karras
+from diffzoo.sampling import DDIM, Guidance, Heun, Interval, Karras
 
 PLANS = [
     SamplePlan("tiny"),
     SamplePlan("tiny", guidance={"scale": 2.0, "interval": {"low": 0.1, "high": 0.9}}, classes=(3, 1)),
-    SamplePlan("tiny", sampler={"class": "Heun"}, grid={"class": "Karras", "rho": 5.0}, labels="uniform"),
+    SamplePlan("tiny", sampler=Heun(steps=3, grid=Karras(rho=5.0)), labels="uniform"),
+    SamplePlan("tiny", guidance=ByWeakerModel(2.0, weak="weak"), base=Base("small", "guided")),
+    SamplePlan(
+        "tiny", guidance=ByClassifier("classifier", 4.0), base=SamplePlan("small", guidance=Guidance((1.0, 2.0)))
+    ),
 ]
 
 
@@ -66,8 +70,6 @@ def test_all_named_protocols() -> None:
 
 
 def test_unknown_fields_metrics_and_networks_name_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'guidance'"):
-        SamplePlan.from_dict({"model": "x", "guidence": None})
     with pytest.raises(UserError, match="did you mean 'fid'"):
         metric_of("fidd")
     with pytest.raises(UserError, match="did you mean 'random-conv'"):
@@ -89,22 +91,29 @@ def test_plans_reject_nonsense(values: dict, message: str) -> None:
         SamplePlan("x", **values)
 
 
-def test_the_parts_of_a_plan_become_objects() -> None:
-    sampler = build_sampler(SamplePlan("x", steps=7, grid={"class": "Karras", "rho": 5.0}))
-    assert sampler == DDIM(steps=7, grid=Karras(rho=5.0), clip=1.0)
+def test_the_parts_of_a_plan_are_objects() -> None:
+    assert SamplePlan("x").sampler == DDIM(steps=50, clip=1.0)
+    data = {"scale": 2.0, "formula": "cond", "interval": {"low": 0.2, "high": 0.4}}
+    assert SamplePlan("x", guidance=data).guidance == Guidance(2.0, "cond", Interval(0.2, 0.4))
 
-    class Plain:
-        process = None
 
-    guided = build_guidance(Plain(), {"scale": 2.0, "formula": "cond", "interval": {"low": 0.2, "high": 0.4}})
-    assert (float(guided.scale), guided.formula, guided.interval) == (2.0, "cond", Interval(0.2, 0.4))
-    assert isinstance(build_guidance(Plain(), None), Plain)
-    with pytest.raises(UserError, match="did you mean 'DDIM'"):
-        build_sampler(SamplePlan("x", sampler={"class": "DDMI"}))
-    with pytest.raises(UserError, match="expected a Sampler, got"):
-        build_sampler(SamplePlan("x", sampler={"class": "Karras"}, grid={"class": "Karras"}))
-    with pytest.raises(UserError, match="expected fields of Guidance, got 'scal'"):
-        build_guidance(Plain(), {"scal": 2.0})
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"sampler": {"class": "DDMI"}}, "did you mean 'DDIM'"),
+        ({"sampler": {"class": "Karras"}}, r"plan\.sampler: expected a Sampler, got 'Karras'"),
+        ({"guidance": {"scal": 2.0}}, r"plan\.guidance: expected fields of Guidance, got 'scal'"),
+        ({"guidance": {"scale": float("nan")}}, "a finite scale, got nan"),
+        ({"guidance": {"classifier": "c"}}, r"plan\.guidance\.scale: expected a number, but it is missing"),
+        ({"guidance": {"weak": "w"}}, r"plan\.guidance\.scale: .* missing"),
+        ({"base": {"model": "m", "presett": "p"}}, r"plan\.base: expected fields of SamplePlan, got 'presett'"),
+        ({"guidence": None}, "did you mean 'guidance'"),
+        ({"classes": "0"}, r"plan\.classes: expected a list or null, got '0'"),
+    ],
+)
+def test_wrong_plans_say_where(data: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplePlan.from_dict({"model": "x", **data})
 
 
 # -- labels
@@ -153,9 +162,9 @@ def result(p: EvalProtocol, value: float = 3.0, error: float | None = 0.1, **pla
 
 
 def test_results_of_one_protocol_are_compared() -> None:
-    text = compare(result(protocol()), result(protocol(), 3.5, steps=20))
+    text = compare(result(protocol()), result(protocol(), 3.5, sampler=DDIM(20, clip=1.0)))
     assert "+0.5 ± 0.141" in text
-    assert "plans differ in steps: 50 and 20" in text
+    assert "plans differ in sampler.steps: 50 and 20" in text
 
 
 def test_results_of_two_protocols_are_refused_and_the_fields_named() -> None:

@@ -19,6 +19,7 @@ from diffzoo.generation.plan import default_plan
 from diffzoo.images import to_uint8, write_npz
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess
+from diffzoo.sampling import DDIM
 from diffzoo.zoo import load_any, save_pretrained
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "pale") for thing in ("cat", "house", "tree", "moon")]
@@ -103,7 +104,7 @@ def source(folder: Path, latent: bool = False) -> ModelImages:
     if latent:
         loaded = replace(loaded, metadata=replace(loaded.metadata, autoencoder=AutoencoderSpec("doubling", 1.0)))
     generator = Generator.of(loaded, "cpu", Doubling() if latent else None, Words())
-    plan = default_plan(str(folder / "model"), loaded.metadata, steps=2, guidance={"scale": 3.0})
+    plan = default_plan(str(folder / "model"), loaded.metadata, sampler=DDIM(2), guidance={"scale": 3.0})
     return ModelImages(plan, "cpu", CAPTIONS, generator)
 
 

@@ -82,7 +82,7 @@ def test_values_are_those_of_eval_on_the_averaged_weights(tmp_path: Path, ref: R
     )  # fmt: skip
     trainer.fit(module, DataLoader(Rows(), batch_size=4), DataLoader(Rows(), batch_size=4))
     assert set(logged.seen) == {2, 3, 4}
-    plan = SamplePlan("in training", sampler={"class": "DDIM"}, steps=2, labels="balanced", images_per_batch=35)
+    plan = SamplePlan("in training", sampler=DDIM(2), labels="balanced", images_per_batch=35)
     p = protocol(140, metrics=("frechet:random-conv", "inception-score:random-conv"))
     with averaged(module):
         want = evaluate(of_training(module, plan), p, ref, RunOptions(out=tmp_path / "average", block_size=35))
@@ -134,7 +134,7 @@ def test_two_processes_log_what_eval_measures_with_one(tmp_path: Path, ref: Refe
     module = DiffusionModule(Tiny(Config(image_size=16, num_classes=5)), process=GaussianProcess(), sampler=DDIM(2))
     module.network.load_state_dict(first["state"])
     module.network.eval()
-    plan = SamplePlan("in training", sampler={"class": "DDIM"}, steps=2, labels="balanced", images_per_batch=20)
+    plan = SamplePlan("in training", sampler=DDIM(2), labels="balanced", images_per_batch=20)
     p = protocol(140, metrics=tuple(first["values"]))
     want = evaluate(of_training(module, plan), p, ref, RunOptions(out=tmp_path, block_size=20)).values
     assert first["values"] == pytest.approx({name: v.value for name, v in want.items()}, rel=1e-5)

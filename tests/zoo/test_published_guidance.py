@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diffzoo import Condition, load_any, pipeline
 from diffzoo.cli.main import main
-from diffzoo.generation.guidance import build_guidance
 from diffzoo.generation.plan import default_plan
 from diffzoo.images import to_uint8
 from diffzoo.process.gaussian import Estimate
@@ -74,8 +73,8 @@ def test_the_decay_of_the_manifest_is_drawn_with(served: Callable[..., None], tm
     assert not np.array_equal(got.pixels, pipe([3, 5], seeds=[4], guidance={"decay": None}).pixels)
 
     plan = default_plan("dimr_tiny", loaded.metadata)
-    assert from_plain(Guidance, plan.guidance) == KNOWN
-    guided = build_guidance(pipe.generator.denoiser, plan.guidance)
+    assert plan.guidance == KNOWN
+    guided = pipe.generator.guided(plan.guidance)
     t = torch.tensor(0.25, dtype=torch.float64)
     assert float(guided.weight(t, None)) == pytest.approx(1 + 2 * (1 - math.cos(math.pi * 0.75**2)) / 2)
 
