@@ -142,7 +142,7 @@ def _check_reference(protocol: EvalProtocol, reference: Reference, networks: Map
                 f"{name} is relative to the distance of held-out real images, which the protocol lacks for "
                 f"{metric.network}: give them with --held-out FOLDER_OR_NPZ"
             )
-        if metric.kind in ("inception-score", "clip-score"):
+        if metric.kind in ("inception-score", "clip-score", "vendi"):
             continue
         if metric.kind.startswith("frechet"):
             count = reference.check_statistics(network, metric.layer)
@@ -153,7 +153,7 @@ def _check_reference(protocol: EvalProtocol, reference: Reference, networks: Map
                 )
             continue
         count = reference.check_features(network, metric.layer)
-        least = {"kid": 2, "cmmd": 1}.get(metric.kind, neighbours_of(protocol, metric.kind) + 1)
+        least = {"kid": 2, "cmmd": 1, "authpct": 2}.get(metric.kind, neighbours_of(protocol, metric.kind) + 1)
         if count < least:
             raise UserError(
                 f"{name} needs at least {least} reference images, {reference.path.name} holds {count}: make one with "

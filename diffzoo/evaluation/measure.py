@@ -4,8 +4,8 @@ A metric is named `kind:network`, for example "frechet:random-conv"; the names t
 these ("fid" for "frechet:inception-2015"). Values carry a standard error where one can be had, and in words what it is:
 
     leave-one-group-out jackknife over groups of consecutive seeds (Fréchet distances, a one-split Inception Score,
-    precision, density, CLIPScore), binomial over reference images (recall, coverage), over splits (Inception Score),
-    over groups of consecutive seeds (KID, CMMD)
+    precision, density, AuthPct, CLIPScore), binomial over reference images (recall, coverage), over splits
+    (Inception Score), over groups of consecutive seeds (KID, CMMD), none (Vendi score)
 
 A Fréchet ratio is a Fréchet distance divided by that of real images that were held out, so 1 is as near as real images
 come in that network; the mean over several networks is FDr^k of arXiv:2604.28190, here "fdr2" and so on.
@@ -27,11 +27,12 @@ from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference
 from diffzoo.metrics.clip_score import clip_scores
 from diffzoo.metrics.features import FEATURE_NETWORKS, FeatureNetwork, extract
-from diffzoo.metrics.frechet import FrechetReference
+from diffzoo.metrics.frechet import FrechetReference, frechet_ratio
 from diffzoo.metrics.inception_score import inception_score, score_of_sums, score_sums
 from diffzoo.metrics.kernels import cmmd, cmmd_parts, kid_parts, kid_subsets
 from diffzoo.metrics.moments import Moments, merge_all
-from diffzoo.metrics.neighbours import density_coverage, precision_recall
+from diffzoo.metrics.neighbours import authentic, density_coverage, precision_recall
+from diffzoo.metrics.vendi import vendi_score
 
 __all__ = [
     "ALIASES",
@@ -61,6 +62,8 @@ KINDS = {
     "density": "pool",
     "coverage": "pool",
     "kid": "pool",
+    "authpct": "pool",
+    "vendi": "pool",
     "clip-score": "image",
     "cmmd": "image",
 }
@@ -76,6 +79,8 @@ ALIASES = {
     "fdd": f"frechet:{DINO}",
     "precision_dinov2": f"precision:{DINO}",
     "recall_dinov2": f"recall:{DINO}",
+    "authpct": f"authpct:{DINO}",
+    "vendi": f"vendi:{DINO}",
     "clip_score": "clip-score:clip-vitl14",
     "cmmd": "cmmd:clip-vitl14-336",
 }
@@ -206,7 +211,9 @@ def _frechet(x: Tensor, reference: FrechetReference, groups: int) -> Value:
 
 def _ratio(distance: Value, of_held_out: float) -> Value:
     error = distance.standard_error
-    return Value(distance.value / of_held_out, None if error is None else error / of_held_out, distance.method)
+    return Value(
+        frechet_ratio([distance.value], [of_held_out]), None if error is None else error / of_held_out, distance.method
+    )
 
 
 def held_out_distances(
@@ -297,7 +304,11 @@ class _Measurement:
             return _mean_value(
                 clip_scores(self.features.of(metric), self.features.captions[metric.network]), self.groups
             )
+        if kind == "vendi":
+            return Value(vendi_score(self.features.of(metric)), None, None)
         x, y = self._both(metric)
+        if kind == "authpct":
+            return _mean_value(100 * authentic(x, y).double().cpu(), self.groups)
         if kind == "cmmd":
             return Value(cmmd(x, y), *self._over_groups(x, y, cmmd_parts))
         return self._kid(x, y)

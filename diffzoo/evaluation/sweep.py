@@ -29,7 +29,7 @@ __all__ = ["KEEP", "Candidate", "Trial", "candidates", "plot", "sweep_guidance",
 
 KEEP: Literal["keep"] = "keep"
 Where = tuple[float, float] | Literal["keep"] | None
-HIGHER_IS_BETTER = ("inception-score", "precision", "recall", "density", "coverage", "clip-score")
+HIGHER_IS_BETTER = ("inception-score", "precision", "recall", "density", "coverage", "clip-score", "authpct", "vendi")
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,22 @@ def test_frechet_ratios_are_relative_to_held_out_images(tmp_path: Path, monkeypa
     assert again.same_numbers() == result.same_numbers()
 
 
+def test_copies_are_not_authentic_and_cost_variety(tmp_path: Path) -> None:
+    train = FolderImages(str(folder(tmp_path / "train", range(60))))
+    fresh = FolderImages(str(folder(tmp_path / "fresh", range(100, 140))))
+    p = protocol(40, metrics=("authpct:random-conv", "vendi:random-conv"))
+    copied = tmp_path / "copied"
+    folder(copied, range(100, 120))
+    for i in range(20):  # the other half are copies of one training image
+        Image.open(train.files[7]).save(copied / f"copy{i}.png")
+    whole, half = (
+        evaluate(source, p, train, RunOptions(out=tmp_path / source.path[-5:], few=True)).values
+        for source in (fresh, FolderImages(str(copied)))
+    )
+    assert half["authpct:random-conv"].value <= 50 < whole["authpct:random-conv"].value
+    assert half["vendi:random-conv"].value < whole["vendi:random-conv"].value <= 40
+
+
 class Other(RandomConv):
     """The same architecture with other weights, under a name of its own."""
 
