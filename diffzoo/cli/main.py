@@ -20,7 +20,7 @@ VERBS = {
     "list": ("diffzoo.cli.list", "names of the registered models"),
     "describe": ("diffzoo.cli.describe", "parameters, multiply-adds and levels of a model"),
     "fit": ("diffzoo.cli.fit", "train from a recipe: diffzoo fit -c RECIPE [--key value ...]"),
-    "validate": ("diffzoo.cli.fit", "validation loss of a checkpoint: diffzoo validate -c RECIPE --ckpt_path PATH"),
+    "validate": ("diffzoo.cli.fit", "validation loss of a run: diffzoo validate --run RUN"),
     "sample": ("diffzoo.cli.sample", "draw images from a run, a checkpoint or a published model"),
     "eval": ("diffzoo.cli.eval", "evaluate by a stated protocol; compare results"),
     "sweep": ("diffzoo.cli.sweep", "search guidance scale and interval"),
@@ -33,9 +33,13 @@ VERBS = {
     "pull": ("diffzoo.cli.pull", "fetch a model from the Hub"),
     "export": ("diffzoo.cli.export", "write the weights of a run to one file, with its metadata in the header"),
     "ema": ("diffzoo.cli.ema", "reconstruct weight averages after training"),
-    "plan": ("diffzoo.cli.plan", "memory, time and cost of a recipe"),
+    "plan": ("diffzoo.cli.plan", "memory and time of a recipe"),
+    "doctor": ("diffzoo.cli.doctor", "versions, devices, caches and the Hub: what an issue report needs"),
 }
 LIGHTNING = ("fit", "validate")
+# what people type, and the verb they mean
+MEANT = {"train": "fit", "finetune": "fit", "generate": "sample", "draw": "sample", "evaluate": "eval", "fid": "eval",
+         "info": "describe", "show": "describe", "download": "pull", "upload": "push", "env": "doctor"}  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="diffzoo",
         usage="diffzoo VERB ...",
         description="A model zoo and trainer for image diffusion.",
-        epilog=f"verbs:\n{lines}\n\n`diffzoo VERB --help` explains one.",
+        epilog=f"verbs:\n{lines}\n\n`diffzoo VERB --help` or `diffzoo help VERB` explains one; `diffzoo --version`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -53,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 a verdict of "no", 2 bad input, 130 interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args and args[0] == "--version":
+    if args[:1] == ["help"]:
+        args = [*args[1:2], "--help"]
+    if args[:1] in (["--version"], ["version"]):
         from diffzoo import __version__
 
         print(__version__)
@@ -65,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         late = next((a for a in rest if a in VERBS), None)
         hint = f"; the verb comes first: diffzoo {late} ..." if late else did_you_mean(verb, VERBS)
+        hint = f"; did you mean {MEANT[verb]!r}?" if verb in MEANT else hint
         print(f"diffzoo: unknown verb {verb!r}{hint}", file=sys.stderr)
         return 2
     try:

@@ -321,7 +321,9 @@ class Checkpointing(Checkpoint):
     def _leave(self, trainer: Trainer, received: int) -> None:
         name = signal.Signals(received).name
         if trainer.is_global_zero:
-            print(f"{name}: stopped at step {trainer.global_step}; --resume auto goes on from there", file=sys.stderr)
+            run = Run(Path(trainer.default_root_dir))
+            on = f"diffzoo fit --run {run.root} --resume auto" if run.config.is_file() else "--resume auto"
+            print(f"\n{name}: stopped at step {trainer.global_step}; go on with: {on}", file=sys.stderr)
             if _requeues(trainer, received):
                 _requeue()
         self._stop_listening()

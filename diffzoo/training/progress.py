@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections import deque
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as L
@@ -20,14 +22,15 @@ class RunProgress(ProgressBar):
         line_every_seconds: interval of the lines that replace the bar where output is not a terminal.
     """
 
-    def __init__(self, line_every_seconds: float = 20.0):
+    def __init__(self, line_every_seconds: float = 60.0):
         super().__init__()
         self.line_every_seconds = line_every_seconds
         self._bar: tqdm | None = None
         self._enabled = True
         self._loss = self._rate = None  # type: float | None
         self._stamp = self._line_stamp = 0.0
-        self._started, self._first_step = 0.0, 0
+        self._step, self._step_stamp = 0, 0.0
+        self._durations: deque[float] = deque(maxlen=200)  # seconds per step
 
     def disable(self) -> None:
         self._enabled = False
@@ -36,8 +39,8 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stamp = self._line_stamp = self._started = time.monotonic()
-        self._first_step = trainer.global_step
+        self._stamp = self._line_stamp = self._step_stamp = time.monotonic()
+        self._step = trainer.global_step
         if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = tqdm(total=total, initial=trainer.global_step, desc="training", unit="step", dynamic_ncols=True)
@@ -51,6 +54,9 @@ class RunProgress(ProgressBar):
         images = size_of(batch) * trainer.world_size
         rate = images / max(now - self._stamp, 1e-9)
         self._stamp = now
+        if trainer.global_step != self._step:
+            self._durations.append(now - self._step_stamp)
+            self._step, self._step_stamp = trainer.global_step, now
         self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
         # reading the loss waits for the device, so it is done at a human pace
         if trainer.global_step % 10 == 0 or self._loss is None:
@@ -58,16 +64,17 @@ class RunProgress(ProgressBar):
             self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self._rate:.0f} images/s, loss {self._loss:.4f}", refresh=False)
+            self._bar.total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar.update(trainer.global_step - self._bar.n)
         elif now - self._line_stamp > self.line_every_seconds:
             self._line_stamp = now
-            print(self._line(trainer, now), flush=True)
+            print(self._line(trainer), flush=True)
 
-    def _line(self, trainer: L.Trainer, now: float) -> str:
-        done = trainer.global_step - self._first_step
+    def _line(self, trainer: L.Trainer) -> str:
         left = ""
-        if trainer.max_steps > 0 and done > 0:
-            seconds = (now - self._started) / done * (trainer.max_steps - trainer.global_step)
+        if trainer.max_steps > 0 and self._durations:
+            # the median leaves out the first steps, previews and validation
+            seconds = median(self._durations) * (trainer.max_steps - trainer.global_step)
             left = f"/{trainer.max_steps}, {int(seconds // 60)} min {int(seconds % 60):02d} s left"
         return f"step {trainer.global_step}{left}, {self._rate:.0f} images/s, loss {self._loss:.4f}"
 

@@ -29,6 +29,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["smaple"], "unknown verb 'smaple'; did you mean 'sample'"),
+        (["train"], "unknown verb 'train'; did you mean 'fit'"),
         (["--config", "x.yaml", "fit"], "the verb comes first: diffzoo fit"),
         (["describe", "simple_uvit_265"], "did you mean 'simple_uvit_256'"),
         (["recipes", "show", "cifar10/simple_uvitt"], "did you mean 'cifar10/simple_uvit'"),
