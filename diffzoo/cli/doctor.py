@@ -28,19 +28,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"torch cannot be imported: {error}", file=sys.stderr)
         return 1
     print(f"CPU              {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(i)
-            print(f"GPU {i:<13}{card.name}, {card.total_memory / 2**30:.1f} GiB, capability {card.major}.{card.minor}")
-        print(f"precision        bf16 {'yes' if torch.cuda.is_bf16_supported(including_emulation=False) else 'no'}, CUDA "
-              f"{torch.version.cuda}")  # fmt: skip
-    else:
-        mps = torch.backends.mps.is_available()
+    for i in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(i)
+        bf16 = "bf16" if card.major >= 8 else "no bf16"
         print(
-            "GPU              Apple's (mps)"
-            if mps
-            else f"GPU              none (torch built for CUDA {torch.version.cuda})"
+            f"GPU {i:<13}{card.name}, {card.total_memory / 2**30:.1f} GiB, capability {card.major}.{card.minor}, {bf16}"
         )
+    if not torch.cuda.is_available():
+        mps = torch.backends.mps.is_available()
+        print(f"GPU              {'Apple (mps)' if mps else 'none'}; torch is built for CUDA {torch.version.cuda}")
     _places()
     return 0 if args.offline else _hub()
 

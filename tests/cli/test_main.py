@@ -34,7 +34,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["describe", "simple_uvit_265"], "did you mean 'simple_uvit_256'"),
         (["recipes", "show", "cifar10/simple_uvitt"], "did you mean 'cifar10/simple_uvit'"),
     ],
-    ids=["verb", "order", "model", "recipe"],
+    ids=["verb", "another word", "order", "model", "recipe"],
 )
 def test_mistakes_are_one_sentence_on_stderr(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
