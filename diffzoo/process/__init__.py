@@ -1,7 +1,7 @@
 """The mathematics of noise: schedules, paths, predictions, weightings and the process that owns them."""
 
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
-from diffzoo.process.loss import alignment_loss, denoising_loss, direction_loss, pool_target, weight
+from diffzoo.process.loss import alignment_loss, denoising_loss, direction_loss, pool_target, uncertainty_loss, weight
 from diffzoo.process.noise_conditioning import LogSNRConditioning, NoiseConditioning, TimeConditioning
 from diffzoo.process.paths import Path, Straight, VarianceExploding, VariancePreserving
 from diffzoo.process.predictions import X0, BoundaryV, Eps, Flow, Prediction, V
@@ -61,5 +61,6 @@ __all__ = [
     "direction_loss",
     "expand_like",
     "pool_target",
+    "uncertainty_loss",
     "weight",
 ]  # fmt: skip

@@ -21,9 +21,9 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess, expand_like
 from diffzoo.process.weightings import Weighting
-from diffzoo.typing import Images, Tokens
+from diffzoo.typing import Data, Images, Tokens
 
-__all__ = ["alignment_loss", "denoising_loss", "direction_loss", "pool_target", "weight"]
+__all__ = ["alignment_loss", "denoising_loss", "direction_loss", "pool_target", "uncertainty_loss", "weight"]
 
 
 def weight(process: GaussianProcess, weighting: Weighting, t: Tensor) -> Tensor:
@@ -121,6 +121,15 @@ def alignment_loss(tokens: Tokens, features: Tokens) -> Float[Tensor, "b"]:
     REPA adds it with weight 0.5 (arXiv:2410.06940, Eq. 8).
     """
     return -F.cosine_similarity(tokens, features, dim=-1).mean(1)
+
+
+def uncertainty_loss(error: Data, log_variance: Float[Tensor, "b"]) -> Data:
+    """Weighed squared errors under a learned uncertainty u, error / exp(u) + u, element by element.
+
+    At its optimum u is the logarithm of the mean error at the noise level (arXiv:2312.02696, Eq. 15).
+    """
+    u = expand_like(log_variance, error)
+    return error / u.exp() + u
 
 
 def _pooled(error: Tensor, resolution: int) -> Tensor:

@@ -302,7 +302,7 @@ def test_units_hold_most_parameters_and_name_linear_layers(family: str) -> None:
     assert net.no_weight_decay() <= {name for name, _ in net.named_parameters()}
 
 
-@pytest.mark.parametrize("family", [*SIMPLE, "ADMUNet", "DiT", "DiT-jit", "DiT-head"])
+@pytest.mark.parametrize("family", [*SIMPLE, "ADMUNet", "DiT", "DiT-jit", "DiT-head", "EDM2UNet"])
 def test_output_starts_at_zero(family: str) -> None:
     net = make(family, perturb=False)
     assert net(*inputs(net)).abs().max() == 0

@@ -18,10 +18,12 @@ from diffzoo.models.dimr import VARIANTS as DIMR_VARIANTS
 from diffzoo.models.dimr import DiMR
 from diffzoo.models.dit import VARIANTS as DIT_VARIANTS
 from diffzoo.models.dit import DiT
+from diffzoo.models.edm2 import VARIANTS as EDM2_VARIANTS
+from diffzoo.models.edm2 import EDM2UNet
 from diffzoo.models.uvit_bao import VARIANTS as UVIT_VARIANTS
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters import dimr, dit, uvit_bao
+from diffzoo.zoo.converters import dimr, dit, edm2, uvit_bao
 
 pytestmark = pytest.mark.parity
 
@@ -54,6 +56,25 @@ def test_transformer_listings_are_registered_variants_without_remainder() -> Non
         assert all(tuple(back[name].shape) == tuple(official[name].shape) for name in back)
         seen.add(listing["model"])
     assert len(seen) >= 23
+
+
+def test_edm2_listings_are_registered_variants_without_remainder() -> None:
+    seen = set()
+    for path in find_listings():
+        listing = json.loads(path.read_text())
+        parts = listing.get("model", "").split("-")
+        if parts[0] != "edm2":
+            continue
+        config = EDM2_VARIANTS["_".join(["edm2", parts[2], parts[1].removeprefix("img"), *parts[3:]])]
+        official = {name: torch.empty(shape, device="meta") for name, shape in listing["state"].items()}
+        with torch.device("meta"):
+            network = EDM2UNet(config)
+        ours = edm2.from_official(official, config)
+        network.load_state_dict(ours, assign=True)
+        assert network.num_parameters() == listing["n_params"]
+        assert shapes(edm2.to_official(ours, config)) == shapes(official)
+        seen.add(listing["model"])
+    assert len(seen) >= 12
 
 
 def family(listing: dict[str, Any]) -> tuple[ModuleType, Callable[..., Any], type[Network], dict[str, Any]] | None:
