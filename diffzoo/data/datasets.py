@@ -44,6 +44,8 @@ class HFDataset(ImageDataModule):
         **common: see `ImageDataModule`.
     """
 
+    former_names: tuple[str, ...] = ("HubImages",)  # in checkpoints of earlier versions
+
     def __init__(
         self,
         source: str,
@@ -85,6 +87,11 @@ class HFDataset(ImageDataModule):
             f"{self.resolved}; labels: {source.labels_from or 'none'}; captions: {source.captions_from or 'none'}; "
             f"held out: {held_out or rest}"
         )
+
+    def prepare_data(self) -> None:
+        """Open the source, on one process before the others need it, and say how it was read."""
+        super().prepare_data()
+        print(f"{self.source}: {self.decision}", flush=True)
 
     def _held_out(self) -> str | None:
         """The split that is held out, if one is."""
@@ -255,6 +262,8 @@ class ImageFolder(HFDataset):
     ):
         super().__init__(path, val_fraction=val_fraction, classes=classes, label=label, caption=caption, **common)
         self.path, self.val_path = path, val_path
+
+    former_names = ()
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
         if self.val_path is None:

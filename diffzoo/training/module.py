@@ -437,6 +437,8 @@ class DiffusionModule(L.LightningModule):
         self._restored_settings = held.get("recipe_settings")
         self._check_data(checkpoint)
         theirs = held_metadata(checkpoint, "the checkpoint")
+        if theirs is not None and sorted(theirs.class_names) == sorted(self.class_names) != []:
+            _check_class_order(list(theirs.class_names), self.class_names)
         if theirs is not None and self._base is None:  # the recipe need not name it again
             self._base = theirs.provenance.base
         adapter = theirs.adapter if theirs is not None else None
@@ -460,6 +462,8 @@ class DiffusionModule(L.LightningModule):
         trainer = self._trainer
         data = getattr(trainer, "datamodule", None)
         theirs, ours = (checkpoint.get("diffzoo") or {}).get("data"), type(data).__qualname__
+        if theirs is not None and theirs in getattr(data, "former_names", ()):
+            checkpoint[ours], theirs = checkpoint.pop(theirs), ours
         if trainer is None or not trainer.training or data is None or theirs in (None, "NoneType", ours):
             return
         if not getattr(data, "allow_changed_source", False):
@@ -521,6 +525,15 @@ class DiffusionModule(L.LightningModule):
         if self.trainer.is_global_zero:
             write_model(state, self.metadata(), folder)
         return folder / ("model.safetensors" if self.lora is None else "adapter.safetensors")
+
+
+def _check_class_order(theirs: list[str], ours: list[str]) -> None:
+    """Class folders that are numbers were in the order of texts before."""
+    if theirs != ours:
+        raise UserError(
+            f"the checkpoint knows the same classes in another order, {', '.join(theirs[:4])} … in place of "
+            f"{', '.join(ours[:4])} …: set data.init_args.class_names to [{', '.join(theirs)}]"
+        )
 
 
 def _check_process(network: Network, process: GaussianProcess, weights: str) -> None:
