@@ -5,7 +5,7 @@ when it was trained (0.18215 for Stable Diffusion's on ImageNet, 0.2301 on MS-CO
 autoencoder and data, so it is stated here and nowhere else.
 
 `encode` returns moments, mean and standard deviation, and draws nothing: the randomness of a training step belongs to
-the step (`diffzoo.rng`). `id` and `hash` go into the passport of a latent cache.
+the step (`diffzoo.rng`). `id` and `hash` go into the metadata of a latent cache.
 """
 
 import hashlib
@@ -135,7 +135,7 @@ class KLAutoencoder:
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.batch_size = batch_size
         self.device: torch.device = torch.device("cpu")
-        self._model: Any = None
+        self._model: Any = None  # diffusers states no types
         self._hash: str | None = None
 
     # -- loading

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ from diffzoo.cache import hub_cache_dir
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import TEXT_ENCODER, state_sha256, write_tensors
+from diffzoo.typing import Mask, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder", "TextEncoderSpec"]
 
@@ -39,11 +43,11 @@ class TextEncoder(Protocol):
     max_tokens: int
     """Tokens per caption; longer captions are cut, shorter ones padded."""
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str]) -> tuple[Tokens, Mask]:
         """Embeddings `(b, max_tokens, width)` in float32, zero at padding, and the mask `(b, max_tokens)`, True at
         real tokens."""
 
-    def null(self, count: int) -> tuple[Tensor, Tensor]:
+    def null(self, count: int) -> tuple[Tokens, Mask]:
         """Embeddings and mask of `count` empty captions."""
 
     def fingerprint(self) -> str:
@@ -120,7 +124,7 @@ class TextEncoderSpec:
 class _Transformer:
     """A frozen encoder of the transformers library and its tokenizer, loaded when first needed.
 
-    A recipe can so be read, and its network be built on the meta device, without the weights of its encoder.
+    So a recipe is read, and its network built on the meta device, without the weights of its encoder.
     """
 
     def __init__(self, source: str, revision: str | None, max_tokens: int | None, keep_padding: bool):
@@ -142,7 +146,7 @@ class _Transformer:
     def _load_model(self) -> nn.Module:
         raise NotImplementedError
 
-    def _load_tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         raise NotImplementedError
 
     @cached_property
@@ -155,7 +159,7 @@ class _Transformer:
         return model
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer."""
         return self._load_tokenizer()
 
@@ -180,7 +184,7 @@ class _Transformer:
         return self
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str]) -> tuple[Tokens, Mask]:
         if isinstance(captions, str):
             raise UserError("expected a list of captions, got one string: put it into a list")
         tokens = self.tokenizer(
@@ -193,7 +197,7 @@ class _Transformer:
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         return states * mask[..., None], mask.bool()
 
-    def null(self, count: int) -> tuple[Tensor, Tensor]:
+    def null(self, count: int) -> tuple[Tokens, Mask]:
         text, mask = self.encode([""])
         return text.expand(count, -1, -1), mask.expand(count, -1)
 
@@ -240,8 +244,11 @@ class CLIPEncoder(_Transformer):
         model: nn.Module = _load(_transformers().CLIPTextModel, "CLIP text model", self.source, self.revision)
         return model
 
-    def _load_tokenizer(self) -> Any:
-        return _load(_transformers().CLIPTokenizer, "CLIP tokenizer", self.source, self.revision)
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        made: PreTrainedTokenizerBase = _load(
+            _transformers().CLIPTokenizer, "CLIP tokenizer", self.source, self.revision
+        )
+        return made
 
 
 class T5Encoder(_Transformer):
@@ -272,8 +279,9 @@ class T5Encoder(_Transformer):
         model: nn.Module = _load(_transformers().T5EncoderModel, "T5 encoder", self.source, self.revision)
         return model
 
-    def _load_tokenizer(self) -> Any:
-        return _load(_transformers().AutoTokenizer, "T5 tokenizer", self.source, self.revision)
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        made: PreTrainedTokenizerBase = _load(_transformers().AutoTokenizer, "T5 tokenizer", self.source, self.revision)
+        return made
 
 
 class CachedText:
@@ -323,20 +331,21 @@ class CachedText:
     def fingerprint(self) -> str:
         return self.encoder.fingerprint()
 
-    def null(self, count: int) -> tuple[Tensor, Tensor]:
+    def null(self, count: int) -> tuple[Tokens, Mask]:
         text, mask = self.encode([""])
         return text.expand(count, -1, -1), mask.expand(count, -1)
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        found = {c: self._recall(c) for c in dict.fromkeys(captions)}
-        missing = [c for c, tokens in found.items() if tokens is None]
+    def encode(self, captions: Sequence[str]) -> tuple[Tokens, Mask]:
+        recalled = {c: self._recall(c) for c in dict.fromkeys(captions)}
+        found = {c: tokens for c, tokens in recalled.items() if tokens is not None}
+        missing = [c for c in recalled if c not in found]
         if missing:
             text, mask = self.encoder.encode(missing)
             for caption, states, real in zip(missing, text.cpu(), mask.cpu(), strict=True):
                 found[caption] = self._keep(caption, states[real].clone())
         return self._pad([found[c] for c in captions])
 
-    def _pad(self, tokens: list[Any]) -> tuple[Tensor, Tensor]:
+    def _pad(self, tokens: Sequence[Tensor]) -> tuple[Tokens, Mask]:
         text = torch.zeros(len(tokens), self.max_tokens, self.width)
         mask = torch.zeros(len(tokens), self.max_tokens, dtype=torch.bool)
         for row, states in enumerate(tokens):
