@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.hub import LOG_IN
 
-__all__ = ["LOG_IN", "file_system", "hub_file_of", "index_folder", "kept", "retried", "revision_of"]
+__all__ = ["ACCEPT", "file_system", "hub_file_of", "index_folder", "kept", "retried", "revision_of"]
 
 Value = TypeVar("Value")
 
@@ -22,7 +23,7 @@ RETRIES = 5
 BACK_OFF = 1.0  # seconds before the first retry; doubled each time
 LONGEST_WAIT = 300.0  # seconds; the Hub counts requests over five minutes
 LOST = ("Timeout", "ConnectError", "ReadError", "RemoteProtocolError", "ConnectionError", "NetworkError")
-LOG_IN = "accept its conditions on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"
+ACCEPT = f"accept its conditions on its page on the Hub, then {LOG_IN}"
 
 
 def index_folder() -> Path:
@@ -96,7 +97,7 @@ def _refused(what: str, error: BaseException) -> UserError:
     name = f"the data set {repo[1]}" if repo else what
     return UserError(
         f"the server refused to give {name} ({_status(error)}), which is gated or private, or the token has expired: "
-        f"{LOG_IN}; a training run goes on exactly from its last checkpoint"
+        f"{ACCEPT}; a training run goes on exactly from its last checkpoint"
     )
 
 

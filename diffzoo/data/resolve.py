@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from diffzoo.data.folders import Listing, walk
 from diffzoo.data.metadata import METADATA
-from diffzoo.data.remote import LOG_IN, file_system, hub_file_of, retried
+from diffzoo.data.remote import ACCEPT, file_system, hub_file_of, retried
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.hub import LOG_IN
 
 __all__ = ["Resolved", "download", "downloaded", "resolve"]
 
@@ -202,7 +203,7 @@ def _explain(error: Exception, source: str, config: str | None, revision: str | 
     """What to do about a data set that cannot be opened."""
     text = " ".join(str(error).split())
     if "gated" in text.lower():
-        return UserError(f"the data set {source} is gated: {LOG_IN}")
+        return UserError(f"the data set {source} is gated: {ACCEPT}")
     if known:
         return UserError(f"{source} needs one of its configurations, got {config!r}: {', '.join(known)}")
     if "revision" in text.lower() and revision:
@@ -218,8 +219,7 @@ def _explain(error: Exception, source: str, config: str | None, revision: str | 
         )
     if name == "DatasetNotFoundError":
         return UserError(
-            f"no data set {source!r} on the Hub, or it is private{_no_folder(source)}: check the name, or log in with "
-            "`hf auth login`"
+            f"no data set {source!r} on the Hub, or it is private{_no_folder(source)}: check the name, or {LOG_IN}"
         )
     return UserError(f"could not open the data set {source!r}: {type(error).__name__}: {text[:300]}")
 

@@ -82,12 +82,6 @@ def test_without_an_etag_a_part_is_discarded(hub: FakeHub, target: Path) -> None
     assert target.read_bytes() == BLOB[::-1]
 
 
-def test_a_slow_connection_is_only_slow(hub: FakeHub, target: Path) -> None:
-    hub.files["w"] = BLOB
-    hub.slow("/files/w", seconds=0.005)
-    assert download(f"{hub.url}/files/w", target).read_bytes() == BLOB
-
-
 @pytest.mark.parametrize(("status", "headers"), [(429, {"Retry_After": "0"}), (503, {}), (500, {})])
 def test_passing_trouble_is_waited_out(hub: FakeHub, target: Path, status: int, headers: dict[str, str]) -> None:
     hub.files["w"] = BLOB

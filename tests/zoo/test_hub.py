@@ -476,14 +476,6 @@ def test_a_missing_revision_is_said(hub: FakeHub) -> None:
         load_any("hf-hub:a/b@nowhere")
 
 
-def test_a_cut_download_goes_on(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    ready(hub)
-    hub.cut("_lfs", after=8192, times=2)
-    path, _ = hub_file("a/b", "w.safetensors", None)
-    assert path.read_bytes() == bytes(50_000)
-
-
 def test_a_granted_user_may_read_a_gated_repository(hub: FakeHub) -> None:
     ready(hub, gated=True)
     hub.granted.add("tester")
