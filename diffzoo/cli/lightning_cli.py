@@ -23,7 +23,7 @@ import diffzoo.process
 import diffzoo.sampling
 import diffzoo.training
 from diffzoo.cli.explain import explain
-from diffzoo.cli.recipe_files import version_line
+from diffzoo.cli.recipe_files import recipe_name, version_line
 from diffzoo.errors import UserError
 from diffzoo.record import RENAMED
 from diffzoo.training.checkpointing import Checkpointing
@@ -117,6 +117,8 @@ class Command(LightningCLI):
             if cause is None or cause is error:
                 raise
             raise cause from None
+        recipes = self._get(self.config_init, "config") or []
+        self.model.recipe = " + ".join(recipe_name(Path(str(path))) for path in recipes) or None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")

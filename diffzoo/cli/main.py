@@ -40,6 +40,7 @@ LIGHTNING = ("fit", "validate")
 # what people type, and the verb they mean
 MEANT = {"train": "fit", "finetune": "fit", "generate": "sample", "draw": "sample", "evaluate": "eval", "fid": "eval",
          "info": "describe", "show": "describe", "download": "pull", "upload": "push", "env": "doctor"}  # fmt: skip
+RENAMED = {"--setting": "--preset"}  # options of earlier versions
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"diffzoo: unknown verb {verb!r}{hint}", file=sys.stderr)
         return 2
     try:
+        for old in RENAMED.keys() & set(rest) if verb not in LIGHTNING else ():
+            raise UserError(f"{old} is called {RENAMED[old]} now")
         module = import_module(VERBS[verb][0])
         if verb in LIGHTNING:
             return int(module.run(verb, rest))

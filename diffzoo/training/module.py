@@ -160,6 +160,7 @@ class DiffusionModule(L.LightningModule):
         self.channels_last = channels_last
         self.seed = seed
         self.class_names: list[str] = []
+        self.recipe: str | None = None
         self.images_seen = 0
         self.last_losses: tuple[Tensor, Tensor] | None = None
         self.last_ids: list[int] = []
@@ -417,6 +418,7 @@ class DiffusionModule(L.LightningModule):
             adapter=self._adapter(self.lora) if self.lora is not None else None,
             licence=base.licence if base is not None else None,
             provenance=Provenance(base=base, global_step=self.global_step or None),
+            recipe=self.recipe,
             version=__version__,
         )
 

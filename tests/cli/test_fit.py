@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from diffzoo.cli.main import main
+from diffzoo.cli.recipe_files import recipe_name
 from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
 from diffzoo.generation.plan import default_plan
@@ -78,6 +79,7 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     assert all(0 < float(r["val/loss"] or r["train/loss"]) < 3 for r in rows)
     plan = default_plan("run", load_any(run).metadata)  # what `diffzoo eval RUN` draws with
     assert (plan.sampler.steps, plan.guidance) == (2, Guidance(2.5))
+    assert load_any(run).metadata.recipe == recipe_name(Path(recipe))
     # the configuration that was saved is itself a recipe, and gives the same run
     again = tmp_path / "again"
     assert main(["fit", "-c", str(run / "config.yaml"), "--run", str(again)]) == 0
