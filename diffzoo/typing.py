@@ -5,6 +5,7 @@ images       float in [-1, 1]
 moments      mean and standard deviation of a latent, what a latent cache stores
 latents      unit-variance tensors that a network sees
 noise level  the number a network reads: log-SNR, time or timestep, one per sample
+features     of images, by a feature network, one row per image
 """
 
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ __all__ = [
     "Batch",
     "Condition",
     "Data",
+    "Features",
     "Images",
     "Labels",
     "Latents",
@@ -25,6 +27,7 @@ __all__ = [
     "NoiseLevel",
     "PerSample",
     "RawPixels",
+    "Time",
     "Times",
     "Tokens",
 ]
@@ -35,10 +38,12 @@ Latents = Float[Tensor, "b c h w"]
 Data = Float[Tensor, "b *shape"]
 PerSample = Float[Tensor, "*b"]
 Times = Float[Tensor, "*b"]
+Time = Float[Tensor, ""]
 NoiseLevel = Float[Tensor, "b"]
 Labels = Int[Tensor, "b"]
 Tokens = Float[Tensor, "b n d"]
 Mask = Bool[Tensor, "b n"]
+Features = Float[Tensor, "n d"]
 
 
 class Batch(TypedDict, total=False):

@@ -4,14 +4,16 @@ The paper multiplies by 2.5 and reports 0..2.5; the factor 100 is what text-to-i
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.typing import Features
 
 __all__ = ["clip_scores"]
 
 
-def clip_scores(images: Tensor, captions: Tensor) -> Tensor:
+def clip_scores(images: Features, captions: Float[Tensor, "m d"]) -> Float[Tensor, "n"]:
     """One score per pair `(n,)`, float64.
 
     Args:

@@ -7,12 +7,14 @@ what one gives. They are no modules of a network: keep them out of checkpoints, 
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torchmetrics import Metric
 
 from diffzoo.metrics.frechet import FrechetReference
 from diffzoo.metrics.inception_score import score_of_sums, score_sums
 from diffzoo.metrics.moments import Moments
+from diffzoo.typing import Features
 
 __all__ = ["FrechetDistance", "InceptionScore"]
 
@@ -37,7 +39,7 @@ class FrechetDistance(Metric):
     total: Tensor
     outer: Tensor
 
-    def __init__(self, mean: Tensor, covariance: Tensor, **options: Any):
+    def __init__(self, mean: Float[Tensor, "d"], covariance: Float[Tensor, "d d"], **options: Any):
         super().__init__(**options)
         d = len(mean)
         self.register_buffer("mean", mean.to(torch.float64), persistent=False)
@@ -46,14 +48,14 @@ class FrechetDistance(Metric):
         self.add_state("total", torch.zeros(d, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("outer", torch.zeros(d, d, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, features: Tensor) -> None:
+    def update(self, features: Features) -> None:
         """Add features `(b, d)`."""
         x = features.to(self.total) - self.mean
         self.count += len(x)
         self.total += x.sum(dim=0)
         self.outer += x.T @ x
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float64[Tensor, ""]:
         """The distance, float64 `()`."""
         shift = self.total / self.count
         scatter = self.outer - torch.outer(shift, shift) * self.count
@@ -79,10 +81,10 @@ class InceptionScore(Metric):
         super().__init__(**options)
         self.add_state("sums", torch.zeros(classes + 2, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor) -> None:
+    def update(self, logits: Float[Tensor, "b classes"]) -> None:
         """Add logits `(b, classes)`."""
         self.sums += score_sums(logits).to(self.sums)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float64[Tensor, ""]:
         """The score, float64 `()`."""
         return torch.tensor(score_of_sums(self.sums), dtype=torch.float64, device=self.sums.device)

@@ -7,6 +7,7 @@ lower score. The sums below are kept per part and added, so that a split may spa
 """
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -14,7 +15,7 @@ from diffzoo.errors import UserError
 __all__ = ["inception_score", "score_of_sums", "score_sums"]
 
 
-def score_sums(logits: Tensor) -> Tensor:
+def score_sums(logits: Float[Tensor, "n classes"]) -> Float64[Tensor, "sums"]:
     """Sums over images, in float64 `(classes + 2,)`: those of p(y|x), that of sum_y p log p, and the count."""
     log_p = torch.log_softmax(logits.to(torch.float64), dim=1)
     p = log_p.exp()
@@ -22,13 +23,13 @@ def score_sums(logits: Tensor) -> Tensor:
     return torch.cat([p.sum(dim=0), (p * log_p).sum().reshape(1), count])
 
 
-def score_of_sums(sums: Tensor) -> float:
+def score_of_sums(sums: Float64[Tensor, "sums"]) -> float:
     """Inception Score of the images behind `score_sums` (or a sum of several)."""
     marginal = sums[:-2] / sums[-1]
     return float((sums[-2] / sums[-1] - torch.xlogy(marginal, marginal).sum()).exp())
 
 
-def inception_score(logits: Tensor, split_size: int = 5000) -> tuple[float, list[float]]:
+def inception_score(logits: Float[Tensor, "n classes"], split_size: int = 5000) -> tuple[float, list[float]]:
     """Mean of the scores of consecutive splits, and the scores.
 
     Args:

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.rng import keyed_generator
+from diffzoo.typing import Features
 
 __all__ = ["cmmd", "cmmd_parts", "kid", "kid_parts", "kid_subsets"]
 
@@ -24,7 +26,7 @@ def _mean_kernel(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor], witho
     return total / (len(x) * (len(x) - 1) if without_diagonal else len(x) * len(y))
 
 
-def kid(sample: Tensor, reference: Tensor) -> float:
+def kid(sample: Features, reference: Float[Tensor, "m d"]) -> float:
     """Kernel Inception Distance: unbiased squared MMD with the kernel (xy/d + 1)^3; may be slightly negative.
 
     Args:
@@ -37,7 +39,7 @@ def kid(sample: Tensor, reference: Tensor) -> float:
     return kid_parts([sample], reference)[0]
 
 
-def kid_parts(parts: Sequence[Tensor], reference: Tensor) -> list[float]:
+def kid_parts(parts: Sequence[Tensor], reference: Features) -> list[float]:
     """KID of each of several samples; the part that only the reference takes is computed once."""
     least = min((len(p) for p in (*parts, reference)), default=0)
     if least < 2:
@@ -56,7 +58,7 @@ def kid_parts(parts: Sequence[Tensor], reference: Tensor) -> list[float]:
 
 
 def kid_subsets(
-    sample: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
+    sample: Features, reference: Float[Tensor, "m d"], subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Mean and standard deviation of KID over random subsets drawn without replacement.
 
@@ -78,7 +80,7 @@ def kid_subsets(
     return float(spread.mean()), float(spread.std()) if subsets > 1 else 0.0
 
 
-def cmmd(sample: Tensor, reference: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
+def cmmd(sample: Features, reference: Float[Tensor, "m d"], sigma: float = 10.0, scale: float = 1000.0) -> float:
     """CLIP-MMD: squared MMD with a Gaussian kernel on unit vectors, times 1000.
 
     The means include the pairs of an image with itself, as in the authors' code; the value is never negative.
@@ -92,7 +94,7 @@ def cmmd(sample: Tensor, reference: Tensor, sigma: float = 10.0, scale: float = 
     return cmmd_parts([sample], reference, sigma, scale)[0]
 
 
-def cmmd_parts(parts: Sequence[Tensor], reference: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> list[float]:
+def cmmd_parts(parts: Sequence[Tensor], reference: Features, sigma: float = 10.0, scale: float = 1000.0) -> list[float]:
     """CMMD of each of several samples; the part that only the reference takes is computed once."""
     if not (len(reference) and parts and all(len(p) for p in parts)):
         raise UserError("CMMD needs images on each side, got none on one")

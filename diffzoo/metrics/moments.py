@@ -10,13 +10,13 @@ associative, so equal results need an equal order of merging: callers merge by p
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.typing import Features
 
 __all__ = ["Moments", "merge_all"]
 
@@ -36,7 +36,7 @@ class Moments:
     scatter: Float64[Tensor, "d d"]
 
     @classmethod
-    def of(cls, features: Tensor) -> Self:
+    def of(cls, features: Features) -> "Moments":
         """Moments of features `(n, d)`.
 
         Raises:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.metrics.features import float32_digits
+from diffzoo.typing import Features
 
 __all__ = [
     "DensityCoverage",
@@ -159,7 +160,7 @@ def _settled(a: _Rows, b: _Rows, found: _Candidates, k: int, error: float) -> tu
     return distance, column
 
 
-def squared_radii(features: Float[Tensor, "n d"], k: int = 3) -> Float[Tensor, "n"]:
+def squared_radii(features: Features, k: int = 3) -> Float[Tensor, "n"]:
     """Squared distance of each row to its k-th nearest neighbour among the others, float64.
 
     Raises:
@@ -194,7 +195,7 @@ def _radii(x: _Rows, k: int) -> Tensor:
 
 
 def nearest(
-    query: Float[Tensor, "n d"], database: Float[Tensor, "m e"], k: int = 1
+    query: Features, database: Float[Tensor, "m e"], k: int = 1
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Euclidean distance to, and index of, the k nearest rows of `database`, nearest first.
 
@@ -231,7 +232,7 @@ def _inside(d: Tensor, error: float, a: _Rows, b: _Rows, radii: Tensor, closed: 
     return inside
 
 
-def precision_recall(sample: Float[Tensor, "n d"], reference: Float[Tensor, "m e"], k: int = 3) -> PrecisionRecall:
+def precision_recall(sample: Features, reference: Float[Tensor, "m e"], k: int = 3) -> PrecisionRecall:
     """Improved precision and recall.
 
     Args:
@@ -254,7 +255,7 @@ def precision_recall(sample: Float[Tensor, "n d"], reference: Float[Tensor, "m e
     return PrecisionRecall(torch.cat(sample_inside), reference_inside)
 
 
-def density_coverage(sample: Float[Tensor, "n d"], reference: Float[Tensor, "m e"], k: int = 5) -> DensityCoverage:
+def density_coverage(sample: Features, reference: Float[Tensor, "m e"], k: int = 5) -> DensityCoverage:
     """Density and coverage (arXiv:2002.09797, Eq. 3 and 4), with open balls as in its authors' code.
 
     A set without ties has density and coverage 1 against itself.
@@ -279,7 +280,7 @@ def density_coverage(sample: Float[Tensor, "n d"], reference: Float[Tensor, "m e
     return DensityCoverage(torch.cat(balls), covered)
 
 
-def authentic(sample: Float[Tensor, "n d"], reference: Float[Tensor, "m e"]) -> Bool[Tensor, "n"]:
+def authentic(sample: Features, reference: Float[Tensor, "m e"]) -> Bool[Tensor, "n"]:
     """Which samples are no copies, AuthPct's share (arXiv:2102.08921, Sec. 4; as measured in arXiv:2306.04675).
 
     A sample is authentic if the real image nearest to it is nearer to another real image than to the sample.

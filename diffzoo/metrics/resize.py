@@ -2,7 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from diffzoo.typing import Images
 
 __all__ = ["resize_bicubic", "resize_tf1"]
 
@@ -13,7 +16,7 @@ def _taps(size: int, to: int, device: torch.device) -> tuple[Tensor, Tensor, Ten
     return low, (low + 1).clamp(max=size - 1), source - low
 
 
-def resize_tf1(images: Tensor, size: int) -> Tensor:
+def resize_tf1(images: Shaped[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c {size} {size}"]:
     """Bilinear resize of TensorFlow 1: source = target * in / out, no half-pixel shift, no antialiasing.
 
     This is what the 2015 Inception graph does inside, also when it shrinks.
@@ -34,7 +37,7 @@ def resize_tf1(images: Tensor, size: int) -> Tensor:
     return upper + (lower - upper) * y
 
 
-def resize_bicubic(images: Tensor, size: int) -> Tensor:
+def resize_bicubic(images: Images, size: int) -> Float[Tensor, "b c {size} {size}"]:
     """Bicubic resize with antialiasing of float `(b, c, h, w)` to `size` by `size` pixels."""
     if images.shape[-2:] == (size, size):
         return images

@@ -7,17 +7,16 @@ any number. n copies of one image score 1, n images without anything in common s
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.typing import Features
 
 __all__ = ["vendi_score"]
 
 ROWS = 8192
 
 
-def vendi_score(features: Float[Tensor, "n d"], order: float = 1.0) -> float:
+def vendi_score(features: Features, order: float = 1.0) -> float:
     """(1) with cosine similarity.
 
     Args:

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.sampling.grids import Grid, UniformLogSNR
 from diffzoo.sampling.samplers import Denoised, Noise, Sampler, node
+from diffzoo.typing import Data, Time
 
 __all__ = ["DPMSolverAncestral", "DPMSolverSDE"]
 
@@ -41,7 +42,7 @@ class _SecondOrder(Sampler):
     def calls(self) -> int:
         return 2 * self.steps + {"x_hat": -1, "state": 0, "denoise": 1}[self.final]
 
-    def _split(self, r_t: Tensor, r_s: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, r_t: Time, r_s: Time) -> tuple[Time, Time]:
         """(r_down, r_up) of (1)."""
         up = self.eta * r_s * (1 - (r_s / r_t).square()).sqrt()
         return (r_s.square() - up.square()).sqrt(), up
@@ -51,7 +52,7 @@ class _SecondOrder(Sampler):
 class DPMSolverAncestral(_SecondOrder):
     """k-diffusion's dpmpp_2s_ancestral: DPM-Solver++(2S) down to r_down, then noise."""
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         process = denoise.process
         a, b = node(process, t), node(process, s)
         r, (down, up) = a.sigma / a.alpha, self._split(a.sigma / a.alpha, b.sigma / b.alpha)
@@ -71,7 +72,7 @@ class DPMSolverSDE(_SecondOrder):
     Independent draws would converge with order 1.
     """
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         process = denoise.process
         a, b = node(process, t), node(process, s)
         middle = process.schedule.time((a.logsnr + b.logsnr) / 2)

@@ -11,24 +11,26 @@ unconditional network at 256 px. With 25 DDIM steps: 1.25 at 128 px, 2.5 at 256 
 """
 
 from copy import copy
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.sampling.guidance import rows_of
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Data, NoiseLevel, Times
 
 __all__ = ["ClassifierGuidance", "NoiseAwareClassifier"]
 
 
+@runtime_checkable
 class NoiseAwareClassifier(Protocol):
     """Noisy images `(b, c, h, w)` and a noise level `(b,)` to logits; `diffzoo.models.adm.ADMClassifier` is one."""
 
-    def __call__(self, z: Tensor, noise_level: Tensor) -> Tensor: ...
+    def __call__(self, z: Data, noise_level: NoiseLevel) -> Float[Tensor, "b classes"]: ...
 
 
 class ClassifierGuidance:
@@ -59,12 +61,12 @@ class ClassifierGuidance:
         other.denoise = rows_of(self.denoise, part)
         return other
 
-    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
+    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """The guided estimate."""
         estimate, score = self.parts(z, t, cond)
         return estimate if score is None else self.process.add_score(estimate, z, t, score)
 
-    def parts(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Estimate, Tensor | None]:
+    def parts(self, z: Data, t: Times, cond: Condition | None = None) -> tuple[Estimate, Data | None]:
         """The estimate without guidance, and the score (1) to add to it; None at scale 0.
 
         Raises:
@@ -73,7 +75,7 @@ class ClassifierGuidance:
         estimate = self.denoise(z, t, self._told(cond))
         return estimate, self.score(z, t, cond) if self.scale else None
 
-    def score(self, z: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+    def score(self, z: Data, t: Times, cond: Condition | None) -> Data:
         """(1), of the shape of z."""
         if cond is None or cond.label is None:
             raise UserError("classifier guidance needs class labels: say which classes to guide towards")

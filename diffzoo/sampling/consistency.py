@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
 from diffzoo.sampling.grids import Grid, Karras
 from diffzoo.sampling.samplers import Denoised, Noise, Sampler, node
+from diffzoo.typing import Data, Time, Times
 
 __all__ = ["KarrasStops", "MultistepConsistency"]
 
@@ -42,7 +42,7 @@ class KarrasStops(Karras):
         if not self.stops or self.stops[0] < 0 or not ascending:
             raise UserError(f"stops: expected ascending numbers from 0 to {self.levels - 2}, got {list(self.stops)}")
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: GaussianProcess, steps: int) -> Times:
         """Decreasing times, float64 `(steps + 1,)`.
 
         Raises:
@@ -65,7 +65,7 @@ class MultistepConsistency(Sampler):
     grid: Grid = field(default_factory=KarrasStops)
     clip: float | None = 1.0
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         end, b = node(denoise.process, torch.zeros_like(s)), node(denoise.process, s)
         kept = (b.alpha * end.sigma / end.alpha).square()
         added = (b.sigma.square() - kept).clamp_min(0).sqrt()

@@ -3,32 +3,34 @@
 Guidance wraps a denoiser and is one again (`guidance.py`); a sampler sees nothing else.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffzoo.process.gaussian import Estimate, GaussianProcess
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Data, NoiseLevel, Times
 
 __all__ = ["Denoise", "Denoiser", "NetworkLike", "compile_networks"]
 
 
+@runtime_checkable
 class NetworkLike(Protocol):
     """What a denoiser needs of a network; `diffzoo.models.Network` has it."""
 
-    def __call__(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor: ...
+    def __call__(self, z: Data, noise_level: NoiseLevel, cond: Condition | None = None) -> Data: ...
 
     def null_condition(self, cond: Condition | None) -> Condition | None: ...
 
 
+@runtime_checkable
 class Denoise(Protocol):
     """Anything a sampler can use: a `Denoiser`, or guidance around one."""
 
     @property
     def process(self) -> GaussianProcess: ...
 
-    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate: ...
+    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate: ...
 
     def null_condition(self, cond: Condition | None) -> Condition | None: ...
 
@@ -44,7 +46,7 @@ class Denoiser:
     def __init__(self, network: NetworkLike, process: GaussianProcess):
         self.network, self.process = network, process
 
-    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
+    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """Estimate data and noise.
 
         Args:

@@ -21,6 +21,7 @@ from diffzoo.process.discrete import ReverseVariance, discrete_schedule, kept_st
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.sampling.grids import Grid
 from diffzoo.sampling.samplers import DDIM, Denoised, Final, Noise, Sampler
+from diffzoo.typing import Data, Time, Times
 
 __all__ = ["Respaced", "RespacedAncestral", "RespacedDDIM"]
 
@@ -40,7 +41,7 @@ class Respaced(Grid):
 
     respacing: str = "even"
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: GaussianProcess, steps: int) -> Times:
         """Decreasing times, float64 `(steps + 1,)`.
 
         Raises:
@@ -90,7 +91,7 @@ class RespacedAncestral(Sampler):
         if self.variance not in known:
             raise UserError(f"unknown variance {self.variance!r}{did_you_mean(self.variance, known)}")
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         """One step; `memory` is the logarithm of the last step's variance, which the very last one inherits."""
         schedule = discrete_schedule(denoise.process)
         step = reverse_step(schedule.log_alpha_at(t), schedule.log_alpha_at(s), memory)

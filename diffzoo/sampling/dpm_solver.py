@@ -18,6 +18,7 @@ from diffzoo.process.gaussian import GaussianProcess
 from diffzoo.sampling.exponential import Call, Form, Frame, call, check_form, first_order, frame, p1, slope
 from diffzoo.sampling.grids import Grid, UniformTime
 from diffzoo.sampling.samplers import Denoised, Final, Noise, Sampler
+from diffzoo.typing import Data, Time, Times
 
 __all__ = ["DPMSolver"]
 
@@ -30,7 +31,7 @@ class _Group(NamedTuple):
     calls: tuple[Call, ...] = ()
 
 
-def _single_step(z: Tensor, calls: tuple[Call, ...], b: Frame, last: bool) -> Tensor:
+def _single_step(z: Data, calls: tuple[Call, ...], b: Frame, last: bool) -> Data:
     """From the start of a group to `b`, after one to three calls in it.
 
     `last` tells the end of the group from an inner node. The first inner node is reached with first order, the second
@@ -99,7 +100,7 @@ class DPMSolver(Sampler):
     def calls(self) -> int:
         return sum(self.orders) + (self.final == "denoise")
 
-    def times(self, process: GaussianProcess) -> Tensor:
+    def times(self, process: GaussianProcess) -> Times:
         if self.inner == "grid":
             return self.grid.times(process, sum(self.orders))
         outer = self.grid.times(process, len(self.orders))
@@ -110,7 +111,7 @@ class DPMSolver(Sampler):
             times += [process.schedule.time(inside), outer[i + 1 : i + 2]]
         return torch.cat(times)
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         group: _Group = memory or _Group(0)
         start = z if group.z is None else group.z
         calls = (*group.calls, call(denoise, z, t, self.form))

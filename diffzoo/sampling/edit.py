@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -23,7 +24,7 @@ from diffzoo.sampling.grids import Given
 from diffzoo.sampling.guidance import rows_of
 from diffzoo.sampling.loop import Precision, autocast, initial_noise_scale, integrate
 from diffzoo.sampling.samplers import DDIM, Denoised, Noise, Sampler
-from diffzoo.typing import Condition, Latents
+from diffzoo.typing import Condition, Data, Latents, Time
 
 __all__ = ["inpaint", "interpolate", "invert", "noised", "seed_noise", "shortened"]
 
@@ -66,7 +67,7 @@ class _Replacing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sampler, name)
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         process = denoise.process
         (alpha_t, sigma_t), (alpha_s, sigma_s) = process.coefficients(t), process.coefficients(s)
         for left in reversed(range(self.resample)):
@@ -192,11 +193,13 @@ class _Plain:
         return self.denoise(z, t, self.cond)
 
 
-def interpolate(a: Latents, b: Latents, weights: Sequence[float]) -> Latents:
+def interpolate(
+    a: Float[Tensor, "c h w"], b: Float[Tensor, "c h w"], weights: Sequence[float]
+) -> Float[Tensor, "n c h w"]:
     """States between two, along the great circle through them (spherical interpolation).
 
     Args:
-        a, b: one state each, `(c, h, w)`.
+        a, b: one state each.
         weights: 0 = a, 1 = b.
 
     Returns:

@@ -16,11 +16,12 @@ from diffzoo.errors import UserError
 from diffzoo.sampling.exponential import weights
 from diffzoo.sampling.grids import Grid, Karras
 from diffzoo.sampling.samplers import Denoised, Final, Node, Noise, Sampler, node
+from diffzoo.typing import Data, Time
 
 __all__ = ["DPM2", "LMS", "Churned", "EDMEuler", "Heun"]
 
 
-def _level(n: Node) -> Tensor:
+def _level(n: Node) -> Time:
     return n.sigma / n.alpha
 
 
@@ -48,11 +49,11 @@ class Churned(Sampler):
         if self.churn < 0 or self.churn_noise <= 0:
             raise UserError(f"expected churn >= 0 and churn_noise > 0, got {self.churn} and {self.churn_noise}")
 
-    def finish(self, denoise: Denoised, z: Tensor, t: Tensor, noise: Noise) -> Tensor:
+    def finish(self, denoise: Denoised, z: Data, t: Time, noise: Noise) -> Data:
         z, t = self.churned(denoise, z, t, noise)
         return denoise(z, t).x
 
-    def churned(self, denoise: Denoised, z: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def churned(self, denoise: Denoised, z: Data, t: Time, noise: Noise) -> tuple[Data, Time]:
         """Add noise, and the time at which there is as much; not beyond the noise end of the schedule."""
         process = denoise.process
         a = node(process, t)
@@ -72,7 +73,7 @@ class Churned(Sampler):
 class EDMEuler(Churned):
     """Euler's method on (1), with churn; without it this is DDIM."""
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         z, t = self.churned(denoise, z, t, noise)
         b = node(denoise.process, s)
         x, eps, _ = denoise(z, t)
@@ -91,7 +92,7 @@ class _TwoCalls(Churned):
 class Heun(_TwoCalls):
     """EDM's sampler: Heun's method on (1), with optional churn (arXiv:2206.00364, Algorithm 2). Second order."""
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         z, t = self.churned(denoise, z, t, noise)
         a, b = node(denoise.process, t), node(denoise.process, s)
         dr = _level(b) - _level(a)
@@ -104,7 +105,7 @@ class Heun(_TwoCalls):
 class DPM2(_TwoCalls):
     """The midpoint method on (1), the middle taken in log-SNR, with churn; k-diffusion's dpm_2. Second order."""
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         z, t = self.churned(denoise, z, t, noise)
         process = denoise.process
         a, b = node(process, t), node(process, s)
@@ -133,7 +134,7 @@ class LMS(Sampler):
         if self.order not in (1, 2, 3, 4):
             raise UserError(f"LMS has orders 1 to 4, got {self.order}")
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         past: tuple[tuple[Tensor, Tensor], ...] = ((_level(a), denoise(z, t).eps), *(memory or ()))[: self.order]
         dr = _level(b) - _level(a)

@@ -10,10 +10,9 @@ for any diffusion D(t) >= 0: noise and drift balance, and every marginal stays w
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from diffzoo.errors import UserError
 from diffzoo.sampling.samplers import Denoised, Noise, Sampler, node
+from diffzoo.typing import Data, Time
 
 __all__ = ["Euler", "EulerMaruyama"]
 
@@ -22,7 +21,7 @@ __all__ = ["Euler", "EulerMaruyama"]
 class Euler(Sampler):
     """Euler's method on (1), in t. On flow matching's schedule and path it is DDIM; elsewhere DDIM is more exact."""
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         a = node(denoise.process, t)
         x, eps, _ = denoise(z, t)
         slope = denoise.process.schedule.derivative(t)
@@ -52,7 +51,7 @@ class EulerMaruyama(Sampler):
         if self.strength < 0:
             raise UserError(f"the strength of the diffusion must not be negative, got {self.strength}")
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         a = node(denoise.process, t)
         x, eps, _ = denoise(z, t)
         slope = denoise.process.schedule.derivative(t)

@@ -13,11 +13,13 @@ formula is written for the data form.
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
 from diffzoo.sampling.samplers import Denoised, node
+from diffzoo.typing import Data, Time
 
 __all__ = [
     "Call",
@@ -39,16 +41,16 @@ Form = Literal["data", "noise"]
 class Frame(NamedTuple):
     """A node as a form sees it: the time u and the coefficients of what is estimated and of the rest, each `()`."""
 
-    u: Tensor
-    signal: Tensor
-    rest: Tensor
+    u: Time
+    signal: Time
+    rest: Time
 
 
 class Call(NamedTuple):
     """A network call: where, and the estimate that the form uses, `(b, c, h, w)`."""
 
     at: Frame
-    estimate: Tensor
+    estimate: Data
 
 
 def check_form(form: str) -> None:
@@ -57,34 +59,34 @@ def check_form(form: str) -> None:
         raise UserError(f"expected form 'data' or 'noise', got {form!r}")
 
 
-def frame(process: GaussianProcess, t: Tensor, form: Form) -> Frame:
+def frame(process: GaussianProcess, t: Time, form: Form) -> Frame:
     """The process at time `t` in one of the two forms."""
     n = node(process, t)
     return Frame(n.logsnr / 2, n.alpha, n.sigma) if form == "data" else Frame(-n.logsnr / 2, n.sigma, n.alpha)
 
 
-def call(denoise: Denoised, z: Tensor, t: Tensor, form: Form) -> Call:
+def call(denoise: Denoised, z: Data, t: Time, form: Form) -> Call:
     """Ask the network at `t`."""
     estimate = denoise(z, t)
     return Call(frame(denoise.process, t, form), estimate.x if form == "data" else estimate.eps)
 
 
-def p1(h: Tensor) -> Tensor:
+def p1(h: Time) -> Time:
     """exp(-h) - 1: minus the weight of an estimate that is constant over a step of h in u."""
     return torch.expm1(-h)
 
 
-def first_order(z: Tensor, a: Call, b: Frame) -> Tensor:
+def first_order(z: Data, a: Call, b: Frame) -> Data:
     """From `a` to `b` with the estimate of `a` held constant; this is DDIM."""
     return b.rest / a.at.rest * z - b.signal * p1(b.u - a.at.u) * a.estimate
 
 
-def slope(a: Call, b: Call) -> Tensor:
+def slope(a: Call, b: Call) -> Data:
     """The divided difference of two estimates."""
     return (b.estimate - a.estimate) / (b.at.u - a.at.u)
 
 
-def weights(nodes: Tensor, moments: Tensor) -> Tensor:
+def weights(nodes: Float[Tensor, "k"], moments: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
     """The weights of the values at k nodes, `(k,)`, that integrate every polynomial of degree below k exactly.
 
     Args:
@@ -95,7 +97,7 @@ def weights(nodes: Tensor, moments: Tensor) -> Tensor:
     return torch.linalg.solve(nodes[None] ** powers[:, None], moments)
 
 
-def interpolated(z: Tensor, calls: tuple[Call, ...], b: Frame, start: Call, stretch: float = 1.0) -> Tensor:
+def interpolated(z: Data, calls: tuple[Call, ...], b: Frame, start: Call, stretch: float = 1.0) -> Data:
     """From `start` to `b`, where z is the state at `start`, with the polynomial in u through the estimates of `calls`.
 
     The polynomial is integrated exactly: w = (u - u_start) / h, H = stretch h,

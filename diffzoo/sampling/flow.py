@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.sampling.samplers import Denoised, Final, Noise, Sampler, node
+from diffzoo.typing import Data, Time
 
 __all__ = ["FlowHeun"]
 
@@ -44,7 +45,7 @@ class FlowHeun(Sampler):
         short = self.euler_end or self.final == "x_hat"
         return 2 * self.steps - short + (self.final == "denoise")
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         """One step; `memory` counts them."""
         number = 0 if memory is None else memory
         first = self._velocity(denoise, z, t)

@@ -21,10 +21,10 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
+from diffzoo.typing import Times
 
 __all__ = [
     "Given",
@@ -56,7 +56,7 @@ class Grid(ABC):
         if not 0 <= self.t_end < self.t_start <= 1:
             raise UserError(f"expected 0 <= t_end < t_start <= 1, got t_end={self.t_end} and t_start={self.t_start}")
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: GaussianProcess, steps: int) -> Times:
         """Decreasing times, float64 `(steps + 1,)`; the ends are exact."""
         t = self._between(process, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
         t[0], t[-1] = self.t_start, self.t_end
@@ -80,10 +80,10 @@ class Grid(ABC):
         return cls(first, last, **options)
 
     @abstractmethod
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         """The times at fractions `u` of the way, 0 = start and 1 = end."""
 
-    def _ends(self) -> Tensor:
+    def _ends(self) -> Times:
         return torch.tensor([self.t_start, self.t_end], dtype=torch.float64)
 
 
@@ -91,7 +91,7 @@ class Grid(ABC):
 class UniformTime(Grid):
     """Equal steps in t."""
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         return self.t_start + u * (self.t_end - self.t_start)
 
 
@@ -101,12 +101,12 @@ class UniformThenZero(Grid):
 
     t_end: float = 1e-3
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: GaussianProcess, steps: int) -> Times:
         if steps < 2:
             raise UserError(f"this grid needs at least 2 steps, got {steps}")
         return torch.cat([super().times(process, steps - 1), torch.zeros(1, dtype=torch.float64)])
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         return self.t_start + u * (self.t_end - self.t_start)
 
 
@@ -114,7 +114,7 @@ class UniformThenZero(Grid):
 class UniformLogSNR(Grid):
     """Equal steps in log-SNR."""
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         first, last = process.logsnr(self._ends())
         return process.schedule.time(first + u * (last - first))
 
@@ -130,7 +130,7 @@ class PowerTime(Grid):
         if self.power <= 0:
             raise UserError(f"the power of a time grid must be positive, got {self.power}")
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         first, last = self.t_start ** (1 / self.power), self.t_end ** (1 / self.power)
         return (first + u * (last - first)) ** self.power
 
@@ -150,7 +150,7 @@ class ShiftedTime(Grid):
         if self.shift <= 0:
             raise UserError(f"the shift of a time grid must be positive, got {self.shift}")
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         def unshift(t: float) -> float:
             return t / (self.shift + (1 - self.shift) * t)
 
@@ -170,7 +170,7 @@ class Karras(Grid):
         if self.rho <= 0:
             raise UserError(f"rho must be positive, got {self.rho}")
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         first, last = torch.exp(-process.logsnr(self._ends()) / (2 * self.rho))
         sigma = (first + u * (last - first)) ** self.rho
         return process.schedule.time(-2 * sigma.log())
@@ -187,7 +187,7 @@ class Polyexponential(Grid):
         if self.rho <= 0:
             raise UserError(f"rho must be positive, got {self.rho}")
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         first, last = process.logsnr(self._ends())
         return process.schedule.time(last + (1 - u) ** self.rho * (first - last))
 
@@ -218,7 +218,7 @@ class Given(Grid):
         if self.unit == "sigma" and self.values[-1] <= 0:
             raise UserError("expected positive sigmas: leave out the last 0, and take a sampler with final 'denoise'")
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: GaussianProcess, steps: int) -> Times:
         """The times of the values, float64 `(steps + 1,)`.
 
         Raises:
@@ -228,7 +228,7 @@ class Given(Grid):
             raise UserError(f"{len(self.values)} values make {len(self.values) - 1} steps, got steps={steps}")
         return self._between(process, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
 
-    def _between(self, process: GaussianProcess, u: Tensor) -> Tensor:
+    def _between(self, process: GaussianProcess, u: Times) -> Times:
         values = torch.tensor(self.values, dtype=torch.float64)
         t = values
         if self.unit != "t":

@@ -30,12 +30,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.sampling.denoiser import Denoise
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Data, Times
 
 __all__ = [
     "Autoguidance",
@@ -55,7 +56,7 @@ class GuidanceSchedule(ABC):
     """How much of the guidance acts at a time: a factor in [0, 1] on `w - 1`."""
 
     @abstractmethod
-    def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+    def __call__(self, process: GaussianProcess, t: Times) -> Times:
         """The factor at times `t`, of the same shape."""
 
 
@@ -78,7 +79,7 @@ class Interval(GuidanceSchedule):
         if self.unit not in ("t", "logsnr", "sigma"):
             raise UserError(f"expected unit 't', 'logsnr' or 'sigma', got {self.unit!r}")
 
-    def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+    def __call__(self, process: GaussianProcess, t: Times) -> Times:
         value = t
         if self.unit != "t":
             logsnr = process.logsnr(t)
@@ -96,7 +97,7 @@ class PowerCosine(GuidanceSchedule):
         if self.power <= 0:
             raise UserError(f"the power of the guidance decay must be positive, got {self.power}")
 
-    def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+    def __call__(self, process: GaussianProcess, t: Times) -> Times:
         return (1 - torch.cos(math.pi * (1 - t) ** self.power)) / 2
 
 
@@ -143,7 +144,7 @@ class _Extrapolation(ABC):
             other.scale = self.scale[part]
         return other
 
-    def weight(self, t: Tensor, cond: Condition | None) -> Tensor:
+    def weight(self, t: Times, cond: Condition | None) -> Float[Tensor, "*images"]:
         """w in (1) at times `t`, `()` or `(b,)`, float64 on the CPU."""
         t = t.cpu()
         excess = self._scales(cond) - (1 if self.formula == "uncond" else 0)
@@ -152,14 +153,14 @@ class _Extrapolation(ABC):
                 excess = excess * fade(self.process, t.double())
         return 1 + excess
 
-    def _scales(self, cond: Condition | None) -> Tensor:
+    def _scales(self, cond: Condition | None) -> Float[Tensor, "*images"]:
         if self.scale.ndim == 0 or self.per == "image":
             return self.scale
         if cond is None or cond.label is None:
             raise UserError("a guidance scale per class needs class labels")
         return self.scale[cond.label.cpu()]
 
-    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Estimate:
+    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """The guided estimate; one network call where the weight is 1 for all images."""
         w = self.weight(t, cond)
         if w.ndim == 1 and len(w) != len(z):
@@ -177,7 +178,7 @@ class _Extrapolation(ABC):
         guided = Estimate(x, eps, good.variance)
         return self._rescaled(guided, good, z, t) if self.rescale else guided
 
-    def _rescaled(self, guided: Estimate, good: Estimate, z: Tensor, t: Tensor) -> Estimate:
+    def _rescaled(self, guided: Estimate, good: Estimate, z: Data, t: Times) -> Estimate:
         """(2)."""
         process = replace(self.process, learned_variance=False) if self.process.learned_variance else self.process
         output, usual = (process.target(e.x, e.eps, t) for e in (guided, good))
@@ -186,7 +187,7 @@ class _Extrapolation(ABC):
         return process.interpret(output, z, t)._replace(variance=guided.variance)
 
     @abstractmethod
-    def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
+    def _pair(self, z: Data, t: Times, cond: Condition | None) -> tuple[Estimate, Estimate]:
         """The good and the bad estimate."""
 
 
@@ -232,7 +233,7 @@ class ClassifierFree(_Extrapolation):
             return self.denoise.null_condition(cond)
         return self.null[torch.zeros(len(cond), dtype=torch.long)]
 
-    def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
+    def _pair(self, z: Data, t: Times, cond: Condition | None) -> tuple[Estimate, Estimate]:
         if cond is None:
             raise UserError("classifier-free guidance needs a condition to guide towards: give it classes or captions")
         null = self.null_condition(cond)
@@ -280,7 +281,7 @@ class Autoguidance(_Extrapolation):
         other.weak = rows_of(self.weak, part)
         return other
 
-    def _pair(self, z: Tensor, t: Tensor, cond: Condition | None) -> tuple[Estimate, Estimate]:
+    def _pair(self, z: Data, t: Times, cond: Condition | None) -> tuple[Estimate, Estimate]:
         return self.denoise(z, t, cond), self.weak(z, t, cond)
 
 

@@ -18,8 +18,8 @@ from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise, compile_networks
 from diffzoo.sampling.guidance import rows_of
-from diffzoo.sampling.samplers import Noise, Sampler
-from diffzoo.typing import Condition
+from diffzoo.sampling.samplers import Noise, Sampler, Steps
+from diffzoo.typing import Condition, Data, Time, Times
 
 __all__ = ["Moment", "Precision", "autocast", "initial_noise_scale", "integrate", "sample"]
 
@@ -62,11 +62,11 @@ class _Settled:
         self.first: Tensor | None = None
         self._denoise, self._cond, self._clip = denoise, cond, clip
 
-    def __call__(self, z: Tensor, t: Tensor) -> Estimate:
+    def __call__(self, z: Data, t: Times) -> Estimate:
         estimate, score = self.parts(z, t)
         return estimate if score is None else self.process.add_score(estimate, z, t, score)
 
-    def parts(self, z: Tensor, t: Tensor) -> tuple[Estimate, Tensor | None]:
+    def parts(self, z: Data, t: Times) -> tuple[Estimate, Data | None]:
         """The clipped estimate, and what a guidance that has `parts` adds to the score (classifier guidance)."""
         # it acts after clipping: clamping its result would undo a part of it
         split = getattr(self._denoise, "parts", None)
@@ -78,7 +78,7 @@ class _Settled:
         return estimate, score
 
 
-def initial_noise_scale(process: GaussianProcess, t: Tensor) -> float:
+def initial_noise_scale(process: GaussianProcess, t: Time) -> float:
     """Standard deviation of z at time `t` for data of unit variance: 1 on the variance-preserving path."""
     alpha, sigma = process.coefficients(t)
     return float((alpha.square() + sigma.square()).sqrt())
@@ -87,14 +87,14 @@ def initial_noise_scale(process: GaussianProcess, t: Tensor) -> float:
 @torch.no_grad()
 def integrate(
     denoise: Denoise,
-    sampler: Sampler,
-    z: Tensor,
+    sampler: Steps,
+    z: Data,
     noise: Noise,
     cond: Condition | None = None,
     trajectory: Callable[[Moment], Any] | None = None,
     rows: range | None = None,
     tick: Callable[[], Any] | None = None,
-) -> Tensor:
+) -> Data:
     """Walk one batch from `z` at the start of the sampler's grid to its end, in the dtype of `z`.
 
     Args:

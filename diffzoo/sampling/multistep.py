@@ -25,6 +25,7 @@ from diffzoo.sampling.exponential import (
 )
 from diffzoo.sampling.grids import Grid, UniformLogSNR
 from diffzoo.sampling.samplers import Denoised, Noise, Sampler
+from diffzoo.typing import Data, Time
 
 __all__ = ["DEIS", "DPMSolverMultistep", "Multistep", "UniPC"]
 
@@ -96,14 +97,14 @@ class DPMSolverMultistep(Multistep):
         if self.eta and self.form == "noise":
             raise UserError("the SDE variant of DPM-Solver needs form 'data'")
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         past: _Past = memory or _Past()
         calls = (call(denoise, z, t, self.form), *past.calls)[: self.order]
         used, end = calls[: self.order_at(past.steps)], frame(denoise.process, s, self.form)
         z = self._sde_step(z, used, end, noise) if self.eta else multi_step(z, used, end)
         return z, _Past(past.steps + 1, calls)
 
-    def _sde_step(self, z: Tensor, calls: tuple[Call, ...], b: Frame, noise: Noise) -> Tensor:
+    def _sde_step(self, z: Data, calls: tuple[Call, ...], b: Frame, noise: Noise) -> Data:
         """z decays by a further exp(-eta^2 h) and noise makes up for the variance (arXiv:2211.01095, appendix)."""
         a, h = calls[0], b.u - calls[0].at.u
         extra = self.eta**2 * h
@@ -115,7 +116,7 @@ class DPMSolverMultistep(Multistep):
         return mean + b.rest * (-p1(2 * extra)).sqrt() * noise.normal(z.shape[1:]).to(z)
 
 
-def multi_step(z: Tensor, calls: tuple[Call, ...], b: Frame) -> Tensor:
+def multi_step(z: Data, calls: tuple[Call, ...], b: Frame) -> Data:
     """From the newest call to `b`; `calls` are newest first. DPM-Solver(++)'s step, and UniPC's predictor."""
     a = calls[0]
     if len(calls) == 3:
@@ -134,7 +135,7 @@ class DEIS(Multistep):
 
     order: int = 3
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         past: _Past = memory or _Past()
         calls = (call(denoise, z, t, "noise"), *past.calls)[: self.order]
         used = calls[: self.order_at(past.steps)]
@@ -158,7 +159,7 @@ class UniPC(Multistep):
         super().__post_init__()
         check_form(self.form)
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         past: _Past = memory or _Past()
         here = call(denoise, z, t, self.form)
         if past.state is not None:
@@ -168,7 +169,7 @@ class UniPC(Multistep):
         return multi_step(z, used, frame(denoise.process, s, self.form)), _Past(past.steps + 1, calls, z)
 
 
-def _corrected(z: Tensor, calls: tuple[Call, ...], end: Call) -> Tensor:
+def _corrected(z: Data, calls: tuple[Call, ...], end: Call) -> Data:
     """The step from `calls[0]`, where the state is z, to `end`, made again with the estimate at `end`."""
     a = calls[0]
     if len(calls) > 1:

@@ -16,47 +16,66 @@ With c = exp(logsnr_t - logsnr_s) < 1 the posterior of the forward process is
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.sampling.grids import Grid, UniformTime
+from diffzoo.typing import Data, Time, Times
 
-__all__ = ["DDIM", "AdjustedDDIM", "Ancestral", "Denoised", "Final", "Node", "Noise", "Sampler", "node"]
+__all__ = ["DDIM", "AdjustedDDIM", "Ancestral", "Denoised", "Final", "Node", "Noise", "Sampler", "Steps", "node"]
 
 Final = Literal["x_hat", "denoise", "state"]
 
 
+@runtime_checkable
 class Denoised(Protocol):
     """What `step` gets: a denoiser whose condition and clipping are settled."""
 
     process: GaussianProcess
 
-    def __call__(self, z: Tensor, t: Tensor) -> Estimate: ...
+    def __call__(self, z: Data, t: Times) -> Estimate: ...
 
 
+@runtime_checkable
 class Noise(Protocol):
     """A source of standard normal noise, image by image; `diffzoo.rng.ImageNoise` is the usual one."""
 
-    def normal(self, shape: Sequence[int]) -> Tensor: ...
+    def normal(self, shape: Sequence[int]) -> Data: ...
 
 
 class Node(NamedTuple):
     """A time and what the process says about it; each a float64 tensor `()` on the CPU."""
 
-    t: Tensor
-    logsnr: Tensor
-    alpha: Tensor
-    sigma: Tensor
+    t: Time
+    logsnr: Time
+    alpha: Time
+    sigma: Time
 
 
-def node(process: GaussianProcess, t: Tensor) -> Node:
+def node(process: GaussianProcess, t: Time) -> Node:
     """The process at time `t`."""
     logsnr = process.logsnr(t)
     return Node(t, logsnr, *process.coefficients_at(logsnr))
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """What the loop needs of a sampler: a `Sampler`, or something around one."""
+
+    @property
+    def clip(self) -> float | None: ...
+
+    @property
+    def final(self) -> Final: ...
+
+    def times(self, process: GaussianProcess) -> Times: ...
+
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]: ...
+
+    def finish(self, denoise: Denoised, z: Data, t: Time, noise: Noise) -> Data: ...
 
 
 @dataclass(frozen=True)
@@ -94,12 +113,12 @@ class Sampler(ABC):
         """Network calls for one image, before guidance multiplies them."""
         return self.steps + (self.final == "denoise")
 
-    def times(self, process: GaussianProcess) -> Tensor:
+    def times(self, process: GaussianProcess) -> Times:
         """Where the steps begin and end, float64, strictly decreasing."""
         return self.grid.times(process, self.steps)
 
     @abstractmethod
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         """From z at `t` to z at `s` < `t`.
 
         Args:
@@ -110,7 +129,7 @@ class Sampler(ABC):
             noise: where random draws come from; a deterministic sampler draws none.
         """
 
-    def finish(self, denoise: Denoised, z: Tensor, t: Tensor, noise: Noise) -> Tensor:
+    def finish(self, denoise: Denoised, z: Data, t: Time, noise: Noise) -> Data:
         """From z at `t` to zero noise, in one network call: what the network believes there."""
         return denoise(z, t).x
 
@@ -132,7 +151,7 @@ class Ancestral(Sampler):
         if not 0 <= self.gamma <= 1:
             raise UserError(f"gamma must lie in [0, 1], got {self.gamma}")
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         mean = posterior_mean(a, b, z, denoise(z, t).x)
         lower = b.sigma.square()
@@ -141,7 +160,7 @@ class Ancestral(Sampler):
         return mean + variance.sqrt() * noise.normal(z.shape[1:]).to(z), None
 
 
-def posterior_mean(a: Node, b: Node, z: Tensor, x: Tensor) -> Tensor:
+def posterior_mean(a: Node, b: Node, z: Data, x: Data) -> Data:
     """The mean of (1) for a step from node `a` to node `b`."""
     keep = torch.exp(a.logsnr - b.logsnr)
     return keep * (b.alpha / a.alpha) * z - torch.expm1(a.logsnr - b.logsnr) * b.alpha * x
@@ -162,7 +181,7 @@ class DDIM(Sampler):
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie in [0, 1], got {self.eta}")
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         x, eps, _ = denoise(z, t)
         if self.eta == 0:
@@ -193,7 +212,7 @@ class AdjustedDDIM(Sampler):
                 f"expected strength >= 0 and prior_variance > 0, got {self.strength} and {self.prior_variance}"
             )
 
-    def step(self, denoise: Denoised, z: Tensor, t: Tensor, s: Tensor, memory: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         x, eps, _ = denoise(z, t)
         posterior = self.strength / (1 / self.prior_variance + torch.exp(a.logsnr))

@@ -7,6 +7,7 @@ large = upsample(denoiser_64_to_256, RespacedAncestral(steps=250), small, (3, 25
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -18,7 +19,7 @@ from diffzoo.typing import Condition
 __all__ = ["quantise", "upsample"]
 
 
-def quantise(images: Tensor) -> Tensor:
+def quantise(images: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Images in [-1, 1] on the 256 levels of a picture file, each cut down to the level below, as ADM's are."""
     # a level of its own, rounded in float32, stays that level
     return ((images + 1) * 127.5 + 1e-3).clamp(0, 255).floor() / 127.5 - 1
