@@ -1,9 +1,4 @@
-"""The data module that all others are: common settings, the exact position, the loaders.
-
-The position is one integer, `images_seen`: how many samples of the endless global sequence (see `order`) training has
-consumed. It is counted by what the trainer has *finished*, never by what loaders have prefetched, and Lightning saves
-it with every checkpoint; resuming continues with the next sample, on any number of ranks and workers.
-"""
+"""The data module that all others are: common settings and the loaders; see `position` for where they go on."""
 
 import contextlib
 import dataclasses
@@ -13,14 +8,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 
-from diffzoo.data.bad_images import check_bad, note_bad, share_bad
+from diffzoo.data.bad_images import note_bad
 from diffzoo.data.batches import BatchMaker, Transform
-from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
-from diffzoo.data.position import Position
+from diffzoo.data.order import Layout, Order
+from diffzoo.data.position import Position, PositionedData
 from diffzoo.data.sources import Source
 from diffzoo.data.spans import EvalBatches, EvalSpans, Sequential, Spans, micro_batches
 from diffzoo.data.transforms import (
@@ -44,7 +37,7 @@ CACHE_BYTES = 512 * 2**20  # decoded training sets up to this size are kept in m
 BatchDict = dict[str, Any]
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(PositionedData):
     """Base of all data modules; subclasses say where rows come from by `open_source`.
 
     Args:
@@ -113,7 +106,7 @@ class ImageDataModule(LightningDataModule):
         self.allow_changed_source = allow_changed_source
         self._layout: Layout | None = None
         self.position = Position()
-        self._loader: TrainBatches | None = None
+        self._loader = None
 
     # ---- what subclasses say
 
@@ -182,103 +175,11 @@ class ImageDataModule(LightningDataModule):
         """Decoding processes per rank."""
         return auto_workers(self.cached, self._ranks()[1]) if self._num_workers is None else self._num_workers
 
-    # ---- position
-
-    @property
-    def images_seen(self) -> int:
-        """Samples of the global sequence that training has finished with."""
-        finished = self.position.finished(self._progress())
-        return self.position.anchor + finished // self.accumulate * self.batch_size
-
-    def set_position(self, images_seen: int) -> None:
-        """Continue after this many samples."""
-        if images_seen < 0:
-            raise UserError(f"images_seen is at least 0, got {images_seen}")
-        self.position.move(images_seen)
-        if self._loader is not None:
-            self._loader.close()
-
-    def _progress(self) -> int | None:
-        """Batches whose training step the trainer has finished in its life; None outside a trainer."""
-        trainer = self.trainer
-        if trainer is None or not (trainer.training or trainer.validating):
-            return None
-        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        return int(total.processed)
-
-    def begin(self) -> Position:
-        """The position, fixed where a trainer asks for the first batch of an epoch; ranks share what they know."""
-        again = getattr(self.trainer, "overfit_batches", 0)  # every epoch has the first few batches
-        self.position.move(0 if again else self.images_seen, self._progress() or 0)
-        if self.trainer is not None and self.trainer.training and self._ranks()[1] > 1:
-            share_bad(self.bad_images, self._ranks()[1])
-            check_bad(self.bad_images, self.max_bad, self.train_source.name)
-        return self.position
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, what gives it meaning, and the images that were found bad on the way."""
-        return {
-            "images_seen": self.images_seen,
-            "order": self.order.state(),
-            "source": self.train_source.rows_hash,
-            "bad_images": dict(self.bad_images),
-            **({"value_range": self.transform.value_range} if self.transform.value_range else {}),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, in the order and with the crops, flips and captions of its seed.
-
-        Raises:
-            UserError: the rows are not those of the checkpoint, or `balance` is not.
-        """
-        changed = state_dict["source"] != self.train_source.rows_hash
-        if changed and not self.allow_changed_source:
-            raise UserError(
-                f"{self.train_source.name} is no longer what the checkpoint was trained on (other rows or another "
-                "revision), so its position has no meaning here: restore the data, pin its revision, or set "
-                "allow_changed_source to go on regardless"
-            )
-        order = dict(state_dict["order"])
-        balanced = order.pop("kind") == "balanced"
-        _check_balance(balanced, self.balance)
-        if order["seed"] != self.seed:
-            warnings.warn(f"the order, crops and flips of the data keep the seed {order['seed']} of the checkpoint")
-            self.seed = order["seed"]
-            self.transform = dataclasses.replace(self.transform, seed=self.seed)
-        if state_dict.get("value_range") and not changed:
-            self.transform = dataclasses.replace(self.transform, value_range=tuple(state_dict["value_range"]))
-        self._layout = None if balanced or changed else Layout(**order)
-        self.__dict__.pop("order", None)
-        bad = {} if changed else state_dict.get("bad_images", {})
-        self.bad_images = {int(row): reason for row, reason in bad.items()}
-        self.set_position(int(state_dict["images_seen"]))
-
-    @cached_property
-    def order(self) -> Order:
-        """Which row the stream shows at which position."""
-        source = self.train_source
-        if self.balance:
-            labels = source.labels()
-            if labels is None or not source.random_access:
-                raise UserError(f"balance needs labels and random access, which {source.name} does not have")
-            return Balanced(labels, self.seed)
-        if self._layout is None:
-            self._layout = _layout_for(source, self.seed, self.batch_size, self._lanes, self._window)
-        return _streamed(source, self._layout)
-
     # ---- loaders
 
     def prepare_data(self) -> None:
         """Read and cache the index of the source, on one process before the others need it."""
         _ = self.train_source, self.val_source
-
-    def _ranks(self) -> tuple[int, int]:
-        """(rank, ranks)."""
-        if self.trainer is not None:
-            return self.trainer.global_rank, self.trainer.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
 
     def train_dataloader(self) -> "TrainBatches":
         """Batches from the present position on; see `TrainBatches`."""
@@ -424,27 +325,6 @@ def range_of_source(source: Source) -> ValueRange | None:
         f"{len(lows)} of them hold {min(lows):g} to {max(highs):g}; set value_range to say otherwise"
     )
     return found
-
-
-def _check_balance(theirs: bool, ours: bool) -> None:
-    if theirs != ours:
-        raise UserError(
-            f"the checkpoint was trained with balance set to {str(theirs).lower()}, so its position has no meaning in "
-            f"an order with balance set to {str(ours).lower()}: set it back, or begin a new run from the weights alone"
-        )
-
-
-def _layout_for(source: Source, seed: int, batch_size: int, lanes: int, window: int) -> Layout:
-    if source.random_access or len(source) <= window:
-        return full_shuffle(seed, len(source))
-    return lanes_for(seed, batch_size, lanes, window)
-
-
-def _streamed(source: Source, layout: Layout) -> LaneOrder:
-    # A full shuffle does not depend on blocks: pixels and their latents come alike. What else there is follows from
-    # the layout alone, so that a checkpoint goes on the same where rows are no longer streamed.
-    whole = layout.lanes == 1 and layout.window >= len(source)
-    return LaneOrder(np.array([len(source)]) if whole else source.block_sizes, layout)
 
 
 def _warn_of_copies(source: Source, processes: int, window: int) -> None:

@@ -263,8 +263,6 @@ class ImageFolder(HFDataset):
         super().__init__(path, val_fraction=val_fraction, classes=classes, label=label, caption=caption, **common)
         self.path, self.val_path = path, val_path
 
-    former_names = ()
-
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
         if self.val_path is None:
             return super().open_source(part)

@@ -464,7 +464,7 @@ class DiffusionModule(L.LightningModule):
         trainer = self._trainer
         data = getattr(trainer, "datamodule", None)
         theirs, ours = (checkpoint.get("diffzoo") or {}).get("data"), type(data).__qualname__
-        if theirs is not None and theirs in getattr(data, "former_names", ()):
+        if theirs is not None and theirs in vars(type(data)).get("former_names", ()):
             checkpoint[ours], theirs = checkpoint.pop(theirs), ours
         if trainer is None or not trainer.training or data is None or theirs in (None, "NoneType", ours):
             return
