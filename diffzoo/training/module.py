@@ -425,7 +425,7 @@ class DiffusionModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the model without its recipe (`diffzoo.zoo.load_any`)."""
         checkpoint["diffzoo"] = {
-            "metadata": self.metadata().to_plain(),
+            **self.metadata().to_plain(),
             "recipe_settings": self._recipe_settings,
             "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
         }

@@ -317,8 +317,8 @@ def _provenance(data: Mapping[str, Any]) -> dict[str, Any]:
 def held_metadata(checkpoint: Mapping[str, Any], where: str) -> Metadata | None:
     """The metadata that a training checkpoint holds, if it is one of ours; earlier versions spread it over its keys."""
     held = checkpoint.get("diffzoo")
-    if isinstance(held, Mapping) and isinstance(held.get("metadata"), Mapping):
-        return read_metadata(held["metadata"], where)
+    if isinstance(held, Mapping) and "network" in held:
+        return read_metadata(held, where)
     if isinstance(held, Mapping) and isinstance(held.get("model"), Mapping):
         return read_metadata({**held, **held["model"]}, where)
     return None

@@ -118,7 +118,7 @@ def test_a_folder_of_pictures(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["fit", "-c", recipe, "--run", str(run), "--data.folder", str(pictures)]
     assert main([*command, "--data.init_args.batch_size=4", "--model.network_args.num_classes=2"]) == 0
-    assert newest(run)["diffzoo"]["metadata"]["class_names"] == ["blue", "red"]
+    assert newest(run)["diffzoo"]["class_names"] == ["blue", "red"]
 
 
 @pytest.mark.parametrize(

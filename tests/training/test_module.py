@@ -168,7 +168,7 @@ class TestFitting:
         trainer = fit(m, Data(), tmp_path, enable_checkpointing=True)
         trainer.save_checkpoint(tmp_path / "a.ckpt")
         saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
-        held = saved["diffzoo"]["metadata"]
+        held = saved["diffzoo"]
         assert held["class_names"] == [f"class {i}" for i in range(5)]
         assert held["config"]["num_classes"] == 5
         assert held["process"]["schedule"]["class"] == "diffzoo.process.Shifted"
