@@ -21,7 +21,7 @@ __all__ = ["emas_in", "find_weights", "state_dicts"]
 Convert = Callable[[Tensors], Tensors | None]
 
 WRAPPERS = ("module", "_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-EMA_WORDS = ("ema", "average", "averaged", "averages", "avg", "shadow", "swa")
+EMA_WORDS = ("ema", "average", "averaged", "averages", "avg", "shadow", "swa", "polyak", "target")
 PASSED = ("diffzoo", "diffzoo_averages", "optimizer_states", "optimizer", "optim", "opt", "opt_state")
 
 
@@ -52,7 +52,8 @@ def find_weights(
         convert: from another layout to the network's names; None for what is not in that layout.
 
     Returns:
-        The tensors by the network's names, and what they are: "raw", or the label or place of the EMA.
+        The tensors by the network's names, and what they are: "raw" (and the place, if it was named), or the label or
+        place of the EMA.
 
     Raises:
         UserError: if no set of weights has exactly these names, several do and no word tells which is the EMA, or
@@ -67,7 +68,7 @@ def find_weights(
     if not raw and not emas:
         raise UserError(_nothing(data, names, what))
     if weights in raw or weights in emas:
-        return (emas | raw)[weights], weights if weights in emas else "raw"
+        return (emas | raw)[weights], weights if weights in emas else f"raw {weights}"
     if weights not in ("ema", "raw"):
         raise UserError(f"{what} holds no EMA {weights!r}{did_you_mean(weights, emas)}")
     if weights == "raw" and not raw:

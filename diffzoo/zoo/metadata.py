@@ -120,7 +120,7 @@ class Provenance:
         """Which weights these are and where they come from, in one line: what a command prints that uses them."""
         hub = f"hf-hub:{self.repo}@{(self.revision or '')[:12]}" if self.repo else None
         place = self.pretrained or hub or self.file or self.checkpoint or self.source
-        which = None if self.weights is None else "raw" if self.weights == "raw" else f"EMA {self.weights}"
+        which = self.weights if self.weights is None or self.weights.startswith("raw") else f"EMA {self.weights}"
         step = None if self.global_step is None else f"step {self.global_step}"
         return ", ".join(part for part in (place, which, step) if part) or "of unknown origin"
 

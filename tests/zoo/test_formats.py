@@ -185,7 +185,7 @@ def test_what_cannot_be_told_apart_is_not_chosen(tiny: Network, make: Any, weigh
 def test_a_set_is_named_by_its_place(tiny: Network) -> None:
     state = tiny.state_dict()
     found, place = find_weights({"a": state, "b": shifted(state, 1)}, state, "w", "b")
-    assert place == "raw"
+    assert place == "raw b"
     assert all(torch.equal(found[k], v + 1) for k, v in state.items())
 
 
