@@ -421,7 +421,7 @@ VARIANTS: dict[str, DiTConfig] = {
     "dit_dh_xl_512": _dh(_XL, 32),
 }
 
-TINY = DiTConfig(16, 4, num_classes=10, width=32, depth=4, heads=4, learned_variance=True)
+TINY = DiTConfig(16, 4, num_classes=10, width=32, depth=4, heads=4)
 TINY_JIT = DiTConfig(
     16, 3, num_classes=10, patch=4, width=32, depth=4, heads=2, norm="rms", mlp="swiglu", rope=True, qk_norm=True,
     bottleneck=8, context_tokens=3, context_start=1,

@@ -39,6 +39,7 @@ def tiny_networks() -> dict[str, tuple[type[Network], Config]]:
     found["SimpleUNet-dwt"] = (SimpleUNet, found["SimpleUNet"][1].override(input_transform="dwt-1"))
     found["SimplerUViT-patch"] = (SimplerUViT, found["SimplerUViT"][1].override(input_transform="patch-2"))
     found["DiT-jit"] = (DiT, dit.TINY_JIT)
+    found["DiT-variance"] = (DiT, dit.TINY.override(learned_variance=True))
     found["DiT-head"] = (DiT, dit.TINY_HEAD)
     found["SimpleUNet-unconditional"] = (SimpleUNet, replace(found["SimpleUNet"][1], num_classes=0))
     for family, norm in (
