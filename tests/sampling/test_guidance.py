@@ -1,6 +1,7 @@
 """Guidance: both formulas, what it costs, where it acts, and what it does to the law of the images."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,8 @@ def test_rescaled_guidance(process: GaussianProcess) -> None:
         torch.testing.assert_close(process.add_noise(got.x, got.eps, T), z)
     torch.testing.assert_close(said(got).flatten(1).std(1), plain.flatten(1).std(1))
     torch.testing.assert_close(Guidance(7.0, rescale=1.0).around(denoise)(z, T, cond).x, got.x)
+    learned = MixtureOracle(replace(process, learned_variance=True), torch.tensor([0.6, 0.4]), MEANS, denoise.stds)
+    torch.testing.assert_close(ClassifierFree(learned, 7.0, rescale=1.0)(z, T, cond).x, got.x)
     with pytest.raises(UserError, match=r"in \[0, 1\]"):
         ClassifierFree(denoise, 7.0, rescale=1.2)
 
