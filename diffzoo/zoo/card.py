@@ -190,7 +190,7 @@ def _evaluation(records: Sequence[dict[str, Any]]) -> str:
         steps = plan.get("steps", sampler.get("steps"))  # beside the sampler in results of version 0.1
         sampled = [f"{str(sampler.get('class')).rpartition('.')[2]}, {steps} steps"] if steps else []
         if plan.get("guidance"):
-            stated = {k: v for k, v in plan["guidance"].items() if v is not None}
+            stated = {k: v for k, v in plan["guidance"].items() if v is not None and (k, v) != ("rescale", 0.0)}
             sampled.append(f"guidance {json.dumps(stated, sort_keys=True)}")
         for metric, value in record["values"].items():
             what = f"{name}, {protocol.get('n')} images against {reference}"

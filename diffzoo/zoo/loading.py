@@ -19,6 +19,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256 as file_sha256
 from diffzoo.hub import HubPlace, check_repo, hub_file, hub_place
 from diffzoo.models.adapters import merge, plain_name
+from diffzoo.runs import newest_checkpoint
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.zoo import formats
 from diffzoo.zoo.adapt import adapt_to
@@ -82,7 +83,7 @@ def _sidecar_metadata(path: Path) -> Metadata | None:
     if (path.parent / "config.json").is_file():
         return json_metadata(path.parent / "config.json")
     for run in list(path.parents)[1:4]:  # averages/x, averages/reconstructed/x
-        newest = _run_file(run)
+        newest = newest_checkpoint(run)
         if newest is not None:
             return _checkpoint_metadata(formats.read_pickle(newest), newest)
     return None
@@ -98,21 +99,6 @@ def file_metadata(path: Path) -> Metadata | None:
 # -- files and folders
 
 
-def _step(path: Path) -> tuple[float, float]:
-    """Order of a run's checkpoints: by the step in the name; times of files change when a run is copied."""
-    if path.name == "last.ckpt":  # Lightning's own, where a run has it
-        return (float("inf"), 0.0)
-    found = re.search(r"step[_=](\d+)", path.name)
-    return (float(found.group(1)) if found else -1.0, path.stat().st_mtime)
-
-
-def _run_file(folder: Path) -> Path | None:
-    """The newest checkpoint of a run directory, or of its folder `checkpoints`."""
-    place = folder if folder.name == "checkpoints" else folder / "checkpoints"
-    found = [p for p in place.glob("*.ckpt") if not p.name.startswith(".")]
-    return max(found, key=_step) if found else None
-
-
 def folder_file(folder: Path) -> Path:
     """The file of weights in a folder in our published form, or in a run.
 
@@ -124,7 +110,7 @@ def folder_file(folder: Path) -> Path:
             return folder / name
     if (folder / ".metadata").is_file():  # a checkpoint in shards
         return folder
-    run = _run_file(folder)
+    run = newest_checkpoint(folder)
     if run is None:
         for name in ("config.json", "model_index.json"):  # of another library, perhaps
             if (folder / name).is_file():
@@ -184,13 +170,13 @@ def _adapter_tensors(data: Mapping[str, Any], weights: str, where: str) -> tuple
     """The trained tensors in a checkpoint or file by plain name, and which they are."""
     state = data.get("state_dict", data)
     found = {plain_name(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    averages = emas_in(data)
-    if weights not in ("ema", "raw") and weights not in averages:
-        raise UserError(f"{where} holds no EMA {weights!r}{did_you_mean(weights, averages)}")
-    if not averages or weights == "raw":
+    emas = emas_in(data)
+    if weights not in ("ema", "raw") and weights not in emas:
+        raise UserError(f"{where} holds no EMA {weights!r}{did_you_mean(weights, emas)}")
+    if not emas or weights == "raw":
         return found, "raw"
-    label = next(iter(averages)) if weights == "ema" else weights
-    return found | {plain_name(k): v for k, v in averages[label].items()}, label
+    label = next(iter(emas)) if weights == "ema" else weights
+    return found | {plain_name(k): v for k, v in emas[label].items()}, label
 
 
 def read_adapter(

@@ -24,6 +24,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, sha256, write_text
 from diffzoo.hub import HubPlace, check_repo, explain_hub, hub_endpoint, hub_file, hub_place, is_offline, offline_error
 from diffzoo.models.base import Network
+from diffzoo.runs import Run, run_of
 from diffzoo.zoo.card import model_card
 from diffzoo.zoo.formats import INDEX, read_header, weight_map
 from diffzoo.zoo.loading import find_adapter, json_metadata, locate, read_adapter
@@ -108,29 +109,20 @@ class Upload:
         return "\n".join(lines)
 
 
-def _run_folder(source: Path) -> Path | None:
-    """The run directory that a source belongs to."""
-    for folder in (source, source.parent, source.parent.parent):
-        if (folder / "checkpoints").is_dir():
-            return folder
-    return None
-
-
-def _from_run(run: Path, folder: Path) -> None:
-    """Copy the recipe and the newest pictures of a run."""
-    recipe = next((run / n for n in ("config.yaml", "recipe.yaml") if (run / n).is_file()), None)
-    if recipe:
-        _write_text(folder / "recipe.yaml", recipe.read_text(encoding="utf-8"))
-    pictures = sorted((run / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime)
-    if pictures:
+def _from_run(run: Run, folder: Path) -> None:
+    """Copy the recipe and the newest previews of a run."""
+    if run.config.is_file():
+        _write_text(folder / "recipe.yaml", run.config.read_text(encoding="utf-8"))
+    previews = sorted(run.samples.glob("*.png"), key=lambda p: p.stat().st_mtime)
+    if previews:
         with explain_disk(folder / "samples.png"):
-            shutil.copyfile(pictures[-1], folder / "samples.png")
+            shutil.copyfile(previews[-1], folder / "samples.png")
 
 
-def _evaluations(run: Path | None, given: Sequence[str | Path]) -> list[dict[str, Any]]:
+def _evaluations(run: Run | None, given: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Results of `diffzoo eval`: those given, and those in the folder `eval` of the run."""
     results = []
-    for path in [*map(Path, given), *(sorted(run.glob("eval/**/*.json")) if run else [])]:
+    for path in [*map(Path, given), *(sorted(run.root.glob("eval/**/*.json")) if run else [])]:
         data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if isinstance(data, dict) and "values" in data and "protocol" in data:
             results.append(data)
@@ -225,7 +217,7 @@ def _fill(
         found = locate(source, weights)
         state, known = dict(found.state), found.metadata
     licence = _require_licence(agreed_licence(licence, known.licence, str(source)))
-    run = _run_folder(Path(source)) if Path(source).exists() else None
+    run = run_of(source) if Path(source).exists() else None
     if run is not None:
         _from_run(run, folder)
     metadata = replace(known, licence=licence, provenance=published_provenance(known.provenance), version=__version__)

@@ -25,6 +25,7 @@ from diffzoo.hub import hub_file, hub_place
 from diffzoo.models.base import Network
 from diffzoo.process import Eps
 from diffzoo.record import to_plain
+from diffzoo.sampling import Guidance
 from diffzoo.zoo import save_pretrained
 from diffzoo.zoo.publish import FORM, push_network
 
@@ -56,7 +57,7 @@ def run(tiny: Network, tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text(RECIPE)
     save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_7.png")
     protocol = EvalProtocol("demo", "diffzoo-demo-8", 140, ("fid",))
-    plan = SamplePlan("x", guidance={"formula": "uncond", "scale": 2.0})
+    plan = SamplePlan("x", guidance=Guidance(2.0))
     Result(plan, protocol, {"fid": Value(12.3456, 0.25, "jackknife")}).save(folder / "eval" / "demo" / "demo_140.json")
     return folder
 

@@ -143,7 +143,7 @@ LINEAR = {"class": "DiscreteBetas", "kind": "linear", "beta_start": -1}
         ({"sampler": {"class": "DDIM", "grid": {"class": "DDIM"}}}, "sampler.grid: expected a Grid, got 'DDIM'"),
         ({"guidance": {"formula": "cfg", "scale": 1}}, "guidance.formula: expected one of 'uncond', 'cond', got 'cfg'"),
         ({"guidance": {"formula": "cond"}}, "guidance.scale: expected"),
-        ({"guidance": {**GUIDANCE, "scale": NAN}}, "guidance.scale: expected a finite number, got nan"),
+        ({"guidance": {**GUIDANCE, "scale": NAN}}, "guidance: guidance needs a finite scale, got nan"),
         ({"guidance": {**GUIDANCE, "decay": {"power": 0}}}, "guidance.decay: the power of the guidance decay must be"),
         ({"guidance": {**GUIDANCE, "decay": {"class": "DDIM"}}}, "guidance.decay: expected a GuidanceSchedule"),
         ({"text_encoder": {**TEXT, "class": "Bert"}}, "text_encoder.class: expected one of 'CLIPEncoder'"),

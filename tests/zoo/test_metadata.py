@@ -17,6 +17,7 @@ from diffzoo.models import registry
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, OffsetCosine, Shifted, TimeConditioning
 from diffzoo.sampling import DDIM, DPMSolver, Guidance, Karras, PowerCosine, RespacedAncestral, RespacedDDIM
+from diffzoo.training.reconstruction import write_reconstructed
 from diffzoo.zoo import Metadata, Preset, metadata_of
 from diffzoo.zoo.export import export
 from diffzoo.zoo.metadata import Adapter, Base, Provenance, held_metadata, read_metadata
@@ -172,7 +173,8 @@ def train(run: Path, network: Any = "uvit_nano", **options: Any) -> Path:
     module = DiffusionModule(network, process=PROCESS, **options)
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, callbacks=[EMA(decays=[0.5])], default_root_dir=str(run),
+        enable_checkpointing=False, default_root_dir=str(run),
+        callbacks=[EMA(decays=[0.5], stds=[0.1], snapshot_every=1)],
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(Rows(), batch_size=4))
     trainer.save_checkpoint(run / "checkpoints" / "step_00000001.ckpt")
@@ -216,6 +218,15 @@ def test_a_licence_survives_trainings_adapters_merges_and_exports(nano: str, tmp
     text = card(last)
     assert text.count("weights of `uvit_nano` that were not published: research only") == 4
     assert str(tmp_path) not in text
+
+
+def test_an_ema_made_after_training_keeps_them_too(nano: str, tmp_path: Path) -> None:
+    first = save_pretrained(UViTBao(CONFIG), tmp_path / "first", process=PROCESS, name=nano, licence="research only")
+    run = train(tmp_path / "run", weights=str(first))
+    (file,) = write_reconstructed(str(run), [0.1])
+    known = load_any(file).metadata
+    assert (known.licence, [base.licence for base in origins(known)]) == ("research only", ["research only"])
+    assert known.provenance.reconstructed["std"] == 0.1
 
 
 def test_a_network_in_memory_remembers_what_it_was_loaded_from(nano: str, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from diffzoo.images import to_uint8
 from diffzoo.models import adm, dimr, registry, uvit_bao
 from diffzoo.models.base import Level, Network
 from diffzoo.process import Eps, V
-from diffzoo.sampling import DDIM, ClassifierFree, Denoiser, sample
+from diffzoo.record import from_plain
+from diffzoo.sampling import DDIM, ClassifierFree, Denoiser, Guidance, sample
 from diffzoo.zoo import save_pretrained
 
 NAMES = ("cat", "dog, hound", *(f"thing {i}" for i in range(7)), "Smileys & Emotion")
@@ -303,7 +304,7 @@ def test_every_png_says_how_it_was_made(pixels: Path, tmp_path: Path) -> None:
     assert record["seed"] == 4
     assert (record["drawn"], record["class_id"]) == ("dog", 1)
     assert (record["dtype"], record["device"]) == ("float32", "cpu")
-    assert record["guidance"] == {"formula": "cond", "scale": 1.5}
+    assert from_plain(Guidance, record["guidance"]) == Guidance(1.5, "cond")
     assert record["sampler"]["class"] == "diffzoo.sampling.DDIM"
     assert record["sampler"]["steps"] == 5
     assert record["diffzoo"] == diffzoo.__version__
