@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import tarfile
 import warnings
 import zipfile
@@ -301,6 +302,26 @@ def test_images_of_any_number_of_channels(tmp_path: Path) -> None:
             data = HFDataset(place, flip=False, **COMMON)
             with pytest.raises(UserError, match="8 channels, expected 3: set channels"):
                 next(iter(data.train_dataloader()))
+
+
+def tiff(bands: np.ndarray[Any, Any]) -> bytes:
+    """A little-endian TIFF of one plain strip, by its specification."""
+    height, width, count = bands.shape
+    raw, each = bands.tobytes(), struct.pack(f"<{count}H", *[16] * count)
+    at = 8 + len(each)
+    tags = [(256, 1, width), (257, 1, height), (258, count, 8), (259, 1, 1), (262, 1, 1), (273, 1, at), (277, 1, count)]
+    tags += [(278, 1, height), (279, 1, len(raw)), (284, 1, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 3 if tag == 258 else 4, n, value) for tag, n, value in tags)
+    head = b"II*\0" + struct.pack("<I", at + len(raw))
+    return head + each + raw + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.filterwarnings("ignore:the images of")
+def test_a_tiff_of_more_bands_than_pillow_reads(tmp_path: Path) -> None:
+    bands = np.random.default_rng(0).integers(0, 10_000, (8, 8, 5)).astype(np.uint16)
+    (tmp_path / "0.tif").write_bytes(tiff(bands))
+    images = next(iter(ImageFolder(str(tmp_path), channels=5, **COMMON).one_pass("train")))["image"]
+    assert np.array_equal(images[0].numpy(), np.rint(bands.transpose(2, 0, 1) * (255 / 16383)).astype(np.uint8))
 
 
 @pytest.mark.filterwarnings("ignore:the images of")
