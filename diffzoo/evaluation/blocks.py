@@ -47,7 +47,7 @@ class Job:
         protocol: how pixels are made of them.
         networks: name and weights path of each feature network.
         device: "cpu", "cuda": with several processes, each takes the next GPU.
-        features_per_batch: pictures in one call of a feature network.
+        features_per_batch: images in one call of a feature network.
         keep_images: keep the pixels too.
     """
 

@@ -2,7 +2,7 @@
 
 For every generated image, its nearest training image in a feature space, and how that distance compares with those
 between different training images: a generated image that lies closer to a training image than training images lie to
-each other deserves a look. The report is a table and a picture of the closest pairs; it proves nothing by itself.
+each other deserves a look. The report is a table and an image of the closest pairs; it proves nothing by itself.
 """
 
 import json
@@ -80,7 +80,7 @@ def report(
         network: feature network to measure distances in.
         folder: where.
         weights: path of the network's weights.
-        pairs: rows of the picture.
+        pairs: rows of the image.
         device: where to compute.
 
     Raises:

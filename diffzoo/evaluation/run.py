@@ -35,7 +35,7 @@ class RunOptions:
         device: "cpu" or "cuda".
         block_size: images per block; None = 1,000, or 100 where a protocol has fewer than 5,000 images. A run that goes
             on, or takes the images of a longer one, needs the blocks of that one's size.
-        features_per_batch: pictures in one call of a feature network.
+        features_per_batch: images in one call of a feature network.
         weights: paths of feature weights by network name.
         groups: groups of seeds for standard errors; 0 = none.
         few: allow fewer images than features.

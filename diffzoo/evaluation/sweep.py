@@ -209,7 +209,7 @@ def table(trials: Sequence[Trial]) -> str:
 
 
 def plot(trials: Sequence[Trial], metric: str, path: str | os.PathLike[str]) -> Path:
-    """A picture of the metric over the scale, a line per interval; hollow marks were given up.
+    """A plot of the metric over the scale, a line per interval; hollow marks were given up.
 
     Raises:
         MissingExtraError: without matplotlib.

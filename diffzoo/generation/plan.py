@@ -69,7 +69,7 @@ class SamplePlan(Record):
         guidance: `Guidance` (a tuple of scales holds one per class of the model), `ByWeakerModel` or `ByClassifier`;
             None = none.
         first_seed: seed of the first image.
-        labels: "balanced" = the classes in turn; "uniform" = drawn for each seed, with replacement, as ADM does;
+        labels: "balanced" = the classes in turn; "uniform" = at random for each seed, with replacement, as ADM does;
             "captions" = one caption per image; "none" = unconditional.
         classes: the class indices that labels come from; None = all classes of the model.
         captions_sha256: hash of the captions, one per line.
@@ -193,7 +193,7 @@ def labels_of(plan: SamplePlan, num_classes: int, start: int, count: int) -> Ten
             raise UserError(f"the plan lists classes but its label rule is {plan.labels!r}: leave the classes out")
         if plan.labels == "none" and num_classes:
             raise UserError(
-                f"the plan draws without labels but the model has {num_classes} classes: use labels 'balanced'"
+                f"the plan samples without labels but the model has {num_classes} classes: use labels 'balanced'"
             )
         return None
     if not num_classes:
@@ -210,8 +210,8 @@ def labels_of(plan: SamplePlan, num_classes: int, start: int, count: int) -> Ten
     seeds = range(plan.first_seed + start, plan.first_seed + start + count)
     if plan.labels == "balanced":
         return torch.tensor([classes[s % len(classes)] for s in seeds], dtype=torch.long)
-    return torch.tensor([classes[_draw(s, len(classes))] for s in seeds], dtype=torch.long)
+    return torch.tensor([classes[_uniform(s, len(classes))] for s in seeds], dtype=torch.long)
 
 
-def _draw(seed: int, count: int) -> int:
+def _uniform(seed: int, count: int) -> int:
     return int(torch.randint(count, (), generator=keyed_generator("cpu", "label", seed)))

@@ -1,6 +1,6 @@
-"""What keeps fine-tuning honest: a distance to pictures held out, and a look for copies of the training pictures.
+"""What keeps fine-tuning honest: a distance to held-out images, and a look for copies of the training images.
 
-With few pictures the loss goes on falling while the model begins to repeat them. The Fréchet distance to pictures that
+With few images the loss goes on falling while the model begins to repeat them. The Fréchet distance to images that
 were held out turns before that, so training stops there and its best weights are kept.
 """
 
@@ -25,22 +25,22 @@ from diffzoo.training.side_files import write_or_warn
 __all__ = ["HeldOutDistance", "MemorisationReport"]
 
 _say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
-LIMIT_BYTES = 4 * 2**30  # of training pictures that a report looks at
+LIMIT_BYTES = 4 * 2**30  # of training images that a report looks at
 
 
 class HeldOutDistance(ImageMetrics):
-    """Logs `eval/<metric>` against the data's own held-out pictures, and stops training when it no longer falls.
+    """Logs `eval/<metric>` against the data's own held-out images, and stops training when it no longer falls.
 
     The best weights are in the run's folder `best`, in the form that `load_any`, `diffzoo sample` and `diffzoo push`
     read. Distances of small sets are biased upwards by an amount that depends on their sizes: compare them within a
-    run, or between runs with equal `n` and equal held-out pictures.
+    run, or between runs with equal `n` and equal held-out images.
 
     Args:
         metric: "fid", "fdd" or another Fréchet distance, such as "frechet:random-conv".
         every_n_steps: interval in optimizer steps, at least 1.
         patience: stop after this many measurements in a row that are no better than the best; None = never.
         min_delta: what counts as better: a distance smaller by this share of the best.
-        n: images drawn per measurement; None = as many as are held out.
+        n: images sampled per measurement; None = as many as are held out.
         steps, guidance, batch_size, average, weights, rounding: as for `ImageMetrics`.
 
     Raises:
@@ -133,7 +133,7 @@ class HeldOutDistance(ImageMetrics):
 
 
 class _Tensors:
-    """Pictures in memory, as `diffzoo.evaluation.memorisation` reads them."""
+    """Images in memory, as `diffzoo.evaluation.memorisation` reads them."""
 
     def __init__(self, pixels: Tensor):
         self.pixels = pixels
@@ -146,12 +146,12 @@ class _Tensors:
 
 
 class MemorisationReport(ImageMetrics):
-    """After training, the nearest training pictures of `n` drawn ones: `memorisation.png` and `.json` in the run.
+    """After training, the nearest training images of `n` sampled ones: `memorisation.png` and `.json` in the run.
 
     Args:
         network: feature network that distances are measured in, such as "inception-2015" or "dinov2-vitl14".
-        n: how many pictures are drawn.
-        pairs: rows of the picture, closest first.
+        n: how many images are sampled.
+        pairs: rows of the image, closest first.
         steps, guidance, batch_size, average, weights: as for `ImageMetrics`.
     """
 
@@ -178,22 +178,22 @@ class MemorisationReport(ImageMetrics):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if getattr(trainer, "fast_dev_run", False) or trainer.interrupted:
             return
-        drawn = self.draw(trainer, pl_module)
+        sampled = self.sample(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        training = _Tensors(_training_pictures(_data(trainer)))
+        training = _Tensors(_training_images(_data(trainer)))
         folder = Path(trainer.default_root_dir)
 
         def write() -> None:
             found = report(
-                _Tensors(drawn), training, self.network, folder,
+                _Tensors(sampled), training, self.network, folder,
                 weights=self.network_weights, pairs=self.pairs, device=str(pl_module.device),
             )  # fmt: skip
             _say(found.summary())
 
         write_or_warn(folder / "memorisation.json", write)
 
-    def draw(self, trainer: L.Trainer, module: Any) -> Tensor:
+    def sample(self, trainer: L.Trainer, module: Any) -> Tensor:
         """The images, raw pixels `(n, 3, h, w)` on the CPU; every rank samples them all, as sharded networks need."""
         with self._planned(trainer, module) as planned:
             starts = range(0, self.n, self.batch_size)
@@ -204,20 +204,20 @@ class MemorisationReport(ImageMetrics):
 def _data(trainer: Any) -> Any:
     data = trainer.datamodule
     if not hasattr(data, "one_pass"):
-        raise UserError(f"{type(data).__name__} cannot show its pictures one by one: use a data module of diffzoo")
+        raise UserError(f"{type(data).__name__} cannot show its images one by one: use a data module of diffzoo")
     return data
 
 
-def _training_pictures(data: Any) -> Tensor:
-    """The training pictures as raw pixels, as many as fit."""
+def _training_images(data: Any) -> Tensor:
+    """The training images as raw pixels, as many as fit."""
     parts: list[Tensor] = []
     size = 0
     for batch in data.one_pass("train"):
         if "image" not in batch:
-            raise UserError("a report on copies needs pictures, and this data has latents: run `diffzoo eval`")
+            raise UserError("a report on copies needs images, and this data has latents: run `diffzoo eval`")
         parts.append(batch["image"].cpu())
         size += parts[-1].nbytes
         if size > LIMIT_BYTES:
-            _say(f"the report on copies looks at the first {sum(map(len, parts))} training pictures alone")
+            _say(f"the report on copies looks at the first {sum(map(len, parts))} training images alone")
             break
     return torch.cat(parts)

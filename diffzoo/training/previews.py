@@ -66,13 +66,13 @@ class SampleGrid(L.Callback):
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._last:
             self._last = step
-            self.draw(trainer, pl_module, f"step_{step:07d}")
+            self.sample(trainer, pl_module, f"step_{step:07d}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not getattr(trainer, "fast_dev_run", False) and not trainer.interrupted:
-            self.draw(trainer, pl_module, "final", self.final_steps)
+            self.sample(trainer, pl_module, "final", self.final_steps)
 
-    def draw(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path | None:
+    def sample(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path | None:
         """Sample one grid and write it; returns the path, or None where there is nothing to write: on other ranks, on a
         full disk, and for images that are not finite."""
         sharded = any(hasattr(p, "device_mesh") for p in module.network.parameters())

@@ -86,7 +86,7 @@ class TrialEvaluation(FewSamplerSteps):
         made = trainer.strategy.broadcast(made)  # all take the same way: each draws its share
         if not made:  # pictures are drawn and decoded all the same
             report = MemorisationReport("random-conv", self.n, batch_size=self.batch_size)
-            report.draw(trainer, module)
+            report.sample(trainer, module)
             return {}
         return ImageMetrics(str(path), [metric], **options).measure(trainer, module)
 

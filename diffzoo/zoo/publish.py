@@ -221,6 +221,9 @@ def _fill(
     if run is not None:
         _from_run(run, folder)
     metadata = replace(known, licence=licence, provenance=published_provenance(known.provenance), version=__version__)
+    broken = next((n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
+    if broken is not None:
+        raise UserError(f"the weights of {source} are not finite (in {broken}), so they sample nothing: not published")
     write_model(state, metadata, folder)
     card = model_card(metadata, repo, folder, evaluations=_evaluations(run, evaluations), dataset=dataset)
     _write_text(folder / "README.md", card)

@@ -134,7 +134,7 @@ def test_a_copy_is_found(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     from diffzoo.training import held_out
 
     data = ImageFolder(str(pictures / "train"), image_size=16, num_workers=0)
-    copy = held_out._training_pictures(data)[5:6]
+    copy = held_out._training_images(data)[5:6]
     drawn = torch.cat([torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8), copy])
     monkeypatch.setattr(held_out.MemorisationReport, "draw", lambda *args: drawn)
     assert fit(pictures, 1, REPORT) == 0

@@ -186,6 +186,14 @@ def test_a_licence_cannot_be_contradicted(hub: FakeHub, run: Path, tmp_path: Pat
         push_to_hub(folder, "tester/other", licence="cc0-1.0")
 
 
+def test_weights_that_are_not_finite_are_not_published(hub: FakeHub, tiny: Network) -> None:
+    broken = copy.deepcopy(tiny)
+    next(broken.parameters()).data.view(-1)[3] = torch.nan
+    with pytest.raises(UserError, match=r"are not finite \(in .*\), so they sample nothing: not published"):
+        push_network(broken, "tester/cats", licence="mit")
+    assert not hub.log
+
+
 def test_a_dry_run_shows_exactly_what_would_go_up(hub: FakeHub, run: Path) -> None:
     plan = push_to_hub(run, "tester/cats", licence="mit", private=True, revision="v2", dry_run=True)
     assert not hub.log
