@@ -428,6 +428,7 @@ class DiffusionModule(L.LightningModule):
             **self.metadata().to_plain(),
             "recipe_settings": self._recipe_settings,
             "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
+            "channels_last": self.channels_last,
         }
         if self.lora is not None:
             trained = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
@@ -437,6 +438,11 @@ class DiffusionModule(L.LightningModule):
         """Check that the weights belong here; beside adapters, the network keeps the weights it was started from."""
         held = checkpoint.get("diffzoo") or {}
         self._restored_settings = held.get("recipe_settings")
+        if self._drops and held.get("channels_last", self.channels_last) != self.channels_last:
+            _say(
+                f"channels_last is {self.channels_last} here and was {not self.channels_last}: dropout draws in the "
+                "order of memory, so the run goes on with other draws"
+            )
         self._check_data(checkpoint)
         theirs = held_metadata(checkpoint, "the checkpoint")
         if theirs is not None and sorted(theirs.class_names) == sorted(self.class_names) != []:

@@ -96,6 +96,26 @@ def test_dropout_is_a_function_of_the_place_in_the_stream() -> None:
     assert not torch.equal(masks[0], masks[1])
 
 
+def test_a_resume_says_that_another_memory_order_drops_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dropping(Tiny):
+        def __init__(self, config: Config):
+            super().__init__(config)
+            self.drop = nn.Dropout(0.5)
+
+    def kept(m: DiffusionModule) -> torch.Tensor:
+        draws.seed_layers(m.seed, range(4))
+        layout = torch.channels_last if m.channels_last else torch.contiguous_format
+        return m.network.drop(torch.ones(4, 3, 8, 8).contiguous(memory_format=layout)) != 0
+
+    made = [DiffusionModule(Dropping(Config(image_size=8, num_classes=5)), channels_last=c) for c in (False, True)]
+    assert not torch.equal(kept(made[0]), kept(made[1]))  # PyTorch draws in the order of memory
+    for here in made:
+        for there in (False, True):
+            here.on_load_checkpoint({"diffzoo": {"channels_last": there}, "state_dict": here.state_dict()})
+            said = f"channels_last is {here.channels_last} here and was {there}" in capsys.readouterr().out
+            assert said == (here.channels_last != there)
+
+
 def test_conditions_are_dropped_at_the_stated_rate_and_to_the_null_class() -> None:
     m = module(condition_dropout=0.25)
     b = batch(4000)
