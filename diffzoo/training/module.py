@@ -198,10 +198,13 @@ class DiffusionModule(L.LightningModule):
         loss = self.losses(x, eps, t, cond)
         self.last_losses = (self.process.logsnr(t), loss.detach())
         self.last_ids = batch["id"].tolist() if "id" in batch else index
-        mean = loss.mean()
-        if self._trainer is not None:  # for callbacks that watch it; `TrainingLog` writes it
-            self.log("train/loss", mean.detach(), logger=False, on_step=True, on_epoch=True, batch_size=len(x))
-        return mean
+        return loss.mean()
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Hand the loss to callbacks that watch it; `TrainingLog` writes it."""
+        if self.last_losses is not None:
+            loss = self.last_losses[1]
+            self.log("train/loss", loss.mean(), logger=False, on_step=True, on_epoch=True, batch_size=len(loss))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
