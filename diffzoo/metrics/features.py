@@ -81,7 +81,7 @@ class FeatureNetwork(nn.Module):
 class RandomConv(FeatureNetwork):
     """Three convolutions with random, seeded weights: needs no download and runs anywhere.
 
-    Its distances rank like with like, on one protocol; they are no FID and no measure of how pictures look to people.
+    Its distances rank like with like, on one protocol; they are no FID and no measure of how images look to people.
     Used by tests and by the protocol `demo`.
     """
 
@@ -153,12 +153,12 @@ def load_features(name: str, weights: str | Path | None = None, device: torch.de
 
 
 def extract(network: FeatureNetwork, pixels: Tensor, batch_size: int = 50) -> dict[str, Tensor]:
-    """Features of many pictures on the CPU, `(n, d)` per layer.
+    """Features of many images on the CPU, `(n, d)` per layer.
 
     Args:
         network: from `load_features`.
         pixels: uint8 `(n, 3, h, w)`.
-        batch_size: pictures at once.
+        batch_size: images at once.
     """
     if not len(pixels):
         return {k: torch.empty(0, d) for k, d in network.dims.items()}

@@ -1,7 +1,7 @@
 """Metrics for training loops: torchmetrics states that add over batches and over ranks.
 
 Each holds a few sums in float64, whatever the number of images, and reduces them by addition, so that many ranks give
-what one gives. They are no modules of a network: keep them out of checkpoints, averages and casts.
+what one gives. They are no part of a network: keep them out of checkpoints, EMA and casts.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Both walk over kept steps of a table of betas (`diffzoo.process.discrete`); the network reads the original index of each
 step. `Respaced` is the grid, so any sampler can use it; `RespacedDDIM` is DDIM with ADM's grid and clipping, and
-`RespacedAncestral` draws with the variance that the network has learned.
+`RespacedAncestral` samples with the variance that the network has learned.
 
     ADM's paper           here
     250 sampling steps    RespacedAncestral(steps=250)
@@ -71,7 +71,7 @@ class RespacedDDIM(DDIM):
 
 @dataclass(frozen=True)
 class RespacedAncestral(Sampler):
-    """Draws from the model's reverse step, mean and variance as in `diffzoo.process.discrete.reverse_moments`.
+    """Samples the model's reverse step, with mean and variance as in `diffzoo.process.discrete.reverse_moments`.
 
     Classifier guidance moves the mean by variance times score, after clipping (arXiv:2105.05233, Algorithm 1).
 

@@ -9,7 +9,7 @@ For classifier-free guidance (arXiv:2207.12598) good is conditional and bad unco
 fixed z, and the two coefficients of (1) add up to 1, so guiding one is guiding the other, and the pair stays consistent
 with `z = alpha x + sigma eps`.
 
-Scales are written in two ways, and confusing them is a common reason for pictures that do not match a paper:
+Scales are written in two ways, and confusing them is a common reason for images that do not match a paper:
 
     formula "uncond"   uncond + s (cond - uncond), w = s       1 = none    EDM2, DiT, ADM, Simple Diffusion's "scale"
     formula "cond"     cond + s (cond - uncond),   w = 1 + s   0 = none    U-ViT, DiMR; eta in Simple Diffusion's
@@ -192,7 +192,7 @@ class _Extrapolation(ABC):
 
 
 class ClassifierFree(_Extrapolation):
-    """Classifier-free guidance: away from what the network draws when told nothing (arXiv:2207.12598).
+    """Classifier-free guidance: away from what the network samples without a condition (arXiv:2207.12598).
 
     Args:
         denoise: a denoiser whose network knows a null condition.

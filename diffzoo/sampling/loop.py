@@ -145,7 +145,7 @@ def sample(
     trajectory: Callable[[Moment], Any] | None = None,
     compile: bool = False,
 ) -> Tensor:
-    """Draw one image per seed.
+    """Sample one image per seed.
 
     The network should be in evaluation mode, on `device`.
 
@@ -161,7 +161,7 @@ def sample(
         progress: show a progress bar.
         precision: autocast the network to "bf16" or "fp16"; the sampler itself always computes in float32.
         start: the state at the start of the grid, `(n, c, h, w)`, instead of noise drawn from the seeds.
-        trajectory: called with a `Moment` at each step of each batch; `Trajectory` collects them for pictures.
+        trajectory: called with a `Moment` at each step of each batch; `Trajectory` collects them.
         compile: compile the networks first, for good; the first batch of each size then takes a minute or so longer.
 
     Returns:

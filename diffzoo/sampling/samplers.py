@@ -136,7 +136,7 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
-    """Draws from (1) with x_hat for x, and a variance between its two bounds.
+    """Samples (1) with x_hat for x, and a variance between its two bounds.
 
     The true reverse variance lies between that of (1), right if the data were known, and `1 - c` times the noise
     variance at t, right if they were white noise. `gamma` interpolates their logarithms (arXiv:2301.11093: 0.2 on

@@ -1,4 +1,4 @@
-"""What the denoiser believed on the way: pictures of the intermediate x_hat, as a contact sheet or a GIF."""
+"""What the denoiser believed on the way: the intermediate x_hat, as a contact sheet or a GIF."""
 
 import os
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class Trajectory:
         return [torch.stack([pixels for _, pixels in sorted(self._pixels[step].items())]) for step in steps]
 
     def contact_sheet(self) -> Tensor:
-        """One picture, uint8 `(3, H, W)`: a row per image, a column per step."""
+        """One image, uint8 `(3, H, W)`: a row per image, a column per step."""
         frames = torch.stack(self.frames(), dim=1)
         return make_grid(frames.flatten(0, 1), columns=frames.shape[1])
 
@@ -65,13 +65,11 @@ class Trajectory:
         from PIL import Image
 
         grids = [make_grid(frame, min(columns, len(frame))) for frame in self.frames()]
-        pictures = [Image.fromarray(g.permute(1, 2, 0).contiguous().numpy()) for g in grids]
-        durations = [milliseconds] * (len(pictures) - 1) + [1500]
+        frames = [Image.fromarray(g.permute(1, 2, 0).contiguous().numpy()) for g in grids]
+        durations = [milliseconds] * (len(frames) - 1) + [1500]
         try:
             with atomic_path(path) as temporary:
-                pictures[0].save(
-                    temporary, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
-                )
+                frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
         except OSError as error:
             raise UserError(f"could not write the animation {path}: {error.strerror or error}") from error
         return Path(path)

@@ -1,4 +1,4 @@
-"""Chains of models: what a small one has drawn, an upsampler draws again, larger.
+"""Chains of models: an upsampler makes the images of a small model larger.
 
 small = sample(denoiser_64, RespacedAncestral(steps=250), (3, 64, 64), seeds, Condition(label=label))
 large = upsample(denoiser_64_to_256, RespacedAncestral(steps=250), small, (3, 256, 256), seeds, label=label)
@@ -20,7 +20,7 @@ __all__ = ["quantise", "upsample"]
 
 
 def quantise(images: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Images in [-1, 1] on the 256 levels of a picture file, each cut down to the level below, as ADM's are."""
+    """Images in [-1, 1] on the 256 levels of an image file, each cut down to the level below, as ADM's are."""
     # a level of its own, rounded in float32, stays that level
     return ((images + 1) * 127.5 + 1e-3).clamp(0, 255).floor() / 127.5 - 1
 
@@ -34,9 +34,9 @@ def upsample(
     label: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Draw images like these, of another size.
+    """Sample images like these, of another size.
 
-    Upsamplers were trained on pictures, so the images are put on their 256 levels first.
+    Upsamplers were trained on image files, so the images are rounded to 256 levels first.
 
     Args:
         denoise: an upsampler's denoiser, guided or not.
