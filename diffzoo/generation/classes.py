@@ -27,6 +27,8 @@ class Classes:
             UserError: for an index out of range, an unknown name, naming the nearest, or a name of several classes,
                 naming their numbers.
         """
+        if isinstance(wanted, str) and wanted in self.names and all(name.isdecimal() for name in self.names):
+            return self.names.index(wanted)  # class folders that are numbers are called by these, not by their place
         if not isinstance(wanted, str) or wanted.lstrip("-").isdigit():
             if not 0 <= int(wanted) < self.count:
                 raise UserError(f"class {wanted} is out of range: this model has classes 0 to {self.count - 1}")

@@ -461,3 +461,11 @@ def test_a_pipeline_says_what_it_is(pixels: Path) -> None:
     assert isinstance(pipe, Pipeline)
     assert isinstance(pipe.generator.autoencoder, Identity)
     assert repr(pipe) == "Pipeline(UViTBao, samples from a class, on cpu)"
+
+
+def test_classes_that_are_called_by_numbers_are_drawn_by_these() -> None:
+    classes = Classes(3, ("1", "3", "12"))
+    assert [classes.index(name) for name in ("1", "3", "12")] == [0, 1, 2]
+    assert classes.index(1) == 1  # a number of Python's is an index
+    with pytest.raises(UserError, match="class 5 is out of range"):
+        classes.index("5")
