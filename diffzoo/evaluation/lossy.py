@@ -1,6 +1,6 @@
 """How image files were saved: lossy compression alone moves a Fréchet distance, so a result says so.
 
-`benchmarks/saved_images.py` measures by how much; its table is in the README.
+`benchmarks/saved_images.py` measures by how much; its table is in docs/evaluate.md.
 """
 
 from collections import Counter

@@ -136,7 +136,7 @@ def test_a_copy_is_found(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     data = ImageFolder(str(pictures / "train"), image_size=16, num_workers=0)
     copy = held_out._training_images(data)[5:6]
     drawn = torch.cat([torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8), copy])
-    monkeypatch.setattr(held_out.MemorisationReport, "draw", lambda *args: drawn)
+    monkeypatch.setattr(held_out.MemorisationReport, "sample", lambda *args: drawn)
     assert fit(pictures, 1, REPORT) == 0
     found = json.loads((pictures.parent / "run" / "memorisation.json").read_text())
     assert (found["sample"][0], found["training"][0], round(found["distance"][0], 3)) == (5, 5, 0)
