@@ -130,9 +130,9 @@ class Generator:
     def kind(self) -> Literal["image", "caption", "class", "nothing"]:
         """What it samples from: a smaller image (upsamplers), a caption, a class, or nothing."""
         config: Any = self.network.config
-        if getattr(config, "upsampler", False):
+        if config.upsampler:
             return "image"
-        return "caption" if getattr(config, "text_width", 0) else "class" if self.num_classes else "nothing"
+        return "caption" if config.text_width else "class" if self.num_classes else "nothing"
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -164,7 +164,7 @@ def default_plan(model: str, metadata: Metadata, preset: str | None = None, **ch
     chosen = metadata.preset(preset)
     config = metadata.config
     classes = config.num_classes or chosen.classifier
-    labels = "captions" if getattr(config, "text_width", 0) else (chosen.labels or "balanced") if classes else "none"
+    labels = "captions" if config.text_width else (chosen.labels or "balanced") if classes else "none"
     known: dict[str, Any] = {
         "sampler": chosen.sampler or metadata.default_sampler,
         "labels": labels,

@@ -39,6 +39,28 @@ class Config:
     num_classes: int = 0
     null_class: bool = True
 
+    # what only some families have; they declare fields of these names
+
+    @property
+    def text_width(self) -> int:
+        """Channels of the caption embeddings that the network reads; 0 = no captions."""
+        return 0
+
+    @property
+    def text_tokens(self) -> int | None:
+        """Tokens of a caption; None = any number."""
+        return None
+
+    @property
+    def upsampler(self) -> bool:
+        """Whether the network enlarges `Condition.low_res`."""
+        return False
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the output has twice the channels, the second half for the variance."""
+        return False
+
     @property
     def class_rows(self) -> int:
         """Rows of the class table."""

@@ -94,14 +94,14 @@ def example_inputs(
     config: Config, batch: int = 1, device: torch.device | str = "meta"
 ) -> tuple[torch.Tensor, torch.Tensor, Condition | None]:
     """Noise of the right shapes for a network of this config: z, noise level, and what the network wants to be told."""
-    n, text_width = config.image_size, getattr(config, "text_width", 0)
+    n, text_width = config.image_size, config.text_width
     given: dict[str, torch.Tensor] = {}
     if config.num_classes:
         given["label"] = torch.arange(batch, device=device) % config.num_classes
     if text_width:
-        tokens = getattr(config, "text_tokens", CAPTION_TOKENS)
+        tokens = config.text_tokens or CAPTION_TOKENS
         given["text"] = torch.randn(batch, tokens, text_width, device=device)
-    if getattr(config, "upsampler", False):
+    if config.upsampler:
         given["low_res"] = torch.randn(batch, config.in_channels, n // 4, n // 4, device=device)
     z = torch.randn(batch, config.in_channels, n, n, device=device)
     return z, torch.linspace(-1.0, 1.0, batch, device=device), Condition(**given) if given else None
@@ -137,7 +137,7 @@ def describe(name: str, **overrides: Any) -> Summary:
         image_size=config.image_size,
         channels=config.in_channels,
         classes=config.num_classes,
-        text_width=getattr(config, "text_width", 0),
+        text_width=config.text_width,
         note=found.note,
         levels=_levels(config),
     )

@@ -113,7 +113,7 @@ def _inputs(network: Network, batch: int, text: tuple[int, int] | None) -> tuple
     tokens = torch.randn(batch, *text) if text else None
     mask = torch.ones(batch, text[0], dtype=torch.bool) if text else None
     quarter = config.image_size // 4
-    low_res = torch.randn(batch, 3, quarter, quarter) if getattr(config, "upsampler", False) else None
+    low_res = torch.randn(batch, 3, quarter, quarter) if config.upsampler else None
     cond = Condition(label=label, text=tokens, text_mask=mask, low_res=low_res)
     return z, torch.rand(batch), cond if len(cond) else None
 
@@ -144,8 +144,8 @@ def _fill(twin: Network) -> Network:
 def _text_shape(network: Network) -> tuple[int, int] | None:
     """Tokens and width of the captions that a text-conditional network reads, by its config."""
     config = network.config
-    width = getattr(config, "text_width", 0)
-    return (int(getattr(config, "text_tokens", 128)), int(width)) if width else None
+    width = config.text_width
+    return (config.text_tokens or 128, width) if width else None
 
 
 def flops_per_image(network: Network) -> float:

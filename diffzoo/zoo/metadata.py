@@ -218,7 +218,7 @@ class Metadata:
         if name is not None and name not in self.presets:
             there = f"; there are {', '.join(known)}" if known else ": these weights have none"
             raise UserError(f"no preset is called {name!r}{did_you_mean(name, known) if known else ''}{there}")
-        if name is None and known and getattr(self.config, "upsampler", False):
+        if name is None and known and self.config.upsampler:
             name = known[0]
         return Preset() if name is None else self.presets[name]
 

@@ -94,9 +94,9 @@ def probe(network: Network, process: GaussianProcess) -> tuple[Tensor, Tensor, C
     cond: dict[str, Tensor] = {}
     if config.num_classes:
         cond["label"] = torch.tensor([1 % config.num_classes, config.num_classes - 1])
-    if getattr(config, "text_width", 0):
-        cond["text"] = _normal("text", 2, getattr(config, "text_tokens", 0) or 77, config.text_width)
-    if getattr(config, "upsampler", False):
+    if config.text_width:
+        cond["text"] = _normal("text", 2, config.text_tokens or 77, config.text_width)
+    if config.upsampler:
         cond["low_res"] = _normal("low_res", 2, 3, config.image_size // 4, config.image_size // 4).clamp(-1, 1)
     return z, level, Condition(**cond) if cond else None
 

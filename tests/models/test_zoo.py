@@ -155,7 +155,7 @@ def test_output_has_the_right_shape_and_is_finite(family: str) -> None:
     net = make(family)
     z, level, cond = inputs(net, 3)
     y = net(z, level, cond)
-    channels = z.shape[1] * (2 if getattr(net.config, "learned_variance", False) else 1)
+    channels = z.shape[1] * (2 if net.config.learned_variance else 1)
     assert y.shape == (3, channels, *z.shape[2:])
     assert y.isfinite().all()
     torch.testing.assert_close(net.eval().training_outputs(z, level, cond)[-1], net(z, level, cond))

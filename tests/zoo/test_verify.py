@@ -82,7 +82,7 @@ def test_every_family_can_be_probed(name: str) -> None:
     config = entry(name).config
     z, _, cond = probe(build_meta(entry(name).network, config), PROCESS)
     assert z.shape == (2, config.in_channels, config.image_size, config.image_size)
-    text = getattr(config, "text_width", 0)
+    text = config.text_width
     assert (cond is None) == (not config.num_classes and not text)
     if text:
         assert cond is not None
