@@ -164,6 +164,7 @@ class DiffusionModule(L.LightningModule):
         self.images_seen = 0
         self.last_losses: tuple[Tensor, Tensor] | None = None
         self.last_ids: list[int] = []
+        self._held_groups: list[int] | None = None  # sizes of the groups of the checkpoint that is resumed
         self._formats: dict[tuple[str, int], BatchFormat] = {}  # of each loader, by its first batch
 
     @staticmethod
@@ -321,7 +322,11 @@ class DiffusionModule(L.LightningModule):
         """The optimizer over the network alone, with the family's own no-decay groups."""
         decay = self.layer_decay
         shares = None if decay is None else freezing.learning_rate_shares(self.network, decay)
-        optimizer = scale_learning_rates(self.optimizer(parameter_groups(self.network, shares)))
+        optimizer = self.optimizer(parameter_groups(self.network, shares))
+        if self._held_groups not in (None, [len(g["params"]) for g in optimizer.param_groups]):
+            # a checkpoint from before Muon left class tables to AdamW goes on as it began
+            optimizer = self.optimizer(parameter_groups(self.network, shares, split_tables=False))
+        optimizer = scale_learning_rates(optimizer)
         scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
         self._recipe_settings = settings_of(optimizer, scheduler)
         if scheduler is None:
@@ -332,6 +337,7 @@ class DiffusionModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """After a resume: what the recipe has changed since wins over what the checkpoint stored."""
+        _warn_of_half_weights(self.network)
         theirs, self._restored_settings = self._restored_settings, None
         ours = self._recipe_settings
         if theirs is None or ours is None or theirs == ours:
@@ -446,6 +452,8 @@ class DiffusionModule(L.LightningModule):
                 f"channels_last is {self.channels_last} here and was {not self.channels_last}: dropout draws in the "
                 "order of memory, so the run goes on with other draws"
             )
+        held_optimizers = checkpoint.get("optimizer_states") or []
+        self._held_groups = [len(g["params"]) for g in held_optimizers[0]["param_groups"]] if held_optimizers else None
         self._check_data(checkpoint)
         theirs = held_metadata(checkpoint, "the checkpoint")
         if theirs is not None and sorted(theirs.class_names) == sorted(self.class_names) != []:
@@ -544,6 +552,15 @@ def _check_class_order(theirs: list[str], ours: list[str]) -> None:
         raise UserError(
             f"the checkpoint knows the same classes in another order, {', '.join(theirs[:4])} … in place of "
             f"{', '.join(ours[:4])} …: set data.init_args.class_names to [{', '.join(theirs)}]"
+        )
+
+
+def _warn_of_half_weights(network: nn.Module) -> None:
+    """Moments of the gradients take the weights' precision: Adam's second moment is then off by up to a factor of 2."""
+    if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
+        rank_zero_warn(
+            "the weights themselves are in 16 bits, and small steps are rounded away in them and in the optimizer's "
+            "moments: use trainer.precision bf16-mixed, which keeps float32 weights (the EMA is float32 either way)"
         )
 
 

@@ -5,6 +5,8 @@ A recipe chooses a class, `{class_path: diffzoo.training.FusedAdamW, init_args: 
 1.0e-3}}`. The learning rate is the one that is stated: nothing scales it by the batch or the number of devices.
 """
 
+import fnmatch
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,11 +15,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.models.base import Network
 
 __all__ = ["FusedAdam", "FusedAdamW", "TimmOptimizer", "parameter_groups", "scale_learning_rates"]
 
 
-def parameter_groups(network: nn.Module, shares: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, shares: Mapping[str, float] | None = None, split_tables: bool = True
+) -> list[dict[str, Any]]:
     """The trainable parameters in one group, or in two where the family exempts some from weight decay.
 
     The exempt ones are those that `network.no_weight_decay()` names, and nothing else: most diffusion codes decay
@@ -27,6 +32,7 @@ def parameter_groups(network: nn.Module, shares: Mapping[str, float] | None = No
         network: whose parameters.
         shares: share of the learning rate by parameter name, for layer-wise learning rates: one group per share,
             which has it as `lr_share` (`scale_learning_rates`).
+        split_tables: mark class tables, so that Muon leaves them to AdamW (`TimmOptimizer`).
 
     Raises:
         UserError: if nothing is trainable, or if a name that the family exempts does not exist.
@@ -45,7 +51,9 @@ def parameter_groups(network: nn.Module, shares: Mapping[str, float] | None = No
         share, free = kind
         groups[kind] = {"params": []} | ({"lr_share": share} if share is not None else {})
         groups[kind] |= {"weight_decay": 0.0} if free else {}
+    tables = set(network.class_tables()) if split_tables and isinstance(network, Network) else set()
     for name, parameter in trainable.items():
+        parameter.diffzoo_name, parameter.class_table = name, name in tables  # type: ignore[attr-defined]
         groups[shares[name] if shares is not None else None, name in exempt]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
@@ -114,18 +122,24 @@ class FusedAdam(torch.optim.Adam):
 class TimmOptimizer(Optimizer):
     """An optimizer by timm's name: "muon", "lion", "adafactor", ... (`timm.optim.list_optimizers()`).
 
-    Making one gives timm's object; this class is there to be named in recipes. The Kron family is made deterministic,
-    without which it does not resume to the bit.
+    Making one gives timm's object; this class is there to be named in recipes. timm gives `momentum` the value 0.9
+    where it is not stated, whatever the optimizer's own default is.
+
+    Muon steps matrices by their orthogonalised momentum and leaves vectors to AdamW. timm decides by the shape alone;
+    here class tables, of which a batch touches a few rows, and what `fallback_list` names go to AdamW too. Cautious
+    optimizers ("cadamw", "clion", ...) divide a step by the share of entries that move: a class table's step grows by
+    classes over classes in the batch, so lower their learning rate, or choose others, for class-conditional networks.
 
     Args:
         params: parameter groups (`parameter_groups`); their own weight decay wins.
         name: timm's name, in any case.
         lr: learning rate, used as it is.
         weight_decay: as the optimizer defines it.
-        options: further arguments, such as `{betas: [0.9, 0.95]}`.
+        options: further arguments of the optimizer itself, such as `{betas: [0.9, 0.95]}`.
+        fallback_list: shell patterns of parameter names that Muon and its kin leave to AdamW.
 
     Raises:
-        UserError: for an unknown name, naming the nearest, or an option that the optimizer does not have.
+        UserError: for an unknown name or option, naming the nearest, or an optimizer that does not run here.
     """
 
     def __new__(  # type: ignore[misc]
@@ -135,19 +149,27 @@ class TimmOptimizer(Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         options: dict[str, Any] | None = None,
+        fallback_list: list[str] | None = None,
     ) -> Optimizer:
-        from timm.optim import create_optimizer_v2, list_optimizers
+        from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 
         known = [str(n) for n in list_optimizers()]
         if name.lower() not in known:
             raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
-        if name.lower().startswith("kron"):  # else it draws from the global generator, whose state nobody saves
-            given.setdefault("deterministic", True)
+        made: Any = get_optimizer_class(name.lower(), bind_defaults=False)
+        takes = set(inspect.signature(made).parameters) - {"params", "lr", "weight_decay"}
+        for option in given.keys() - takes:
+            raise UserError(f"the optimizer {name!r} does not take {option!r}{did_you_mean(option, takes)}")
+        groups: list[Any] = list(params)
+        if "fallback_lr_scale" in takes:  # timm's Muon and its kin
+            groups = _with_fallback(groups, fallback_list or [])
+        elif fallback_list:
+            raise UserError(f"fallback_list is for Muon and its kin, which {name!r} is not")
         try:
-            return create_optimizer_v2(list(params), opt=name, lr=lr, weight_decay=weight_decay, **given)
-        except TypeError as error:
-            raise UserError(f"the optimizer {name!r} does not take these options: {error}") from error
+            return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **given)
+        except (TypeError, ValueError, ImportError, AssertionError, RuntimeError) as error:
+            raise UserError(f"the optimizer {name!r} cannot be made with these options: {error}") from error
 
     def __init__(
         self,
@@ -156,5 +178,22 @@ class TimmOptimizer(Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         options: dict[str, Any] | None = None,
+        fallback_list: list[str] | None = None,
     ):
         """Never runs: what `__new__` makes is of another class. The signature is what recipes may say."""
+
+
+def _with_fallback(groups: list[Any], patterns: list[str]) -> list[dict[str, Any]]:
+    """The groups with class tables and parameters of these names apart, marked for AdamW."""
+    found: list[dict[str, Any]] = []
+    for group in (g if isinstance(g, dict) else {"params": [g]} for g in groups):
+        apart = [p for p in group["params"] if _falls_back(p, patterns)]
+        rest = [p for p in group["params"] if not _falls_back(p, patterns)]
+        found += [{**group, "params": rest}] if rest else []
+        found += [{**group, "params": apart, "use_fallback": True}] if apart else []
+    return found
+
+
+def _falls_back(parameter: Any, patterns: list[str]) -> bool:
+    name = getattr(parameter, "diffzoo_name", "")
+    return getattr(parameter, "class_table", False) or any(fnmatch.fnmatchcase(name, p) for p in patterns)

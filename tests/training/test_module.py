@@ -11,6 +11,7 @@ from diffzoo.models.base import Config, Network
 from diffzoo.process import Cosine, GaussianProcess, Shifted, Sigmoid, UniformEps
 from diffzoo.training import draws
 from diffzoo.training.module import DiffusionModule
+from diffzoo.training.optimizers import TimmOptimizer, parameter_groups
 from diffzoo.typing import Condition
 from diffzoo.zoo.metadata import read_metadata
 
@@ -155,12 +156,12 @@ class Data(L.LightningDataModule):
         return DataLoader([batch(4, 0)], batch_size=None)
 
 
-def fit(m: DiffusionModule, data: Data, tmp_path, **options) -> L.Trainer:
+def fit(m: DiffusionModule, data: Data, tmp_path, ckpt_path=None, **options) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False,
         enable_model_summary=False, **{"max_steps": 4, "enable_checkpointing": False, **options},
     )  # fmt: skip
-    trainer.fit(m, datamodule=data)
+    trainer.fit(m, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -182,6 +183,22 @@ class TestFitting:
     def test_misfit_of_data_and_network_is_a_sentence(self, data: Data, message: str, tmp_path) -> None:
         with pytest.raises(UserError, match=message):
             fit(module(), data, tmp_path)
+
+    def test_a_run_of_an_earlier_muon_goes_on_as_it_began(self, tmp_path) -> None:
+        """Then class tables were stepped by Muon too, in the group of all others."""
+
+        def muon(groups):
+            return TimmOptimizer(groups, "muon", lr=1e-3)
+
+        m = module(optimizer=lambda groups: muon(parameter_groups(m.network, split_tables=False)))
+        trainer = fit(m, Data(batches=2), tmp_path, max_steps=2)
+        trainer.save_checkpoint(tmp_path / "old.ckpt")
+        again = module(optimizer=muon)
+        fit(again, Data(batches=2), tmp_path, ckpt_path=tmp_path / "old.ckpt")
+        assert len(again.trainer.optimizers[0].param_groups) == 1
+        fresh = module(optimizer=muon)
+        fit(fresh, Data(), tmp_path, max_steps=1)
+        assert [g.get("use_fallback") for g in fresh.trainer.optimizers[0].param_groups] == [None, True]
 
     def test_checkpoint_rebuilds_the_model(self, tmp_path) -> None:
         m = module(process=GaussianProcess(schedule=Shifted()))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diffzoo.errors import UserError
+from diffzoo.factory import create_model
 from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
 from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
 
@@ -205,5 +206,23 @@ def test_timm_optimizers_resume_to_the_bit(name: str) -> None:
 def test_unknown_timm_names() -> None:
     with pytest.raises(UserError, match="did you mean 'lion'"):
         TimmOptimizer(parameter_groups(Net()), "lionn", lr=1)
-    with pytest.raises(UserError, match="does not take"):
+    with pytest.raises(UserError, match="does not take 'nesterovv'"):
         TimmOptimizer(parameter_groups(Net()), "lion", lr=1, options={"nesterovv": True})
+    with pytest.raises(UserError, match="does not take 'layer_decay'"):  # timm's factory would swallow it
+        TimmOptimizer(parameter_groups(Net()), "adamw", lr=1, options={"layer_decay": 0.5})
+    with pytest.raises(UserError, match="does not take 'betas'"):
+        TimmOptimizer(parameter_groups(Net()), "sgd", lr=1, options={"betas": [0.9, 0.9]})
+    with pytest.raises(UserError, match="fallback_list is for Muon"):
+        TimmOptimizer(parameter_groups(Net()), "lion", lr=1, fallback_list=["*"])
+
+
+def test_muon_leaves_class_tables_and_named_parameters_to_adamw() -> None:
+    network = create_model("simple_uvit_xs_32", num_classes=10, width_at={16: 16, 8: 32}, depth_at={8: 1})
+    named = next(n for n, p in network.named_parameters() if p.ndim == 2 and n not in network.class_tables())
+    optimizer = TimmOptimizer(parameter_groups(network), "muon", lr=1e-2, fallback_list=[named])
+    for p in network.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    by_adamw = {n for n, p in network.named_parameters() if "exp_avg" in optimizer.state[p]}
+    assert {*network.class_tables(), named} <= by_adamw
+    assert all(network.get_parameter(n).ndim < 2 for n in by_adamw - {*network.class_tables(), named})
