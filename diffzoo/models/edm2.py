@@ -181,6 +181,10 @@ class EDM2UNet(Network):
             self.uncertainty_features = Fourier(UNCERTAINTY_FEATURES)
             self.uncertainty = MPLinear(UNCERTAINTY_FEATURES, 1)
 
+    def lora_targets(self) -> list[str]:
+        """None: a weight is normalised where it is used, so that no product beside it could be merged into it."""
+        return []
+
     def _encoder(self, widths: list[int]) -> Iterator[Block]:
         """The way down; appends the width of each output."""
         c, width = self.config, widths[-1]

@@ -48,7 +48,8 @@ def inject(network: Network, lora: LoRA) -> list[str]:
     """Put adapters into a network and stop everything else but its class table from training; returns their places.
 
     Raises:
-        UserError: without `peft`, for a rank below 1, or for patterns that name nothing.
+        UserError: without `peft`, for a rank below 1, for a family without places for adapters, or for patterns that
+            name nothing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -56,6 +57,8 @@ def inject(network: Network, lora: LoRA) -> list[str]:
         raise UserError("low-rank adapters need peft: pip install 'diffzoo[lora]'") from error
     if lora.rank < 1:
         raise UserError(f"the rank of LoRA must be at least 1, got {lora.rank}")
+    if not network.lora_targets():
+        raise UserError(f"{type(network).__name__} takes no low-rank adapters: fine-tune it whole, without model.lora")
     targets = _matching(network.lora_targets(), lora.targets, "targets")
     names = [name for name, _ in network.named_parameters()]
     whole = network.class_tables() + (_matching(names, lora.train, "train") if lora.train else [])

@@ -298,7 +298,7 @@ def test_units_hold_most_parameters_and_name_linear_layers(family: str) -> None:
     assert set(net.units()) <= set(net.fsdp_units())
     modules = dict(net.named_modules())
     targets = net.lora_targets()
-    assert targets
+    assert bool(targets) == (family != "EDM2UNet")  # whose weights are normalised where they are used
     assert all(isinstance(modules[name], nn.Linear) for name in targets)
     assert net.no_weight_decay() <= {name for name, _ in net.named_parameters()}
 

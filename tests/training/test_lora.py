@@ -39,7 +39,17 @@ def perturbed(network: Network) -> Network:
     return network
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+ADAPTABLE = [family for family, (network, config) in FAMILIES.items() if network(config).lora_targets()]
+
+
+def test_a_family_whose_weights_are_normalised_refuses_adapters() -> None:
+    network, config = FAMILIES["EDM2UNet"]
+    assert set(FAMILIES) - set(ADAPTABLE) == {"EDM2UNet"}
+    with pytest.raises(UserError, match="EDM2UNet takes no low-rank adapters"):
+        inject(network(config), LoRA())
+
+
+@pytest.mark.parametrize("family", ADAPTABLE)
 def test_merged_weights_compute_what_the_adapted_network_does(family: str) -> None:
     network, config = FAMILIES[family]
     net = perturbed(network(config)).eval()
