@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config
 
-__all__ = ["BatchFormat", "size_of"]
+__all__ = ["BatchFormat", "BatchReader", "check_data_fits", "size_of"]
 
 NAMES = {
     "image": ("images", "img", "pixel_values", "x", "input"),
@@ -191,3 +192,63 @@ def _labels(label: Any, classes: int) -> Tensor:
     if low < 0 or high >= classes:
         raise UserError(f"{expected}{low if low < 0 else high}: set model.network_args.num_classes")
     return label.long()
+
+
+class BatchReader:
+    """Reads the batches of every loader of a run, each in the format that its first batch decides.
+
+    Args:
+        config: of the network.
+        latent: an autoencoder stands between the images and the network.
+    """
+
+    def __init__(self, config: Config, latent: bool):
+        self.config, self.latent = config, latent
+        self._formats: dict[tuple[str, int], BatchFormat] = {}
+
+    def read(self, batch: Any, where: str, loader: int, device: torch.device) -> dict[str, Any]:
+        """A batch in our form on `device`; places and row ids stay on the host, where the generators are keyed.
+
+        Args:
+            batch: as the loader gives it.
+            where: "training" or "validation".
+            loader: number of the loader there.
+            device: where the tensors go.
+        """
+        known = self._formats.get((where, loader))
+        if known is None:
+            known = self._formats[where, loader] = BatchFormat.of(batch, self.config, self.latent, where)
+            if known.note:
+                rank_zero_only(print)(f"{where} {known.note}")
+        return {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in ("index", "id") else v
+            for k, v in known.read(batch).items()
+        }
+
+
+def check_data_fits(data: object, config: Config, name: str, latent: bool) -> None:
+    """Raise if a data module gives other classes or images of another size than the network expects.
+
+    Args:
+        data: the data module; None, and what it does not say, pass.
+        config: of the network.
+        name: of the network, for messages.
+        latent: an autoencoder stands between the images and the network.
+    """
+    classes = getattr(data, "num_classes", 0) or 0
+    if config.num_classes and classes > config.num_classes:
+        raise UserError(
+            f"the data has {classes} classes but {name} has {config.num_classes}: "
+            f"set model.network_args.num_classes to {classes}"
+        )
+    if config.num_classes and data is not None and not classes and hasattr(data, "num_classes"):
+        raise UserError(
+            f"{name} has {config.num_classes} classes but the data has none: "
+            "set model.network_args.num_classes to 0, or use folders as classes"
+        )
+    size = getattr(data, "image_size", None)
+    if not latent and size is not None and size != config.image_size:
+        raise UserError(
+            f"the data gives images of {size} px but {name} expects {config.image_size} px: "
+            "set data.init_args.image_size or model.network_args.image_size"
+        )

@@ -7,17 +7,32 @@ A recipe chooses a class, `{class_path: diffzoo.training.FusedAdamW, init_args: 
 
 import fnmatch
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Network
 
-__all__ = ["FusedAdam", "FusedAdamW", "TimmOptimizer", "parameter_groups", "scale_learning_rates"]
+__all__ = [
+    "FusedAdam",
+    "FusedAdamW",
+    "OptimizerFactory",
+    "SchedulerFactory",
+    "TimmOptimizer",
+    "network_optimizer",
+    "parameter_groups",
+    "scale_learning_rates",
+    "with_scheduler",
+]
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 def parameter_groups(
@@ -197,3 +212,40 @@ def _with_fallback(groups: list[Any], patterns: list[str]) -> list[dict[str, Any
 def _falls_back(parameter: Any, patterns: list[str]) -> bool:
     name = getattr(parameter, "diffzoo_name", "")
     return getattr(parameter, "class_table", False) or any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def network_optimizer(
+    factory: OptimizerFactory, network: nn.Module, shares: Mapping[str, float] | None, sizes: list[int] | None
+) -> Optimizer:
+    """The optimizer of what trains in a network.
+
+    Args:
+        factory: called with the parameter groups.
+        network: whose parameters.
+        shares: share of the learning rate by parameter name; None = the same for all.
+        sizes: number of parameters in each group of the checkpoint that is resumed; None = a new run.
+    """
+    _warn_of_half_weights(network)
+    optimizer = factory(parameter_groups(network, shares))
+    if sizes not in (None, [len(g["params"]) for g in optimizer.param_groups]):
+        # a checkpoint from before Muon left class tables to AdamW goes on as it began
+        optimizer = factory(parameter_groups(network, shares, split_tables=False))
+    return scale_learning_rates(optimizer)
+
+
+def with_scheduler(optimizer: Optimizer, scheduler: LRScheduler | None) -> Any:
+    """Both as Lightning wants them: stepped every step, or every epoch by the training loss."""
+    if scheduler is None:
+        return optimizer
+    watched = isinstance(scheduler, ReduceLROnPlateau)
+    when = {"interval": "epoch", "monitor": "train/loss"} if watched else {"interval": "step"}
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **when}}
+
+
+def _warn_of_half_weights(network: nn.Module) -> None:
+    """Moments of the gradients take the weights' precision: Adam's second moment is then off by up to a factor of 2."""
+    if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
+        rank_zero_warn(
+            "the weights themselves are in 16 bits, and small steps are rounded away in them and in the optimizer's "
+            "moments: use trainer.precision bf16-mixed, which keeps float32 weights (the EMA is float32 either way)"
+        )

@@ -13,7 +13,7 @@ from hub_server import FakeHub
 from diffzoo.data import Cifar10, Coco, HFDataset, ImageNet
 from diffzoo.data.sources import Source
 from diffzoo.errors import UserError
-from diffzoo.training.module import DiffusionModule, _check_class_order
+from diffzoo.training.resume import check_class_order, check_data
 
 NAME = "owner/shards"
 COMMON = {"image_size": 8, "batch_size": 8, "num_workers": 0}
@@ -249,15 +249,15 @@ def test_threads_that_read_one_source_close_no_file_of_another(tmp_path: Path, m
 def test_a_run_under_the_former_name_goes_on() -> None:
     """`HFDataset` had another name, under which checkpoints of earlier versions hold its position."""
     data = HFDataset("anything")
-    module = SimpleNamespace(_trainer=SimpleNamespace(training=True, datamodule=data))
+    trainer = SimpleNamespace(training=True, datamodule=data)
     checkpoint = {"diffzoo": {"data": "HubImages"}, "HubImages": {"images_seen": 8}}
-    DiffusionModule._check_data(module, checkpoint)
+    check_data(trainer, checkpoint)
     assert checkpoint["HFDataset"] == {"images_seen": 8}
-    module._trainer.datamodule = Cifar10()
+    trainer.datamodule = Cifar10()
     with pytest.raises(UserError, match="this run was trained on HubImages, and its position in it means nothing in"):
-        DiffusionModule._check_data(module, {"diffzoo": {"data": "HubImages"}})
+        check_data(trainer, {"diffzoo": {"data": "HubImages"}})
 
 
 def test_the_same_classes_in_another_order_are_no_resume() -> None:
     with pytest.raises(UserError, match=r"another order, 1, 10, 2 … .*class_names to \[1, 10, 2\]"):
-        _check_class_order(["1", "10", "2"], ["1", "2", "10"])
+        check_class_order(["1", "10", "2"], ["1", "2", "10"])

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from diffzoo import rng
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
 from diffzoo.process import Cosine, GaussianProcess, Shifted, Sigmoid, UniformEps
-from diffzoo.training import draws
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import TimmOptimizer, parameter_groups
 from diffzoo.typing import Condition
@@ -53,8 +53,8 @@ def test_training_step_is_the_paper_line_by_line() -> None:
     loss = m.training_step(b, 0)
 
     x = b["image"].float() / 127.5 - 1
-    t = draws.times(5, b["index"].tolist(), torch.device("cpu"))
-    eps = draws.normal("eps", 5, b["index"].tolist(), (3, 8, 8), torch.device("cpu"))
+    t = rng.times(5, b["index"].tolist(), torch.device("cpu"))
+    eps = rng.normal("eps", 5, b["index"].tolist(), (3, 8, 8), torch.device("cpu"))
     tmin = torch.atan(torch.exp(torch.tensor(-7.5, dtype=torch.float64)))
     u = tmin + t.double() * (torch.pi / 2 - 2 * tmin)
     logsnr = -2 * torch.log(torch.tan(u)) + 2 * torch.log(torch.tensor(2.0))
@@ -91,7 +91,7 @@ def test_dropout_is_a_function_of_the_place_in_the_stream() -> None:
     assert m.training_step(batch(4), 0) == first
     masks = []
     for start in (100, 104, 100):
-        draws.seed_layers(m.seed, range(start, start + 4))
+        rng.seed_layers(m.seed, range(start, start + 4))
         masks.append(m.network.drop(torch.ones(1000)))
     assert torch.equal(masks[0], masks[2])
     assert not torch.equal(masks[0], masks[1])
@@ -104,7 +104,7 @@ def test_a_resume_says_that_another_memory_order_drops_otherwise(capsys: pytest.
             self.drop = nn.Dropout(0.5)
 
     def kept(m: DiffusionModule) -> torch.Tensor:
-        draws.seed_layers(m.seed, range(4))
+        rng.seed_layers(m.seed, range(4))
         layout = torch.channels_last if m.channels_last else torch.contiguous_format
         return m.network.drop(torch.ones(4, 3, 8, 8).contiguous(memory_format=layout)) != 0
 

@@ -1,0 +1,101 @@
+"""A training run that starts from weights: the network, its process, and the class table for the classes of the data.
+
+What then trains, and at which learning rate, is in `freezing.py` and `lora.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from diffzoo.errors import UserError
+from diffzoo.factory import copy_classes, create_model
+from diffzoo.models.base import Network
+from diffzoo.process import DiscreteBetas, GaussianProcess, Shifted
+from diffzoo.training.lora import LoRA
+from diffzoo.zoo.metadata import metadata_of
+
+__all__ = ["build_network", "check_process", "shifted", "start"]
+
+_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
+
+
+def build_network(network: Network | str, overrides: dict[str, Any] | None, weights: str | None) -> Network:
+    """The network that trains, in training mode.
+
+    Args:
+        network: a registered name, or a built network, which is returned as it is.
+        overrides: overrides of the registered config, and `classes`, what becomes of the class table of `weights`.
+        weights: what to start from, for `create_model`; None = random.
+
+    Raises:
+        UserError: for a built network with overrides or weights.
+    """
+    if not isinstance(network, str):
+        if overrides or weights:
+            raise UserError("network_args and weights need the network to be a registered name, got a built network")
+        return network
+    overrides = dict(overrides or {})
+    if not weights:  # they say what becomes of weights; `start` asks for those
+        overrides = {k: v for k, v in overrides.items() if k not in ("classes", "class_names")}
+    if weights and overrides.get("classes") == "copy" and not overrides.get("class_names"):
+        overrides["classes"] = "mean"  # until the names are known, in `start`
+    # loaded weights come in eval mode, in which dropout and recomputation of activations would be off
+    return create_model(network, pretrained=weights, **overrides).train()
+
+
+def start(
+    network: Network, weights: str | None, classes: str | None, lora: LoRA | None, class_names: Sequence[str]
+) -> None:
+    """Check that there are weights where the recipe speaks of them; copy the rows of classes that they know by name.
+
+    A resumed run then loads its own weights.
+
+    Args:
+        network: its class table is changed in place.
+        weights: what the run starts from.
+        classes: the policy `network_args.classes`.
+        lora: the adapters that are trained.
+        class_names: those of the data.
+    """
+    if lora is not None and not weights:
+        raise UserError("low-rank adapters belong to trained weights: say which with model.weights")
+    if classes is not None and not weights:
+        raise UserError(
+            f"network_args.classes is {classes}, what becomes of the class table of trained weights: "
+            "say which with model.weights, or leave it out"
+        )
+    if classes == "copy" and class_names:
+        same = copy_classes(network, str(weights), class_names)
+        _say(f"classes that start from their own weights: {', '.join(same) or 'none'}")
+
+
+def check_process(network: Network, process: GaussianProcess, weights: str) -> None:
+    """Raise if the weights' input or output means something else in this process; warn if the noise differs."""
+    trained = metadata_of(network).process
+    if trained is None:
+        return
+    for name in ("prediction", "noise_conditioning", "learned_variance"):
+        theirs, ours = getattr(trained, name), getattr(process, name)
+        if theirs != ours:
+            raise UserError(
+                f"the weights in {weights} were trained with another {name}, {theirs}, than the recipe has, {ours}: "
+                "set model.process to that of the weights"
+            )
+    for name in ("schedule", "path"):
+        if getattr(trained, name) != getattr(process, name):
+            rank_zero_warn(f"the weights in {weights} were trained with another {name} than this recipe has: the "
+                           "network has to learn it anew")  # fmt: skip
+
+
+def shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
+    """The process with its schedule shifted from the image size of the weights to the network's."""
+    size = metadata_of(network).provenance.adapted_from.get("image_size")
+    if size is None:
+        return process
+    if isinstance(process.schedule, DiscreteBetas):
+        raise UserError("a table of betas cannot be shifted to another resolution: state a continuous schedule")
+    schedule = Shifted(process.schedule, from_resolution=size, to_resolution=network.config.image_size)
+    _say(f"schedule shifted from {size} to {network.config.image_size} px: {schedule.shift:+.3f} log-SNR")
+    return replace(process, schedule=schedule)

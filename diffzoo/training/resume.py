@@ -1,0 +1,221 @@
+"""What a resumed run checks of its checkpoint, and what it takes over besides weights and positions.
+
+The run follows its recipe: what was changed there wins over what the checkpoint stores. Optimizers and learning-rate
+schedules write their settings into checkpoints and take them back on a resume, so that a new learning rate in the
+recipe would be ignored without a word. A checkpoint therefore also holds the settings as the recipe made them; where
+those of the recipe at hand differ, they are set again after the resume. What the recipe leaves as it was is not
+touched, so that a resume with the same recipe stays exact.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffzoo.errors import UserError
+from diffzoo.models.base import Config, Network
+from diffzoo.record import to_plain
+from diffzoo.zoo.metadata import Adapter, Metadata, held_metadata
+
+__all__ = [
+    "Resumed",
+    "Settings",
+    "apply_changes",
+    "check_adapter",
+    "check_architecture",
+    "check_class_order",
+    "check_data",
+    "note_layout",
+    "settings_of",
+]
+
+Settings = dict[str, Any]
+
+_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint says of the run that wrote it; None where an earlier version did not say.
+
+    Args:
+        metadata: of its weights.
+        settings: `settings_of` its optimizer and learning-rate schedule.
+        group_sizes: number of parameters in each group of its optimizer.
+        channels_last: whether its feature maps were in NHWC order.
+    """
+
+    metadata: Metadata | None
+    settings: Settings | None
+    group_sizes: list[int] | None
+    channels_last: bool | None
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> "Resumed":
+        """Read a checkpoint of Lightning's."""
+        held = checkpoint.get("diffzoo") or {}
+        optimizers = checkpoint.get("optimizer_states") or []
+        sizes = [len(group["params"]) for group in optimizers[0]["param_groups"]] if optimizers else None
+        metadata = held_metadata(checkpoint, "the checkpoint")
+        return cls(metadata, held.get("recipe_settings"), sizes, held.get("channels_last"))
+
+
+def note_layout(theirs: bool | None, ours: bool) -> None:
+    """Say that a network with dropout goes on in another memory layout."""
+    if theirs is not None and theirs != ours:
+        _say(
+            f"channels_last is {ours} here and was {theirs}: dropout draws in the order of memory, so the run goes on "
+            "with other draws"
+        )
+
+
+def check_data(trainer: L.Trainer | None, checkpoint: dict[str, Any]) -> None:
+    """Data of the same kind compare their rows themselves; of another kind, they never see the checkpoint's."""
+    data = getattr(trainer, "datamodule", None)
+    theirs, ours = (checkpoint.get("diffzoo") or {}).get("data"), type(data).__qualname__
+    if theirs is not None and theirs in vars(type(data)).get("former_names", ()):
+        checkpoint[ours], theirs = checkpoint.pop(theirs), ours
+    if trainer is None or not trainer.training or data is None or theirs in (None, "NoneType", ours):
+        return
+    if not getattr(data, "allow_changed_source", False):
+        raise UserError(
+            f"this run was trained on {theirs}, and its position in it means nothing in {ours}: go on with the "
+            "same data, set allow_changed_source to start with the first of the new, or begin another run with "
+            "model.weights"
+        )
+
+
+def check_class_order(theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Class folders that are numbers were sorted as texts in earlier versions."""
+    if list(theirs) != list(ours) and sorted(theirs) == sorted(ours):
+        raise UserError(
+            f"the checkpoint knows the same classes in another order, {', '.join(theirs[:4])} … in place of "
+            f"{', '.join(ours[:4])} …: set data.init_args.class_names to [{', '.join(theirs)}]"
+        )
+
+
+def check_adapter(theirs: Adapter | None, ours: Adapter | None) -> None:
+    """The adapters of a checkpoint go on over the weights that they were trained on, and nothing else does."""
+    if ours is None:
+        if theirs is not None:
+            raise UserError("the checkpoint holds low-rank adapters alone: set model.lora as its recipe did")
+        return
+    for field in ("rank", "alpha", "base_sha256"):
+        if getattr(theirs, field, None) != getattr(ours, field):
+            raise UserError(
+                f"the adapters of the checkpoint have another {field}, {getattr(theirs, field, None)}, than this "
+                f"run, {getattr(ours, field)}: keep model.lora and the weights behind model.weights as they were"
+            )
+
+
+def check_architecture(
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    held: Metadata | None,
+    name: str,
+    network: type[Network],
+    config: Config,
+) -> None:
+    """Raise if tensors of a checkpoint have no place in this run, and say which fields of the config differ.
+
+    Args:
+        theirs: state of the checkpoint.
+        ours: state of the module.
+        held: metadata of the checkpoint; None = an unknown one, which Lightning reports on.
+        name: registered name of the network.
+        network: its class.
+        config: its config.
+    """
+    shapes = {k: v.shape for k, v in ours.items() if isinstance(v, Tensor)}
+    if held is None or all(shapes.get(k) == v.shape for k, v in theirs.items() if isinstance(v, Tensor)):
+        return
+    here = {**to_plain(config), "network": f"{name} ({network.__name__})"}
+    there = {**to_plain(held.config), "network": f"{held.name} ({held.network.__name__})"}
+    if there["network"] != here["network"]:
+        differ = ["network"]
+    else:
+        differ = [k for k in here if k in there and here[k] != there[k]]
+    parts = [f"{k} {there[k]} there and {here[k]} here" for k in differ]
+    raise UserError(
+        f"the checkpoint is of another architecture: {'; '.join(parts) or 'tensors of other names or shapes'}: "
+        "resume it with the recipe it was trained with, or start from its weights with model.weights"
+    )
+
+
+def settings_of(optimizer: Optimizer, scheduler: LRScheduler | None) -> Settings:
+    """The settings of both before the first step, in types that a checkpoint can hold."""
+    groups = [_plain({k: v for k, v in g.items() if k != "params"}) for g in optimizer.param_groups]
+    kind = type(scheduler).__name__ if scheduler is not None else None
+    return {"groups": groups, "scheduler": _plain(vars(scheduler)) if scheduler is not None else {}, "kind": kind}
+
+
+def apply_changes(
+    optimizer: Optimizer, scheduler: LRScheduler | None, theirs: Settings, ours: Settings, step: int
+) -> list[str]:
+    """Set what the recipe changed; the names of what was.
+
+    Args:
+        optimizer: after its state was restored.
+        scheduler: likewise.
+        theirs: `settings_of` the run that wrote the checkpoint.
+        ours: `settings_of` this run.
+        step: optimizer steps taken.
+    """
+    changed = set()
+    for group, old, new in zip(optimizer.param_groups, theirs["groups"], ours["groups"], strict=True):
+        for name in _differing(old, new):
+            group[name] = new[name]
+            changed.add(name)
+    other_kind = theirs["kind"] != ours["kind"]
+    if scheduler is not None:
+        differing = list(ours["scheduler"]) if other_kind else _differing(theirs["scheduler"], ours["scheduler"])
+        for name in differing:
+            setattr(scheduler, name, ours["scheduler"][name])
+            changed.add(name)
+        if other_kind:
+            scheduler.last_epoch = step
+        if changed:
+            _set_rates(optimizer, scheduler, theirs, ours)
+    if other_kind:
+        changed.add("lr_scheduler")
+    hidden = {"_last_lr", "base_lrs", "initial_lr", "last_epoch", "_step_count"}  # what follows from the others
+    return sorted({"lr" if name == "base_lrs" else name for name in changed} - hidden)
+
+
+def _set_rates(optimizer: Optimizer, scheduler: LRScheduler, theirs: Settings, ours: Settings) -> None:
+    """The learning rates that the schedule gives now."""
+    closed_form = getattr(scheduler, "_get_closed_form_lr", None)
+    if getattr(scheduler, "factor", None) is not None:  # ours are functions of the step alone
+        rates = [float(rate) for rate in scheduler.get_lr()]
+    elif closed_form is not None:
+        rates = [float(rate) for rate in closed_form()]
+    else:  # known only as a chain of steps from the first rate: all of it scales with that
+        before = theirs["scheduler"].get("base_lrs") or ours["scheduler"]["base_lrs"]
+        now = ours["scheduler"]["base_lrs"]
+        last: list[Any] = scheduler.get_last_lr()
+        rates = [
+            float(rate) * new / old if old else float(new) for rate, old, new in zip(last, before, now, strict=True)
+        ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = list(rates)
+
+
+def _differing(old: Settings, new: Settings) -> list[str]:
+    return [name for name, value in new.items() if name not in old or old[name] != value]
+
+
+def _plain(values: dict[str, Any]) -> Settings:
+    """Numbers, words, and lists of them."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return all(is_plain(v) for v in value)
+        return value is None or isinstance(value, (bool, int, float, str))
+
+    return {k: v for k, v in values.items() if is_plain(v)}
