@@ -61,7 +61,9 @@ class AxialRotary(nn.Module):
 
     def __init__(self, head_width: int, heads: int):
         super().__init__()
-        start = torch.linspace(math.log(math.pi), math.log(5 * math.pi), head_width // 4)
+        # the device is named because transformers 5 may have taken `linspace` out of what `with torch.device` reaches
+        device = torch.get_default_device()
+        start = torch.linspace(math.log(math.pi), math.log(5 * math.pi), head_width // 4, device=device)
         self.log_frequencies_row = nn.Parameter(start.expand(heads, -1).clone())
         self.log_frequencies_column = nn.Parameter(start.expand(heads, -1).clone())
 
