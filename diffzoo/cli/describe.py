@@ -45,13 +45,15 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Print the summary, and what is published of the model."""
     overrides = parse_overrides(args.overrides)
-    from diffzoo.models.summary import describe
+    from diffzoo.models.summary import describe, summarise
     from diffzoo.zoo.manifest import find_pretrained, list_pretrained
 
     model, _, tag = args.name.partition(".")
     if tag:
-        find_pretrained(args.name)  # raises, and names those there are
-    summary = describe(model, **overrides)
+        known = find_pretrained(args.name).metadata
+        summary = summarise(args.name, known.network, known.config.override(**overrides))
+    else:
+        summary = describe(model, **overrides)
     weights = [find_pretrained(name) for name in list_pretrained(model) if not tag or name == args.name]
     if args.json:
         published = {"weights": [_published(item) for item in weights]} if weights else {}

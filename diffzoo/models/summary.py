@@ -15,7 +15,7 @@ from diffzoo.models.base import Config, LevelConfig, Network
 from diffzoo.models.registry import entry, list_models
 from diffzoo.typing import Condition
 
-__all__ = ["Summary", "describe", "example_inputs", "multiply_adds", "zoo_table"]
+__all__ = ["Summary", "describe", "example_inputs", "multiply_adds", "summarise", "zoo_table"]
 
 CAPTION_TOKENS = 77
 """Length of the caption for which multiply-adds of text-to-image networks are counted."""
@@ -126,19 +126,29 @@ def describe(name: str, **overrides: Any) -> Summary:
         UserError: for an unknown name or argument, naming the nearest right one.
     """
     found = entry(name)
-    config = found.config.override(**overrides)
+    return summarise(name, found.network, found.config.override(**overrides), found.note)
+
+
+def summarise(name: str, network_class: type[Network], config: Config, note: str = "") -> Summary:
+    """A network in numbers, without allocating it.
+
+    Args:
+        name: that it is shown by.
+        network_class, config: the network.
+        note: a remark.
+    """
     with torch.device("meta"):
-        network = found.network(config)
+        network = network_class(config)
     return Summary(
         name=name,
-        family=found.network.__name__,
+        family=network_class.__name__,
         parameters=network.num_parameters(),
         multiply_adds=multiply_adds(network),
         image_size=config.image_size,
         channels=config.in_channels,
         classes=config.num_classes,
         text_width=config.text_width,
-        note=found.note,
+        note=note,
         levels=_levels(config),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from diffzoo import create_model
 from diffzoo.cli.describe import parse_overrides
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
@@ -120,3 +121,10 @@ def test_bad_input_is_a_sentence(words: list[str], message: str, capsys: pytest.
         describe(words[0], **parse_overrides(words[1:]))
     assert main(["describe", *words]) == 2
     assert capsys.readouterr().err.startswith("diffzoo: ")
+
+
+def test_weights_are_described_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", "simple_uvit_xs_32.emoji", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    network = create_model("simple_uvit_xs_32.emoji", pretrained=True)
+    assert (shown["classes"], shown["parameters"]) == (network.config.num_classes, network.num_parameters())
