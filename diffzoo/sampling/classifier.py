@@ -10,17 +10,16 @@ Scales of the paper, at 250 ancestral steps: 1.0 at 64 px, 0.5 at 128 px, 1.0 at
 unconditional network at 256 px. With 25 DDIM steps: 1.25 at 128 px, 2.5 at 256 px, 9.0 at 512 px. A scale of 0 is none.
 """
 
-from copy import copy
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.process.gaussian import Estimate, GaussianProcess
+from diffzoo.process.gaussian import Estimate
 from diffzoo.sampling.denoiser import Denoise
-from diffzoo.sampling.guidance import rows_of
+from diffzoo.sampling.guidance import DenoiserAround
 from diffzoo.typing import Condition, Data, NoiseLevel, Times
 
 __all__ = ["ClassifierGuidance", "NoiseAwareClassifier"]
@@ -33,7 +32,7 @@ class NoiseAwareClassifier(Protocol):
     def __call__(self, z: Data, noise_level: NoiseLevel) -> Float[Tensor, "b classes"]: ...
 
 
-class ClassifierGuidance:
+class ClassifierGuidance(DenoiserAround):
     """(1) around a denoiser.
 
     Args:
@@ -45,21 +44,6 @@ class ClassifierGuidance:
 
     def __init__(self, denoise: Denoise, classifier: NoiseAwareClassifier, scale: float, *, conditional: bool = True):
         self.denoise, self.classifier, self.scale, self.conditional = denoise, classifier, float(scale), conditional
-
-    @property
-    def process(self) -> GaussianProcess:
-        """The process of the guided denoiser."""
-        return self.denoise.process
-
-    def null_condition(self, cond: Condition | None) -> Condition | None:
-        """The condition for "none" of the guided denoiser."""
-        return self.denoise.null_condition(cond)
-
-    def rows(self, part: slice) -> Self:
-        """The same guidance for a part of the images."""
-        other = copy(self)
-        other.denoise = rows_of(self.denoise, part)
-        return other
 
     def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """The guided estimate."""

@@ -40,7 +40,7 @@ from diffzoo.typing import Condition, Data, Times
 
 __all__ = [
     "Autoguidance",
-    "ClassifierFree",
+    "ClassifierFree", "DenoiserAround",
     "Formula",
     "Guidance",
     "GuidanceSchedule",
@@ -101,7 +101,32 @@ class PowerCosine(GuidanceSchedule):
         return (1 - torch.cos(math.pi * (1 - t) ** self.power)) / 2
 
 
-class _Extrapolation(ABC):
+class DenoiserAround:
+    """What a denoiser around a denoiser passes on; subclasses say what their estimate is."""
+
+    denoise: Denoise
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process of the denoiser inside."""
+        return self.denoise.process
+
+    def null_condition(self, cond: Condition | None) -> Condition | None:
+        """The condition for "none" of the denoiser inside."""
+        return self.denoise.null_condition(cond)
+
+    def rows(self, part: slice) -> Self:
+        """The same for a part of the images."""
+        other = copy(self)
+        other.denoise = rows_of(self.denoise, part)
+        return other
+
+    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
+        """The estimate."""
+        raise NotImplementedError
+
+
+class _Extrapolation(DenoiserAround, ABC):
     """(1): what the two kinds of guidance share."""
 
     def __init__(
@@ -127,19 +152,9 @@ class _Extrapolation(ABC):
             raise UserError(f"expected a rescale of guidance in [0, 1], got {rescale}")
         self.interval, self.decay, self.channels, self.rescale = interval, decay, channels, rescale
 
-    @property
-    def process(self) -> GaussianProcess:
-        """The process of the guided denoiser."""
-        return self.denoise.process
-
-    def null_condition(self, cond: Condition | None) -> Condition | None:
-        """The condition for "none"."""
-        return self.denoise.null_condition(cond)
-
     def rows(self, part: slice) -> Self:
         """The same guidance for a part of the images."""
-        other = copy(self)
-        other.denoise = rows_of(self.denoise, part)
+        other = super().rows(part)
         if self.scale.ndim == 1 and self.per == "image":
             other.scale = self.scale[part]
         return other

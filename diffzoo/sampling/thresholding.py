@@ -4,21 +4,18 @@ Strong guidance drives x_hat out of the range of images. A clamp to [-1, 1] (`Sa
 each image's x_hat is clamped to [-s, s] and divided by s, where s is a high quantile of its own |x_hat|, at least 1.
 """
 
-from copy import copy
-from typing import Self
-
 import torch
 
 from diffzoo.errors import UserError
-from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
+from diffzoo.process.gaussian import Estimate, expand_like
 from diffzoo.sampling.denoiser import Denoise
-from diffzoo.sampling.guidance import rows_of
+from diffzoo.sampling.guidance import DenoiserAround
 from diffzoo.typing import Condition, Data, Times
 
 __all__ = ["DynamicThresholding"]
 
 
-class DynamicThresholding:
+class DynamicThresholding(DenoiserAround):
     """Keeps x_hat in [-1, 1] by its own quantile, with eps recomputed to fit z.
 
     Args:
@@ -30,21 +27,6 @@ class DynamicThresholding:
         if not 0 < quantile < 1:
             raise UserError(f"expected a quantile in (0, 1), got {quantile}")
         self.denoise, self.quantile = denoise, quantile
-
-    @property
-    def process(self) -> GaussianProcess:
-        """The process of the denoiser inside."""
-        return self.denoise.process
-
-    def null_condition(self, cond: Condition | None) -> Condition | None:
-        """The condition for "none" of the denoiser inside."""
-        return self.denoise.null_condition(cond)
-
-    def rows(self, part: slice) -> Self:
-        """The same for a part of the images."""
-        other = copy(self)
-        other.denoise = rows_of(self.denoise, part)
-        return other
 
     def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """The thresholded estimate."""
