@@ -11,9 +11,10 @@ from diffzoo.models.adm import DEFAULT_MULTIPLIERS, ADMClassifierConfig, ADMConf
 from diffzoo.models.base import Level
 from diffzoo.models.dimr import DiMRConfig, DiMRStage
 from diffzoo.models.dit import DiTConfig
+from diffzoo.models.pixnerd import PixNerdConfig
 from diffzoo.models.uvit_bao import UViTBaoConfig
 
-__all__ = ["adm_config", "dimr_config", "dit_config", "uvit_config"]
+__all__ = ["adm_config", "dimr_config", "dit_config", "pixnerd_config", "uvit_config"]
 
 
 def _check_fields(given: Mapping[str, Any], known: set[str], what: str) -> None:
@@ -279,4 +280,24 @@ def dit_config(official: Mapping[str, Any], family: str) -> DiTConfig:
         spare_outputs=family == "SiT" and official.get("learn_sigma", True),
         **head,
         **projector,
+    )
+
+
+# -- PixNerd (github.com/MCG-NJU/PixNerd)
+
+
+def pixnerd_config(official: Mapping[str, Any], image_size: int) -> PixNerdConfig:
+    """Our config for the official network's arguments; the number of heads is called `num_groups` there."""
+    deep = official["num_cond_blocks"]
+    return PixNerdConfig(
+        image_size=image_size,
+        in_channels=official["in_channels"],
+        num_classes=official["num_classes"],
+        patch=official["patch_size"],
+        width=official["hidden_size"],
+        depth=deep,
+        heads=official["num_groups"],
+        pixel_width=official["hidden_size_x"],
+        pixel_depth=official["num_blocks"] - deep,
+        pixel_ratio=official["nerf_mlpratio"],
     )

@@ -1,6 +1,6 @@
 """The networks. Importing a family registers its sizes."""
 
-from diffzoo.models import adm, dimr, dit, edm2, simple_unet, simple_uvit, simpler_uvit, uvit_bao
+from diffzoo.models import adm, dimr, dit, edm2, pixnerd, simple_unet, simple_uvit, simpler_uvit, uvit_bao
 from diffzoo.models.base import Config, Level, LevelConfig, Network
 from diffzoo.models.registry import build, entry, list_models, register_model
 
@@ -16,6 +16,7 @@ __all__ = [
     "edm2",
     "entry",
     "list_models",
+    "pixnerd",
     "register_model",
     "simple_unet",
     "simple_uvit",

@@ -144,12 +144,19 @@ class PatchEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A number to a vector `(b, d)`: cosines and sines of it, two linear layers."""
+    """A number to a vector `(b, d)`: cosines and sines of it, two linear layers.
+
+    Args:
+        width: d.
+        features: "sinusoid" or "gaussian", see `DiTConfig`.
+        period: sinusoids have frequencies from 1 to 1 / period.
+    """
 
     frequencies: Tensor | None
 
-    def __init__(self, width: int, features: str):
+    def __init__(self, width: int, features: str, period: float = 10_000.0):
         super().__init__()
+        self.period = period
         gaussian = features == "gaussian"
         self.register_buffer("frequencies", torch.randn(TIME_FEATURES) if gaussian else None)
         self.linear1 = XavierLinear(2 * TIME_FEATURES if gaussian else TIME_FEATURES, width, std=0.02)
@@ -157,7 +164,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, noise_level: NoiseLevel) -> Float[Tensor, "b d"]:
         if self.frequencies is None:
-            waves = cosine_sine(noise_level, TIME_FEATURES)
+            waves = cosine_sine(noise_level, TIME_FEATURES, self.period)
         else:
             angles = 2 * math.pi * (noise_level.float()[:, None] * self.frequencies.float())
             waves = torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -34,11 +34,11 @@ def sinusoid(position: Tensor, channels: int, max_period: float = 10_000.0) -> T
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def cosine_sine(t: NoiseLevel, width: int) -> Float[Tensor, "b d"]:
-    """`(b,)` to `(b, width)`, float32: cosines, then sines, of t at frequencies 1 to 1/10000; odd widths end in 0."""
+def cosine_sine(t: NoiseLevel, width: int, period: float = 10_000.0) -> Float[Tensor, "b d"]:
+    """`(b,)` to `(b, width)`, float32: cosines, then sines, of t at frequencies 1 to 1/period; odd widths end in 0."""
     half = width // 2
     # multiply before dividing: angles reach 1000, where another rounding of the frequencies costs the fifth digit
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    exponent = -math.log(period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.float()[:, None] * torch.exp(exponent)
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 

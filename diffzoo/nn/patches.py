@@ -41,8 +41,8 @@ def transform_factor(name: str) -> int:
 
 
 def from_patches(x: Tokens, rows: int, patch: int) -> Images:
-    """Tokens `(b, rows^2, (row, column, channel))`, row by row, to an image `(b, c, rows patch, rows patch)`."""
-    x = x.unflatten(1, (rows, rows)).unflatten(-1, (patch, patch, -1))
+    """Tokens `(b, rows columns, (row, column, channel))`, row by row, to an image `(b, c, rows p, columns p)`."""
+    x = x.unflatten(1, (rows, -1)).unflatten(-1, (patch, patch, -1))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

@@ -1,4 +1,4 @@
-"""Golden cases of the adaLN-Zero transformers: DiT, SiT, REPA, JiT, LightningDiT, RAE's DiT-DH."""
+"""Golden cases of the adaLN-Zero transformers: DiT, SiT, REPA, JiT, LightningDiT, RAE's DiT-DH, and PixNerd."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +9,12 @@ import torch
 from golden_case import Handler, Json, Tensors, assert_close, load_case, section
 from handlers_adm import Recorded, beside
 from handlers_edm import Float32, is_model, watched
-from official_configs import dit_config
+from official_configs import dit_config, pixnerd_config
 from torch import Tensor
 
+from diffzoo.models.base import Network
 from diffzoo.models.dit import DiT
+from diffzoo.models.pixnerd import PixNerd
 from diffzoo.process import (
     X0,
     Cosine,
@@ -50,7 +52,8 @@ from diffzoo.sampling.denoiser import Denoise, Denoiser
 from diffzoo.sampling.loop import Moment, integrate
 from diffzoo.sampling.samplers import Sampler
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters.dit import from_official, to_official
+from diffzoo.zoo.converters import dit as dit_converter
+from diffzoo.zoo.converters import pixnerd as pixnerd_converter
 
 FAMILIES = {"DiT": "DiT", "SiT": "SiT", "REPA SiT": "REPA", "JiT": "JiT", "LightningDiT": "LightningDiT"}
 
@@ -71,24 +74,30 @@ def jit(noise_scale: float) -> GaussianProcess:
 # -- networks
 
 
-def load_dit(model: str, config: Json, state: Tensors) -> DiT:
-    family = next((ours for name, ours in FAMILIES.items() if model == name), "RAE")
-    ours = dit_config(config, family)
+def load_network(model: str, config: Json, state: Tensors, size: int) -> Network:
+    """A network with official weights; PixNerd's arguments leave its image size open."""
+    if model == "PixNerd":
+        pixels = pixnerd_config(config, size)
+        network: Network = PixNerd(pixels)
+        network.load_state_dict(pixnerd_converter.from_official(state, pixels))
+        return network.eval()
+    ours = dit_config(config, FAMILIES.get(model, "RAE"))
     network = DiT(ours)
-    network.load_state_dict(from_official(state, ours))
+    network.load_state_dict(dit_converter.from_official(state, ours))
     return network.eval()
 
 
-def lent(case: Json, folder: Path) -> DiT:
+def lent(case: Json, folder: Path) -> Any:
     """The network whose weights another case lends."""
     lender, weights = load_case(beside(folder, case["state_from"].split()[0] + ".json"))
-    return load_dit(lender["model"], lender["config"], section(weights, "state/"))
+    return load_network(lender["model"], lender["config"], section(weights, "state/"), weights["in/x"].shape[-1])
 
 
-def compare_gradients(network: DiT, want: Tensors, case: Json, more: Any = None) -> None:
+def compare_gradients(network: Network, want: Tensors, case: Json, more: Any = None) -> None:
     grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in network.named_parameters()}
     grads |= {name: torch.zeros_like(b) for name, b in network.named_buffers()}
-    got = {**to_official(grads, network.config), **(more or {})}
+    back: Any = pixnerd_converter if isinstance(network, PixNerd) else dit_converter
+    got = {**back.to_official(grads, network.config), **(more or {})}
     ignored = case.get("near_zero_gradients", ())
     assert_close(got, {k: v for k, v in want.items() if k not in ignored}, case["tolerance"]["grad"])
 
@@ -96,7 +105,7 @@ def compare_gradients(network: DiT, want: Tensors, case: Json, more: Any = None)
 def run_network(case: Json, tensors: Tensors, folder: Path) -> None:
     inputs, limit = section(tensors, "in/"), case["tolerance"]["out"]
     x = inputs["x"].requires_grad_()
-    network = load_dit(case["model"], case["config"], section(tensors, "state/"))
+    network = load_network(case["model"], case["config"], section(tensors, "state/"), x.shape[-1])
     output = network(x, inputs["t"].float(), Condition(label=inputs["y"]))
     loss = (output * inputs["probe"]).sum()
     loss.backward()
@@ -110,7 +119,7 @@ def run_network(case: Json, tensors: Tensors, folder: Path) -> None:
 
 
 def diffuse(
-    network: DiT, process: GaussianProcess, x: Tensor, eps: Tensor, t: Tensor, label: Tensor
+    network: Network, process: GaussianProcess, x: Tensor, eps: Tensor, t: Tensor, label: Tensor
 ) -> tuple[Tensor, Tensor]:
     """z and the network's output."""
     z = process.add_noise(x, eps, t)
@@ -204,7 +213,7 @@ def run_repa_loss(case: Json, tensors: Tensors, folder: Path) -> None:
 
 
 def walked(
-    network: DiT, denoise: Denoise, sampler: Sampler, start: Tensor, label: Tensor, draws: Tensor | None = None
+    network: Network, denoise: Denoise, sampler: Sampler, start: Tensor, label: Tensor, draws: Tensor | None = None
 ) -> Tensors:
     """All states from the start to the result, what was believed, and the times that the network was given."""
     noise = Recorded(start[None] if draws is None else draws)
@@ -333,9 +342,21 @@ def run_lightning_sampling(case: Json, tensors: Tensors, folder: Path) -> None:
         compare(got, section(tensors, f"out/{entry['key']}/"), case)
 
 
+def run_pixnerd_sampling(case: Json, tensors: Tensors, folder: Path) -> None:
+    network = lent(case, folder)
+    for entry in case["entries"]:
+        first, last = entry["guidance_interval_min"], entry["guidance_interval_max"]  # both excluded
+        interval = Interval(1 - last + 1e-6, 1 - first - 1e-6)
+        guided = ClassifierFree(Denoiser(network, FROM_NOISE), entry["guidance"], interval=interval)
+        sampler = Euler(entry["num_steps"], final="state")
+        got = walked(network, guided, sampler, tensors["in/x_T"], tensors["in/y"])
+        want = section(tensors, f"out/{entry['key']}/")
+        compare(got, {"network_times": want.pop("times")[:-1], **want}, case)
+
+
 def run_rae_sampling(case: Json, tensors: Tensors, folder: Path) -> None:
     network = lent(case, folder)
-    weak = load_dit("RAE", case["guide_config"], section(tensors, "state/guide."))
+    weak = load_network("RAE", case["guide_config"], section(tensors, "state/guide."), 0)
     main, guide = Denoiser(network, FROM_DATA), Denoiser(weak, FROM_DATA)
     for entry in case["entries"]:
         s = entry["time_shift"]
@@ -351,6 +372,8 @@ def run_rae_sampling(case: Json, tensors: Tensors, folder: Path) -> None:
 RUNS: dict[str, Callable[[Json, Tensors, Path], None]] = {
     **dict.fromkeys(FAMILIES, run_network),
     "RAE DiT-DH": run_network,
+    "PixNerd": run_network,
+    "PixNerd sampling": run_pixnerd_sampling,
     "DiT loss": run_dit_loss,
     "SiT loss": run_sit_loss,
     "JiT loss": run_jit_loss,

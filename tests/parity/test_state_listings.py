@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from golden_case import find_listings
-from official_configs import dimr_config, dit_config, uvit_config
+from official_configs import dimr_config, dit_config, pixnerd_config, uvit_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffzoo.errors import UserError
@@ -20,10 +20,12 @@ from diffzoo.models.dit import VARIANTS as DIT_VARIANTS
 from diffzoo.models.dit import DiT
 from diffzoo.models.edm2 import VARIANTS as EDM2_VARIANTS
 from diffzoo.models.edm2 import EDM2UNet
+from diffzoo.models.pixnerd import VARIANTS as PIXNERD_VARIANTS
+from diffzoo.models.pixnerd import PixNerd
 from diffzoo.models.uvit_bao import VARIANTS as UVIT_VARIANTS
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.typing import Condition
-from diffzoo.zoo.converters import dimr, dit, edm2, uvit_bao
+from diffzoo.zoo.converters import dimr, dit, edm2, pixnerd, uvit_bao
 
 pytestmark = pytest.mark.parity
 
@@ -75,6 +77,20 @@ def test_edm2_listings_are_registered_variants_without_remainder() -> None:
         assert shapes(edm2.to_official(ours, config)) == shapes(official)
         seen.add(listing["model"])
     assert len(seen) >= 12
+
+
+def test_pixnerd_listing_is_a_registered_variant_without_remainder() -> None:
+    (path,) = {p.name: p for p in find_listings() if json.loads(p.read_text()).get("model") == "PixNerd-XL-16"}.values()
+    listing = json.loads(path.read_text())
+    config = PIXNERD_VARIANTS["pixnerd_xl_256"]
+    assert pixnerd_config(listing["constructor"], 256) == config
+    official = {name: torch.empty(shape, device="meta") for name, shape in listing["state"].items()}
+    with torch.device("meta"):
+        network = PixNerd(config)
+    ours = pixnerd.from_official(official, config)
+    network.load_state_dict(ours, assign=True)
+    assert network.num_parameters() == listing["n_params"]
+    assert shapes(pixnerd.to_official(ours, config)) == shapes(official)
 
 
 def family(listing: dict[str, Any]) -> tuple[ModuleType, Callable[..., Any], type[Network], dict[str, Any]] | None:
