@@ -191,5 +191,6 @@ def _resolved(protocol: EvalProtocol, reference: Reference, networks: Mapping[st
                     f"but the weights found have {getattr(spec, what)}"
                 )
         specs.append(spec)
-    name = reference.id or protocol.reference
+    pinned_reference = protocol.reference_sha256 is not None
+    name = protocol.reference if pinned_reference else reference.id or protocol.reference
     return replace(protocol, reference=name, reference_sha256=reference.sha256, networks=tuple(specs))

@@ -8,7 +8,7 @@ these ("fid" for "frechet:inception-2015"). Values carry a standard error where 
     (Inception Score), over groups of consecutive seeds (KID, CMMD), none (Vendi score)
 
 A Fréchet ratio is a Fréchet distance divided by that of real images that were held out, so 1 is as near as real images
-come in that network; the mean over several networks is FDr^k of arXiv:2604.28190, here "fdr2" and so on.
+come in that network; the mean over several networks is FDr^k of arXiv:2604.28190, here "fdr6" and so on.
 
 All are errors of sampling the generated images. None covers the choice of reference images or the bias of a finite n,
 which is the same for all results of one protocol and one reason why protocols must be equal to be compared.
@@ -49,7 +49,7 @@ __all__ = [
 
 GROUPS, PIECE = 10, 500
 HELD_OUT = "held_out_distance"  # setting of protocols: network to the Fréchet distance of held-out real images
-INCEPTION, DINO = "inception-2015", "dinov2-vitl14"
+INCEPTION, DINO, CLIP, CLIP_336 = "inception-2015", "dinov2-vitl14", "clip-vitl14", "clip-vitl14-336"
 
 # kind: the layer it reads
 KINDS = {
@@ -81,8 +81,8 @@ ALIASES = {
     "recall_dinov2": f"recall:{DINO}",
     "authpct": f"authpct:{DINO}",
     "vendi": f"vendi:{DINO}",
-    "clip_score": "clip-score:clip-vitl14",
-    "cmmd": "cmmd:clip-vitl14-336",
+    "clip_score": f"clip-score:{CLIP}",
+    "cmmd": f"cmmd:{CLIP_336}",
 }
 
 
@@ -122,7 +122,7 @@ def metric_of(name: str) -> Metric:
         raise UserError(f"unknown metric {name!r}{did_you_mean(name, [*ALIASES, *(f'{k}:NETWORK' for k in KINDS)])}")
     if network not in FEATURE_NETWORKS:
         raise UserError(f"metric {name!r}: unknown feature network{did_you_mean(network, FEATURE_NETWORKS)}")
-    layer = "image" if KINDS[kind] == "pool" and network.startswith("clip-") else KINDS[kind]  # all that CLIP has
+    layer = "image" if KINDS[kind] == "pool" and network in (CLIP, CLIP_336) else KINDS[kind]  # all that they have
     return Metric(kind, network, layer)
 
 

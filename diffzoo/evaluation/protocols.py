@@ -7,8 +7,10 @@ adm-imagenet64 ... 512   the evaluator of arXiv:2105.05233 on 50,000 images: ref
                          are not comparable with those at other sizes)
 cifar10, celeba64        FID of 50,000 images against the training set; `diffzoo data stats` makes the reference
 folders                  FID of the images in one folder against those in another, or against any reference
-fdr                      FDr^3 (arXiv:2604.28190): Fréchet distances on Inception, DINOv2 and CLIP relative to those of
-                         held-out real images, and their mean; needs --reference and --held-out
+fdr-imagenet256          FDr^6 (arXiv:2604.28190): the mean of the Fréchet distances on Inception, ConvNeXt V2, DINOv2,
+                         MAE, SigLIP 2 and CLIP, each divided by the published one of ImageNet's validation set
+fdr                      the same on other data, divided by the distances of held-out real images: needs --reference
+                         and --held-out
 coco30k-val2014          30,000 captions of MS-COCO val2014, one image each, at 256 pixels
 edm2-fdd                 FID and the Fréchet distance on DINOv2 (arXiv:2406.02507's FD_DINOv2), ImageNet-512
 demo                     1,000 images of the demo set, on a random convolutional network: runs anywhere in a minute;
@@ -90,6 +92,19 @@ _ADM_FILES = {
 }
 
 
+# of ImageNet's validation set to its training set, centre crops of 256 pixels, as the authors of arXiv:2604.28190 print
+# them and divide by them: MAE's has one digit, so FDr^6 with more exact ones differs by several per cent
+FDR_IMAGENET = {
+    "inception-2015": 1.68,
+    "convnextv2-base-224": 56.87,
+    "dinov2-vitl14-256": 14.19,
+    "mae-vitl16-224": 0.04,
+    "siglip2-so400m16-224": 0.60,
+    "clip-vitl14-256": 5.60,
+}
+_FDR_METRICS = tuple(f"frechet-ratio:{name}" for name in FDR_IMAGENET)
+
+
 def _adm(size: int) -> EvalProtocol:
     return EvalProtocol(
         name=f"adm-imagenet{size}",
@@ -105,11 +120,14 @@ def _adm(size: int) -> EvalProtocol:
 _ALL = (
     *(_adm(size) for size in _ADM_FILES),
     EvalProtocol(name="folders", reference="folder", n=50_000, metrics=("fid",)),
+    EvalProtocol(name="fdr", reference="train", n=50_000, metrics=_FDR_METRICS),
     EvalProtocol(
-        name="fdr",
-        reference="train",
+        name="fdr-imagenet256",
+        reference="paper_ref_stats",
         n=50_000,
-        metrics=tuple(f"frechet-ratio:{name}" for name in ("inception-2015", "dinov2-vitl14", "clip-vitl14")),
+        metrics=_FDR_METRICS,
+        image_size=256,
+        settings={"held_out_distance": FDR_IMAGENET},
     ),
     EvalProtocol(name="cifar10", reference="cifar10-train", n=50_000, metrics=("fid",), image_size=32),
     EvalProtocol(name="celeba64", reference="celeba64-train", n=50_000, metrics=("fid",), image_size=64),

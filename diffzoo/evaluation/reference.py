@@ -31,6 +31,7 @@ __all__ = ["Reference", "find_reference", "make_reference", "reference_folder", 
 
 _ADM_KEYS = {("inception-2015", "pool"): ("mu", "sigma"), ("inception-2015", "spatial"): ("mu_s", "sigma_s")}
 ADM_FILES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+FDR_FILE = "paper_ref_stats"
 PIECE = 500
 
 
@@ -178,13 +179,20 @@ def find_reference(reference_id: str, path: str | os.PathLike[str] | None = None
         UserError: if it is not there; the message says where it belongs and how to get it.
     """
     if path is not None:
-        return FolderImages(str(path)) if Path(path).is_dir() else Reference.open(path)
+        if Path(path).is_dir():
+            return FolderImages(str(path))
+        opened = Reference.open(path)
+        return replace(opened, id=opened.id or Path(path).stem)
     folder = reference_folder()
     file = folder / f"{reference_id}.npz"
+    if not file.exists() and file.with_suffix(".pkl").exists():
+        return Reference.open(file.with_suffix(".pkl"))
     if not file.exists():
         present = [p.stem for p in folder.glob("*.npz")] if folder.is_dir() else []
         size = re.fullmatch(r"VIRTUAL_imagenet(\d+)(?:_labeled)?", reference_id)
         published = f", published at {ADM_FILES}/{size[1]}/{reference_id}.npz" if size else ""
+        if reference_id == FDR_FILE:
+            file, published = file.with_suffix(".pkl"), ", published in the repository jjiaweiyang/FD-Loss of the Hub"
         raise UserError(
             f"the reference {reference_id!r} was not found: put its file at {file}{published}, name another with "
             f"--reference PATH, or make one with `diffzoo data stats`{did_you_mean(reference_id, present)}"
@@ -302,8 +310,17 @@ def make_reference(
 
 # -- references of other projects
 
-# name in EDM2's pickles: our feature network
-_EDM2 = {"fid": "inception-2015", "fd_dinov2": "dinov2-vitl14"}
+# name in the pickles of EDM2 and of arXiv:2604.28190: our feature network
+_PICKLED = {
+    "fid": "inception-2015",
+    "fd_dinov2": "dinov2-vitl14",
+    "guided_diffusion_stats.npz": "inception-2015",
+    "convnext_in256_t224_stats.npz": "convnextv2-base-224",
+    "vit_large_patch14_dinov2_lvd142m_in256_t256_stats.npz": "dinov2-vitl14-256",
+    "vit_large_patch16_224_mae_in256_t224_stats.npz": "mae-vitl16-224",
+    "vit_so400m_patch16_siglip_256_v2_webli_in256_t224_stats.npz": "siglip2-so400m16-224",
+    "vit_large_patch14_clip_224_openai_in256_t256_stats.npz": "clip-vitl14-256",
+}
 _PLAIN = {("numpy", "ndarray"), ("numpy", "dtype")} | {
     (module, name)
     for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
@@ -321,7 +338,7 @@ class _Plain(pickle.Unpickler):
 
 
 def converted_pickle(path: Path) -> Path:
-    """Statistics in a pickle of EDM2 (`{"fid": {"mu", "sigma"}, ...}`) or StyleGAN (sums of one network) as `.npz`.
+    """Statistics in a pickle as `.npz`: `{"fid": {"mu", "sigma"}, ...}` as in EDM2 and FDr, or StyleGAN's sums.
 
     Raises:
         UserError: for a pickle that holds anything but dictionaries, numbers and arrays, or other statistics.
@@ -336,14 +353,14 @@ def converted_pickle(path: Path) -> Path:
             n, mean = int(data["num_items"]), np.asarray(data["raw_mean"], np.float64) / int(data["num_items"])
             statistics = {"mu": mean, "sigma": np.asarray(data["raw_cov"], np.float64) / n - np.outer(mean, mean)}
         else:
-            known = [(_keys(network, "pool"), data[name]) for name, network in _EDM2.items() if name in data]
+            known = [(_keys(network, "pool"), data[name]) for name, network in _PICKLED.items() if name in data]
             statistics = {
                 key: np.asarray(part[what], np.float64)
                 for keys, part in known
                 for key, what in zip(keys, ("mu", "sigma"), strict=True)
             }
         if not statistics:
-            raise KeyError(f"none of {', '.join(_EDM2)}, raw_mean")
+            raise KeyError(f"none of {', '.join(_PICKLED)}, raw_mean")
     except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no pickle of statistics that can be read without running it ({error}): load it where it was "

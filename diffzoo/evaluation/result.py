@@ -5,7 +5,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -158,13 +158,16 @@ class Result:
 
 
 def compare(a: Result, b: Result, names: tuple[str, str] = ("A", "B")) -> str:
-    """A table of two results of one protocol.
+    """A table of two results of one protocol; the reference counts by its content, not by the name of its file.
 
     Raises:
         UserError: if the protocols differ; the message says in which fields.
     """
-    if a.protocol.sha256 != b.protocol.sha256:
-        found = differences(a.protocol.to_dict(), b.protocol.to_dict())
+    other = b.protocol
+    if other.reference_sha256 is not None and other.reference_sha256 == a.protocol.reference_sha256:
+        other = replace(other, reference=a.protocol.reference)
+    if a.protocol.sha256 != other.sha256:
+        found = differences(a.protocol.to_dict(), other.to_dict())
         listed = "; ".join(f"{field}: {x!r} and {y!r}" for field, (x, y) in found.items())
         raise UserError(
             f"the results of {names[0]} and {names[1]} cannot be compared, their protocols differ in {listed}"

@@ -1,7 +1,7 @@
 """Feature networks behind one protocol: raw pixels in, named feature layers out.
 
 `load_features(name)` builds one. Every network states how it prepares pixels (`rule`) and hashes its weights, so that
-a result can carry both. Networks with pretrained weights live in `inception.py`, `dino.py` and `clip.py`.
+a result can carry both. Networks with pretrained weights live in `inception.py`, `backbones.py` and `clip.py`.
 """
 
 from collections.abc import Callable
@@ -126,9 +126,17 @@ def _random_conv(weights: Path | None, seed: int = 0) -> FeatureNetwork:
     return RandomConv(seed)
 
 
+BACKBONES = (
+    "dinov2-vitl14",
+    "convnextv2-base-224",
+    "dinov2-vitl14-256",
+    "mae-vitl16-224",
+    "siglip2-so400m16-224",
+    "clip-vitl14-256",
+)
 FEATURE_NETWORKS: dict[str, Callable[[Path | None], FeatureNetwork]] = {
     "inception-2015": _lazy("diffzoo.metrics.inception", "load_inception"),
-    "dinov2-vitl14": _lazy("diffzoo.metrics.dino", "load_dino"),
+    **{name: _lazy("diffzoo.metrics.backbones", "load_backbone", name=name) for name in BACKBONES},
     "clip-vitl14": _lazy("diffzoo.metrics.clip", "load_clip", size=224),
     "clip-vitl14-336": _lazy("diffzoo.metrics.clip", "load_clip", size=336),
     "random-conv": partial(_random_conv, seed=0),

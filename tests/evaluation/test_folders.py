@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
-from diffzoo.evaluation import Reference, Result, RunOptions, evaluate
+from diffzoo.evaluation import Reference, Result, RunOptions, compare, evaluate, find_reference, make_reference
 from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.lossy import jpeg_quality, lossy_remark
 from diffzoo.generation.guidance import ByWeakerModel
@@ -95,6 +95,55 @@ def test_frechet_ratios_are_relative_to_held_out_images(tmp_path: Path, monkeypa
     # the resolved protocol holds the distances, so that it measures alike without the images
     again = evaluate(source, result.protocol, train, RunOptions(out=tmp_path / "again"))
     assert again.same_numbers() == result.same_numbers()
+
+
+def test_fdr6_of_imagenet_is_the_mean_of_six_published_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the raw distances to the statistics of the authors' bundle, divided by what they print."""
+    from diffzoo.evaluation import protocol as named
+    from diffzoo.metrics import features
+
+    published = [1.68, 56.87, 14.19, 0.04, 0.60, 5.60]
+    files = [
+        "guided_diffusion", "convnext_in256_t224", "vit_large_patch14_dinov2_lvd142m_in256_t256",
+        "vit_large_patch16_224_mae_in256_t224", "vit_so400m_patch16_siglip_256_v2_webli_in256_t224",
+        "vit_large_patch14_clip_224_openai_in256_t256",
+    ]  # fmt: skip
+    p = replace(named("fdr-imagenet256"), n=140, image_size=16)
+    networks = [Other(seed=i) for i in range(6)]
+    for network, metric in zip(networks, p.metrics, strict=True):
+        network.name = metric.partition(":")[2]
+        monkeypatch.setitem(features.FEATURE_NETWORKS, network.name, lambda _, made=network: made)
+    real = [Moments.of(extract(network, to_uint8(picture(range(300, 460))))["pool"]) for network in networks]
+    bundle = {
+        f"{name}_stats.npz": {"mu": m.mean.numpy(), "sigma": m.covariance().numpy(), "avg_mu": np.zeros(3)}
+        for name, m in zip(files, real, strict=True)
+    }
+    (tmp_path / "references").mkdir()
+    (tmp_path / "references" / "paper_ref_stats.pkl").write_bytes(pickle.dumps({**bundle, "jit_in256_stats.npz": {}}))
+    images = FolderImages(str(folder(tmp_path / "g", range(140))))
+    found = evaluate(images, p, find_reference(p.reference), RunOptions(out=tmp_path / "out"))
+    sampled = [Moments.of(extract(network, to_uint8(picture(range(140))))["pool"]) for network in networks]
+    want = [frechet_distance(a, b) / v for a, b, v in zip(sampled, real, published, strict=True)]
+    assert [v.value for v in found.values.values()] == pytest.approx([*want, sum(want) / 6], rel=1e-6)
+    assert [*found.values][-1] == "fdr6"
+
+
+def test_a_result_names_the_reference_that_was_used(tmp_path: Path) -> None:
+    a = folder(tmp_path / "a", range(12))
+    made = make_reference([to_uint8(picture(range(50, 62)))], [load_features("random-conv")], tmp_path / "mine.npz")
+    (tmp_path / "theirs.npz").write_bytes(made.path.read_bytes())
+    args = ["eval", "--images", str(a), "--metrics", "kid:random-conv", "--quiet", "--device", "cpu", "--n", "12"]
+    (tmp_path / "p.json").write_text(
+        json.dumps({**protocol(12, metrics=("kid:random-conv",)).to_dict(), "reference_sha256": made.sha256})
+    )
+    results = []
+    for name, measured in (("mine", "folders"), ("theirs", "folders"), ("mine", str(tmp_path / "p.json"))):
+        out = tmp_path / f"{name}{len(results)}"
+        given = ["--protocol", measured, "--reference", str(tmp_path / f"{name}.npz"), "--out", str(out)]
+        assert main([*args, *given]) == 0
+        results.append(Result.load(next(out.glob("*.json"))))
+    assert [r.protocol.reference for r in results] == ["mine", "theirs", "pictures"]  # a pinned one keeps its name
+    assert "protocol folders" in compare(results[0], results[1])  # one content under two names
 
 
 def test_copies_are_not_authentic_and_cost_variety(tmp_path: Path) -> None:

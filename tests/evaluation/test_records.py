@@ -64,7 +64,17 @@ def test_the_adm_protocols_are_the_published_protocol() -> None:
 
 def test_all_named_protocols() -> None:
     adm = {f"adm-imagenet{size}" for size in (64, 128, 256, 512)}
-    assert {"demo", "edm2-fdd", "fdr", "folders", "coco30k-val2014", "cifar10", "celeba64", *adm} == set(PROTOCOLS)
+    assert {
+        "demo",
+        "edm2-fdd",
+        "fdr",
+        "fdr-imagenet256",
+        "folders",
+        "coco30k-val2014",
+        "cifar10",
+        "celeba64",
+        *adm,
+    } == set(PROTOCOLS)
     with pytest.raises(UserError, match="did you mean 'adm-imagenet256'"):
         named("adm-imagnet256")
 

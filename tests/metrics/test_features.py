@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.metrics import extract, load_features
+from diffzoo.metrics.backbones import BACKBONES, TimmFeatures, _build, load_backbone, shrink_positions
 from diffzoo.metrics.clip import Clip
-from diffzoo.metrics.dino import DinoV2, shrink_positions
 from diffzoo.metrics.features import FEATURE_NETWORKS, RandomConv
 from diffzoo.metrics.inception import Inception2015, _convolutions, load_inception, spatial_layer
 from diffzoo.metrics.resize import resize_tf1
@@ -165,16 +165,85 @@ def test_positions_shrink_as_in_the_authors_code() -> None:
     assert torch.equal(shrink_positions(out, 16), out)
 
 
-def test_dino_gives_the_class_token_after_the_norm() -> None:
+SMALL_VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALL = {
+    name: {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 24]} if "convnext" in name else SMALL_VIT for name in BACKBONES
+}
+MEAN_STD = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "sigl": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def small_backbone(name: str) -> tuple[TimmFeatures, dict[str, Tensor]]:
+    """A network of the same architecture with few channels and random weights, and these as a file holds them."""
     import timm
 
-    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
-    network = DinoV2(net, 32).frozen()
-    x = pixels(2, 32)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    normal = (x.float() / 255 - mean[:, None, None]) / std[:, None, None]
-    want = net.forward_features(normal)[:, 0]
-    torch.testing.assert_close(network(x)["pool"], want.detach(), rtol=1e-4, atol=1e-4)
+    # the position table of weights at the size that they were trained at
+    sizes = {"img_size": 518} if "dino" in name else {}
+    torch.manual_seed(0)
+    state = timm.create_model(BACKBONES[name].model, **sizes, **SMALL[name]).state_dict()
+    state = {k: v + 0.1 * torch.randn(v.shape) for k, v in state.items()}
+    return _build(name, state, **SMALL[name]).frozen(), state
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_backbones_give_what_the_papers_read(name: str) -> None:
+    """Tokens and their pooling, against the code of arXiv:2604.28190 in words: see `diffzoo/metrics/backbones.py`."""
+    network, _ = small_backbone(name)
+    seen: dict[str, Tensor] = {}
+    net = network.net
+    patches = net.stem[0] if "convnext" in name else net.patch_embed.proj
+    patches.register_forward_hook(lambda *a: seen.update(input=a[1][0], patches=a[2]))
+    x = pixels(2, 256)
+    got = network(x)["pool"]
+    size, patch = BACKBONES[name].size, {"convn": 4, "dinov": 14, "clip-": 14}.get(name[:5], 16)
+    side = -(-size // patch)
+    assert seen["patches"].shape[2:] == (side, side)  # 19 of 14 pixels for 256, the last of them half padding
+    mean, std = MEAN_STD.get(name[:4], ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    small = F.interpolate(x / 255, size=(size, size), mode="bicubic", antialias=True) if size != 256 else x / 255
+    normal = (small - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(seen["input"][:, :, :size, :size], normal, rtol=1e-3, atol=1e-4)
+    assert float(seen["input"][:, :, size:].abs().sum() + seen["input"][:, :, :, size:].abs().sum()) == 0
+    with torch.no_grad():
+        tokens = net.forward_features(normal)
+        if "convnext" in name:
+            want = tokens.mean((2, 3))
+        elif "siglip" in name:
+            assert tokens.shape[1] == side * side  # no class token
+            want = net.attn_pool(tokens)
+        else:
+            assert tokens.shape[1] == 1 + side * side
+            want = tokens[:, 0]
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_backbones_have_the_dimensions_of_the_papers() -> None:
+    import timm
+
+    dims = {}
+    for name, spec in BACKBONES.items():
+        with torch.device("meta"):
+            dims[name] = timm.create_model(spec.model, num_classes=0).num_features
+    assert dims.pop("siglip2-so400m16-224") == 1152
+    assert set(dims.values()) == {1024}
+
+
+def test_files_of_backbones_are_read_whole_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    from diffzoo.metrics import backbones
+
+    name = "mae-vitl16-224"
+    network, state = small_backbone(name)
+    monkeypatch.setattr(backbones, "_build", lambda name, state: _build(name, state, **SMALL[name]))
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save({k: v for k, v in state.items() if k != "norm.weight"}, tmp_path / "short.pt")
+    read = load_backbone(tmp_path / "w.safetensors", name)
+    assert read.weights_sha256() == network.weights_sha256()
+    assert read.rule == "bicubic resize with antialiasing to 224 x 224, ImageNet mean and standard deviation"
+    with pytest.raises(UserError, match=r"short.pt holds no weights of MAE ViT-L/16"):
+        load_backbone(tmp_path / "short.pt", name)
 
 
 def test_clip_is_transformers_get_features() -> None:
@@ -207,7 +276,7 @@ def test_clip_is_transformers_get_features() -> None:
     torch.testing.assert_close(F.normalize(captions, dim=1), images.text_embeds, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dinov2-vitl14", "clip-vitl14", "clip-vitl14-336"])
+@pytest.mark.parametrize("name", [*BACKBONES, "clip-vitl14", "clip-vitl14-336"])
 def test_missing_weights_of_the_others(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def nothing(*_: object, **__: object) -> None:
         raise OSError("no connection")
@@ -242,7 +311,7 @@ def test_extracting_nothing_gives_empty_layers() -> None:
 
 
 def test_every_network_has_a_loader() -> None:
-    assert {"inception-2015", "dinov2-vitl14", "clip-vitl14", "clip-vitl14-336", "random-conv"} == set(FEATURE_NETWORKS)
+    assert {"inception-2015", "clip-vitl14", "clip-vitl14-336", "random-conv", *BACKBONES} == set(FEATURE_NETWORKS)
 
 
 def settings() -> list[object]:
