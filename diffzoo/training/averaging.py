@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.tensors import write_tensors
 from diffzoo.training.reconstruction import list_snapshots, power_decay, power_gamma, reconstruct
 from diffzoo.training.side_files import write_or_warn
+from diffzoo.training.steps import StepCallback
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -79,7 +80,7 @@ def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[N
         yield
 
 
-class EMA(Callback):
+class EMA(StepCallback):
     """Keeps averages of `pl_module.network`, updated once per optimizer step.
 
     `averages` maps a label to name and tensor (this rank's shard under FSDP2); `averaged` puts one into the network
@@ -132,7 +133,6 @@ class EMA(Callback):
         self.updates = dict.fromkeys(self.labels, 0)
         self._sources: dict[str, Tensor] = {}
         self._loaded: dict[str, Any] | None = None
-        self._step = 0
         self._raw: dict[str, Tensor] = {}  # the weights themselves while an average stands in for them
         self._inside: str | None = None
         self._validation: Any = None
@@ -186,17 +186,12 @@ class EMA(Callback):
                 torch._foreach_lerp_(targets[low : low + 128], wide, weight)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self.prepare(pl_module)
-        self._step = trainer.global_step
         if trainer.is_global_zero and self.stds:
             self._set_aside(self._place(trainer))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._step:  # gradients are still being accumulated
-            return
-        self._step = trainer.global_step
+    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.update()
         if self.stds and self._step % self.snapshot_every == 0:
             self.write_snapshots(trainer)

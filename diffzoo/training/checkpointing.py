@@ -29,6 +29,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.runs import Run, checksum_file, checksum_lines, list_checkpoints, step_of
+from diffzoo.training.steps import StepCallback
 
 __all__ = ["Checkpointing", "Preempted", "StreamingCheckpointIO"]
 
@@ -112,7 +113,7 @@ def _forget_unfinished_step(trainer: Trainer) -> None:
             setattr(count, name, getattr(count, name) - unfinished)
 
 
-class Checkpointing(Checkpoint):
+class Checkpointing(StepCallback, Checkpoint):
     """Saves at intervals, at the end and when asked to leave; keeps the newest few.
 
     A run of one process that ends because its data failed saves before it leaves.
@@ -141,7 +142,7 @@ class Checkpointing(Checkpoint):
         self.keep, self.keep_every_n_steps = keep, keep_every_n_steps
         self._io: StreamingCheckpointIO | None = None
         self._agreement: Any = None
-        self._step = self._saved_step = -1
+        self._saved_step = -1
         self._saved_time = time.monotonic()
         self._signal = 0
         self._between_batches = False
@@ -157,7 +158,8 @@ class Checkpointing(Checkpoint):
                 trainer.strategy.checkpoint_io = self._io
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = self._saved_step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        self._saved_step = self._step
         self._saved_time = time.monotonic()
         self._listen(trainer)
         if trainer.world_size > 1 and torch.distributed.is_initialized():
@@ -170,9 +172,11 @@ class Checkpointing(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._between_batches = True
-        if trainer.global_step == self._step or _is_trial(trainer):  # gradients are still being accumulated
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _is_trial(trainer):
             return
-        self._step = trainer.global_step
         received, due = self._agree(self._signal, self._is_due(trainer))
         if received or due:
             self.save(trainer)

@@ -12,32 +12,20 @@ from collections import deque
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from diffzoo.errors import UserError
 from diffzoo.training.checkpointing import Checkpointing
+from diffzoo.training.gradients import gradient_norm, release, steps_on_device
+from diffzoo.training.steps import StepCallback
 
-__all__ = ["GradientGuard", "gradient_norm"]
-
-
-@torch.no_grad()
-def gradient_norm(optimizer: Optimizer) -> Tensor | None:
-    """Euclidean norm of all gradients of an optimizer, float32 on the device; None if there are none.
-
-    Gradients of shards (FSDP2) are reduced over the processes.
-    """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients:
-        return None
-    norm = torch.nn.utils.get_total_norm([g.detach() for g in gradients])
-    full = getattr(norm, "full_tensor", None)
-    return (full() if full is not None else norm).float()
+__all__ = ["GradientGuard"]
 
 
-class GradientGuard(Callback):
+class GradientGuard(StepCallback):
     """Skips bad steps or stops at the first, counts them, and names the samples.
 
     Stopping leaves the weights as they were before the bad step, saves them (where the run has `Checkpointing`) and
@@ -77,12 +65,8 @@ class GradientGuard(Callback):
         self._verdicts: list[tuple[int, Tensor, Tensor]] = []  # since the last look: step, bad, norm
         self._ids: deque[tuple[int, list[Any]]] = deque(maxlen=4096)
         self._told: list[Optimizer] = []
-        self._step = 0
 
     # -- the verdict
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
 
     @torch.no_grad()
     def judge(self, norm: Tensor) -> Tensor:
@@ -98,13 +82,12 @@ class GradientGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
-        norm = gradient_norm(inner)
+        norm = self.last_norm = gradient_norm(inner)
         if norm is None:
             return
-        self.last_norm = norm
         bad = self.judge(norm)
         self._verdicts.append((trainer.global_step, bad, norm))
-        if _skips_on_device(inner, trainer):
+        if steps_on_device(inner, trainer):
             inner.found_inf = bad.float().reshape(())  # type: ignore[attr-defined]
             self._told.append(inner)
         elif bool(bad):
@@ -118,11 +101,11 @@ class GradientGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._ids.append((self._step, self._suspects(pl_module)))
-        if trainer.global_step == self._step:  # gradients are still being accumulated
-            return
-        self._step = trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in self._told:
-            optimizer.found_inf = None  # type: ignore[attr-defined]
+            release(optimizer)
         self._told = []
         interval = self.check_every if pl_module.device.type != "cpu" else 1
         if self._step % interval == 0 or len(self._verdicts) >= interval:
@@ -187,15 +170,6 @@ class GradientGuard(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._verdicts = []
-
-
-def _skips_on_device(optimizer: Optimizer, trainer: Trainer) -> bool:
-    """Whether an optimizer's kernel takes `found_inf`, and no gradient scaler is using it."""
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        return False
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    # ours say so by a name of their own, because torch's makes Lightning refuse to clip
-    return fused and any(getattr(optimizer, name, False) for name in ("takes_found_inf", "_step_supports_amp_scaling"))
 
 
 def _list(ids: list[Any], limit: int = 64) -> str:

@@ -91,13 +91,10 @@ class HeldOutDistance(ImageMetrics):
         if self._counts_n:
             self.n = max(2, len(_data(trainer).val_source))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps or step == self._last or self._opened is None:
+        if step % self.every_n_steps or self._opened is None:
             return
-        self._last = step
         value = self.measure(trainer, pl_module)[self.metric]
         for logger in trainer.loggers:  # at every measurement, whatever log_every_n_steps says
             logger.log_metrics({f"eval/{self.metric}": value}, step)

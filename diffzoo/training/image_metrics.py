@@ -19,13 +19,14 @@ from diffzoo.images import Rounding, to_uint8
 from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
 from diffzoo.sampling import Guidance
 from diffzoo.training.previews import sampling_from
+from diffzoo.training.steps import StepCallback
 
 __all__ = ["ImageMetrics"]
 
 ADDITIVE = ("frechet", "frechet-spatial", "inception-score")
 
 
-class ImageMetrics(L.Callback):
+class ImageMetrics(StepCallback):
     """Samples images at intervals and logs `eval/<metric>`, for example `eval/fid`.
 
     Every rank samples its share of the same seeds; what is kept are sums, so memory does not grow with `n`, and the
@@ -70,7 +71,6 @@ class ImageMetrics(L.Callback):
         self.reference, self.metrics, self.every_n_steps, self.n = reference, tuple(metrics), every_n_steps, n
         self.steps, self.guidance, self.batch_size, self.average = steps, guidance, batch_size, average
         self.weights, self.rounding = weights, rounding
-        self._last = -1
         self._opened: Reference | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -78,16 +78,8 @@ class ImageMetrics(L.Callback):
         if stage == "fit":
             self._opened = Reference.open(self.reference)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # while the first gradients are accumulated the step is still the one that training starts from
-        self._last = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._last:
-            self._last = step
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             values = self.measure(trainer, pl_module)
             pl_module.log_dict({f"eval/{k}": v for k, v in values.items()}, on_step=True, on_epoch=False)
 

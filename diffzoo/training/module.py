@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from diffzoo import rng
 from diffzoo.encoders.autoencoder import Autoencoder
@@ -26,6 +27,8 @@ from diffzoo.sampling import DDIM, Guidance, Sampler
 from diffzoo.training import fine_tuning, freezing, frozen_encoders, resume, run_record
 from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.batch_format import BatchReader, check_data_fits, size_of
+from diffzoo.training.gradients import clip_by_norm, gradient_norm, release
+from diffzoo.training.guards import GradientGuard
 from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.optimizers import OptimizerFactory, SchedulerFactory, network_optimizer, with_scheduler
 from diffzoo.training.sharding import shard
@@ -166,6 +169,8 @@ class DiffusionModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Hand the loss to callbacks that watch it; `TrainingLog` writes it."""
+        for optimizer in self.trainer.optimizers:
+            release(optimizer)
         if self.last_losses is not None:
             loss = self.last_losses[1]
             self.log("train/loss", loss.mean(), logger=False, on_step=True, on_epoch=True, batch_size=len(loss))
@@ -257,6 +262,25 @@ class DiffusionModule(L.LightningModule):
         scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
         self._recipe_settings = resume.settings_of(optimizer, scheduler)
         return with_scheduler(optimizer, scheduler)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that `GradientGuard` has just taken; by value, and in shards, as Lightning does."""
+        if not gradient_clip_val:
+            return
+        sharded = any(hasattr(p, "device_mesh") for p in self.network.parameters())
+        if sharded or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        guard = next((c for c in self.trainer.callbacks if isinstance(c, GradientGuard)), None)  # type: ignore[attr-defined]
+        inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
+        norm = guard.last_norm if guard is not None else gradient_norm(inner)
+        if norm is not None:
+            clip_by_norm(inner, norm, gradient_clip_val, self.trainer)
 
     def on_train_start(self) -> None:
         """After a resume: what the recipe has changed since wins over what the checkpoint stored."""

@@ -18,12 +18,13 @@ from diffzoo.images import make_grid, save_image, to_uint8
 from diffzoo.sampling import Guidance
 from diffzoo.training.averaging import averaged
 from diffzoo.training.side_files import write_or_warn
+from diffzoo.training.steps import StepCallback
 from diffzoo.typing import Condition
 
 __all__ = ["SampleGrid", "sampling_from"]
 
 
-class SampleGrid(L.Callback):
+class SampleGrid(StepCallback):
     """Writes `samples/step_*.png` at intervals and `samples/final.png` at the end of training.
 
     The same seeds and classes every time, so that the grids can be compared: one row per class (unconditional
@@ -54,18 +55,10 @@ class SampleGrid(L.Callback):
         self.every_n_steps, self.classes, self.per_class = every_n_steps, classes, per_class
         self.guidance, self.final_steps, self.batch_size = guidance, final_steps, batch_size
         self.captions = captions
-        self._last = -1
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # while the first gradients are accumulated the step is still the one that training starts from
-        self._last = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._last:
-            self._last = step
+        if self.every_n_steps and step % self.every_n_steps == 0:
             self.sample(trainer, pl_module, f"step_{step:07d}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -94,7 +87,7 @@ class SampleGrid(L.Callback):
         path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
         try:
             grid = make_grid(to_uint8(images), self.per_class)
-        except UserError as error:  # a preview is no reason to stop: `LossGuard` decides on that
+        except UserError as error:  # a preview is no reason to stop: `GradientGuard` decides on that
             rank_zero_warn(f"no preview at step {trainer.global_step}: {error}")
             return None
         written = write_or_warn(path.parent, lambda: self._log(trainer, grid, path))

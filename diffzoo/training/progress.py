@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from diffzoo.training.batch_format import size_of
+from diffzoo.training.steps import StepCallback
 
 __all__ = ["RunProgress"]
 
 
-class RunProgress(ProgressBar):
+class RunProgress(StepCallback, ProgressBar):
     """Steps done and left, images per second, smoothed loss.
 
     Args:
@@ -29,7 +30,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
         self._loss = self._rate = None  # type: float | None
         self._stamp = self._line_stamp = 0.0
-        self._step, self._step_stamp = 0, 0.0
+        self._step_stamp = 0.0
         self._durations: deque[float] = deque(maxlen=200)  # seconds per step
 
     def disable(self) -> None:
@@ -39,8 +40,8 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._stamp = self._line_stamp = self._step_stamp = time.monotonic()
-        self._step = trainer.global_step
         if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = tqdm(total=total, initial=trainer.global_step, desc="training", unit="step", dynamic_ncols=True)
@@ -54,9 +55,7 @@ class RunProgress(ProgressBar):
         images = size_of(batch) * trainer.world_size
         rate = images / max(now - self._stamp, 1e-9)
         self._stamp = now
-        if trainer.global_step != self._step:
-            self._durations.append(now - self._step_stamp)
-            self._step, self._step_stamp = trainer.global_step, now
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
         # reading the loss waits for the device, so it is done at a human pace
         if trainer.global_step % 10 == 0 or self._loss is None:
@@ -69,6 +68,10 @@ class RunProgress(ProgressBar):
         elif now - self._line_stamp > self.line_every_seconds:
             self._line_stamp = now
             print(self._line(trainer), flush=True)
+
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._durations.append(self._stamp - self._step_stamp)
+        self._step_stamp = self._stamp
 
     def _line(self, trainer: L.Trainer) -> str:
         left = ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -24,6 +24,7 @@ from diffzoo.training.gpus import GIB, GPU, present_gpu
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.planning import flops_per_image
 from diffzoo.training.side_files import write_or_warn
+from diffzoo.training.steps import StepCallback
 
 __all__ = ["CsvLog", "TrainingLog"]
 
@@ -107,7 +108,7 @@ def _short(value: float) -> float | int:
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-class TrainingLog(Callback):
+class TrainingLog(StepCallback):
     """Logs the numbers of training to every logger of the run, and to a CSV whatever loggers it has.
 
     train/loss                    mean over samples and processes since the last row
@@ -138,7 +139,6 @@ class TrainingLog(Callback):
         self.images_seen = 0
         self._gpu: GPU | None = None
         self._flops = 0.0
-        self._step = 0
         self._sums: Tensor | None = None
         self._loaded: Tensor | None = None
         self._images = 0
@@ -156,7 +156,7 @@ class TrainingLog(Callback):
             trainer.loggers = [*trainer.loggers, CsvLog(trainer.default_root_dir)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         for logger in trainer.loggers:
             if isinstance(logger, CsvLog):
                 logger.rewind(self._step)
@@ -181,9 +181,9 @@ class TrainingLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._take_in(pl_module, outputs, size_of(batch) * trainer.world_size)
-        if trainer.global_step == self._step:  # gradients are still being accumulated
-            return
-        self._step = trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._step % (self.every_n_steps or max(1, getattr(trainer, "log_every_n_steps", 50))) == 0:
             values = self.collect(trainer, pl_module)
             for logger in trainer.loggers:
