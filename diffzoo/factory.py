@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
@@ -22,7 +22,7 @@ def create_model(
     *,
     classes: Literal["random", "mean", "copy"] | None = None,
     class_names: Sequence[str] | None = None,
-    **overrides: Any,
+    **overrides: object,
 ) -> Network:
     """Build a network, with random weights or with those of a source.
 
@@ -68,7 +68,7 @@ def create_model(
     return build_as(name, locate(pretrained, metadata=unsaid), overrides, classes, class_names)
 
 
-def _untrained(name: str, overrides: Mapping[str, Any]) -> Network:
+def _untrained(name: str, overrides: Mapping[str, object]) -> Network:
     """The network of published weights, with random ones; nothing is fetched."""
     from diffzoo.zoo.manifest import find_pretrained
 
@@ -78,7 +78,7 @@ def _untrained(name: str, overrides: Mapping[str, Any]) -> Network:
     return metadata.network(metadata.config.override(**overrides))
 
 
-def _described(unsaid: "Metadata", source: str | Path, overrides: Mapping[str, Any]) -> "Weights | None":
+def _described(unsaid: "Metadata", source: str | Path, overrides: Mapping[str, object]) -> "Weights | None":
     """Weights of a bare file that fit the registered config with the overrides, as their owner describes them."""
     from diffzoo.zoo.loading import locate
 

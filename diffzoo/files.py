@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 __all__ = ["atomic_path", "sha256", "to_json", "write_text"]
 
@@ -44,6 +43,6 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def to_json(data: Any) -> str:
+def to_json(data: object) -> str:
     """Plain data as text, in one form only: sorted keys, two spaces, a final newline."""
     return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from diffzoo.errors import UserError, did_you_mean
 
@@ -50,7 +50,7 @@ RENAMED = {
 # -- writing
 
 
-def to_plain(value: Any, *, sparse: bool = False) -> Any:
+def to_plain(value: object, *, sparse: bool = False) -> Any:
     """A dataclass, or a container of such, as JSON-ready data.
 
     Args:
@@ -60,7 +60,7 @@ def to_plain(value: Any, *, sparse: bool = False) -> Any:
     return _plain(value, type(value), sparse)
 
 
-def _plain(value: Any, hint: Any, sparse: bool) -> Any:
+def _plain(value: object, hint: object, sparse: bool) -> Any:
     if isinstance(value, type):
         return class_name(value)
     if is_dataclass(value):
@@ -84,7 +84,7 @@ def _plain(value: Any, hint: Any, sparse: bool) -> Any:
     return str(value) if isinstance(value, float) and math.isinf(value) else value  # JSON knows no infinity
 
 
-def _element(hint: Any, index: int) -> Any:
+def _element(hint: object, index: int) -> Any:
     """The annotation of an element of a list or tuple; Any where the annotation does not say."""
     for kind in (hint, *get_args(hint)):
         arguments = get_args(kind)
@@ -93,7 +93,7 @@ def _element(hint: Any, index: int) -> Any:
     return Any
 
 
-def _is_absent(value: Any, field: "Field[Any]") -> bool:
+def _is_absent(value: object, field: Field) -> bool:
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     return (value is None or value in ((), {}, [], "")) and value == default
 
@@ -109,7 +109,7 @@ def class_name(cls: type) -> str:
 # -- reading
 
 
-def from_plain(cls: type[T], data: Any, where: str = "") -> T:
+def from_plain(cls: type[T], data: object, where: str = "") -> T:
     """The object of `cls` that plain data describe; the inverse of `to_plain`.
 
     Args:
@@ -123,7 +123,7 @@ def from_plain(cls: type[T], data: Any, where: str = "") -> T:
     return cast(T, _read(cls, data, where))
 
 
-def _read(hint: Any, data: Any, where: str, usual: type | None = None) -> Any:
+def _read(hint: object, data: object, where: str, usual: type | None = None) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (Any, object):
         return data
@@ -141,26 +141,27 @@ def _read(hint: Any, data: Any, where: str, usual: type | None = None) -> Any:
         if len(each) != len(data):
             _refuse(hint, data, where)
         return origin(_read(h, v, _at(where, i)) for i, (h, v) in enumerate(zip(each, data, strict=True)))
-    if isinstance(origin or hint, type) and issubclass(origin or hint, Mapping):
+    plain = origin or hint
+    if isinstance(plain, type) and issubclass(plain, Mapping):
         if not isinstance(data, Mapping):
             _refuse(hint, data, where)
         return {key: _read(arguments[1] if arguments else Any, v, _at(where, key)) for key, v in data.items()}
     if hint in (bool, int, float, str, type(None)):
         return _read_scalar(hint, data, where)
-    return _read_object(hint, data, where, usual)
+    return _read_object(cast(type, hint), data, where, usual)
 
 
-def _read_scalar(hint: type, data: Any, where: str) -> Any:
+def _read_scalar(hint: type, data: object, where: str) -> Any:
     if hint is float and data in ("inf", "-inf"):
-        return float(data)
+        return math.inf if data == "inf" else -math.inf
     # a bool is an int for Python, never for a reader of data
     accepted = (int, float) if hint is float else hint
     if not isinstance(data, accepted) or (isinstance(data, bool) and hint is not bool):
         _refuse(hint, data, where)
-    return float(data) if hint is float else data
+    return float(data) if isinstance(data, int | float) and hint is float else data
 
 
-def _read_union(hints: tuple[Any, ...], data: Any, where: str, usual: type | None) -> Any:
+def _read_union(hints: tuple[object, ...], data: object, where: str, usual: type | None) -> Any:
     if data is None and type(None) in hints:
         return None
     problems = []
@@ -174,7 +175,7 @@ def _read_union(hints: tuple[Any, ...], data: Any, where: str, usual: type | Non
     return _refuse(Union[hints], data, where)  # noqa: UP007  built at run time
 
 
-def _read_object(hint: type, data: Any, where: str, usual: type | None) -> Any:
+def _read_object(hint: type, data: object, where: str, usual: type | None) -> Any:
     if isinstance(data, hint) or not (is_dataclass(hint) or ABC in hint.__mro__):
         return data if isinstance(data, hint) else _refuse(hint, data, where)
     if isinstance(data, str) and ABC in hint.__mro__:
@@ -213,7 +214,7 @@ def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
 # -- classes
 
 
-def _find_class(base: type, name: Any, where: str, *, built: bool = True) -> type:
+def _find_class(base: type, name: object, where: str, *, built: bool = True) -> type:
     """The class of this name; `built` says that objects of it are made from data, so it is a dataclass."""
     if isinstance(name, type) and issubclass(name, base):
         return name
@@ -265,7 +266,7 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _key(field: "Field[Any]") -> str:
+def _key(field: Field) -> str:
     return str(field.metadata.get("key", field.name))
 
 
@@ -276,13 +277,13 @@ def _at(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _refuse(hint: Any, data: Any, where: str, hint_text: str = "") -> Any:
+def _refuse(hint: object, data: object, where: str, hint_text: str = "") -> NoReturn:
     given = repr(data) if len(repr(data)) < 120 else f"{repr(data)[:117]}..."
     problem = f"expected {_words(hint)}, got {given}{hint_text}"
     raise UserError(f"{where}: {problem}" if where else problem)
 
 
-def _words(hint: Any) -> str:
+def _words(hint: object) -> str:
     """An annotation in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -308,7 +309,7 @@ def _words(hint: Any) -> str:
 # -- canonical text
 
 
-def canonical_json(data: Any) -> str:
+def canonical_json(data: object) -> str:
     """JSON with sorted keys and no spaces: one text for one meaning.
 
     Raises:
@@ -321,12 +322,12 @@ def canonical_json(data: Any) -> str:
         raise UserError(f"the {name} holds a number that is not finite: give a finite one") from error
 
 
-def digest(data: Any) -> str:
+def digest(data: object) -> str:
     """SHA-256 of the canonical JSON, in hex."""
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
-def differences(a: Any, b: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(a: object, b: object, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Where two pieces of JSON-ready data differ: dotted path to the pair of values."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         found: dict[str, tuple[Any, Any]] = {}

@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from diffzoo.errors import UserError
 
 __all__ = [
+    "Launch",
     "Run",
     "RunLock",
     "checksum_file",
@@ -29,6 +30,7 @@ __all__ = [
     "find_resume",
     "is_first_process",
     "is_sound",
+    "launch",
     "list_checkpoints",
     "newest_checkpoint",
     "run_of",
@@ -225,9 +227,31 @@ class RunLock:
             self._file = None
 
 
+class Launch(NamedTuple):
+    """This process among those that torchrun or srun started.
+
+    Args:
+        rank: among all processes.
+        world: how many there are; 1 where nothing says so.
+        local: among the processes of this machine.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+
+def launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """By the variables of torchrun, then by those of SLURM."""
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        if names[0] in environment:
+            given = Launch(*(int(environment.get(n) or d) for n, d in zip(names, "010", strict=True)))
+            return given._replace(world=max(given.world, given.rank + 1))
+    return Launch()
+
+
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
     """By the variables of torchrun, SLURM and Lightning's own launcher, in that order."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in environment:
-            return environment[name] == "0"
+    if "RANK" in environment or "SLURM_PROCID" in environment:
+        return launch(environment).rank == 0
     return environment.get("NODE_RANK", "0") == "0" and environment.get("LOCAL_RANK", "0") == "0"

@@ -16,6 +16,7 @@ from diffzoo.cli.eval_options import (
     shared_arguments,
 )
 from diffzoo.errors import UserError
+from diffzoo.runs import is_first_process
 
 if TYPE_CHECKING:
     from diffzoo.evaluation import Result
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     options = run_options(args, device, keep_images=args.keep_images or bool(args.memorisation))
     held_out = open_images(args.held_out) if args.held_out else None
     result = evaluate(source, protocol, reference, options, held_out)
+    if not is_first_process():
+        return 0
     print(result.table())
     for remark in result.remarks:
         print(f"note: {remark}")

@@ -16,6 +16,7 @@ from diffzoo.cli.eval_options import (
 )
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import write_text
+from diffzoo.runs import is_first_process
 
 if TYPE_CHECKING:
     from diffzoo.generation import SamplePlan
@@ -90,11 +91,14 @@ def run(args: argparse.Namespace) -> int:
     for label in weights:  # a label that does not exist is better known before hours of work
         images(replace(sweep.Candidate(1.0, None, label).plan(base), guidance=base.guidance)).plan()
     metric = args.metric or protocol.metrics[0]
+    first = is_first_process()
     trials = sweep.sweep_guidance(
         images, base, protocol, reference, tried, run_options(args, device, groups=0),
         metric=metric, first_part=args.first_part, margin=args.margin,
-        report=lambda t: print(f"{t.candidate}: {metric} {t.value:.5g} ({t.n} images)", flush=True),
+        report=lambda t: print(f"{t.candidate}: {metric} {t.value:.5g} ({t.n} images)", flush=True) if first else None,
     )  # fmt: skip
+    if not first:
+        return 0
     out = Path(args.out)
     text = sweep.table(trials)
     write_text(out / "sweep.txt", text + "\n")

@@ -3,6 +3,9 @@
 A block is one file named by its position. What is there and belongs to the same plan and protocol is not computed
 again, so a killed run goes on where it stopped; blocks are computed one by one on one thread, so that their content
 does not depend on how many processes shared the work.
+
+Processes of torchrun or srun share a folder and nothing else. Each computes its share of the blocks, then those of the
+others that are still missing, from the end: the slow are helped, and what a killed one leaves is done by the rest.
 """
 
 import json
@@ -31,10 +34,12 @@ from diffzoo.generation.plan import SamplePlan
 from diffzoo.images import to_uint8
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
 from diffzoo.record import digest
+from diffzoo.runs import Launch, launch
 from diffzoo.tensors import write_tensors
 
 __all__ = ["Blocks", "Job"]
 
+Span = tuple[int, int, int]  # index, first image, number of images of a block
 LAYOUT = 1  # of the block files: raise it when their content changes meaning
 
 
@@ -98,8 +103,8 @@ class Blocks:
         """The file of a block."""
         return self.folder / self.key / f"{index:05d}.{what}.safetensors"
 
-    def spans(self) -> list[tuple[int, int, int]]:
-        """Index, first image and number of images of each block of this protocol's n."""
+    def spans(self) -> list[Span]:
+        """The blocks of this protocol's n."""
         n = self.protocol.n
         return [(i, i * self.size, min(self.size, n - i * self.size)) for i in range(-(-n // self.size))]
 
@@ -129,7 +134,7 @@ class Blocks:
 
     # -- work
 
-    def missing(self, keep_images: bool = False) -> list[tuple[int, int, int]]:
+    def missing(self, keep_images: bool = False) -> list[Span]:
         """The blocks that have to be computed."""
         return [span for span in self.spans() if not self.has(span[0], span[2], keep_images)]
 
@@ -140,8 +145,14 @@ class Blocks:
             job: how.
             processes: how many at once; the result does not depend on it.
             progress: show a bar that counts images.
+
+        Raises:
+            UserError: for several processes in each of those that torchrun or srun started.
         """
-        missing = self.missing(job.keep_images)
+        place = launch()
+        if processes > 1 and place.world > 1:
+            raise UserError(f"{place.world} processes were started and share the work: leave --processes out")
+        missing = _in_turn(self.missing(job.keep_images), place)
         if not missing:
             return 0
         self.path(0).parent.mkdir(parents=True, exist_ok=True)
@@ -153,25 +164,29 @@ class Blocks:
         }
         with atomic_path(self.path(0).parent / "about.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1, sort_keys=True))
-        total = sum(count for *_, count in missing)
+        total, made = sum(count for *_, count in missing), 0
         with tqdm(total=total, disable=not progress, unit=" images", desc=self.protocol.name) as bar:
-            for count in self._work(job, missing, min(processes, len(missing))):
+            for (*_, count), computed in self._work(job, missing, min(processes, len(missing))):
                 bar.update(count)
-        return total
+                made += count * computed
+        return made
 
-    def _work(self, job: Job, missing: Sequence[tuple[int, int, int]], processes: int) -> Iterator[int]:
+    def _work(self, job: Job, missing: Sequence[Span], processes: int) -> Iterator[tuple[Span, bool]]:
         if processes <= 1:
             networks = _networks(job, job.device)
             for span in missing:
-                yield _compute(self, job, networks, span)
+                if computed := not self.has(span[0], span[2], job.keep_images):  # another process may have been here
+                    _compute(self, job, networks, span)
+                yield span, computed
             return
         context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
         turn = context.Value("i", 0)
         with ProcessPoolExecutor(processes, context, _start_worker, (self, job, turn)) as pool:
-            waiting = [pool.submit(_compute_here, span) for span in missing]
+            waiting = {pool.submit(_compute_here, span): span for span in missing}
             try:
                 for done in as_completed(waiting):
-                    yield done.result()
+                    done.result()
+                    yield waiting[done], True
             except BrokenProcessPool as error:
                 raise UserError(
                     "a process of the evaluation was killed, most likely for lack of memory: run again with fewer "
@@ -200,8 +215,14 @@ def _networks(job: Job, device: str) -> list[FeatureNetwork]:
     return [load_features(name, weights, device) for name, weights in job.networks]
 
 
-def _compute(blocks: Blocks, job: Job, networks: Sequence[FeatureNetwork], span: tuple[int, int, int]) -> int:
-    """One block from seeds to its file; returns its number of images."""
+def _in_turn(missing: Sequence[Span], place: Launch) -> list[Span]:
+    """The missing blocks in the order in which one of several processes takes them: its share, then the others'."""
+    others = [span for span in missing if span[0] % place.world != place.rank]
+    return [span for span in missing if span[0] % place.world == place.rank] + others[::-1]
+
+
+def _compute(blocks: Blocks, job: Job, networks: Sequence[FeatureNetwork], span: Span) -> None:
+    """One block from seeds to its file."""
     index, start, count = span
     with one_thread(job.device):
         images = job.source.images(start, count)
@@ -215,7 +236,6 @@ def _compute(blocks: Blocks, job: Job, networks: Sequence[FeatureNetwork], span:
     if job.keep_images:
         blocks.write(index, {"pixels": pixels}, "pixels")
     blocks.write(index, features)
-    return count
 
 
 # -- worker processes
@@ -237,8 +257,8 @@ def _start_worker(blocks: Blocks, job: Job, turn: Any) -> None:
     _WORKER["job"] = Job(source, job.protocol, job.networks, device, job.features_per_batch, job.keep_images)
 
 
-def _compute_here(span: tuple[int, int, int]) -> int:
-    return _compute(_WORKER["blocks"], _WORKER["job"], _WORKER["networks"], span)
+def _compute_here(span: Span) -> None:
+    _compute(_WORKER["blocks"], _WORKER["job"], _WORKER["networks"], span)
 
 
 def _leave_with_parent() -> None:

@@ -1,10 +1,13 @@
 """The reference of the protocol "demo": made on this machine from the demo set, at the size of the images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from torch import Tensor
+
+from diffzoo.data.sources import Source
 from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference, find_reference, make_reference, reference_folder
@@ -43,14 +46,14 @@ def _make(path: Path, size: int) -> None:
     class Whole(DemoData):
         """The training rows, each once and in order, through the loader that validation has."""
 
-        def open_source(self, part: Any) -> Any:
+        def open_source(self, part: Literal["train", "validation"]) -> Source:
             return super().open_source("train")
 
     batches = Whole(image_size=size, num_workers=0).val_dataloader()
     make_reference(_equal_classes(batches), [load_features("random-conv")], path)
 
 
-def _equal_classes(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+def _equal_classes(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """The first images of each class, as many of each as there are, up to PER_CLASS."""
     seen: dict[int, int] = {}
     for batch in batches:

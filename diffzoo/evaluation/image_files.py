@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from diffzoo.files import sha256
 from diffzoo.generation.plan import Record
 from diffzoo.images import SUFFIXES
 from diffzoo.metrics.resize import resize_bicubic
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["FolderImages", "ImagesPlan", "NpzImages", "as_protocol_asks", "open_images"]
 
@@ -122,7 +125,7 @@ class FolderImages:
         return [] if remark is None else [remark]
 
     @staticmethod
-    def _read(path: Path) -> np.ndarray[Any, Any]:
+    def _read(path: Path) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError
 
         try:
@@ -147,11 +150,11 @@ class FolderImages:
         return ImagesPlan(self.path, self.sha256)
 
 
-def _check_mode(path: Path, image: Any) -> None:
+def _check_mode(path: Path, image: "Image.Image") -> None:
     """Refuse images whose way to 8-bit RGB is a matter of taste: it would be a hidden part of the protocol."""
     if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
         raise UserError(f"{path} has pixels of mode {image.mode}, not 8 bits: convert it to 8-bit RGB first")
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
         raise UserError(f"{path} is partly transparent: put it on a background of your choice first")
 
 
@@ -166,7 +169,7 @@ class NpzImages:
     path: str
 
     @cached_property
-    def _header(self) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    def _header(self) -> tuple[tuple[int, ...], np.dtype, int]:
         """Shape, dtype and offset of the data within the member `arr_0.npy`."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
@@ -221,7 +224,7 @@ class NpzImages:
                 member.seek(start)
                 return member.read(count)
 
-    def _raw(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _raw(self, values: np.ndarray) -> np.ndarray:
         if values.dtype == np.uint8:
             return values.copy()
         if not np.isfinite(values).all():

@@ -15,9 +15,9 @@ which is the same for all results of one protocol and one reason why protocols m
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from diffzoo.metrics.kernels import cmmd, cmmd_parts, kid_parts, kid_subsets
 from diffzoo.metrics.moments import Moments, merge_all
 from diffzoo.metrics.neighbours import authentic, density_coverage, precision_recall
 from diffzoo.metrics.vendi import vendi_score
+
+T = TypeVar("T")
 
 __all__ = [
     "ALIASES",
@@ -110,7 +112,7 @@ class Value(NamedTuple):
     standard_error: float | None
     method: str | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON-ready data."""
         return self._asdict()
 
@@ -262,12 +264,12 @@ class _Measurement:
     ):
         self.protocol, self.features, self.reference = protocol, features, reference
         self.networks, self.groups, self.device = networks, groups, device
-        self._shared: dict[Any, Any] = {}
+        self._shared: dict[Hashable, object] = {}
 
-    def _once(self, key: Any, compute: Callable[[], Any]) -> Any:
+    def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
         if key not in self._shared:
             self._shared[key] = compute()
-        return self._shared[key]
+        return cast(T, self._shared[key])
 
     def _setting(self, name: str, default: int) -> int:
         return int(self.protocol.settings.get(name, default))
@@ -277,7 +279,7 @@ class _Measurement:
         reference = self.reference.features(network, metric.layer)
         return self.features.of(metric).to(self.device), reference.to(self.device)
 
-    def _neighbours(self, metric: Metric, manifold: bool) -> Any:
+    def _neighbours(self, metric: Metric, manifold: bool) -> tuple[Tensor, Tensor]:
         compute = precision_recall if manifold else density_coverage
         k = neighbours_of(self.protocol, metric.kind)
         return self._once((metric.network, manifold), lambda: compute(*self._both(metric), k))
@@ -294,8 +296,7 @@ class _Measurement:
         if kind == "inception-score":
             return _inception(self.features.of(metric), self._setting("is_split", 5000), self.groups)
         if kind in ("precision", "density"):
-            found = self._neighbours(metric, kind == "precision")
-            return _mean_value((found[0]).cpu(), self.groups)
+            return _mean_value(self._neighbours(metric, kind == "precision")[0].cpu(), self.groups)
         if kind in ("recall", "coverage"):
             inside = self._neighbours(metric, kind == "recall")[1]
             share = float(inside.double().mean())

@@ -38,7 +38,7 @@ class ModelImages:
     captions: Sequence[str] = field(default=(), repr=False)
     loaded: Generator | None = field(default=None, repr=False, compare=False)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "loaded": None}
 
     @cached_property

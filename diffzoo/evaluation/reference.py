@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -221,7 +220,7 @@ def reference_of(images: FolderImages, networks: Sequence[FeatureNetwork], progr
     return replace(made, id=name, size=size, remarks=[whose, *images.remarks()])
 
 
-def _pixels(batch: Tensor | Mapping[str, Any]) -> Tensor:
+def _pixels(batch: Tensor | Mapping[str, Tensor]) -> Tensor:
     pixels = batch if isinstance(batch, Tensor) else batch.get("image")
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 4:
         got = "no key 'image'" if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
@@ -257,7 +256,7 @@ class _Gathered:
         if len(value):
             self.kept.setdefault(name, []).append(value.cpu())
 
-    def arrays(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         for (network, layer), moments in self.moments.items():
             for key, value in zip(_keys(network, layer), (moments.mean, moments.covariance()), strict=True):
                 yield key, value.numpy()
@@ -266,7 +265,7 @@ class _Gathered:
 
 
 def make_reference(
-    batches: Iterable[Tensor | Mapping[str, Any]],
+    batches: Iterable[Tensor | Mapping[str, Tensor]],
     networks: Sequence[FeatureNetwork],
     path: str | os.PathLike[str],
     *,
@@ -331,7 +330,7 @@ _PLAIN = {("numpy", "ndarray"), ("numpy", "dtype")} | {
 class _Plain(pickle.Unpickler):
     """Reads dictionaries, numbers and arrays, and runs nothing."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _PLAIN:
             raise pickle.UnpicklingError(f"it holds {module}.{name}")
         return super().find_class(module, name)

@@ -71,7 +71,7 @@ class Result:
     timing: Mapping[str, float] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON-ready data."""
         return {
             "format": FORMAT,
@@ -132,7 +132,7 @@ class Result:
             raise UserError(f"{path} is no result of `diffzoo eval`: expected a JSON object")
         return cls.from_dict(data, str(path))
 
-    def eval_results(self) -> list[dict[str, Any]]:
+    def eval_results(self) -> list[dict[str, object]]:
         """Entries for the Hub's `.eval_results/*.yaml`: one per metric, with hashes and error in the notes."""
         protocol = self.protocol
         entries = []

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.blocks import Blocks, Job
@@ -17,10 +16,11 @@ from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference, reference_of
 from diffzoo.evaluation.result import Result, hardware, software_versions
-from diffzoo.generation.generator import ImageSource
+from diffzoo.generation.generator import ImageSource, device_of
 from diffzoo.generation.plan import SamplePlan, labels_of
 from diffzoo.images import write_npz
 from diffzoo.metrics.features import FeatureNetwork, load_features
+from diffzoo.runs import is_first_process
 
 __all__ = ["RunOptions", "evaluate", "load_networks", "result_path"]
 
@@ -85,6 +85,8 @@ def evaluate(
 
     Blocks of seeds are written to `options.out/blocks`; the result to `options.out`. Values
     do not depend on the number of processes, nor on having been killed and run again. See `result_path` for its name.
+    Processes of torchrun or srun, on one machine or several that share the folder, share the blocks; every one returns
+    the result, and the first writes it.
 
     Args:
         source: a plan, or a folder, a file, or any other source of images.
@@ -97,6 +99,7 @@ def evaluate(
         UserError: for whatever does not fit; one sentence.
     """
     options = options or RunOptions()
+    options = replace(options, device=str(device_of(options.device)))
     if Path(options.out).is_file():
         raise UserError(f"{options.out} is a file: results need a folder")
     started = time.perf_counter()
@@ -128,6 +131,8 @@ def evaluate(
         "measure_seconds": time.perf_counter() - generated,
     }
     result = Result(plan, protocol, values, remarks, device=hardware(options.device), timing=timing)
+    if not is_first_process():
+        return result
     result.save(result_path(options.out, plan, protocol))
     if options.keep_images:
         _write_samples(source, blocks, Path(options.out) / "samples.npz")
@@ -148,7 +153,7 @@ def result_path(out: str | os.PathLike[str], plan: SamplePlan | ImagesPlan, prot
     return path.with_stem(f"{path.stem}_{plan.sha256[:8]}_{protocol.sha256[:8]}")
 
 
-def _write_samples(source: Any, blocks: Blocks, path: Path) -> None:
+def _write_samples(source: ImageSource, blocks: Blocks, path: Path) -> None:
     labels = None
     if isinstance(source, ModelImages):
         labels = labels_of(source.sample_plan, source.num_classes, 0, blocks.protocol.n)

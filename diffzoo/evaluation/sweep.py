@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.image_files import FolderImages
@@ -20,6 +20,7 @@ from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.result import Result
 from diffzoo.evaluation.run import RunOptions, evaluate
 from diffzoo.files import atomic_path, write_text
+from diffzoo.generation.generator import ImageSource
 from diffzoo.generation.guidance import ByClassifier, no_guidance
 from diffzoo.generation.plan import SamplePlan
 from diffzoo.record import digest
@@ -119,7 +120,7 @@ Run = Callable[[Candidate, int], Result]
 
 
 def _runner(
-    source: Callable[[SamplePlan], Any],
+    source: Callable[[SamplePlan], ImageSource],
     base: SamplePlan,
     protocol: EvalProtocol,
     reference: Reference | FolderImages,
@@ -137,7 +138,7 @@ def _runner(
 
 
 def sweep_guidance(
-    source: Callable[[SamplePlan], Any],
+    source: Callable[[SamplePlan], ImageSource],
     base: SamplePlan,
     protocol: EvalProtocol,
     reference: Reference | FolderImages,

@@ -19,6 +19,7 @@ from diffzoo.generation.plan import Precision, SamplePlan, labels_of
 from diffzoo.models.base import Network
 from diffzoo.precision import float32_digits
 from diffzoo.process import GaussianProcess
+from diffzoo.runs import launch
 from diffzoo.sampling import ClassifierGuidance, Denoise, Denoiser, Sampler, sample
 from diffzoo.sampling.upsample import quantise
 from diffzoo.typing import Condition, Images, Latents
@@ -30,7 +31,7 @@ DECODED = 16  # latents that are decoded at a time
 
 
 def device_of(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name; None = a GPU if there is one.
+    """The device of that name; None = a GPU if there is one. Under torchrun or srun "cuda" is the GPU of this process.
 
     Raises:
         UserError: for a name that is none, and for a GPU that is not there.
@@ -39,6 +40,8 @@ def device_of(name: str | torch.device | None = None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise UserError(f"expected a device such as cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda" and device.index is None and launch().world > 1 and torch.cuda.device_count():
+        device = torch.device("cuda", launch().local % torch.cuda.device_count())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"there is no device {device}: {torch.cuda.device_count()} GPUs were found; cpu works anywhere")
     return device

@@ -6,13 +6,17 @@ import json
 import os
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from diffzoo.images import make_grid, save_image, write_npz
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["Samples"]
 
@@ -35,14 +39,14 @@ class Samples:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.pixels[index]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return self.pixels.astype(dtype) if dtype is not None else self.pixels
 
-    def pil(self) -> list[Any]:
+    def pil(self) -> "list[Image]":
         """The images as PIL images."""
-        from PIL import Image
+        from PIL.Image import fromarray
 
-        return [Image.fromarray(p) for p in self.pixels]
+        return [fromarray(p) for p in self.pixels]
 
     def save_png(self, folder: str | Path) -> list[Path]:
         """One PNG per image, its record in the metadata field "diffzoo" as JSON; returns the paths.
@@ -77,7 +81,7 @@ class Samples:
         return f"Samples({n} of {h}x{w})"
 
 
-def _text(record: Any) -> dict[str, str]:
+def _text(record: object) -> dict[str, str]:
     return {"diffzoo": json.dumps(record, sort_keys=True, allow_nan=False)}
 
 

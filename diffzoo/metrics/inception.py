@@ -124,7 +124,7 @@ class Inception2015(FeatureNetwork):
         self._spatial: list[Tensor] = []
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
-    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _keep_spatial(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._spatial = [spatial_layer(output)]
 
     def layers_of(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -15,8 +15,10 @@ import torch
 
 from diffzoo.cli.main import main
 from diffzoo.data import DemoData
+from diffzoo.evaluation.blocks import _in_turn
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess, V
+from diffzoo.runs import Launch, launch
 from diffzoo.sampling import DDIM
 from diffzoo.training.averaging import EMA
 from diffzoo.training.module import DiffusionModule
@@ -105,6 +107,46 @@ def test_killed_and_resumed_writes_the_same_json(
     assert numbers(tmp_path) == by_one
     (result,) = tmp_path.glob("demo*.json")
     assert json.loads(result.read_text())["timing"]["images_made"] == N - there * BLOCK
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_ranks_of_a_launcher_write_the_json_of_one(
+    run: Path, by_one: dict[str, Any], tmp_path: Path, killed: int
+) -> None:
+    """As torchrun and srun start them; one is killed, and what it leaves is done by the other, or by the next run."""
+
+    def start(rank: int) -> subprocess.Popen[bytes]:
+        launched = {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", "diffzoo", *arguments(run, tmp_path)]
+        return subprocess.Popen(command, env={**os.environ, **launched}, stdout=subprocess.PIPE)
+
+    ranks = [start(0), start(1)]
+    deadline = time.monotonic() + 200
+    while len(list(tmp_path.glob("blocks/*/*.features.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ranks[killed].kill()
+    ranks[killed].wait()
+    printed, _ = ranks[1 - killed].communicate(timeout=200)
+    assert ranks[1 - killed].returncode == 0
+    there = len(list(tmp_path.glob("blocks/*/*.features.safetensors")))
+    assert there == N // BLOCK
+    if killed == 0:
+        assert b"frechet" not in printed
+        assert not list(tmp_path.glob("demo*.json"))
+        assert start(0).wait() == 0
+    assert numbers(tmp_path) == by_one
+
+
+def test_ranks_share_the_blocks_and_then_help_from_the_end() -> None:
+    spans = [(i, 10 * i, 10) for i in range(5)]
+    first, second = (_in_turn(spans, Launch(rank, 2)) for rank in range(2))
+    assert [s[0] for s in first] == [0, 2, 4, 3, 1]
+    assert [s[0] for s in second] == [1, 3, 4, 2, 0]
+    assert _in_turn(spans, Launch()) == spans
+    assert launch({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}) == Launch(3, 8, 1)
+    assert launch({"RANK": "2", "WORLD_SIZE": "4", "SLURM_PROCID": "0", "LOCAL_RANK": "0"}) == Launch(2, 4, 0)
 
 
 @pytest.mark.filterwarnings("ignore")
