@@ -1,11 +1,13 @@
 """What is recorded on the first download is compared ever after, where nobody states a revision or a hash.
 
-    $HF_HOME/diffzoo/<name.tag>/pin.json                 published weights: sha256, size, revision, fingerprint
+    $HF_HOME/diffzoo/<name.tag>/pin.json                 weights: sha256, size, revision, state_sha256, fingerprint
+    $HF_HOME/diffzoo/<name.tag>/pin-<key>.json           a mirror's file: sha256, size, revision
     $HF_HOME/diffzoo/companions/<owner--name>.json       frozen encoders: revision, files: {name: sha256}
 
 The Hub client's own note of a branch follows every download by any program, so it cannot serve as this record.
 """
 
+import hashlib
 import json
 import re
 import warnings
@@ -18,14 +20,15 @@ from diffzoo.errors import UserError
 from diffzoo.files import sha256, to_json, write_text
 from diffzoo.hub import cached_revision, hub_file
 
-__all__ = ["check_files", "encoder_record", "first_revision", "read_record", "record_first", "weights_record"]
+__all__ = ["Record", "check_files", "encoder_record", "first_revision", "read_record", "record_first", "weights_record"]
 
 Record = dict[str, Any]
 
 
-def weights_record(name: str) -> Path:
-    """Where the record of the published weights `name.tag` lies, whether or not it is there yet."""
-    return cache_dir() / name / "pin.json"
+def weights_record(name: str, mirror: str = "") -> Path:
+    """Where the record of the published weights `name.tag` lies, or of a mirror's file, whether or not it is there."""
+    key = f"-{hashlib.sha256(mirror.encode()).hexdigest()[:8]}" if mirror else ""
+    return cache_dir() / name / f"pin{key}.json"
 
 
 def encoder_record(repo: str) -> Path:

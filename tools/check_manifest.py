@@ -61,20 +61,22 @@ def _stands_twice(node: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _names(item: Pretrained) -> Iterator[str]:
-    name, metadata, source = item.name, item.metadata, item.source
+    name, metadata = item.name, item.metadata
     if not re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", name):
         yield "name: expected 'model.tag' in lower case, digits and underscores"
     if name.split(".")[0] != item.model:
         yield f"model: expected the part of the name before the dot, got {item.model!r}"
-    if item.converter not in CONVERTERS:
-        yield f"converter: no converter is called {item.converter!r}{did_you_mean(item.converter, CONVERTERS)}"
     if not metadata.licence:
         yield "weights_licence: missing"
-    kinds = [kind for kind in SOURCE_KINDS if getattr(source, kind)]
-    if len(kinds) != 1:
-        yield f"source: expected exactly one of {', '.join(SOURCE_KINDS)}, got {kinds or 'none'}"
-    if source.repo is not None and not (re.fullmatch(r"[\w.-]+/[\w.-]+", source.repo) and source.file):
-        yield f"source.repo: expected 'owner/name' and a file, got {source.repo!r}"
+    for i, source in enumerate((item.source, *item.mirrors)):
+        where, converter = (f"mirrors.{i - 1}", source.converter) if i else ("source", item.converter)
+        if converter is not None and converter not in CONVERTERS:
+            yield f"converter: no converter is called {converter!r}{did_you_mean(converter, CONVERTERS)}"
+        kinds = [kind for kind in SOURCE_KINDS if getattr(source, kind)]
+        if len(kinds) != 1:
+            yield f"{where}: expected exactly one of {', '.join(SOURCE_KINDS)}, got {kinds or 'none'}"
+        if source.repo is not None and not (re.fullmatch(r"[\w.-]+/[\w.-]+", source.repo) and source.file):
+            yield f"{where}.repo: expected 'owner/name' and a file, got {source.repo!r}"
     if isinstance(metadata.class_names, str) and metadata.class_names not in CLASS_LISTS:
         yield f"class_names: expected a list of names, or one of {list(CLASS_LISTS)}, got {metadata.class_names!r}"
 
@@ -95,6 +97,8 @@ def _pins(item: Pretrained) -> Iterator[str]:
     """Hashes and revisions: well formed, and explained where they are null."""
     vae, text = item.metadata.autoencoder, item.metadata.text_encoder
     pins = {"sha256": (item.sha256, 64)}
+    for i, mirror in enumerate(item.mirrors):
+        pins |= {f"mirrors.{i}.sha256": (mirror.sha256, 64), f"mirrors.{i}.revision": (mirror.revision, 40)}
     if item.source.repo:
         pins["source.revision"] = (item.source.revision, 40)
     if vae is not None:
@@ -104,7 +108,7 @@ def _pins(item: Pretrained) -> Iterator[str]:
     for name, (value, digits) in pins.items():
         if value is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
             yield f"{name}: expected {digits} lower-case hexadecimal digits or null, got {value!r}"
-    unknown = [name for name, (value, _) in pins.items() if value is None]
+    unknown = [name for name, (value, _) in pins.items() if value is None and not name.startswith("mirrors")]
     if unknown and not item.unpinned:
         yield f"unpinned: missing: it must say why {' and '.join(unknown)} is null"
     if (item.fingerprint is None) == (item.fingerprint_pending is None):

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from diffzoo.cache import cache_dir, free_space_for, lock
 from diffzoo.errors import UserError
+from diffzoo.pins import record_first, weights_record
 from diffzoo.record import to_plain
-from diffzoo.tensors import write_tensors
+from diffzoo.tensors import state_sha256, write_tensors
 from diffzoo.zoo import formats
 from diffzoo.zoo.building import Weights, build_meta, mismatch
-from diffzoo.zoo.fetch import fetch
+from diffzoo.zoo.fetch import Original, fetch
 from diffzoo.zoo.finding import find_weights
 from diffzoo.zoo.manifest import Pretrained
 
@@ -31,12 +32,34 @@ def converted_path(item: Pretrained) -> Path:
     return cache_dir() / item.name / f"{key}.safetensors"
 
 
-def convert(item: Pretrained, path: Path) -> formats.Tensors:
-    """The tensors of an original file under our names."""
-    if item.converter == "diffzoo":
-        return formats.read_tensors(path)
-    read = converter_of(item).from_official
-    data = formats.read_any(path)
+def convert(item: Pretrained, original: Original) -> formats.Tensors:
+    """The tensors of an original file under our names.
+
+    Raises:
+        UserError: if they are not what the network needs, or not those that another source of the entry gave.
+    """
+    state = _converted(item, original)
+    problem = mismatch(build_meta(item.metadata.network, item.config).state_dict(), state)
+    if problem:
+        raise UserError(f"{original.source} does not fit {item.model}: {problem}")
+    if not item.mirrors:
+        return state
+    digest = state_sha256(state)
+    known = item.state_sha256 or record_first(weights_record(item.name), {"state_sha256": digest})["state_sha256"]
+    if digest != known:
+        raise UserError(
+            f"{original.source} does not hold the weights that {item.name} is known by: expected converted weights of "
+            f"sha256 {known}, got {digest}"
+        )
+    return state
+
+
+def _converted(item: Pretrained, original: Original) -> formats.Tensors:
+    converter = original.source.converter or item.converter
+    if converter == "diffzoo":
+        return formats.read_tensors(original.path)
+    read = converter_of(item, converter).from_official
+    data = formats.read_any(original.path)
     if all(isinstance(v, Tensor) for v in data.values()):
         state: formats.Tensors = read(data, item.config)
         return state
@@ -48,36 +71,35 @@ def convert(item: Pretrained, path: Path) -> formats.Tensors:
         return None
 
     names = build_meta(item.metadata.network, item.config).state_dict()
-    return find_weights(data, names, str(path), convert=convert)[0]
+    return find_weights(data, names, str(original.path), convert=convert)[0]
 
 
-def converter_of(item: Pretrained) -> ModuleType:
-    """The module of `diffzoo.zoo.converters` for an entry."""
+def converter_of(item: Pretrained, name: str | None = None) -> ModuleType:
+    """A module of `diffzoo.zoo.converters`: that of an entry, or of one of its sources."""
+    name = name or item.converter
     try:
-        return import_module(f"diffzoo.zoo.converters.{item.converter}")
+        return import_module(f"diffzoo.zoo.converters.{name}")
     except ModuleNotFoundError:
-        raise UserError(f"checkpoints.yaml: {item.name}.converter: there is no {item.converter!r}") from None
+        raise UserError(f"checkpoints.yaml: {item.name}.converter: there is no {name!r}") from None
 
 
 def entry_weights(item: Pretrained) -> Weights:
     """The weights of an entry; the original is fetched and converted where that was not done before."""
     path = converted_path(item)
     if item.source.kind == "package":  # already ours, already on disk
-        path, original = fetch(item)
-        return Weights(formats.read_tensors(path), item.metadata.derived(**original), item.name)
+        original = fetch(item)
+        metadata = item.metadata.derived(**original.provenance)
+        return Weights(formats.read_tensors(original.path), metadata, item.name)
     if not path.is_file():
         with lock(path):
             if not path.is_file():
                 _convert_once(item, path)
-    original = json.loads(formats.read_header(path)["original"])
-    return Weights(formats.read_tensors(path), item.metadata.derived(**original), item.name)
+    provenance = json.loads(formats.read_header(path)["original"])
+    return Weights(formats.read_tensors(path), item.metadata.derived(**provenance), item.name)
 
 
 def _convert_once(item: Pretrained, path: Path) -> None:
-    source, original = fetch(item)
-    state = convert(item, source)
-    problem = mismatch(build_meta(item.metadata.network, item.config).state_dict(), state)
-    if problem:
-        raise UserError(f"{item.source} does not fit {item.model}: {problem}")
+    original = fetch(item)
+    state = convert(item, original)
     free_space_for(sum(v.nbytes for v in state.values()), path)
-    write_tensors(path, state, {"original": json.dumps(original)})
+    write_tensors(path, state, {"original": json.dumps(original.provenance)})

@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from diffzoo.cache import cache_dir, explain_disk, free_space_for, lock
 from diffzoo.errors import UserError
 from diffzoo.files import sha256
 from diffzoo.hub import hub_file, is_offline, network_error, offline_error
-from diffzoo.pins import read_record, record_first, weights_record
-from diffzoo.zoo.manifest import Pretrained
+from diffzoo.pins import Record, read_record, record_first, weights_record
+from diffzoo.zoo.manifest import Pretrained, Source
 
-__all__ = ["HashMismatchError", "download", "fetch"]
+__all__ = ["HashMismatchError", "Original", "download", "fetch"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 DRIVE = "https://drive.usercontent.google.com/download"
@@ -151,78 +152,114 @@ def _confirmed(opener: urllib.request.OpenerDirector, response: Any, what: str) 
 # -- entries
 
 
-def fetch(entry: Pretrained) -> tuple[Path, dict[str, Any]]:
-    """The original file of a manifest entry, its size and hash checked.
+@dataclass(frozen=True)
+class Original:
+    """A file as its publisher gives it.
 
-    Returns:
-        The path, and {sha256, size, revision} of the file.
+    Args:
+        path: of the file.
+        source: where it comes from, with its converter.
+        sha256, size: of the file.
+        revision: commit of the Hub repository.
+    """
+
+    path: Path
+    source: Source
+    sha256: str
+    size: int
+    revision: str | None = None
+
+    @property
+    def provenance(self) -> dict[str, str | int | None]:
+        """What `Provenance` says of it."""
+        return {
+            "source": str(self.source),
+            "sha256": self.sha256,
+            "size": self.size,
+            "revision": self.revision,
+        }
+
+
+def fetch(entry: Pretrained) -> Original:
+    """The original file of a manifest entry from the first of its sources that answers, its size and hash checked.
 
     Raises:
-        UserError: if it cannot be had, or is not the file that the manifest or an earlier download knows.
+        HashMismatchError: if a source's file is not the one that the manifest or an earlier download knows.
+        UserError: if no source can be had, saying why of the first and naming the others.
     """
-    record = weights_record(entry.name)
+    failed: list[UserError] = []
+    for source in entry.sources:
+        try:
+            return _fetch_from(entry, source)
+        except HashMismatchError:
+            raise
+        except UserError as error:
+            failed.append(error)
+    if not entry.mirrors:
+        raise failed[0]
+    raise UserError(f"{failed[0]}; nor can it be had from {' or '.join(map(str, entry.mirrors))}") from failed[-1]
+
+
+def _fetch_from(entry: Pretrained, source: Source) -> Original:
+    is_mirror = source != entry.sources[0]
+    record = weights_record(entry.name, str(source) if is_mirror else "")
     known = read_record(record)
-    path, revision = _SOURCES[entry.source.kind](entry, known)
-    metadata = {"sha256": sha256(path), "size": path.stat().st_size, "revision": revision}
-    expected = {"sha256": entry.sha256 or known.get("sha256"), "size": entry.size or known.get("size")}
-    for key, value in expected.items():
-        if value is not None and metadata[key] != value:
-            _discard(entry, path)
-            knows = "the manifest" if getattr(entry, key) else "an earlier download"
+    path, revision = _SOURCES[source.kind](entry, source, known)
+    original = Original(path, source, sha256(path), path.stat().st_size, revision)
+    for key in ("sha256", "size"):
+        stated, found = getattr(source, key), getattr(original, key)
+        expected = stated or known.get(key)
+        if expected is not None and found != expected:
+            if source.kind != "package":
+                path.resolve().unlink(missing_ok=True)  # the blob behind the Hub cache's link
+                path.unlink(missing_ok=True)
+            knows = "the manifest" if stated else "an earlier download"
             raise HashMismatchError(
-                f"{entry.source} is not the file that {knows} knows: expected {key} {value}, got {metadata[key]}; "
+                f"{source} is not the file that {knows} knows: expected {key} {expected}, got {found}; "
                 "it was deleted and nothing was loaded from it"
             )
-    if not known and entry.source.kind != "package":
-        if entry.sha256 is None:
+    if source.kind != "package" and "sha256" not in known:
+        if source.sha256 is None:
+            which = f"the mirror {source}" if is_mirror else f"unpinned ({entry.unpinned})"
             warnings.warn(
-                f"{entry.name} is unpinned ({entry.unpinned}): recorded on first download as sha256 "
-                f"{metadata['sha256']}, compared ever after",
-                stacklevel=2,
+                f"{entry.name} is {which}: recorded on first download as sha256 {original.sha256}, compared ever after",
+                stacklevel=3,
             )
-        record_first(record, {**metadata, "source": str(entry.source)})
-    return path, metadata
+        record_first(record, original.provenance)
+    return original
 
 
-def _discard(entry: Pretrained, path: Path) -> None:
-    if entry.source.kind == "package":
-        return
-    path.resolve().unlink(missing_ok=True)  # the blob behind the Hub cache's link
-    path.unlink(missing_ok=True)
-
-
-def _from_hub(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, str | None]:
-    source = entry.source
+def _from_hub(entry: Pretrained, source: Source, known: Record) -> tuple[Path, str | None]:
     revision = source.revision or known.get("revision")
     return hub_file(str(source.repo), str(source.file), revision, f"{entry.name} ({source.file} of {source.repo})")
 
 
-def _from_url(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, None]:
-    return _cached(entry, str(entry.source.url))
+def _from_url(entry: Pretrained, source: Source, known: Record) -> tuple[Path, None]:
+    return _cached(entry, source, str(source.url))
 
 
-def _from_drive(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, None]:
-    query = urllib.parse.urlencode({"id": entry.source.drive, "export": "download"})
-    return _cached(entry, f"{os.environ.get('DIFFZOO_DRIVE_ENDPOINT', DRIVE)}?{query}")
+def _from_drive(entry: Pretrained, source: Source, known: Record) -> tuple[Path, None]:
+    query = urllib.parse.urlencode({"id": source.drive, "export": "download"})
+    return _cached(entry, source, f"{os.environ.get('DIFFZOO_DRIVE_ENDPOINT', DRIVE)}?{query}")
 
 
-def _cached(entry: Pretrained, url: str) -> tuple[Path, None]:
-    path = cache_dir() / entry.name / "original" / entry.source.filename
+def _cached(entry: Pretrained, source: Source, url: str) -> tuple[Path, None]:
+    path = cache_dir() / entry.name / "original" / source.filename
     if not path.exists():
         with lock(path):
             if not path.exists():
-                download(url, path, f"{entry.name} ({entry.source})", entry.size)
+                download(url, path, f"{entry.name} ({source})", source.size)
     return path, None
 
 
-def _from_package(entry: Pretrained, known: dict[str, Any]) -> tuple[Path, None]:
-    path = PACKAGE / str(entry.source.package)
+def _from_package(entry: Pretrained, source: Source, known: Record) -> tuple[Path, None]:
+    path = PACKAGE / str(source.package)
     if not path.is_file():
         raise UserError(f"{path} is missing from the installation: install diffzoo again")
     return path, None
 
 
-_SOURCES: dict[str, Callable[[Pretrained, dict[str, Any]], tuple[Path, str | None]]] = {
+_SOURCES: dict[str, Callable[[Pretrained, Source, Record], tuple[Path, str | None]]] = {
     "repo": _from_hub,
     "url": _from_url,
     "drive": _from_drive,

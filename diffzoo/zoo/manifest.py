@@ -10,7 +10,7 @@ tests.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -53,6 +53,8 @@ class Source:
         url: address of the file.
         drive: id of a publicly shared file on Google Drive.
         package: path of a file that ships inside this package.
+        converter, sha256, size: of a mirror, whose file is another one: as in `Pretrained`; None = the same converter,
+            and recorded on first download.
     """
 
     repo: str | None = None
@@ -61,6 +63,9 @@ class Source:
     url: str | None = None
     drive: str | None = None
     package: str | None = None
+    converter: str | None = None
+    sha256: str | None = None
+    size: int | None = None
 
     @property
     def kind(self) -> str:
@@ -122,6 +127,9 @@ class Pretrained:
         sha256: hash of the original file, 64 hex digits; None = recorded on first download.
         size: bytes of the original file; None = unknown.
         unpinned: why a hash or revision is null.
+        mirrors: places of the same weights, perhaps in another layout, that are asked in turn where `source` cannot be
+            had; what comes out of the converter must be the same, tensor by tensor.
+        state_sha256: hash of the converted weights (`diffzoo.tensors.STATE`); None = recorded on first conversion.
         paper: {arxiv, ...}.
         published: numbers as printed.
         fingerprint: recorded output; None with `fingerprint_pending` saying why.
@@ -135,6 +143,8 @@ class Pretrained:
     sha256: str | None = None
     size: int | None = None
     unpinned: str | None = None
+    mirrors: tuple[Source, ...] = ()
+    state_sha256: str | None = None
     paper: dict[str, str] = field(default_factory=dict)
     published: tuple[PublishedNumber, ...] = ()
     fingerprint: Fingerprint | None = None
@@ -149,6 +159,12 @@ class Pretrained:
     def config(self) -> Config:
         """The config of the network."""
         return self.metadata.config
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All places of these weights, the authors' first, each with its converter and what is known of its file."""
+        own = replace(self.source, converter=self.converter, sha256=self.sha256, size=self.size)
+        return (own, *(replace(m, converter=m.converter or self.converter) for m in self.mirrors))
 
 
 IN_METADATA = ("process", "guidance", "sampler", "autoencoder", "text_encoder", "class_names", "presets", "recipe")

@@ -8,7 +8,6 @@ differs between machines.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from diffzoo.rng import keyed_generator
 from diffzoo.typing import Condition
 from diffzoo.zoo.building import assign, build_meta
 from diffzoo.zoo.entries import convert, converted_path
-from diffzoo.zoo.fetch import HashMismatchError, fetch
+from diffzoo.zoo.fetch import HashMismatchError, Original, fetch
 from diffzoo.zoo.formats import read_tensors
 from diffzoo.zoo.manifest import Fingerprint, Pretrained, find_pretrained
 
@@ -132,11 +131,11 @@ def verify(name: str) -> Report:
     report = _begun(item)
     before = read_record(weights_record(item.name))
     try:
-        path, original = fetch(item)
-        report.sha256, report.size = original["sha256"], original["size"]
-        if item.source.kind != "package" and item.sha256 is None:
+        original = fetch(item)
+        report.source, report.sha256, report.size = str(original.source), original.sha256, original.size
+        if original.source.kind != "package" and original.source.sha256 is None:
             report.notes.append(_unpinned(item, before))
-        network = _network(item, path, report)
+        network = _network(item, original, report)
     except (HashMismatchError, _NoFit) as error:
         report.verdict = str(error)
         return report
@@ -166,7 +165,7 @@ class _NoFit(UserError):
 
 
 def _unpinned(item: Pretrained, before: Mapping[str, Any]) -> str:
-    if not before:
+    if "sha256" not in before:
         return f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
     return (
         f"unpinned: recorded on first download, compared ever after ({item.unpinned}); unchanged since, which nobody "
@@ -174,10 +173,10 @@ def _unpinned(item: Pretrained, before: Mapping[str, Any]) -> str:
     )
 
 
-def _network(item: Pretrained, path: Path, report: Report) -> Network:
+def _network(item: Pretrained, original: Original, report: Report) -> Network:
     network = build_meta(item.metadata.network, item.config)
     try:
-        state = convert(item, path)
+        state = convert(item, original)
         assign(network, state, item.name)
     except UserError as error:
         raise _NoFit(str(error)) from None

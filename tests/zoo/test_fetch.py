@@ -158,9 +158,9 @@ def test_drive_is_asked_twice_when_it_wants_a_confirmation(
 ) -> None:
     hub.drive["abc-1"] = as_file(official)
     publish(source={"drive": "abc-1"})
-    path, metadata = fetch(find_pretrained("dimr_tiny.test"))
-    assert path.read_bytes() == hub.drive["abc-1"]
-    assert metadata["sha256"] == hashlib.sha256(hub.drive["abc-1"]).hexdigest()
+    original = fetch(find_pretrained("dimr_tiny.test"))
+    assert original.path.read_bytes() == hub.drive["abc-1"]
+    assert original.sha256 == hashlib.sha256(hub.drive["abc-1"]).hexdigest()
     assert len(hub.requests("/drive")) == 2
 
 
@@ -226,11 +226,11 @@ def test_a_file_that_was_cut_on_disk_is_refused(
 ) -> None:
     hub.files["w.pth"] = as_file(official)
     publish(source={"url": f"{hub.url}/files/w.pth"})
-    path, _ = fetch(find_pretrained("dimr_tiny.test"))
+    path = fetch(find_pretrained("dimr_tiny.test")).path
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(HashMismatchError, match="it was deleted and nothing was loaded"):
         fetch(find_pretrained("dimr_tiny.test"))
-    assert fetch(find_pretrained("dimr_tiny.test"))[0].read_bytes() == hub.files["w.pth"]
+    assert fetch(find_pretrained("dimr_tiny.test")).path.read_bytes() == hub.files["w.pth"]
 
 
 def test_a_file_of_the_package_needs_no_network(

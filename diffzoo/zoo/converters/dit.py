@@ -1,7 +1,7 @@
 """The official layouts of DiT, SiT, REPA, JiT, LightningDiT and RAE's DiT-DH: their state dicts.
 
 A renaming. Position tables and RoPE tables, which some files hold and others do not, are constants: they are left out
-and made anew on the way back. Training files may prefix every name by `net.` (JiT).
+and made anew on the way back. Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mirror).
 """
 
 import re
@@ -16,7 +16,8 @@ from diffzoo.zoo.converters.renaming import Renaming, on_meta
 
 __all__ = ["from_official", "to_official"]
 
-_CONSTANTS = re.compile(r"pos_embed|(enc_|dec_)?feat_rope\.freqs_(cos|sin)")
+_CONSTANTS = re.compile(r"pos_embed|(enc_|dec_)?feat_rope(_incontext)?\.freqs_(cos|sin)")
+_PREFIX = re.compile(r"^(net|transformer)\.")
 _RULES = [
     (r"^time\.frequencies$", "t_embedder.W"),
     (r"^time\.linear1\.", "t_embedder.mlp.0."),
@@ -71,7 +72,7 @@ def from_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, T
     Raises:
         UserError: for unknown or missing names and for wrong shapes, naming them.
     """
-    plain = {k.removeprefix("net."): v for k, v in state.items()}
+    plain = {_PREFIX.sub("", k): v for k, v in state.items()}
     spare = "projectors." if not config.projector_width else "net."
     kept = {k: v for k, v in plain.items() if not _CONSTANTS.fullmatch(k) and not k.startswith(spare)}
     return _renaming(config).from_official(kept)
