@@ -7,13 +7,52 @@ from typing import TYPE_CHECKING, Literal
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
-from diffzoo.models.registry import build, entry
+from diffzoo.models import registry
+from diffzoo.models.registry import Kind, build, entry
 
 if TYPE_CHECKING:
-    from diffzoo.zoo import Metadata
+    from diffzoo.zoo import Metadata, Pretrained
     from diffzoo.zoo.building import Weights
 
-__all__ = ["create_model"]
+__all__ = ["create_model", "get_pretrained_cfg", "list_models"]
+
+
+def list_models(
+    patterns: str | Sequence[str] = "*",
+    *,
+    pretrained: bool = False,
+    exclude_filters: str | Sequence[str] = (),
+    kind: Kind = "denoiser",
+) -> list[str]:
+    """Sorted names of the registered models, or `model.tag` of those with published weights.
+
+    Args:
+        patterns: shell patterns, such as "simple_*" or ["adm_*", "*emoji*"].
+        pretrained: list the weights instead of the models; patterns then match either name.
+        exclude_filters: patterns of names to leave out.
+        kind: "denoiser", or "classifier" for the classifiers that guide.
+    """
+    known = registry.list_models(kind=kind)
+    if not pretrained:
+        return registry.matching(known, patterns, exclude_filters)
+    from diffzoo.zoo.manifest import load_manifest
+
+    tagged = sorted(name for name in load_manifest() if name.split(".", 1)[0] in known)
+    return registry.matching(tagged, patterns, exclude_filters)
+
+
+def get_pretrained_cfg(name: str) -> "Pretrained":
+    """What is known of published weights: source, hash, licences, process, published numbers.
+
+    Args:
+        name: `model.tag`, or `model` for its default.
+
+    Raises:
+        UserError: there are no such weights; names the nearest.
+    """
+    from diffzoo.zoo.manifest import find_pretrained
+
+    return find_pretrained(name)
 
 
 def create_model(
@@ -22,6 +61,7 @@ def create_model(
     *,
     classes: Literal["random", "mean", "copy"] | None = None,
     class_names: Sequence[str] | None = None,
+    checkpoint_path: str | Path | None = None,
     **overrides: object,
 ) -> Network:
     """Build a network, with random weights or with those of a source.
@@ -35,6 +75,7 @@ def create_model(
         classes: what becomes of the class table of pretrained weights when `num_classes` changes: "random", "mean" or
             "copy" (by name); see `diffzoo.zoo.adapt.build_with`.
         class_names: names of the new classes.
+        checkpoint_path: the same as `pretrained=PATH`, by the name that it has in timm.
         overrides: rewrites of the config, for example `num_classes=10`, `dropout=0.2`, `depth_at={16: 36}`; with
             pretrained weights only such as keep them valid: classes, dropout and `image_size`, for which learned
             positions are resampled. A bare state dict of one's own takes the overrides that it was trained with.
@@ -42,12 +83,16 @@ def create_model(
     Raises:
         UserError: for an unknown name or argument, naming the nearest right one; for weights that cannot be had.
     """
+    if checkpoint_path:
+        if pretrained:
+            raise UserError("checkpoint_path and pretrained are both sources of weights: give one of them")
+        pretrained = checkpoint_path
     registered = _is_registered(name)
     if registered and not pretrained:
         if classes is not None or class_names is not None:
             raise UserError("classes and class_names say what becomes of pretrained weights: pass pretrained=True too")
         return build(name, **overrides)
-    if not registered and not _is_source(name):
+    if not registered and not is_source(name):
         entry(name)  # raises, and names the nearest
     if not registered and pretrained is False:
         return _untrained(name, overrides)
@@ -110,7 +155,8 @@ def _is_registered(name: str) -> bool:
     return True
 
 
-def _is_source(name: str) -> bool:
+def is_source(name: str) -> bool:
+    """Whether `name` can be a source of weights, rather than a mistyped name of a model."""
     from diffzoo.zoo.formats import SUFFIXES
     from diffzoo.zoo.manifest import list_pretrained
 

@@ -1,20 +1,26 @@
-"""`diffzoo describe NAME [key=value ...]`: parameters, multiply-adds, levels, and published weights of a model."""
+"""`diffzoo describe NAME [key=value ...]`: parameters, multiply-adds and levels of a model, and what its weights are."""
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffzoo.zoo.manifest import Pretrained
+    from diffzoo.zoo import Metadata, Pretrained
 
 __all__ = ["configure", "run"]
+
+SHOWN = 20  # class names
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("name", help="a registered name, or weights such as adm_256.in1k; `diffzoo list` shows them")
+    parser.add_argument(
+        "name",
+        help="a registered name; or weights: adm_256.in1k, a run, a file, hf-hub:owner/name; `diffzoo list` shows names",
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -43,51 +49,74 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the summary, and what is published of the model."""
+    """Print the summary, and what is known of the weights."""
     overrides = parse_overrides(args.overrides)
+    from diffzoo.models import is_model
     from diffzoo.models.summary import describe, summarise
     from diffzoo.zoo.manifest import find_pretrained, list_pretrained
 
-    model, _, tag = args.name.partition(".")
-    if tag:
-        known = find_pretrained(args.name).metadata
-        summary = summarise(args.name, known.network, known.config.override(**overrides))
+    if is_model(args.name) and "." not in args.name:
+        summary = describe(args.name, **overrides)
+        weights = [_published(find_pretrained(name)) for name in list_pretrained(args.name)]
     else:
-        summary = describe(model, **overrides)
-    weights = [find_pretrained(name) for name in list_pretrained(model) if not tag or name == args.name]
+        if is_model(args.name):
+            item = find_pretrained(args.name)
+            known, weights = item.metadata, [_published(item)]
+        else:
+            known = _found(args.name)
+            weights = [_known(known, args.name, str(known.provenance))]
+        summary = summarise(args.name, known.network, known.config.override(**overrides))
     if args.json:
-        published = {"weights": [_published(item) for item in weights]} if weights else {}
-        print(json.dumps({**summary.to_dict(), **published}, indent=2))
+        print(json.dumps({**summary.to_dict(), **({"weights": weights} if weights else {})}, indent=2))
         return 0
     print(summary)
-    for item in weights:
-        print(_text(item))
+    for each in weights:
+        print(_text(each))
     return 0
 
 
-def _published(item: "Pretrained") -> dict[str, Any]:
-    """What is known of a set of weights, as JSON-ready data."""
-    from diffzoo.record import to_plain
+def _found(source: str) -> "Metadata":
+    """The metadata of a run, a file or a repository of the Hub."""
+    from diffzoo.factory import is_source
+    from diffzoo.models import entry
+    from diffzoo.zoo import locate
 
-    known = item.metadata.to_plain()
+    if not is_source(source):
+        entry(source)  # raises, and names the nearest
+    return locate(source).metadata
+
+
+def _known(metadata: "Metadata", name: str, source: str) -> dict[str, Any]:
+    """What is known of a set of weights, as JSON-ready data."""
+    from diffzoo.zoo import class_list
+
+    plain = metadata.to_plain()
     return {
-        "name": item.name,
-        "source": str(item.source),
-        "pinned": item.sha256 is not None,
-        "weights_licence": item.metadata.licence,
-        **{key: known.get(key, {}) for key in ("sampler", "guidance", "presets")},
-        "published": to_plain(item.published, sparse=True),
+        "name": name,
+        "source": source,
+        "weights_licence": metadata.licence,
+        **{key: plain.get(key, {}) for key in ("process", "sampler", "guidance", "presets")},
+        "class_names": list(class_list(metadata.class_names)),
     }
 
 
-def _text(item: "Pretrained") -> str:
-    data = _published(item)
-    lines = [f"\nweights {item.name}: {item.source}", f"  licence   {data['weights_licence']}"]
+def _published(item: "Pretrained") -> dict[str, Any]:
+    from diffzoo.record import to_plain
+
+    known = _known(item.metadata, item.name, str(item.source))
+    return {**known, "pinned": item.sha256 is not None, "published": to_plain(item.published, sparse=True)}
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    lines = [f"\nweights {data['name']}: {data['source']}", f"  licence   {data['weights_licence'] or 'not stated'}"]
     lines += [f"  {key:<9} {json.dumps(data[key])}" for key in ("sampler", "guidance") if data[key]]
     lines += [f"  preset    {name}: {json.dumps(preset)}" for name, preset in data["presets"].items()]
+    if names := data["class_names"]:
+        rest = f", ... {len(names)} in all, which --json prints" if len(names) > SHOWN else ""
+        lines.append("  classes   " + ", ".join(f"{i} {name}" for i, name in enumerate(names[:SHOWN])) + rest)
     rows: dict[str, list[str]] = {}
-    for row in item.published:
-        preset = f" (--preset {row.preset})" if row.preset else ""
-        rows.setdefault(f"{row.protocol}{preset}", []).append(f"{row.metric} {row.value:g}")
+    for row in data.get("published", ()):
+        preset = f" (--preset {row['preset']})" if row.get("preset") else ""
+        rows.setdefault(f"{row['protocol']}{preset}", []).append(f"{row['metric']} {row['value']:g}")
     lines += [f"  published {', '.join(values)}: {protocol}" for protocol, values in rows.items()]
     return "\n".join(lines)

@@ -1,39 +1,76 @@
-"""`diffzoo list`: names of the registered models and what each takes."""
+"""`diffzoo list`: names of the registered models, what each takes, and the published weights."""
 
 import argparse
-import fnmatch
 import json
+import re
+from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from diffzoo.zoo import Pretrained
 
 __all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("pattern", nargs="?", default="*", help='shell pattern such as "simple_*"; all by default')
+    parser.add_argument(
+        "pattern", nargs="*", help='shell patterns of models or weights, such as "simple_*" "*emoji*"; all by default'
+    )
+    parser.add_argument("--pretrained", action="store_true", help="list the published weights, with FID and licence")
     parser.add_argument("--kind", choices=("denoiser", "classifier"), default="denoiser", help="default: denoiser")
-    parser.add_argument("--json", action="store_true", help="print a JSON object from name to input and classes")
+    parser.add_argument("--json", action="store_true", help="print a JSON object by name")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one name per line."""
-    from diffzoo.models import entry, list_models
+    from diffzoo.factory import get_pretrained_cfg, list_models
+    from diffzoo.models import entry
 
-    known = list_models(kind=args.kind)
-    names = fnmatch.filter(known, args.pattern)
-    if not names:
-        raise UserError(f"no model matches {args.pattern!r}{did_you_mean(args.pattern, known)}")
-    configs = {name: entry(name).config for name in names}
-    inputs = {name: [c.in_channels, c.image_size, c.image_size] for name, c in configs.items()}
+    weights = list_models(args.pattern, pretrained=True, kind=args.kind)
+    models = sorted({*list_models(args.pattern, kind=args.kind), *(name.split(".", 1)[0] for name in weights)})
+    if args.pretrained or not models:
+        known = list_models(pretrained=args.pretrained, kind=args.kind)
+        if not weights:
+            what = "published weights match" if args.pretrained else "model matches"
+            raise UserError(f"no {what} {' '.join(args.pattern)!r}{did_you_mean(' '.join(args.pattern), known) or '; `diffzoo list` shows all'}")
+        return _table([_weights_row(get_pretrained_cfg(name)) for name in weights], args.json)
+    tags: dict[str, list[str]] = {name: [] for name in models}
+    for model, _, tag in (name.partition(".") for name in list_models(models, pretrained=True, kind=args.kind)):
+        tags[model].append(tag)
+    shown = {}
+    for name, config in ((name, entry(name).config) for name in models):
+        size = [config.in_channels, config.image_size, config.image_size]
+        shown[name] = {"input": size, "classes": config.num_classes, "weights": tags[name]}
+        takes = " x ".join(map(str, size)) + (f", {config.num_classes} classes" if config.num_classes else "")
+        takes += f"; weights: {', '.join(tags[name])}" if tags[name] else ""
+        if not args.json:
+            print(f"{name:<{max(map(len, models))}}  {takes}")
     if args.json:
-        shown = {n: {"input": inputs[n], "classes": configs[n].num_classes} for n in names}
         print(json.dumps(shown, indent=2))
+    return 0
+
+
+def _weights_row(item: "Pretrained") -> dict[str, str | float | None]:
+    config, latent = item.config, item.config.in_channels != 3
+    numbers = re.findall(r"_(\d+)", item.model)  # the last one is the size of the images
+    return {
+        "name": item.name,
+        "family": item.metadata.network.__name__,
+        "resolution": numbers[-1] if latent and numbers else str(config.image_size),
+        "space": f"latent {config.in_channels} x {config.image_size} x {config.image_size}" if latent else "pixels",
+        "FID": next((row.value for row in item.published if row.metric == "FID"), None),
+        "licence": item.metadata.licence,
+    }
+
+
+def _table(rows: list[dict[str, str | float | None]], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({str(row.pop("name")): row for row in rows}, indent=2))
         return 0
-    width = max(map(len, names))
-    for name in names:
-        size = " x ".join(map(str, inputs[name]))
-        print(
-            f"{name:<{width}}  {size}" + (f", {configs[name].num_classes} classes" if configs[name].num_classes else "")
-        )
+    lines = [list(rows[0]), *(["-" if v is None else str(v) for v in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
     return 0

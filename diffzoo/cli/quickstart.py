@@ -4,11 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from diffzoo.runs import Run
+from diffzoo.runs import Run, list_checkpoints
 
 RECIPE = "emoji/simple_uvit_xs_32"
 FEWEST, MOST = 1500, 6000  # steps that make the classes recognisable, and steps that still pay on this data
 GRIDS = 375  # steps between two grids
+JUDGED = 200  # samples that are compared with training images at the end
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,17 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, sample, and say what was written where."""
-    import torch
-
     from diffzoo.cli.recipe_files import find_recipe
     from diffzoo.cli.train import train
 
     recipe = find_recipe(RECIPE)
     directory = _free(Path(args.run))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    length = f"{args.steps} steps" if args.steps else f"about {args.minutes:g} minutes, at least {FEWEST} steps"
-    print(f"recipe {recipe.stem}, on {args.folder or '3,374 emoji in 10 classes, 32 px'}; {device}", flush=True)
-    print(f"training {length}; a grid of samples every {GRIDS} steps in {Run(directory).samples}", flush=True)
+    _announce(args, directory)
     steps = args.steps or MOST
     options = [
         f"--trainer.max_steps={steps}",
@@ -39,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         f"--model.lr_scheduler.init_args.warmup_steps={min(50, steps // 10)}",
         f"--trainer.val_check_interval={min(GRIDS, steps)}",
         "--trainer.check_val_every_n_epoch=null",
+        f"--trainer.callbacks+={{class_path: diffzoo.training.verdict.GridVerdict, init_args: {{n: {JUDGED}}}}}",
     ]
     if not args.steps:
         budget = f"{{minutes: {args.minutes}, fewest: {FEWEST}, most: {MOST}}}"
@@ -56,10 +53,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _announce(args: argparse.Namespace, directory: Path) -> None:
+    """Say what will be trained, on what, for how long, and when there is something to see."""
+    import torch
+
+    from diffzoo.data import DemoData, ImageFolder
+    from diffzoo.models.summary import describe
+
+    threads = torch.get_num_threads()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"the CPU, {threads} threads"
+    data = ImageFolder(args.folder, image_size=32) if args.folder else DemoData(image_size=32)
+    images, classes = len(data.train_source), data.num_classes
+    kinds = f" in {classes} classes" if classes else ""
+    parameters = describe("simple_uvit_xs_32", num_classes=classes).parameters
+    length = f"{args.steps} steps" if args.steps else f"about {args.minutes:g} minutes, at least {FEWEST} steps"
+    print(f"simple_uvit_xs_32, {parameters / 1e6:.2g} M parameters, on {device}", flush=True)
+    print(f"{args.folder or 'demo set of emoji'}: {images} images{kinds}, at 32 px", flush=True)
+    print(f"training {length}; a grid of samples every {GRIDS} steps in {Run(directory).samples}", flush=True)
+
+
 def _free(directory: Path) -> Path:
     """The directory itself, or the next free number of it."""
     candidate, number = directory, 2
     while candidate.exists() and any(candidate.iterdir()):
+        if list_checkpoints(candidate) and not (Run(candidate).samples / "final.png").exists():
+            print(f"{candidate} holds a run that was stopped: diffzoo fit --run {candidate} --resume auto goes on with it")
         candidate = directory.with_name(f"{directory.name}-{number}")
         number += 1
     return candidate

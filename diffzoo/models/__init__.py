@@ -2,7 +2,7 @@
 
 from diffzoo.models import adm, dimr, dit, edm2, pixnerd, simple_unet, simple_uvit, simpler_uvit, uvit_bao
 from diffzoo.models.base import Config, Level, LevelConfig, Network
-from diffzoo.models.registry import build, entry, list_models, register_model
+from diffzoo.models.registry import build, entry, is_model, list_models, register_model
 
 __all__ = [
     "Config",
@@ -15,6 +15,7 @@ __all__ = [
     "dit",
     "edm2",
     "entry",
+    "is_model",
     "list_models",
     "pixnerd",
     "register_model",

@@ -7,7 +7,7 @@ number and the output mean is a fact of the process (`diffzoo.process.GaussianPr
 config (`Config.override`); for networks with resolution levels (`Level`) they are stated in pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Self
@@ -21,6 +21,12 @@ from diffzoo.nn.time_dependent import gate_parameters
 from diffzoo.typing import Condition
 
 __all__ = ["Config", "Level", "LevelConfig", "Network"]
+
+# what timm, diffusers and the authors' codes call an argument, and its name here
+ELSEWHERE = {"in_chans": "in_channels", "img_size": "image_size", "input_size": "image_size", "sample_size": "image_size",
+             "img_resolution": "image_size", "drop_rate": "dropout", "drop": "dropout", "label_dim": "num_classes",
+             "num_class_embeds": "num_classes"}  # fmt: skip
+LEVELLED = ("depth_at", "width_at", "dropout_from_resolution")  # rewrites of networks with resolution levels
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,20 @@ class Config:
 
     def override(self, **overrides: Any) -> Self:
         """This config with some fields replaced; unknown names raise and name the nearest field."""
-        known = {f.name for f in fields(self)}
-        for name in overrides:
-            if name in ("depth_at", "width_at", "dropout_from_resolution") and name not in known:
-                raise UserError(f"{type(self).__name__} has no resolution levels, so {name} does not apply to it")
-            if name not in known:
-                raise UserError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
+        self._check_names(overrides)
         return replace(self, **overrides)
+
+    def _check_names(self, overrides: Iterable[str], rewrites: Sequence[str] = ()) -> None:
+        """Raise for a name that is neither a field nor a rewrite; the message says which was meant."""
+        known = {f.name for f in fields(self)} | set(rewrites)
+        for name in overrides:
+            if name in known:
+                continue
+            if name in LEVELLED:
+                raise UserError(f"{type(self).__name__} has no resolution levels, so {name} does not apply to it")
+            meant = ELSEWHERE.get(name)
+            hint = f"; here it is called {meant!r}" if meant in known else did_you_mean(name, known)
+            raise UserError(f"{type(self).__name__} has no argument {name!r}{hint}")
 
     def resized(self, image_size: int) -> Self:
         """The config of the same network for another input size, learned positions aside (`position_tables`)."""
@@ -139,10 +152,7 @@ class LevelConfig(Config):
         start = overrides.pop("dropout_from_resolution", None)
         depth = overrides.pop("depth_at", None) or {}
         width = overrides.pop("width_at", None) or {}
-        known = {f.name for f in fields(self)} | {"dropout", "dropout_from_resolution", "depth_at", "width_at"}
-        for name in overrides:
-            if name not in known:
-                raise UserError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
+        self._check_names(overrides, ("dropout", *LEVELLED))
         config: Self = replace(self, **overrides)
         levels = config.levels
         if "levels" not in overrides:

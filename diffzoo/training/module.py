@@ -46,7 +46,8 @@ class DiffusionModule(L.LightningModule):
     """Trains a denoiser.
 
     Args:
-        network: a registered name (`diffzoo list`) or a built network.
+        network: a registered name (`diffzoo list`), `module:name` for one that a module of one's own registers, or a
+            built network.
         network_args: overrides of the registered config, for example `{dropout: 0.2, depth_at: {16: 36}}`.
         weights: start from these weights: a published tag, a Hub repository, a run or a file; None = random. With
             `network_args` of other `num_classes` and a policy `classes` (mean, copy or random), or another
@@ -111,7 +112,7 @@ class DiffusionModule(L.LightningModule):
             raise UserError(f"condition_dropout must lie in [0, 1], got {condition_dropout}")
         if lora is not None and (freeze is not None or layer_decay is not None):
             raise UserError("lora freezes everything but its adapters: leave out freeze and layer_decay")
-        self.name = network if isinstance(network, str) else type(network).__name__
+        self.name = network.rpartition(":")[2] if isinstance(network, str) else type(network).__name__
         self.weights, self.lora, self.layer_decay = weights, lora, layer_decay
         self._class_policy = (network_args or {}).get("classes")
         self.network = fine_tuning.build_network(network, network_args, weights)

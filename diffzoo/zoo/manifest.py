@@ -9,7 +9,7 @@ tests.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from diffzoo import __version__
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config
-from diffzoo.models.registry import entry
+from diffzoo.models.registry import entry, matching
 from diffzoo.record import from_plain
 from diffzoo.zoo.metadata import Metadata, Provenance
 
@@ -285,9 +285,13 @@ def load_manifest(path: Path | None = None) -> Manifest:
     return _load(path or manifest_path())
 
 
-def list_pretrained(model: str | None = None) -> list[str]:
-    """Names of all published weights, or of those of one model; the first is the model's default."""
-    return [name for name in load_manifest() if model in (None, name.split(".", 1)[0])]
+def list_pretrained(patterns: str | Sequence[str] = "*") -> list[str]:
+    """Names `model.tag` of published weights, those of one model with its default first.
+
+    Args:
+        patterns: a model, or shell patterns such as "adm_*" and "*emoji*"; all by default.
+    """
+    return matching(load_manifest(), patterns)
 
 
 def is_pretrained(name: str) -> bool:

@@ -157,12 +157,17 @@ def test_a_directory_with_a_run_is_not_written_over(
     assert (run / "metrics.csv").read_bytes() == before
 
 
-def test_the_quickstart_ends_with_pictures_and_what_to_do_next(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_quickstart_ends_with_images_a_verdict_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("diffzoo.cli.quickstart.JUDGED", 4)
     run = tmp_path / "quickstart"
     assert main(["quickstart", "--steps", "2", "--run", str(run)]) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-3:]
+    shown = capsys.readouterr().out
+    assert "1.6 M parameters" in shown
+    assert "3000 images in 10 classes" in shown
+    assert "the samples are not finished, train longer" in shown
+    last = shown.strip().splitlines()[-3:]
     assert last[0].startswith("trained 2 steps")
     assert str(run / "samples" / "final.png") in last[0]
     command = last[2].split("diffzoo ", 1)[1].replace("--steps 50", "--steps 2").replace("0-15", "0-1")
