@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffzoo.errors import UserError
-from diffzoo.models.base import Network
 from diffzoo.models import registry
+from diffzoo.models.base import Network
 from diffzoo.models.registry import Kind, build, entry
 
 if TYPE_CHECKING:

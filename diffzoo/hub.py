@@ -5,6 +5,7 @@ import http.client
 import os
 import re
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ __all__ = [
     "cached_revision",
     "check_repo",
     "explain_hub",
+    "hub_answers",
     "hub_endpoint",
     "hub_file",
     "hub_place",
@@ -62,6 +64,17 @@ ELSEWHERE: dict[str | int, str] = {
 def is_offline() -> bool:
     """Whether the user asked for no network: `HF_HUB_OFFLINE=1`."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def hub_answers() -> str:
+    """Why the Hub cannot be reached, in words; "" if it answers, whatever it says."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(hub_endpoint(), method="HEAD"), timeout=10):
+            return ""
+    except urllib.error.HTTPError:
+        return ""
+    except OSError as error:
+        return str(getattr(error, "reason", error))
 
 
 def hub_endpoint() -> str:

@@ -7,7 +7,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffzoo"
 
-BASE = {"typing", "errors", "record", "rng", "files", "images", "cache", "hub", "pins", "tensors", "runs", "precision"}
+BASE = {
+    "typing",
+    "errors",
+    "record",
+    "rng",
+    "files",
+    "images",
+    "cache",
+    "hub",
+    "pins",
+    "tensors",
+    "runs",
+    "precision",
+    "progress",
+}
 # layer: the layers of diffzoo it may import, besides itself and BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
@@ -22,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pins": set(),
     "tensors": set(),
     "runs": set(),
+    "progress": set(),
     "process": set(),
     "nn": set(),
     "models": {"nn"},

@@ -1,4 +1,4 @@
-"""`diffzoo describe NAME [key=value ...]`: parameters, multiply-adds and levels of a model, and what its weights are."""
+"""`diffzoo describe NAME [key=value ...]`: parameters, multiply-adds and levels of a model; its weights, classes."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
         "name",
-        help="a registered name; or weights: adm_256.in1k, a run, a file, hf-hub:owner/name; `diffzoo list` shows names",
+        help="a registered name (`diffzoo list`), or weights: adm_256.in1k, a run, a file, hf-hub:owner/name",
     )
     parser.add_argument(
         "overrides",

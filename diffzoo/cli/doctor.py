@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         mps = torch.backends.mps.is_available()
         print(f"GPU              {'Apple (mps)' if mps else 'none'}; torch is built for CUDA {torch.version.cuda}")
     _places()
-    return 0 if args.offline else _hub()
+    if not args.offline:
+        _hub()
+    return 0
 
 
 def _version(name: str) -> str:
@@ -57,18 +59,12 @@ def _places() -> None:
         print(f"{name:<16} {place}, {free:.1f} GiB free{'' if os.access(existing, os.W_OK) else ', not writable'}")
 
 
-def _hub() -> int:
-    from diffzoo.hub import hub_endpoint, is_offline
+def _hub() -> None:
+    from diffzoo.hub import hub_answers, hub_endpoint, is_offline
 
     if is_offline():
         print(f"Hub              {hub_endpoint()}: offline mode is set (HF_HUB_OFFLINE)")
-        return 0
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(hub_endpoint(), timeout=10) as answer:
-            print(f"Hub              {hub_endpoint()} answers ({answer.status})")
-    except OSError as error:
-        print(f"Hub              {hub_endpoint()} cannot be reached ({error})")
-        return 1
-    return 0
+    elif reason := hub_answers():
+        print(f"Hub              {hub_endpoint()} cannot be reached ({reason}): what lies in the caches works")
+    else:
+        print(f"Hub              {hub_endpoint()} answers")

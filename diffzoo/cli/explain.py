@@ -12,6 +12,7 @@ from diffzoo.errors import did_you_mean
 
 __all__ = ["explain"]
 
+FRONT = ("config", "run", "resume", "dry-run")  # options of `diffzoo fit` itself
 PACKAGES = ("process", "sampling", "data", "encoders", "training")
 
 
@@ -30,7 +31,7 @@ def explain(message: str, known: Sequence[str]) -> str:
         hint = did_you_mean(name, _arguments(path))
         return f"{where}{path.rsplit('.', 1)[-1]} has no argument {name!r}{hint}"
     if found := re.search(r"(?:unrecognized arguments: --|option '|Option ')([\w.\-]+)", message):
-        return _unknown_key(found.group(1), known)
+        return _unknown_key(found.group(1), [*known, *FRONT])
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         name = found.group(1)
         return f"{where}there is no class {name!r}{did_you_mean(name, _classes())}"

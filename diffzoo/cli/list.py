@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
         known = list_models(pretrained=args.pretrained, kind=args.kind)
         if not weights:
             what = "published weights match" if args.pretrained else "model matches"
-            raise UserError(f"no {what} {' '.join(args.pattern)!r}{did_you_mean(' '.join(args.pattern), known) or '; `diffzoo list` shows all'}")
+            asked = " ".join(args.pattern)
+            raise UserError(f"no {what} {asked!r}{did_you_mean(asked, known) or '; `diffzoo list` shows all'}")
         return _table([_weights_row(get_pretrained_cfg(name)) for name in weights], args.json)
     tags: dict[str, list[str]] = {name: [] for name in models}
     for model, _, tag in (name.partition(".") for name in list_models(models, pretrained=True, kind=args.kind)):

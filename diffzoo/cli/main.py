@@ -6,9 +6,11 @@ A verb is a module of this package with two functions, `configure(parser)` and `
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from diffzoo.errors import UserError, did_you_mean
 
@@ -41,6 +43,16 @@ LIGHTNING = ("fit", "validate")
 MEANT = {"train": "fit", "finetune": "fit", "generate": "sample", "draw": "sample", "evaluate": "eval", "fid": "eval",
          "info": "describe", "show": "describe", "download": "pull", "upload": "push", "env": "doctor"}  # fmt: skip
 RENAMED = {"--setting": "--preset"}  # options of earlier versions
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one sentence, which names the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        known = [option for action in self._actions for option in action.option_strings]
+        hint = did_you_mean(unknown[1], known) if unknown else ""
+        raise UserError(f"{message}{hint or f'; `{self.prog} --help` shows what there is'}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = import_module(VERBS[verb][0])
         if verb in LIGHTNING:
             return int(module.run(verb, rest))
-        parser = argparse.ArgumentParser(prog=f"diffzoo {verb}", description=VERBS[verb][1], allow_abbrev=False)
+        parser = Parser(prog=f"diffzoo {verb}", description=VERBS[verb][1], allow_abbrev=False)
         module.configure(parser)
         settings: list[str] = []
         if hasattr(module, "split_settings"):  # a verb that takes settings of a recipe besides its own options
@@ -96,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        print("diffzoo: interrupted", file=sys.stderr)
+        print("\ndiffzoo: interrupted", file=sys.stderr)
         return 130
 
 

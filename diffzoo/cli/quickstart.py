@@ -77,7 +77,7 @@ def _free(directory: Path) -> Path:
     candidate, number = directory, 2
     while candidate.exists() and any(candidate.iterdir()):
         if list_checkpoints(candidate) and not (Run(candidate).samples / "final.png").exists():
-            print(f"{candidate} holds a run that was stopped: diffzoo fit --run {candidate} --resume auto goes on with it")
+            print(f"{candidate} was stopped; go on with it by: diffzoo fit --run {candidate} --resume auto")
         candidate = directory.with_name(f"{directory.name}-{number}")
         number += 1
     return candidate

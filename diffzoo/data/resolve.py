@@ -15,7 +15,7 @@ from diffzoo.data.folders import Listing, walk
 from diffzoo.data.metadata import METADATA
 from diffzoo.data.remote import ACCEPT, file_system, hub_file_of, retried
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.hub import LOG_IN
+from diffzoo.hub import LOG_IN, hub_answers, is_offline
 
 __all__ = ["Resolved", "download", "downloaded", "resolve"]
 
@@ -162,6 +162,9 @@ def _published(source: str, config: str | None, revision: str | None) -> Resolve
 
     path = Path(source).expanduser()
     place = str(path) if path.exists() else source
+    # the client tries again for half a minute before it says so
+    if not path.exists() and not is_offline() and (reason := hub_answers()):
+        raise UserError(f"could not reach the Hub ({reason}) for the data set {source!r}{_no_folder(source)}")
     try:
         builder = retried(source, lambda: load_dataset_builder(place, config, revision=revision))
     except UserError:
@@ -213,10 +216,6 @@ def _explain(error: Exception, source: str, config: str | None, revision: str | 
     name = type(error).__name__
     if name in ("EmptyDatasetError", "DataFilesNotFoundError"):
         return UserError(f"{source!r} holds no data files: expected Parquet, tar or image files")
-    if "Couldn't reach" in text:  # after the client's own attempts
-        return UserError(
-            f"could not reach the Hub for the data set {source!r}{_no_folder(source)}: check the connection"
-        )
     if name == "DatasetNotFoundError":
         return UserError(
             f"no data set {source!r} on the Hub, or it is private{_no_folder(source)}: check the name, or {LOG_IN}"

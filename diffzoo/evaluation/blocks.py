@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.image_files import ImagesPlan, as_protocol_asks
@@ -33,6 +32,7 @@ from diffzoo.generation.generator import ImageSource
 from diffzoo.generation.plan import SamplePlan
 from diffzoo.images import to_uint8
 from diffzoo.metrics.features import FeatureNetwork, extract, load_features
+from diffzoo.progress import progress_bar
 from diffzoo.record import digest
 from diffzoo.runs import Launch, launch
 from diffzoo.tensors import write_tensors
@@ -165,7 +165,7 @@ class Blocks:
         with atomic_path(self.path(0).parent / "about.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1, sort_keys=True))
         total, made = sum(count for *_, count in missing), 0
-        with tqdm(total=total, disable=not progress, unit=" images", desc=self.protocol.name) as bar:
+        with progress_bar(total, progress, unit=" images", desc=self.protocol.name) as bar:
             for (*_, count), computed in self._work(job, missing, min(processes, len(missing))):
                 bar.update(count)
                 made += count * computed

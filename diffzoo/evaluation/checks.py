@@ -12,7 +12,7 @@ from diffzoo.evaluation.reference import Reference
 from diffzoo.generation.generator import ImageSource
 from diffzoo.metrics.features import FeatureNetwork
 
-__all__ = ["captions_of", "check", "require_layer", "scorers"]
+__all__ = ["captions_of", "check", "check_count", "require_layer", "scorers"]
 
 ADM_REFERENCES = 10_000  # images for precision and recall in the evaluator's files, but for that of 512 pixels
 
@@ -38,7 +38,7 @@ def check(
     """
     remarks = _check_source(source, protocol, reference)
     captions_of(source, protocol)
-    remarks += _check_count(protocol, networks, few) + _check_reference(protocol, reference, networks)
+    remarks += check_count(protocol, networks, few) + _check_reference(protocol, reference, networks)
     return _resolved(protocol, reference, networks), remarks
 
 
@@ -102,7 +102,7 @@ def _check_source(source: ImageSource, protocol: EvalProtocol, reference: Refere
     return remarks
 
 
-def _check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], few: bool = False) -> list[str]:
+def check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], few: bool = False) -> list[str]:
     """Raise if a metric of the protocol needs more images than `n`, and say why; returns remarks."""
     remarks = []
     for name in protocol.metrics:

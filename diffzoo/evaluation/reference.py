@@ -10,14 +10,13 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError, did_you_mean
@@ -25,6 +24,7 @@ from diffzoo.evaluation.image_files import FolderImages, NpzImages
 from diffzoo.files import atomic_path, sha256
 from diffzoo.metrics.features import FeatureNetwork, extract
 from diffzoo.metrics.moments import Moments
+from diffzoo.progress import progress_bar
 
 __all__ = ["Reference", "find_reference", "make_reference", "reference_folder", "reference_of"]
 
@@ -212,12 +212,19 @@ def reference_of(images: FolderImages, networks: Sequence[FeatureNetwork], progr
     key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:24]
     file = reference_folder() / "folders" / f"{size}px-{key}.npz"
     if not file.exists():
-        starts = tqdm(range(0, len(images), 100), disable=not progress, unit="00 images", desc="reference")
-        make_reference((images.images(i, 100) for i in starts), networks, file, keep=len(images), pixels=False)
+        with progress_bar(len(images), progress, unit=" images", desc="reference") as bar:
+            make_reference(_counted(images, bar.update), networks, file, keep=len(images), pixels=False)
     made = Reference.open(file)
     name = f"{Path(images.path).name}-{images.sha256[:12]}"
     whose = f"the reference is made of the {len(images)} images of {size} px in {images.path}"
     return replace(made, id=name, size=size, remarks=[whose, *images.remarks()])
+
+
+def _counted(images: FolderImages, done: Callable[[int], object]) -> Iterator[Tensor]:
+    for start in range(0, len(images), 100):
+        part = images.images(start, 100)
+        yield part
+        done(len(part))
 
 
 def _pixels(batch: Tensor | Mapping[str, Tensor]) -> Tensor:

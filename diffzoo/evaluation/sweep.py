@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Literal, cast
 
 from diffzoo.errors import UserError
+from diffzoo.evaluation.checks import check_count
 from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.measure import metric_of
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.result import Result
-from diffzoo.evaluation.run import RunOptions, evaluate
+from diffzoo.evaluation.run import RunOptions, evaluate, load_networks
 from diffzoo.files import atomic_path, write_text
 from diffzoo.generation.generator import ImageSource
 from diffzoo.generation.guidance import ByClassifier, no_guidance
@@ -173,6 +174,8 @@ def sweep_guidance(
         raise UserError(f"the protocol {protocol.name} does not measure {name!r}: it has {', '.join(protocol.metrics)}")
     sign = -1 if metric_of(name).kind in HIGHER_IS_BETTER else 1
     run = _runner(source, base, protocol, reference, options)
+    networks = load_networks(protocol.metrics, options.weights, options.device)
+    check_count(protocol, networks, options.few)  # of all images, before the first part is sampled
     part = min(protocol.n, max(1, int(protocol.n * first_part)))
     first = [_trial(run, c, part, name, part == protocol.n, report) for c in tried]
     if part == protocol.n:

@@ -23,9 +23,9 @@ from diffzoo.typing import Condition
 __all__ = ["Config", "Level", "LevelConfig", "Network"]
 
 # what timm, diffusers and the authors' codes call an argument, and its name here
-ELSEWHERE = {"in_chans": "in_channels", "img_size": "image_size", "input_size": "image_size", "sample_size": "image_size",
-             "img_resolution": "image_size", "drop_rate": "dropout", "drop": "dropout", "label_dim": "num_classes",
-             "num_class_embeds": "num_classes"}  # fmt: skip
+ELSEWHERE = {"in_chans": "in_channels", "drop_rate": "dropout", "drop": "dropout"}
+ELSEWHERE |= dict.fromkeys(("img_size", "input_size", "sample_size", "img_resolution"), "image_size")
+ELSEWHERE |= dict.fromkeys(("label_dim", "num_class_embeds"), "num_classes")
 LEVELLED = ("depth_at", "width_at", "dropout_from_resolution")  # rewrites of networks with resolution levels
 
 

@@ -67,7 +67,7 @@ def register_model(
     note: str = "",
     kind: Kind = "denoiser",
 ) -> ModelEntry | Builder:
-    """Register a network under a name; or, as a decorator, the network that a function returns under the function's name.
+    """Register a network under a name; or, as a decorator, the network that a function returns, under its name.
 
     A decorated function is called once, without arguments and on the meta device; the class and the config of its
     network are registered, and the first line of its docstring is the note.

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess
+from diffzoo.progress import progress_bar
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise, compile_networks
 from diffzoo.sampling.guidance import rows_of
@@ -178,7 +178,7 @@ def sample(
     out = torch.empty(n, *shape)
     size = batch_size or max(n, 1)
     begin = 0
-    with tqdm(total=n, disable=not progress, desc="sampling", bar_format=_BAR) as bar:
+    with progress_bar(n, progress, desc="sampling", bar_format=_BAR) as bar:
         while begin < n:
             rows = range(begin, min(begin + size, n))
             images = _attempt(denoise, sampler, shape, seeds, cond, device, precision, start, trajectory, rows, bar)

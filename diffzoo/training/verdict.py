@@ -1,5 +1,6 @@
 """Whether the samples at the end of training show anything, measured against the images that they were trained on."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as L
@@ -16,19 +17,24 @@ from diffzoo.metrics.moments import Moments
 from diffzoo.training.previews import sampling_from
 from diffzoo.typing import Condition, RawPixels
 
-__all__ = ["GridVerdict"]
+__all__ = ["GridVerdict", "Verdict", "compare"]
 
-COARSE = 4  # the yardstick is the training images at this part of their resolution
+COARSE = 4  # how much smaller the images are that show what coarse means
+NEIGHBOURS = 4  # times as many images to compare with as samples
 _say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
 
 
 class GridVerdict(L.Callback):
-    """After training, says whether samples come as near to the training images as a coarse copy of these does.
+    """After training, says whether the samples are finished or still blobs of colour.
 
-    Samples with the labels of the first `n` training images are compared with the next `n`, by the Fréchet distance of
-    random features. The yardstick is the distance of the first ones at a quarter of their resolution, where 32 pixels
-    still tell their classes and 8 do not: samples beyond it are blobs of colour. The two numbers mean nothing
-    elsewhere.
+    Samples are made with the labels of `n` training images and compared with those that were seen after them, by the
+    spatial features of a random network. They are finished if
+
+    - their Fréchet distance is no larger than that of the `n` images themselves at a quarter of their resolution: of 32
+      pixels then 8 are left, which tell what is where and nothing fine;
+    - the five nearest training images agree with their label at least half as often above chance as for the `n` images.
+
+    The numbers mean nothing elsewhere.
 
     Args:
         n: images.
@@ -44,53 +50,100 @@ class GridVerdict(L.Callback):
         self._images: list[Tensor] = []
         self._labels: list[Tensor] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if not isinstance(batch, dict) or sum(map(len, self._images)) >= 2 * self.n:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if not isinstance(batch, dict) or sum(map(len, self._images)) >= (1 + NEIGHBOURS) * self.n:
             return
         image = batch.get("image")
         if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[1] in (1, 3):
             self._images.append(image.cpu())
-            self._labels.append(batch.get("label", torch.zeros(0, dtype=torch.long)).cpu())
+            self._labels.append(batch["label"].cpu() if "label" in batch else torch.zeros(len(image), dtype=torch.long))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if getattr(trainer, "fast_dev_run", False) or trainer.interrupted or trainer.world_size > 1:
             return
-        if sum(map(len, self._images)) < 4:
-            return
-        distance, coarse = self.measure(pl_module)
-        for logger in trainer.loggers:
-            logger.log_metrics({"eval/verdict": distance, "eval/verdict_coarse": coarse}, trainer.global_step)
-        found = f"distance of the samples to training images {distance:.2g}, of these at a quarter of their resolution"
-        _say(f"{found} {coarse:.2g}: {self.advice(trainer.global_step, distance <= coarse)}")
+        if sum(map(len, self._images)) >= 4:
+            found = self.measure(pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics({f"verdict/{k}": v for k, v in asdict(found).items()}, trainer.global_step)
+            _say(f"{found}: {self.advice(trainer.global_step, found.finished)}")
 
     @staticmethod
-    def advice(steps: int, good: bool) -> str:
+    def advice(steps: int, finished: bool) -> str:
         """What the verdict means."""
-        if good:
-            return "the samples show what they were trained on"
-        return f"the samples are not finished, train longer, for example with --steps {max(2 * steps, 1500)}"
+        if finished:
+            return "the samples are recognisable"
+        return f"the samples are not finished: train longer, for example with --steps {max(2 * steps, 1500)}"
 
-    def measure(self, module: Any) -> tuple[float, float]:
-        """The distances of the samples and of the coarse images."""
+    def measure(self, module: Any) -> "Verdict":
+        """Sample and compare."""
         known, labels = torch.cat(self._images), torch.cat(self._labels)
         n = min(self.n, len(known) // 2)
-        first, other = known[:n], known[n : 2 * n]
         with sampling_from(module) as generator:
+            classes = generator.kind == "class"
             sampled = generator.images(
                 range(n),
-                Condition(label=labels[:n]) if generator.kind == "class" else None,
+                Condition(label=labels[:n]) if classes else None,
                 sampler=module.sampler,
-                guidance=module.guidance if generator.kind == "class" else None,
+                guidance=module.guidance if classes else None,
                 batch_size=50,
             )
-        network = load_features("random-conv")
+        return compare(to_uint8(sampled), known[:n], known[n:], labels)
 
-        def moments(pixels: Tensor) -> Moments:
-            return Moments.of(network(pixels)["pool"])
 
-        reference = moments(other)
-        target = FrechetReference.of(reference.mean, reference.covariance())
-        return target.distance_of(moments(to_uint8(sampled))), target.distance_of(moments(coarsened(first)))
+@dataclass(frozen=True)
+class Verdict:
+    """Samples, and the training images whose labels they have, against other training images.
+
+    distance, coarse: Fréchet distances of the samples, and of the images at a quarter of their resolution.
+    right, real, chance: share whose label the nearest images have: of the samples, of the images, by chance.
+    """
+
+    distance: float
+    coarse: float
+    right: float
+    real: float
+    chance: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether the samples pass."""
+        return self.distance <= self.coarse and self.right >= (self.chance + self.real) / 2
+
+    def __str__(self) -> str:
+        classes = f"; class recognised in {self.right:.0%} of the samples, {self.real:.0%} of real images, by chance "
+        classes = f"{classes}{self.chance:.0%}" if self.chance < 1 else ""
+        return f"Fréchet distance {self.distance:.2g}, of coarse real images {self.coarse:.2g}{classes}"
+
+
+def compare(sampled: RawPixels, first: RawPixels, others: RawPixels, labels: Tensor) -> Verdict:
+    """The verdict on samples.
+
+    Args:
+        sampled: with the labels of `first`.
+        first, others: training images.
+        labels: of `first`, then of `others`.
+    """
+    network = load_features("random-conv")
+
+    def features(pixels: RawPixels) -> Tensor:
+        return torch.cat([network(part)["spatial"] for part in pixels.split(200)])
+
+    real, known = features(first), features(others)
+    moments = Moments.of(known)
+    target = FrechetReference.of(moments.mean, moments.covariance())
+    made = features(sampled)
+
+    def right(queries: Tensor) -> float:
+        near = torch.cdist(queries, known).topk(min(5, len(known)), largest=False).indices
+        return float((labels[len(first) :][near].mode(1).values == labels[: len(first)]).float().mean())
+
+    return Verdict(
+        target.distance_of(Moments.of(made)),
+        target.distance_of(Moments.of(features(coarsened(first)))),
+        right(made),
+        right(real),
+        1 / len(labels.unique()),
+    )
 
 
 def coarsened(pixels: RawPixels) -> RawPixels:

@@ -7,16 +7,10 @@ from typing import Any
 
 from diffzoo.hub import hub_place
 from diffzoo.record import to_plain
+from diffzoo.zoo.licences import licence_id
 from diffzoo.zoo.metadata import Base, Metadata, foreign_modules
 
 __all__ = ["model_card"]
-
-# licences that the Hub knows by an identifier; any other is "other" with a name
-KNOWN = frozenset(
-    {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense"}
-    | {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"}
-    | {"openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"}
-)
 
 TEMPLATE = """\
 ---
@@ -106,8 +100,8 @@ def _front(metadata: Metadata) -> str:
     place = hub_place(base.source or "") if base is not None else None
     if place is not None:
         front["base_model"] = place.repo
-    if licence.lower() in KNOWN:
-        front["license"] = licence.lower()
+    if (known := licence_id(licence)) is not None:
+        front["license"] = known
     else:
         front |= {"license": "other", "license_name": licence}
     return str(yaml.safe_dump(front, sort_keys=True, allow_unicode=True)).strip()

@@ -19,6 +19,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256
 from diffzoo.record import from_plain
 from diffzoo.sampling import Guidance
+from diffzoo.zoo.licences import named_licence
 from diffzoo.zoo.loading import locate
 from diffzoo.zoo.publish import agreed_licence, published_provenance
 from diffzoo.zoo.saving import save_weights
@@ -80,7 +81,7 @@ def export(
     if path.suffix != ".safetensors":
         raise UserError(f"expected a file that ends in .safetensors, got {path}")
     found = locate(source, weights)
-    licence = agreed_licence(licence, found.metadata.licence, found.where)
+    licence = agreed_licence(named_licence(licence), found.metadata.licence, found.where)
     if not licence:
         raise UserError("weights need a licence before they are given away: say which, for example mit or cc-by-4.0")
     asked = from_plain(Guidance, guidance, "guidance") if guidance is not None else None

@@ -24,6 +24,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import sha256
 from diffzoo.hub import hub_file, is_offline, network_error, offline_error
 from diffzoo.pins import Record, read_record, record_first, weights_record
+from diffzoo.progress import progress_bar
 from diffzoo.zoo.manifest import Pretrained, Source
 
 __all__ = ["HashMismatchError", "Original", "download", "fetch"]
@@ -119,10 +120,8 @@ def _download_once(opener: urllib.request.OpenerDirector, url: str, path: Path, 
 
 
 def _copy(response: Any, part: Path, offset: int) -> None:
-    from tqdm import tqdm
-
     length = response.headers.get("Content-Length")
-    bar = tqdm(total=int(length) if length else None, unit="B", unit_scale=True, desc=part.stem, disable=None)
+    bar = progress_bar(int(length) if length else None, unit="B", unit_scale=True, desc=part.stem)
     with part.open("r+b" if offset else "wb") as file, bar:
         file.seek(offset)
         while block := response.read(CHUNK):

@@ -27,6 +27,7 @@ from diffzoo.models.base import Network
 from diffzoo.runs import Run, run_of
 from diffzoo.zoo.card import model_card
 from diffzoo.zoo.formats import INDEX, read_header, weight_map
+from diffzoo.zoo.licences import licence_id, named_licence
 from diffzoo.zoo.loading import find_adapter, json_metadata, locate, read_adapter
 from diffzoo.zoo.manifest import find_pretrained, is_pretrained
 from diffzoo.zoo.metadata import Metadata, Provenance, foreign_modules
@@ -68,7 +69,7 @@ def agreed_licence(given: str | None, stated: str | None, what: str, remedy: str
     Raises:
         UserError: if both are there and differ: nobody changes the licence of another's weights in passing.
     """
-    if given and stated and given.lower() != stated.lower():
+    if given and stated and given.lower() != (licence_id(stated) or stated).lower():
         remedy = remedy or "leave the licence out to keep it"
         raise UserError(f"{what} states the licence {stated}, not {given}: {remedy}")
     return stated or given
@@ -191,7 +192,7 @@ def _require_licence(licence: str | None) -> str:
     if not licence:
         raise UserError(
             "a model needs a licence before it is published, and there is no default: give --licence, for example "
-            "apache-2.0, cc-by-4.0, cc-by-nc-4.0, or a name of your own"
+            'apache-2.0, cc-by-4.0, cc-by-nc-4.0, or "other: NAME"'
         )
     return licence
 
@@ -284,7 +285,8 @@ def push_to_hub(
     Args:
         source: anything `load_any` reads.
         repo: `owner/name`, made if needed.
-        licence: of the weights; required unless the source states one, which cannot be changed here.
+        licence: of the weights, as `named_licence` reads it; required unless the source states one, which cannot be
+            changed here.
         private: publish in a private repository, made if needed; one that is public is refused.
         revision: branch to commit to, made if needed; default main.
         message: of the commit.
@@ -299,6 +301,7 @@ def push_to_hub(
             leaves no room for, and one sentence for whatever the Hub refuses.
     """
     check_repo(repo)
+    licence = named_licence(licence)
     options: dict[str, Any] = {"weights": weights, "dataset": dataset, "evaluations": evaluations, "merge": merge}
     with stage(source, repo, licence, **options) as (folder, stated):
         message = message or f"Upload {repo.split('/')[1]}"

@@ -148,7 +148,11 @@ def test_results_from_elsewhere_go_onto_the_card(run: Path, tmp_path: Path, caps
 
 @pytest.mark.parametrize(
     ("licence", "front"),
-    [("MIT", {"license": "mit"}), ("Our Own 1.0", {"license": "other", "license_name": "Our Own 1.0"})],
+    [
+        ("MIT", {"license": "mit"}),
+        ("CC BY-NC 4.0", {"license": "cc-by-nc-4.0"}),
+        ("other: Our Own 1.0", {"license": "other", "license_name": "Our Own 1.0"}),
+    ],
 )
 def test_licences_are_written_as_the_hub_knows_them(
     hub: FakeHub, run: Path, licence: str, front: dict[str, str]
@@ -176,6 +180,16 @@ def test_a_network_in_memory_publishes_itself(hub: FakeHub, tiny: Network) -> No
 def test_without_a_licence_nothing_is_sent(hub: FakeHub, run: Path) -> None:
     with pytest.raises(UserError, match=r"needs a licence .* there is no default"):
         push_to_hub(run, "tester/cats")
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    ("licence", "message"),
+    [("cc-by-4", "did you mean 'cc-by-4.0'"), ("Our Own 1.0", '"other: Our Own 1.0"'), ("other:", "has a name")],
+)
+def test_a_licence_is_one_that_the_hub_knows(hub: FakeHub, run: Path, licence: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        push_to_hub(run, "tester/cats", licence=licence)
     assert not hub.log
 
 

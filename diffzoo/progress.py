@@ -1,0 +1,48 @@
+"""Progress bars that move on a terminal and in a notebook, and are a line a minute elsewhere."""
+
+import math
+import sys
+from typing import Any, Protocol, Self
+
+from tqdm import tqdm
+
+__all__ = ["Bar", "progress_bar"]
+
+LINE_EVERY = 60.0  # seconds
+
+
+class _Lines:
+    """Standard error, with each refresh of a bar on a line of its own."""
+
+    def write(self, text: str) -> None:
+        if plain := text.strip():
+            sys.stderr.write(plain + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class Bar(Protocol):
+    """What is used of a bar."""
+
+    def update(self, n: int) -> object: ...
+
+    def refresh(self) -> object: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> object: ...
+
+
+def progress_bar(total: int | None, shown: bool = True, **options: Any) -> Bar:
+    """A bar of tqdm.
+
+    Args:
+        total: of what is counted; None = unknown.
+        shown: False = nothing is printed.
+        options: of `tqdm.tqdm`.
+    """
+    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+        options |= {"file": _Lines(), "mininterval": LINE_EVERY, "maxinterval": math.inf, "delay": LINE_EVERY}
+    bar: Bar = tqdm(total=total, disable=not shown, **options)
+    return bar
