@@ -1,27 +1,26 @@
 """Checkpoints that survive: atomic, checksummed, rotated; and leaving in time when a machine is taken away.
 
 A checkpoint is written under a temporary name, flushed, and renamed, so that a process killed at any moment leaves
-the old ones untouched. Its checksum file (`diffzoo.runs`) is put there before the rename.
+the old ones untouched. Its checksum file (`diffzoo.runs`) is put there before the rename. Training goes on while it is
+written (`checkpoint_io.py`).
 
 Saving happens at the end of an optimizer step and nowhere else, the only point at which Lightning's counters, the
 weights, the averages and the position in the data belong together.
 """
 
-import errno
-import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -29,76 +28,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.runs import Run, checksum_file, checksum_lines, list_checkpoints, step_of
+from diffzoo.training.checkpoint_io import BackgroundCheckpointIO
 from diffzoo.training.steps import StepCallback
 
-__all__ = ["Checkpointing", "Preempted", "StreamingCheckpointIO"]
+__all__ = ["Checkpointing", "Preempted"]
 
 
 class Preempted(SystemExit):
     """The run was asked to leave and did, its checkpoint saved; the exit status is 128 + the signal's number."""
-
-
-# -- files
-
-
-class _HashingFile:
-    """A file that is hashed while it is written."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file, self._hash = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-
-class StreamingCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint straight to its file, hashing on the way; Lightning's own builds it in memory first.
-
-    A full or failing disk does not raise, because the other processes are already on their way to a barrier: it is
-    left in `error`, and `Checkpointing` deals with it after the barrier.
-    """
-
-    def __init__(self) -> None:
-        self.error: OSError | None = None
-        self.digest = ""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        self.error, self.digest = None, ""
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                hashing = _HashingFile(file)
-                torch.save(checkpoint, hashing)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            self.digest = hashing.hexdigest()
-        except (OSError, RuntimeError) as error:
-            cause = _disk_error(error)
-            if cause is None:
-                raise
-            self.error = cause
-            with suppress(OSError):
-                Path(path).unlink()
-
-
-def _disk_error(error: BaseException) -> OSError | None:
-    """The disk's complaint behind an exception; torch's writer wraps it, or reports a short write of its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    text = str(error)
-    if "PytorchStreamWriter" in text or "unexpected pos" in text:
-        return OSError(errno.EIO, text.splitlines()[0])
-    return None
 
 
 # -- the callback
@@ -140,9 +77,12 @@ class Checkpointing(StepCallback, Checkpoint):
             raise UserError(f"Checkpoints must keep at least 1, got {keep}; 2 or more survive a damaged one")
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.keep, self.keep_every_n_steps = keep, keep_every_n_steps
-        self._io: StreamingCheckpointIO | None = None
+        self._io: BackgroundCheckpointIO | None = None
+        self._finishing: threading.Thread | None = None  # of the checkpoint that is being written
         self._agreement: Any = None
         self._saved_step = -1
+        self._failed = False  # whether the disk refused the last one
+        self._error: Exception | None = None
         self._saved_time = time.monotonic()
         self._signal = 0
         self._between_batches = False
@@ -153,7 +93,7 @@ class Checkpointing(StepCallback, Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._io is None:
-            self._io = StreamingCheckpointIO()
+            self._io = BackgroundCheckpointIO()
             with suppress(NotImplementedError, AttributeError):  # strategies that write shards by themselves
                 trainer.strategy.checkpoint_io = self._io
 
@@ -179,7 +119,7 @@ class Checkpointing(StepCallback, Checkpoint):
             return
         received, due = self._agree(self._signal, self._is_due(trainer))
         if received or due:
-            self.save(trainer)
+            self.save(trainer, wait=bool(received))
         if received:
             self._leave(trainer, received)
 
@@ -199,10 +139,13 @@ class Checkpointing(StepCallback, Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not _is_trial(trainer) and self._saved_step != trainer.global_step:
             self.save(trainer)
+        self._wait()
         self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_listening()
+        if not isinstance(exception, KeyboardInterrupt):
+            self._wait()
         # The data failed. With several processes the others are waiting in a step by now: nothing can be saved.
         failed = self._between_batches and isinstance(exception, UserError) and trainer.world_size == 1
         if failed and not _is_trial(trainer) and trainer.global_step not in (0, self._saved_step):
@@ -236,49 +179,65 @@ class Checkpointing(StepCallback, Checkpoint):
         """Where the checkpoints of a run lie."""
         return Run(Path(trainer.default_root_dir)).checkpoints
 
-    def save(self, trainer: Trainer) -> Path | None:
+    def save(self, trainer: Trainer, wait: bool = True) -> Path | None:
         """Save now; every process must call it, at the end of an optimizer step.
+
+        Args:
+            trainer: of the run.
+            wait: until it is written; else training goes on meanwhile, and a failure is reported when it is known.
 
         Returns:
             the path, or None if the disk failed, which is reported; the checkpoints there already are kept.
         """
+        self._wait()
         final = self.folder(trainer) / f"step_{trainer.global_step:08d}.ckpt"
         partial = final.with_name(f".{final.name}.part")
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         trainer.save_checkpoint(partial, weights_only=False)
-        done = True
+        self._failed = False
         if trainer.is_global_zero:
-            try:
-                self._finish(partial, final)
-            except OSError as error:
-                _remove(partial)
-                done = False
-                left = list_checkpoints(trainer.default_root_dir)
-                kept = f"the newest is {left[0].name}" if left else "there is none yet"
-                rank_zero_warn(
-                    f"the checkpoint at step {trainer.global_step} could not be written to {final.parent} "
-                    f"({error.strerror or error}): free some space; earlier checkpoints are kept, {kept}"
-                )
+            self._finishing = threading.Thread(target=self._finish, args=(partial, final), daemon=True)
+            self._finishing.start()
+        if wait or partial.is_dir():  # shards are written already
+            self._wait()
         trainer.strategy.barrier("diffzoo.checkpoints")
-        return final if done else None
+        return None if self._failed else final
+
+    def _wait(self) -> None:
+        """Until the checkpoint that is being written is there; raises what went wrong, the disk apart."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _finish(self, partial: Path, final: Path) -> None:
-        """Checksum, rename, rotate."""
-        digest = ""
-        if self._io is not None and not partial.is_dir():
-            if self._io.error is not None:
-                raise self._io.error
-            digest = self._io.digest
-        lines = checksum_lines(partial, digest).replace(partial.name, final.name)
-        _remove(final)  # of another course of this run, or damaged
-        write_text(checksum_file(final), lines)
-        os.replace(partial, final)
-        _flush_folder(final.parent)
-        self._rotate(final.parent)
+        """Wait for the file, then checksum, rename and rotate."""
+        try:
+            digest = self._io.finish() if self._io is not None else ""
+            lines = checksum_lines(partial, digest).replace(partial.name, final.name)
+            _remove(final)  # of another course of this run, or damaged
+            write_text(checksum_file(final), lines)
+            os.replace(partial, final)
+            _flush_folder(final.parent)
+            self._rotate(final)
+        except OSError as error:
+            self._failed = True
+            _remove(partial)
+            left = list_checkpoints(final.parent.parent)
+            kept = f"the newest is {left[0].name}" if left else "there is none yet"
+            rank_zero_warn(
+                f"the checkpoint at step {step_of(final)} could not be written to {final.parent} "
+                f"({error.strerror or error}): free some space; earlier checkpoints are kept, {kept}"
+            )
+        except Exception as error:
+            self._error = error
 
-    def _rotate(self, folder: Path) -> None:
+    def _rotate(self, newest: Path) -> None:
+        folder, step = newest.parent, step_of(newest)
         found = sorted(folder.glob("step_*.ckpt"), key=step_of)
-        ahead = [p for p in found if step_of(p) > self._saved_step]
+        ahead = [p for p in found if step_of(p) > step]
         for path in [p for p in found if p not in ahead][: -self.keep]:
             if not (self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0):
                 _remove(path)
@@ -289,7 +248,7 @@ class Checkpointing(StepCallback, Checkpoint):
                 if part.exists():
                     _remove(folder / "stale" / part.name)
                     part.rename(folder / "stale" / part.name)
-            rank_zero_warn(f"moved {path.name}, which lies after step {self._saved_step}, to {folder / 'stale'}")
+            rank_zero_warn(f"moved {path.name}, which lies after step {step}, to {folder / 'stale'}")
 
     # -- signals
 

@@ -21,7 +21,8 @@ from torch import nn
 from diffzoo.runs import RunLock, find_resume, list_checkpoints
 from diffzoo.training import checkpointing
 from diffzoo.training.averaging import EMA
-from diffzoo.training.checkpointing import Checkpointing, StreamingCheckpointIO
+from diffzoo.training.checkpoint_io import BackgroundCheckpointIO, _HashingFile
+from diffzoo.training.checkpointing import Checkpointing
 
 
 class Module(L.LightningModule):
@@ -105,8 +106,8 @@ def train_with(run: Path, callback: Checkpointing, steps: int = 10) -> None:
 
 def killed_while_writing(run: Path, steps: int, at_write: int) -> None:
     """Dies by SIGKILL in the middle of the file, in checkpoint number 2."""
-    write, count, saves = checkpointing._HashingFile.write, [0], [0]
-    save = StreamingCheckpointIO.save_checkpoint
+    write, count, saves, trains = _HashingFile.write, [0], [0], os.getpid()
+    save = BackgroundCheckpointIO.save_checkpoint
 
     def counted_save(self, *args, **kwargs) -> None:
         saves[0] += 1
@@ -118,11 +119,12 @@ def killed_while_writing(run: Path, steps: int, at_write: int) -> None:
         if saves[0] == 2 and count[0] == at_write:
             write(self, bytes(data)[: len(data) // 2])
             self._file.flush()
+            os.kill(trains, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         return write(self, data)
 
-    StreamingCheckpointIO.save_checkpoint = counted_save
-    checkpointing._HashingFile.write = deadly_write
+    BackgroundCheckpointIO.save_checkpoint = counted_save
+    _HashingFile.write = deadly_write
     train(run, steps)
 
 
@@ -163,7 +165,7 @@ class _Os:
 
 def full_disk(run: Path, steps: int) -> None:
     """The disk is full from the second checkpoint to the third."""
-    write, saves, save = checkpointing._HashingFile.write, [0], StreamingCheckpointIO.save_checkpoint
+    write, saves, save = _HashingFile.write, [0], BackgroundCheckpointIO.save_checkpoint
 
     def counted_save(self, *args, **kwargs) -> None:
         saves[0] += 1
@@ -174,8 +176,8 @@ def full_disk(run: Path, steps: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, data)
 
-    StreamingCheckpointIO.save_checkpoint = counted_save
-    checkpointing._HashingFile.write = full_write
+    BackgroundCheckpointIO.save_checkpoint = counted_save
+    _HashingFile.write = full_write
     checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
     train(run, steps)
 

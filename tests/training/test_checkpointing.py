@@ -1,5 +1,6 @@
 """Checkpoints: what a kill, a damaged file, a full disk, a signal and a second process leave behind."""
 
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -10,14 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import torch
 
 from diffzoo.errors import UserError
 from diffzoo.runs import RunLock, checksum_file, find_resume, is_first_process, is_sound, list_checkpoints
-from diffzoo.training import checkpointing
+from diffzoo.training import checkpoint_io, checkpointing
 from diffzoo.training.averaging import CHECKPOINT_KEY
 from diffzoo.training.checkpointing import Checkpointing
 
@@ -243,10 +246,66 @@ def test_checkpoints_of_another_course_are_set_aside(whole: Path, tmp_path: Path
     run = tmp_path / "run"
     shutil.copytree(whole / "checkpoints", run / "checkpoints")
     callback = Checkpointing(every_n_steps=1, every_minutes=0)
-    callback._saved_step = 16
-    callback._rotate(run / "checkpoints")
+    callback._rotate(run / "checkpoints" / "step_00000016.ckpt")
     assert [p.name for p in list_checkpoints(run)] == ["step_00000015.ckpt"]
     assert is_sound(run / "checkpoints" / "stale" / "step_00000020.ckpt")
+
+
+@pytest.mark.parametrize("way", ["on a device", "on the host", "elsewhere"])
+def test_what_is_written_is_the_state_when_training_saved(tmp_path: Path, monkeypatch, way: str) -> None:
+    """The weights change while they are written; what is saved stays one moment, and shared memory stays shared."""
+    writing, go_on = multiprocessing.Event(), multiprocessing.Event()
+    write = checkpoint_io._HashingFile.write
+
+    def slow_write(self, data) -> int:
+        writing.set()
+        assert way == "elsewhere" or go_on.wait(20)
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint_io._HashingFile, "write", slow_write)
+    monkeypatch.setattr(checkpoint_io, "tree_any", lambda *_: way == "on a device")
+    monkeypatch.setattr(checkpoint_io.sys, "platform", "win32" if way == "elsewhere" else "linux")
+    weight = torch.arange(6.0)
+    path, io = tmp_path / "folder" / "a.ckpt", checkpoint_io.BackgroundCheckpointIO()
+    io.save_checkpoint({"state": {"w": weight, "tied": weight, "row": weight[2:4]}, "steps": [7]}, path)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(io.finish)
+        assert writing.wait(20)
+        weight.zero_()
+        go_on.set()
+        assert digest.result() == hashlib.sha256(path.read_bytes()).hexdigest()
+    held = torch.load(path)
+    assert held["steps"] == [7]
+    assert held["state"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert held["state"]["row"].tolist() == [2, 3]
+    assert held["state"]["w"].data_ptr() == held["state"]["tied"].data_ptr()
+
+
+def test_a_state_that_cannot_be_pickled_is_an_error_of_the_run(tmp_path: Path) -> None:
+    class Unpicklable(L.Callback):
+        def state_dict(self):
+            return {"function": lambda: None}
+
+    with pytest.raises(Exception, match=r"(?i)pickle|lambda"):
+        run_checkpointing.train(tmp_path, 4, callbacks=[Unpicklable()])
+
+
+def test_a_killed_writer_costs_its_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may kill the child, for example when memory is short."""
+    write, warned = checkpoint_io._HashingFile.write, []
+
+    def deadly(self, data) -> int:
+        if "step_00000003" in self._file.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint_io._HashingFile, "write", deadly)
+    monkeypatch.setattr(checkpointing, "rank_zero_warn", warned.append)
+    run_checkpointing.train(tmp_path, 6)
+    assert len(warned) == 1
+    assert "step 3 could not be written" in warned[0]
+    assert "was killed" in warned[0]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000006.ckpt"]
 
 
 # -- disk
