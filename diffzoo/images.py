@@ -3,21 +3,33 @@
 Everything that is written or measured passes through `to_uint8`, which refuses values that are not finite.
 """
 
+import io
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import UInt8
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 
-__all__ = ["SUFFIXES", "Rounding", "check_format", "make_grid", "save_image", "to_float", "to_uint8"]
+__all__ = [
+    "SUFFIXES",
+    "Rounding",
+    "check_format",
+    "enlarged",
+    "make_grid",
+    "png_bytes",
+    "save_image",
+    "to_float",
+    "to_uint8",
+]
 
 # of the image files that are read, in lower case
 SUFFIXES = frozenset(
@@ -31,6 +43,9 @@ _FORMATS: dict[str, tuple[str, dict[str, object]]] = {
     ".webp": ("WEBP", {"lossless": True}),
 }
 _EXIF_DESCRIPTION = 0x010E
+
+SEEN = 128  # height or width in pixels to which `make_grid` enlarges, fourfold at most
+LINE = 14  # height of a line of text in a grid, in pixels
 
 Rounding = Literal["round", "truncate"]
 
@@ -66,22 +81,65 @@ def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return pixels.to(dtype) / 127.5 - 1
 
 
-def make_grid(pixels: Tensor, columns: int, margin: int = 2) -> Tensor:
-    """Raw pixels `(n, c, h, w)` as one image `(3, H, W)`, row by row, on white.
+def enlarged(pixels: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c H W"]:
+    """Images large enough to be seen, each pixel a square: 32 pixels become 128, and images of 128 stay as they are."""
+    factor = min(4, max(1, SEEN // min(pixels.shape[-2:])))
+    return pixels.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def make_grid(
+    pixels: UInt8[Tensor, "n c h w"],
+    columns: int,
+    margin: int = 2,
+    labels: Sequence[str] = (),
+    heads: Sequence[str] = (),
+) -> UInt8[Tensor, "3 H W"]:
+    """Raw pixels as one image, row by row, on white; small images are enlarged.
 
     Args:
-        pixels: uint8; one channel is repeated to three, more than three are cut to three.
+        pixels: one channel is repeated to three, more than three are cut to three.
         columns: images per row.
         margin: pixels between images.
+        labels: what to write below each image, cut to its width; none by default.
+        heads: what to write above each column; none by default.
     """
-    n, c, h, w = pixels.shape
-    pixels = pixels.expand(n, 3, h, w) if c == 1 else pixels[:, :3]
+    n = len(pixels)
+    pixels = enlarged(pixels[:, :3])
+    h, w = pixels.shape[-2:]
+    pixels = pixels.expand(n, 3, h, w)
     rows = -(-n // columns)
+    below, above = LINE * any(labels), LINE * any(heads)
     blank = pixels.new_full((rows * columns - n, 3, h, w), 255)
-    cells = F.pad(torch.cat([pixels, blank]), (margin, 0, margin, 0), value=255)
-    cells = cells.reshape(rows, columns, 3, h + margin, w + margin)
-    grid = cells.permute(2, 0, 3, 1, 4).reshape(3, rows * (h + margin), columns * (w + margin))
-    return F.pad(grid, (0, margin, 0, margin), value=255)
+    cells = F.pad(torch.cat([pixels, blank]), (margin, 0, margin, below), value=255)
+    h, w = h + margin + below, w + margin
+    cells = cells.reshape(rows, columns, 3, h, w)
+    grid = cells.permute(2, 0, 3, 1, 4).reshape(3, rows * h, columns * w)
+    grid = F.pad(grid, (0, margin, above, margin), value=255)
+    places = [(i // columns * h + h + above - below, i % columns * w + margin) for i in range(n)]
+    written = [(*place, label) for place, label in zip(places, labels, strict=False)]
+    written += [(0, column * w + margin, head) for column, head in enumerate(heads)]
+    return _with_text(grid, written, w - margin) if below or above else grid
+
+
+def _with_text(grid: Tensor, written: Iterable[tuple[int, int, str]], width: int) -> Tensor:
+    """The grid with lines of text at (top, left), each cut to a width."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    try:
+        font = ImageFont.truetype("DejaVuSans.ttf", LINE - 4)  # of more scripts than the one in Pillow
+    except OSError:
+        font = ImageFont.load_default(LINE - 4)
+    image = Image.fromarray(grid.permute(1, 2, 0).contiguous().cpu().numpy())
+    draw = ImageDraw.Draw(image)
+    for top, left, text in written:
+        text = " ".join(text.split())
+        if draw.textlength(text, font) > width:
+            while text and draw.textlength(text + "…", font) > width:
+                text = text[:-1]
+            text += "…"
+        draw.text((left, top + 1), text, fill=(0, 0, 0), font=font)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def save_image(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> Path:
@@ -117,6 +175,15 @@ def save_image(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, 
     except OSError as error:
         raise UserError(f"could not write the image {path}: {error.strerror or error}") from error
     return path
+
+
+def png_bytes(pixels: UInt8[Tensor, "3 h w"]) -> bytes:
+    """Raw pixels as the bytes of a PNG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(file, "PNG")
+    return file.getvalue()
 
 
 def check_format(path: str | os.PathLike[str]) -> None:

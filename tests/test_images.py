@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffzoo.errors import UserError
-from diffzoo.images import make_grid, save_image, to_float, to_uint8
+from diffzoo.images import LINE, make_grid, save_image, to_float, to_uint8
 
 
 def test_pixels_survive_the_round_trip() -> None:
@@ -24,12 +24,36 @@ def test_pixels_are_rounded_and_clamped() -> None:
     assert to_uint8(values, "truncate").tolist() == [0, 0, 0, 0, 255, 255]
 
 
-def test_grid_places_pictures_row_by_row() -> None:
-    pixels = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 4, 3)
+def test_grid_places_images_row_by_row() -> None:
+    pixels = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 128, 130)
     grid = make_grid(pixels, columns=3, margin=1)
-    assert grid.shape == (3, 2 * 5 + 1, 3 * 4 + 1)
-    corners = grid[0, 1::5, 1::4]
+    assert grid.shape == (3, 2 * 129 + 1, 3 * 131 + 1)
+    corners = grid[0, 1::129, 1::131]
     assert corners.tolist() == [[0, 1, 2], [3, 4, 255]]
+
+
+@pytest.mark.parametrize(("size", "shown"), [(8, 32), (32, 128), (48, 96), (64, 128), (100, 100), (256, 256)])
+def test_small_images_are_enlarged_pixel_by_pixel(size: int, shown: int) -> None:
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    grid = make_grid(pixels, columns=2, margin=0)
+    assert grid.shape == (3, shown, 2 * shown)
+    assert torch.equal(grid[:, :: shown // size, : shown : shown // size], pixels[0])
+
+
+def test_labels_stand_below_their_images_and_heads_above_their_columns() -> None:
+    grey = torch.full((3, 3, 64, 64), 128, dtype=torch.uint8)
+    plain = make_grid(grey, columns=2)
+    grid = make_grid(grey, columns=2, labels=["", "a class with a name that is much too long", "x"], heads=["", "head"])
+    assert grid.shape[1:] == (plain.shape[1] + 3 * LINE, plain.shape[2])
+    ink = (grid < 128).all(0)
+    image = 128 + 2
+    assert not ink[:, : image + 2][: image + LINE].any()  # the first column has no head, its first image no label
+    assert ink[:LINE, image + 2 :].any()
+    rows = ink[LINE + image : LINE + image + LINE]
+    assert rows[:, image + 2 :].any()
+    assert not rows[:, : image + 2].any()
+    assert ink[-LINE - 2 :, :image].any()
+    assert int((grid == 128).all(0).sum()) >= 3 * 128 * 128  # no text covers an image
 
 
 @pytest.mark.parametrize(("suffix", "format_"), [(".png", "PNG"), (".webp", "WEBP"), (".jpg", "JPEG")])

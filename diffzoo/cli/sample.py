@@ -9,6 +9,7 @@ from diffzoo.errors import UserError
 
 if TYPE_CHECKING:
     from diffzoo.generation import Pipeline, Samples
+    from diffzoo.sampling import Trajectory
 
 __all__ = ["configure", "parse_seeds", "run"]
 
@@ -109,7 +110,7 @@ def _guidance(args: argparse.Namespace) -> Any:
     return fades if args.guidance is None else {"scale": args.guidance, **fades}
 
 
-def _trajectory(args: argparse.Namespace, steps: int) -> Any:
+def _trajectory(args: argparse.Namespace, steps: int) -> "Trajectory | None":
     """What collects the steps, about FRAMES or SHEET of them; None if nobody asked."""
     if args.trajectory is None:
         return None
@@ -121,13 +122,13 @@ def _trajectory(args: argparse.Namespace, steps: int) -> Any:
     return Trajectory(every=max(1, steps // (FRAMES if name.endswith(".gif") else SHEET)))
 
 
-def _save_trajectory(found: Any, path: str, columns: int) -> None:
+def _save_trajectory(found: "Trajectory", path: str, samples: "Samples") -> None:
     from diffzoo.images import save_image
 
     if path.lower().endswith(".gif"):
-        found.save_gif(path, columns)
+        found.save_gif(path, samples.columns, labels=samples.titles)
     else:
-        save_image(found.contact_sheet(), path)
+        save_image(found.contact_sheet(samples.titles), path)
     print(f"{path}: {len(found.frames())} steps on the way")
 
 
@@ -170,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
         **options,
     )
     if trajectory is not None:
-        _save_trajectory(trajectory, args.trajectory, samples.columns)
+        _save_trajectory(trajectory, args.trajectory, samples)
     if larger is not None:
         each = [c for c in classes or () for _ in seeds]
         few = max(1, args.batch_size // 4)

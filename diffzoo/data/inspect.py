@@ -193,12 +193,14 @@ def quiet() -> Iterator[None]:
 
 
 def contact_sheet(data: ImageDataModule, path: Path) -> Path:
-    """Evenly spread images of the training rows, by class where there are classes."""
+    """Evenly spread images of the training rows with their class or caption, by class where there are classes."""
     source, transform = data.train_source, Transform(SHEET_SIZE, flip=False)
-    images = []
+    images, labels = [], []
     for record in _some(source, SHEET_COLUMNS**2):
         with contextlib.suppress(BadImage):
             images.append(transform.pixels(record, ()))
+            caption = next(iter(record.captions), "")
+            labels.append(caption if record.label is None else source.class_names[record.label])
     if not images:
         raise UserError(f"none of the images of {source.name} that were tried can be decoded")
-    return save_image(make_grid(torch.from_numpy(np.stack(images)), SHEET_COLUMNS), path)
+    return save_image(make_grid(torch.from_numpy(np.stack(images)), SHEET_COLUMNS, labels=labels), path)

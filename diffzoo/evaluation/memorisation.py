@@ -100,7 +100,7 @@ def report(
     distance, index = (v.cpu() for v in nearest(x, y, 3))
     own = nearest(y, y, 2)[0][:, 1]  # the nearest is the image itself
     order = distance[:, 0].argsort(stable=True)
-    picture = save_image(_pairs(samples, training, order[:pairs], index), Path(folder) / "memorisation.png")
+    picture = save_image(_pairs(samples, training, order[:pairs], index, distance), Path(folder) / "memorisation.png")
     found = Memorisation(
         network,
         order.tolist(),
@@ -119,9 +119,14 @@ def _json(found: Memorisation) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in fields.items()) + "\n}\n"
 
 
-def _pairs(samples: Pixels, training: Pixels, rows: Tensor, index: Tensor) -> Tensor:
-    cells = []
+def _pairs(samples: Pixels, training: Pixels, rows: Tensor, index: Tensor, distance: Tensor) -> Tensor:
+    """A row per sample: itself, then its nearest training images with their distances."""
+    cells, labels = [], []
     for i in rows.tolist():
         cells.append(samples.images(i, 1))
         cells += [training.images(int(j), 1) for j in index[i]]
-    return make_grid(torch.cat(cells), columns=1 + index.shape[1])
+        labels += [
+            f"sample {i}",
+            *(f"{j}: {d:.3g}" for j, d in zip(index[i].tolist(), distance[i].tolist(), strict=True)),
+        ]
+    return make_grid(torch.cat(cells), columns=1 + index.shape[1], labels=labels)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
-from diffzoo.images import make_grid, save_image, write_npz
+from diffzoo.images import make_grid, png_bytes, save_image, write_npz
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,8 +65,24 @@ class Samples:
         return paths
 
     def save_grid(self, path: str | Path) -> Path:
-        """All images in one file, a row per class, with the records of all in its metadata."""
-        return save_image(make_grid(self._planar(), self.columns), path, _text(self.records))
+        """All images in one file, a row per class, labelled, with the records of all in its metadata."""
+        return save_image(self.grid(), path, _text(self.records))
+
+    def grid(self) -> UInt8[Tensor, "3 H W"]:
+        """All images in one, a row per class, each with its class or caption and its seed."""
+        return make_grid(self._planar(), self.columns, labels=self.titles)
+
+    @property
+    def titles(self) -> list[str]:
+        """Class or caption and seed of each image."""
+        return [
+            ", ".join(filter(None, (label, f"seed {r['seed']}")))
+            for label, r in zip(self.labels, self.records, strict=True)
+        ]
+
+    def _repr_png_(self) -> bytes:
+        """The grid, as notebooks show it."""
+        return png_bytes(self.grid())
 
     def save_npz(self, path: str | Path) -> Path:
         """All images as the ADM evaluator reads them: `arr_0`, and the classes as `arr_1` where there are any."""

@@ -1,10 +1,11 @@
 """What the denoiser believed on the way: the intermediate x_hat, as a contact sheet or a GIF."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -51,20 +52,30 @@ class Trajectory:
         steps = sorted(step for step in self._pixels if step >= 0) + [step for step in self._pixels if step < 0]
         return [torch.stack([pixels for _, pixels in sorted(self._pixels[step].items())]) for step in steps]
 
-    def contact_sheet(self) -> Tensor:
-        """One image, uint8 `(3, H, W)`: a row per image, a column per step."""
+    def contact_sheet(self, labels: Sequence[str] = ()) -> UInt8[Tensor, "3 H W"]:
+        """A row per image, a column per step under its number; the labels stand below the finished images."""
         frames = torch.stack(self.frames(), dim=1)
-        return make_grid(frames.flatten(0, 1), columns=frames.shape[1])
+        below = [label for text in labels[: len(frames)] for label in [""] * (frames.shape[1] - 1) + [text]]
+        heads = [f"step {step}" for step in sorted(self._pixels) if step >= 0] + ["image"]
+        return make_grid(frames.flatten(0, 1), columns=frames.shape[1], labels=below, heads=heads)
 
-    def save_gif(self, path: str | os.PathLike[str], columns: int = 4, milliseconds: int = 80) -> Path:
+    def save_gif(
+        self, path: str | os.PathLike[str], columns: int = 4, milliseconds: int = 80, labels: Sequence[str] = ()
+    ) -> Path:
         """Write an animation of the grid of images; the finished one stays for a second and a half.
+
+        Args:
+            path: ends in .gif.
+            columns: images per row.
+            milliseconds: that a step is shown.
+            labels: what to write below each image.
 
         Raises:
             UserError: if the file cannot be written.
         """
         from PIL import Image
 
-        grids = [make_grid(frame, min(columns, len(frame))) for frame in self.frames()]
+        grids = [make_grid(frame, min(columns, len(frame)), labels=labels[: len(frame)]) for frame in self.frames()]
         frames = [Image.fromarray(g.permute(1, 2, 0).contiguous().numpy()) for g in grids]
         durations = [milliseconds] * (len(frames) - 1) + [1500]
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffzoo.encoders import Identity
 from diffzoo.errors import UserError
 from diffzoo.generation import Generator
+from diffzoo.generation.classes import Classes
 from diffzoo.images import make_grid, save_image, to_uint8
 from diffzoo.sampling import Guidance
 from diffzoo.training.averaging import averaged
@@ -72,7 +73,8 @@ class SampleGrid(StepCallback):
         if not trainer.is_global_zero and not sharded:  # a sharded network needs every rank in its forward
             return None
 
-        cond, rows = self._conditions(trainer, module)
+        cond, names = self._conditions(trainer, module)
+        rows = len(names)
         guided = self.guidance != 1 and cond is not None and module.network.config.null_class
         with sampling_from(module) as generator:
             images = generator.images(
@@ -84,24 +86,25 @@ class SampleGrid(StepCallback):
             )
         if not trainer.is_global_zero:
             return None
+        labels = [", ".join(filter(None, (row, f"seed {i}"))) for row in names for i in range(self.per_class)]
         path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
         try:
-            grid = make_grid(to_uint8(images), self.per_class)
+            grid = make_grid(to_uint8(images), self.per_class, labels=labels)
         except UserError as error:  # a preview is no reason to stop: `GradientGuard` decides on that
             rank_zero_warn(f"no preview at step {trainer.global_step}: {error}")
             return None
         written = write_or_warn(path.parent, lambda: self._log(trainer, grid, path))
         return path if written else None
 
-    def _conditions(self, trainer: L.Trainer, module: Any) -> tuple[Condition | None, int]:
-        """A row of conditions per image, and the number of rows of the grid."""
+    def _conditions(self, trainer: L.Trainer, module: Any) -> tuple[Condition | None, list[str]]:
+        """A row of conditions per image, and what each row of the grid shows."""
         config = module.network.config
         if module.text_encoder is not None:
             captions = list(self.captions or self._held_out_captions(trainer))
             text, mask = module.text_encoder.encode([c for c in captions for _ in range(self.per_class)])
-            return Condition(text=text, text_mask=mask), len(captions)
+            return Condition(text=text, text_mask=mask), captions
         if not config.num_classes:
-            return None, self.per_class
+            return None, [""] * self.per_class
         count = len(module.class_names) or config.num_classes
         classes = list(self.classes) if self.classes is not None else list(range(min(8, count)))
         for c in classes:
@@ -109,7 +112,9 @@ class SampleGrid(StepCallback):
                 raise UserError(
                     f"preview class {c} is out of range: the network has classes 0 to {config.num_classes - 1}"
                 )
-        return Condition(label=torch.tensor([c for c in classes for _ in range(self.per_class)])), len(classes)
+        names = Classes(config.num_classes, tuple(module.class_names))
+        labels = torch.tensor([c for c in classes for _ in range(self.per_class)])
+        return Condition(label=labels), [names.label(c) if c < count else f"class {c}" for c in classes]
 
     @staticmethod
     def _held_out_captions(trainer: L.Trainer) -> list[str]:

@@ -19,6 +19,7 @@ from diffzoo.cli.recipe_files import recipe_name
 from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
 from diffzoo.generation.plan import default_plan
+from diffzoo.images import LINE
 from diffzoo.sampling import Guidance
 from diffzoo.zoo import load_any
 
@@ -72,7 +73,11 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     assert main(["fit", "-c", recipe, "--run", str(run)]) == 0
     assert {"config.yaml", "metrics.csv", "tensorboard", "samples", "checkpoints"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "samples").iterdir()} == {"step_0000003.png", "step_0000006.png", "final.png"}
-    assert Image.open(run / "samples" / "final.png").size == (2 * 34 + 2, 8 * 34 + 2)  # two of each of eight classes
+    # two of each of eight classes
+    assert Image.open(run / "samples" / "final.png").size == (
+        2 * 130 + 2,
+        8 * (130 + LINE) + 2,
+    )
     rows = metrics(run)
     assert [int(r["step"]) for r in rows if r["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert [int(r["step"]) for r in rows if r["val/loss"]] == [3, 6]
@@ -173,7 +178,7 @@ def test_the_quickstart_ends_with_images_a_verdict_and_what_to_do_next(
     command = last[2].split("diffzoo ", 1)[1].replace("--steps 50", "--steps 2").replace("0-15", "0-1")
     out = tmp_path / "grid.png"
     assert main([*command.replace("grid.png", str(out)).split()]) == 0
-    assert Image.open(out).size == (2 * 34 + 2, 2 * 34 + 2)
+    assert Image.open(out).size == (2 * 130 + 2, 2 * (130 + LINE) + 2)
 
 
 @pytest.mark.slow

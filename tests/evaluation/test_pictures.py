@@ -13,7 +13,7 @@ from diffzoo.errors import UserError
 from diffzoo.evaluation import Reference, make_reference
 from diffzoo.evaluation.image_files import FolderImages, NpzImages
 from diffzoo.evaluation.memorisation import report
-from diffzoo.images import to_uint8, write_npz
+from diffzoo.images import LINE, to_uint8, write_npz
 from diffzoo.metrics import Moments, extract, load_features
 
 
@@ -120,7 +120,7 @@ def test_planted_copies_are_found(tmp_path: Path) -> None:
     assert found.distance[2] > 1e-3
     assert 2 <= found.suspicious < 10
     with Image.open(found.picture) as shown:
-        assert shown.size == (4 * 18 + 2, 5 * 18 + 2)
+        assert shown.size == (4 * 66 + 2, 5 * (66 + LINE) + 2)
     assert json.loads((tmp_path / "report" / "memorisation.json").read_text())["suspicious"] == found.suspicious
     assert f"{found.suspicious} of 40" in found.summary()
     text = (tmp_path / "report" / "memorisation.json").read_text()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffzoo import images
 from diffzoo.errors import UserError
+from diffzoo.images import LINE
 from diffzoo.process import Cosine, Estimate, GaussianProcess, LogSNRConditioning, Straight, V, VarianceExploding
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling import (
@@ -395,12 +396,12 @@ def test_trajectory_pictures(tmp_path: Path, batch_size: int | None) -> None:
     assert torch.equal(frames[-1], images.to_uint8(x[:3]))
     # the first belief of an exact denoiser is the mean of the data: grey
     assert int((frames[0].int() - 128).abs().max()) <= 3
-    assert trajectory.contact_sheet().shape == (3, 3 * 10 + 2, 5 * 10 + 2)
+    assert trajectory.contact_sheet().shape == (3, 3 * 34 + 2 + LINE, 5 * 34 + 2)
     path = trajectory.save_gif(tmp_path / "new" / "walk.gif", columns=2)
     from PIL import Image
 
     with Image.open(path) as gif:
-        assert gif.size == (2 * 10 + 2, 2 * 10 + 2)
+        assert gif.size == (2 * 34 + 2, 2 * 34 + 2)
         assert gif.n_frames >= 4  # type: ignore[attr-defined]
 
 

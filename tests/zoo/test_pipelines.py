@@ -18,7 +18,7 @@ from diffzoo.encoders import Identity, KLAutoencoder
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.generation import Pipeline, Samples
 from diffzoo.generation.classes import Classes
-from diffzoo.images import to_uint8
+from diffzoo.images import LINE, to_uint8
 from diffzoo.models import adm, dimr, registry, uvit_bao
 from diffzoo.models.base import Level, Network
 from diffzoo.process import Eps, V
@@ -391,8 +391,8 @@ def test_the_command_writes_a_grid_with_a_row_per_class(
     with Image.open(grid) as image:
         drawn = np.asarray(image)
         assert len(json.loads(image.text["diffzoo"])) == 6  # type: ignore[attr-defined]
-    assert drawn.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
-    assert np.array_equal(drawn[12:20, 22:30], pictures[5])
+    assert drawn.shape == (2 * (34 + LINE) + 2, 3 * 34 + 2, 3)
+    assert np.array_equal(drawn[36 + LINE : 68 + LINE : 4, 70:102:4], pictures[5])
     assert sorted(p.name for p in tmp_path.joinpath("new").iterdir()) == ["grid.png"]
     assert len(list(folder.iterdir())) == 6
     with np.load(tmp_path / "all.npz") as archive:  # as the evaluator of ADM reads it
@@ -442,7 +442,11 @@ def test_the_command_shows_what_the_model_believed_on_the_way(
         assert np.abs(last - np.asarray(grid)).mean() < 8  # 256 colours
     assert main([*args, str(tmp_path / "way.png")]) == 0
     with Image.open(tmp_path / "way.png") as sheet:
-        assert sheet.size == (11 * 10 + 2, 6 * 10 + 2)  # steps 0, 2, ..., 18, and the finished pictures; six rows
+        # steps 0, 2, ..., 18, and the finished images; six rows
+        assert sheet.size == (
+            11 * 34 + 2,
+            6 * (34 + LINE) + 2 + LINE,
+        )
     assert "11 steps on the way" in capsys.readouterr().out
     assert main([*args, str(tmp_path / "way.mp4")]) == 2
     assert "a .gif or a .png" in capsys.readouterr().err
