@@ -1,8 +1,8 @@
 """`import diffzoo` is light, help is instant, and the check can fail."""
 
+import resource
 import subprocess
 import sys
-import time
 
 HEAVY = ("torch", "lightning", "datasets", "transformers", "diffusers", "huggingface_hub", "torchmetrics", "timm")
 
@@ -28,8 +28,9 @@ def test_the_check_can_fail() -> None:
 def test_help_answers_at_once() -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor: other work on the machine is not ours
         done = subprocess.run([sys.executable, "-m", "diffzoo", "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.stdout
     assert min(times) < 0.5
