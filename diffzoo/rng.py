@@ -1,28 +1,50 @@
 """Randomness that is a function of names and counters, never of history.
 
-`torch.manual_seed` gives every rank the same noise and is not part of a checkpoint. Here every draw of a training
-step comes from a generator keyed by what it is for, so a resumed run repeats nothing and loses nothing, and image
-`i` of a sampling run depends on seed `i` alone.
+`torch.manual_seed` gives every rank the same noise and is not part of a checkpoint. Here every random number of
+training and sampling is a word of Philox (`philox.py`), keyed by what it is for and counted by the sample that it
+belongs to. A resumed run repeats nothing and loses nothing, image `i` of a sampling run depends on seed `i` alone, and
+both hold on every device: the numbers are the same bits on a CPU and on a GPU.
 
-In training, every random number is a function of the seed and of the sample's place in the global stream (`normal`,
-`times`, `uniform`). Sample number p of a run gets the same noise, time and condition dropout on one device or on
-sixty-four, in whatever micro-batch it lands, and again after a resume. Ranks never share noise, since no two of them
-see the same p.
+In training, the counter is the sample's place in the global stream (`normal`, `times`, `uniform`). Sample number p of
+a run gets the same noise, time and condition dropout on one device or on sixty-four, in whatever micro-batch it lands,
+and again after a resume. Ranks never share noise, since no two of them see the same p.
 
 Times are spread evenly over any run of consecutive samples: t_p = frac(u + p / phi), phi the golden ratio. The
 points of this sequence leave no gap wider than about 1.6 / n among n neighbours, so a batch of any size is stratified
 (the low-discrepancy idea of arXiv:2107.00630, section I.1, without its dependence on the batch size).
+
+`NOISE` names these numbers in plans, results and checkpoints. A change of any of them needs a new name.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["ImageNoise", "key", "keyed_generator", "normal", "seed_layers", "times", "uniform"]
+from diffzoo import philox
 
-_GOLDEN = (5**0.5 - 1) / 2
+__all__ = [
+    "EARLIER_NOISE",
+    "NOISE",
+    "ImageNoise",
+    "key",
+    "keyed_generator",
+    "normal",
+    "seed_layers",
+    "times",
+    "uniform",
+]
+
+NOISE = "philox"
+EARLIER_NOISE = "torch.Generator"  # what drew the noise before it had a name
+
+Places = Sequence[int] | Int[Tensor, " b"]
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 1 / phi in 64 binary places, as a signed integer
+_AHEAD = 1 << 18  # numbers that are drawn ahead at most
 
 
 def key(*parts: int | str) -> int:
@@ -32,70 +54,91 @@ def key(*parts: int | str) -> int:
 
 
 def keyed_generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
-    """A fresh generator on `device` for the key `parts`, such as ("noise", seed, step, rank)."""
+    """A fresh generator for the key `parts`, such as ("kid", seed, subset), where few are needed: those on a CPU tell
+    2^32 keys apart."""
     return torch.Generator(device=device).manual_seed(key(*parts))
 
 
 class ImageNoise:
     """Standard normal noise for a batch of images, each drawn from its own seed.
 
-    Draws are made on the CPU and moved, so that a picture is the same on every device, whatever the batch size and
-    its order. The k-th call returns the k-th draw of each image.
+    An image's noise is the same whatever the device, the batch and its place there. The k-th call returns the k-th
+    draw of each image. From the second call on, some draws are made ahead, since a small one costs as much as many.
 
     Args:
         seeds: one non-negative integer below 2**63 per image.
-        device: where the draws go.
+        device: where to draw.
+        dtype: of the noise; it is drawn in float32.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         self.seeds = [int(s) for s in seeds]
-        self.device, self.dtype = device, dtype
-        # the CPU generator keeps only 32 bits of a seed: small seeds stay distinct, large ones are hashed first
-        self._generators = [torch.Generator().manual_seed(s if s < 2**32 else key("image", s)) for s in self.seeds]
+        self.device, self.dtype = torch.device(device), dtype
+        self._places = _places(self.seeds, self.device)
+        self._ahead: list[Tensor] = []
+        self._draw = 0
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """Noise of `shape` per image: `(b, *shape)`."""
-        # in float32 whatever torch's default is: a draw in float64 is another draw
-        draws = [torch.randn(tuple(shape), generator=g, dtype=torch.float32) for g in self._generators]
-        empty = torch.empty(0, *shape)
-        return (torch.stack(draws) if draws else empty).to(self.device, self.dtype)
+    def normal(self, shape: Sequence[int]) -> Float[Tensor, "b *shape"]:
+        """Noise of `shape` per image."""
+        shape = tuple(shape)
+        if not self._ahead or self._ahead[-1].shape[1:] != shape:
+            self._ahead = self._draws(shape)
+        self._draw += 1
+        return self._ahead.pop()
+
+    def _draws(self, shape: tuple[int, ...]) -> list[Tensor]:
+        """The next draws, the first of them last: as many as were made so far, where they are small."""
+        n, size = len(self), math.prod(shape)
+        count = max(1, min(self._draw, _AHEAD // max(1, n * size)))
+        draws = torch.arange(self._draw, self._draw + count, device=self.device)
+        numbers = philox.normals(
+            key("image"), self._places.repeat(count), draws.repeat_interleave(n, output_size=n * count), size
+        )
+        return list(numbers.to(self.dtype).reshape(count, n, *shape).unbind())[::-1]
 
 
-def _unit(*parts: int | str) -> float:
-    return key(*parts) / 2**63
+def _places(index: Places, device: torch.device) -> Int[Tensor, " b"]:
+    if isinstance(index, Tensor):
+        return index.to(device, torch.int64)
+    return torch.tensor(list(index), dtype=torch.int64).to(device)
 
 
-def normal(purpose: str, seed: int, index: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal noise `(b, *shape)`, float32, drawn on `device`, one stream per sample.
+def normal(
+    purpose: str, seed: int, index: Places, shape: Sequence[int], device: torch.device
+) -> Float[Tensor, "b *shape"]:
+    """Standard normal noise, float32, one stream per sample.
 
     Args:
         purpose: what the noise is for; different purposes are independent.
         seed: the seed of the run.
         index: place of each sample in the global stream.
         shape: shape per sample.
-        device: where to draw. CPU and GPU generators differ; each is reproducible.
+        device: where to draw.
     """
-    # inside a step of bf16-true Lightning makes bfloat16 the default
-    noise = torch.empty((len(index), *shape), device=device, dtype=torch.float32)
-    generator = torch.Generator(device=device)
-    for i, p in enumerate(index):
-        generator.manual_seed(key(purpose, seed, p))
-        torch.randn(tuple(shape), generator=generator, out=noise[i])
-    return noise
+    places = _places(index, device)
+    numbers = philox.normals(key(purpose, seed), places, torch.zeros_like(places), math.prod(shape))
+    return numbers.reshape(len(places), *shape)
 
 
-def times(seed: int, index: Sequence[int], device: torch.device) -> Tensor:
-    """Times in [0, 1), `(b,)` float32, stratified over consecutive samples."""
-    start = _unit("times", seed)
-    return torch.tensor([(start + p * _GOLDEN) % 1.0 for p in index], dtype=torch.float32).to(device)
+def times(seed: int, index: Places, device: torch.device) -> Float[Tensor, " b"]:
+    """Times in [0, 1), float32, stratified over consecutive samples."""
+    start = key("times", seed) * 2 - 2**63
+    return _fraction((_places(index, device) * _GOLDEN + start) >> 32)
 
 
-def uniform(purpose: str, seed: int, index: Sequence[int], device: torch.device) -> Tensor:
-    """Independent uniform numbers in [0, 1), `(b,)` float32."""
-    return torch.tensor([_unit(purpose, seed, p) for p in index], dtype=torch.float32).to(device)
+def uniform(purpose: str, seed: int, index: Places, device: torch.device) -> Float[Tensor, " b"]:
+    """Independent uniform numbers in [0, 1), float32."""
+    places = _places(index, device)
+    zero = torch.zeros_like(places)
+    return _fraction(philox.words(key(purpose, seed), zero, zero, places)[0])
+
+
+def _fraction(word: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The highest 24 of the lowest 32 bits as a number in [0, 1): all that float32 holds without rounding up."""
+    return ((word >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
 def seed_layers(seed: int, index: Sequence[int]) -> None:

@@ -22,5 +22,9 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _skip_without_gpu(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    marker = request.node.get_closest_marker("gpu")
+    if marker is None:
+        return
+    device = marker.args[0] if marker.args else "cuda"
+    if not (torch.backends.mps.is_available() if device == "mps" else torch.cuda.is_available()):
+        pytest.skip(f"needs a device of type {device}")

@@ -15,6 +15,7 @@ from diffzoo.generation.generator import Generator, PlannedImages
 from diffzoo.generation.guidance import AnyGuidance, ByClassifier, ByWeakerModel
 from diffzoo.generation.plan import Base, SamplePlan, default_plan, labels_of
 from diffzoo.models.base import Config, Network
+from diffzoo.rng import NOISE
 from diffzoo.tensors import state_sha256
 from diffzoo.typing import Condition, Images
 from diffzoo.zoo.loading import load_any
@@ -45,6 +46,11 @@ class ModelImages:
     def generator(self) -> Generator:
         """The network with its frozen encoders and guides, compiled if the plan says so."""
         plan, guidance = self.sample_plan, self.sample_plan.guidance
+        if plan.noise != NOISE:
+            raise UserError(
+                f"plan.noise: expected {NOISE!r}, got {plan.noise!r}: this version cannot make these images again; "
+                "leave noise out to make others of the same plan"
+            )
         generator = self.loaded or Generator.of(load_any(plan.model, weights=plan.weights), self.device)
         generator = replace(generator, classifier=None, weak=self.weak.denoiser if self.weak else None)
         if isinstance(guidance, ByClassifier):

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.generation.guidance import ByClassifier, ByWeakerModel, guidance_from
 from diffzoo.record import canonical_json, digest, from_plain
-from diffzoo.rng import keyed_generator
+from diffzoo.rng import EARLIER_NOISE, NOISE, key
 from diffzoo.sampling import DDIM, Guidance, Sampler
 from diffzoo.zoo.metadata import Metadata
 
@@ -81,6 +81,8 @@ class SamplePlan(Record):
         compile: compile the network's blocks, which rounds differently.
         base: of an upsampler: the plan of the model whose images it enlarges, or its name and preset, from which the
             plan is filled in on loading; seeds and classes are the same for both.
+        noise: what draws the noise and the uniform labels (`diffzoo.rng.NOISE`); images of plans that name another
+            cannot be made again.
 
     `sampler`, `guidance` and `base` may be given as plain data.
     """
@@ -99,6 +101,7 @@ class SamplePlan(Record):
     weights: str = "ema"
     compile: bool = False
     base: "SamplePlan | Base | None" = None
+    noise: str = NOISE
 
     def __post_init__(self) -> None:
         decoded = {
@@ -136,6 +139,8 @@ def _present_names(data: Mapping[str, Any]) -> dict[str, Any]:
     """A plan in the words of this version: an earlier one wrote `average` for `weights`, "average" for "ema", and the
     sampler's steps and grid beside it."""
     values = dict(data)
+    if values.get("weights_sha256"):  # images were made of it
+        values.setdefault("noise", EARLIER_NOISE)
     if "average" in values:
         values["weights"] = _label(values.pop("average"))
     guidance = values.get("guidance")
@@ -210,8 +215,4 @@ def labels_of(plan: SamplePlan, num_classes: int, start: int, count: int) -> Ten
     seeds = range(plan.first_seed + start, plan.first_seed + start + count)
     if plan.labels == "balanced":
         return torch.tensor([classes[s % len(classes)] for s in seeds], dtype=torch.long)
-    return torch.tensor([classes[_uniform(s, len(classes))] for s in seeds], dtype=torch.long)
-
-
-def _uniform(seed: int, count: int) -> int:
-    return int(torch.randint(count, (), generator=keyed_generator("cpu", "label", seed)))
+    return torch.tensor([classes[key("label", s) % len(classes)] for s in seeds], dtype=torch.long)

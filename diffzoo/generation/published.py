@@ -17,6 +17,7 @@ from diffzoo.generation.samples import Samples
 from diffzoo.images import to_uint8
 from diffzoo.pins import encoder_record, read_record
 from diffzoo.record import from_plain, to_plain
+from diffzoo.rng import NOISE
 from diffzoo.sampling import Guidance, Sampler
 from diffzoo.sampling.loop import Precision
 from diffzoo.typing import Condition, Images
@@ -168,6 +169,7 @@ class Published:
             "model": self.metadata.name,
             "device": str(self.generator.device),
             "diffzoo": __version__,
+            "noise": NOISE,
             **more,
         }
         records = [

@@ -341,6 +341,7 @@ class DiffusionModule(L.LightningModule):
             "recipe_settings": self._recipe_settings,
             "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
             "channels_last": self.channels_last,
+            "noise": rng.NOISE,
         }
         if self.lora is not None:
             trained = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
@@ -349,6 +350,7 @@ class DiffusionModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs here; beside adapters, the network keeps the weights it started from."""
         self._resumed = resumed = resume.Resumed.of(checkpoint)
+        resume.note_noise(resumed.noise)
         if self._drops:
             resume.note_layout(resumed.channels_last, self.channels_last)
         resume.check_data(self._trainer, checkpoint)

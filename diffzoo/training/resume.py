@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
 from diffzoo.record import to_plain
+from diffzoo.rng import EARLIER_NOISE, NOISE
 from diffzoo.zoo.metadata import Adapter, Metadata, held_metadata
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "check_class_order",
     "check_data",
     "note_layout",
+    "note_noise",
     "settings_of",
 ]
 
@@ -48,12 +50,14 @@ class Resumed:
         settings: `settings_of` its optimizer and learning-rate schedule.
         group_sizes: number of parameters in each group of its optimizer.
         channels_last: whether its feature maps were in NHWC order.
+        noise: what drew its noise, times and dropped conditions (`diffzoo.rng.NOISE`).
     """
 
     metadata: Metadata | None
     settings: Settings | None
     group_sizes: list[int] | None
     channels_last: bool | None
+    noise: str
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> "Resumed":
@@ -62,7 +66,17 @@ class Resumed:
         optimizers = checkpoint.get("optimizer_states") or []
         sizes = [len(group["params"]) for group in optimizers[0]["param_groups"]] if optimizers else None
         metadata = held_metadata(checkpoint, "the checkpoint")
-        return cls(metadata, held.get("recipe_settings"), sizes, held.get("channels_last"))
+        noise = held.get("noise", EARLIER_NOISE)
+        return cls(metadata, held.get("recipe_settings"), sizes, held.get("channels_last"), noise)
+
+
+def note_noise(theirs: str) -> None:
+    """Say that a run goes on with other noise than it began with."""
+    if theirs != NOISE:
+        _say(
+            f"the noise of this run was drawn by {theirs} and is drawn by {NOISE} from here on: it goes on with other "
+            "noise, times and dropped conditions than an uninterrupted run would have had"
+        )
 
 
 def note_layout(theirs: bool | None, ours: bool) -> None:

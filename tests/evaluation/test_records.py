@@ -13,10 +13,12 @@ from diffzoo.evaluation import PROTOCOLS, EvalProtocol, NetworkSpec, Reference, 
 from diffzoo.evaluation import protocol as named
 from diffzoo.evaluation.checks import check
 from diffzoo.evaluation.measure import ALIASES, Value, jackknife, metric_of
+from diffzoo.evaluation.model_images import ModelImages
 from diffzoo.generation.guidance import ByClassifier, ByWeakerModel
 from diffzoo.generation.plan import Base, labels_of
 from diffzoo.metrics import load_features
 from diffzoo.record import canonical_json, differences
+from diffzoo.rng import EARLIER_NOISE, NOISE
 from diffzoo.sampling import DDIM, Guidance, Heun, Interval, Karras
 
 PLANS = [
@@ -35,6 +37,17 @@ def test_a_plan_survives_json(plan: SamplePlan) -> None:
     again = SamplePlan.from_dict(json.loads(canonical_json(plan)))
     assert again == plan
     assert again.sha256 == plan.sha256
+
+
+def test_a_plan_names_the_noise_that_made_its_images() -> None:
+    made = {"model": "simple_uvit_xs_32.emoji", "weights_sha256": "0" * 64}
+    assert SamplePlan.from_dict({"model": "tiny"}).noise == NOISE  # written by hand: nothing was made of it yet
+    assert SamplePlan.from_dict({**made, "noise": NOISE}).noise == NOISE
+    earlier = SamplePlan.from_dict({**made, "base": made})
+    assert isinstance(earlier.base, SamplePlan)
+    assert (earlier.noise, earlier.base.noise) == (EARLIER_NOISE, EARLIER_NOISE)
+    with pytest.raises(UserError, match=f"plan.noise: expected '{NOISE}', got '{EARLIER_NOISE}'"):
+        ModelImages(earlier).plan()
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))

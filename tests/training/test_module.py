@@ -117,6 +117,13 @@ def test_a_resume_says_that_another_memory_order_drops_otherwise(capsys: pytest.
             assert said == (here.channels_last != there)
 
 
+def test_a_resume_says_that_another_noise_began_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    here = module()
+    for held, said in (({}, True), ({"noise": rng.NOISE}, False)):
+        here.on_load_checkpoint({"diffzoo": held, "state_dict": here.state_dict()})
+        assert (f"is drawn by {rng.NOISE} from here on" in capsys.readouterr().out) == said
+
+
 def test_conditions_are_dropped_at_the_stated_rate_and_to_the_null_class() -> None:
     m = module(condition_dropout=0.25)
     b = batch(4000)
