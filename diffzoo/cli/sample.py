@@ -55,7 +55,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"ships with the package, {SHIPPED}, which needs no download",
     )
     parser.add_argument(
-        "--classes", nargs="+", metavar="CLASS", help="names, numbers or captions; default: some of the classes"
+        "--classes",
+        "--captions",
+        nargs="+",
+        metavar="CLASS",
+        help="names or numbers of classes, or captions for a text model; default: some of the classes",
     )
     parser.add_argument(
         "--seeds", default="0-7", help='such as "0-7" or "0-15,20"; every class is sampled with every seed'

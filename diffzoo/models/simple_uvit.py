@@ -128,6 +128,10 @@ VARIANTS = {
     "simple_uvit_b_64": _small(64, "none", 768, (128, 256, 768), (2, 2, 16), heads=12),
     # ours, for a few minutes on a CPU
     "simple_uvit_xs_32": _small(32, "patch-2", 128, (48, 128), (2, 4), heads=4, dropout=0.0),
+    # ours, for an hour on a CPU: captions by MiniLM
+    "simple_uvit_t2i_xs_64": replace(
+        _small(64, "patch-4", 128, (48, 192), (1, 3), heads=3, dropout=0.0), text_width=384
+    ),
 }
 TINY = SimpleUViTConfig(
     image_size=16,

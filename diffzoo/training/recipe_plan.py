@@ -100,7 +100,7 @@ def _emas(callbacks: Any) -> int:
 
 
 # millions of parameters of frozen encoders, which are kept in float32
-FROZEN = {"KLAutoencoder": 84, "CLIPEncoder": 123, "T5Encoder": 4762}
+FROZEN = {"KLAutoencoder": 84, "CLIPEncoder": 123, "MiniLMEncoder": 23, "T5Encoder": 4762}
 
 
 def _frozen(model: dict[str, Any]) -> float:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from build_demo import SKIN_TONES, _caption, _class_of
+from build_demo import SKIN_TONES, _captions, _class_of, _plain
 
 import diffzoo.data
 from diffzoo.data import DemoData
@@ -62,9 +62,21 @@ def test_names() -> None:
     assert _class_of(waving) == "Body"
     assert _class_of({**waving, "subcategory": "person-role"}) == "People"
     assert _class_of({**waving, "category": "Flags"}) == "Flags"
-    assert _caption(waving, "") == "waving hand sign"
-    assert _caption(waving, "1F3FD") == "waving hand sign, medium skin tone"
-    assert _caption(waving, "1F3FB-1F3FF") == "waving hand sign, light skin tone and dark skin tone"
+    skins = [{"hexcode": "1F44B-1F3FB", "label": "waving hand: light skin tone"}]
+    found = _captions(
+        [{"hexcode": "1F44B", "label": "waving hand", "skins": skins}, {"hexcode": "2764", "label": "red heart"}]
+    )
+    assert found["1f44b-1f3fb"] == "waving hand: light skin tone"
+    assert found[_plain("2764-FE0F")] == "red heart"
+
+
+def test_captions_say_what_is_seen() -> None:
+    """The name of a character may mislead: that of the red heart is "heavy black heart"."""
+    table = pq.read_table(PATH, columns=["code", "caption"]).to_pydict()
+    captions = dict(zip(table["code"], table["caption"], strict=True))
+    assert captions["2764-fe0f"] == "red heart"
+    assert captions["1f634"] == "sleeping face"
+    assert captions["1f44b-1f3fb"] == "waving hand: light skin tone"
 
 
 def test_public_names_resolve() -> None:

