@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"process", "sampling", "models", "encoders", "metrics", "zoo", "factory", "generation", "evaluation"},
     "evaluation": {"generation", "metrics", "data", "sampling", "encoders", "process", "models", "zoo"},
     "report": set(),
-    "study": {"record"},
+    "study": {"record", "report"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},

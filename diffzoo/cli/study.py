@@ -1,4 +1,7 @@
-"""`diffzoo study STUDY.yaml`: arms × seeds trained and evaluated, a table, plots and a verdict for each claim."""
+"""`diffzoo study STUDY.yaml`: arms × seeds trained and evaluated, a table, plots and a verdict for each claim.
+
+`diffzoo study check RUN` lays the loss of a run beside that of earlier runs of its recipe (`diffzoo.study.health`).
+"""
 
 import argparse
 from collections.abc import Mapping
@@ -16,7 +19,16 @@ __all__ = ["configure", "run"]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("study", help="a file, or the name of a study that ships, such as studies/schedule_shift")
+    parser.add_argument(
+        "study",
+        help='a file, or the name of a study that ships, such as studies/schedule_shift; or "check", with a run',
+    )
+    parser.add_argument("checked", nargs="?", type=Path, metavar="RUN", help="with check: the folder of a run")
+    parser.add_argument(
+        "--against",
+        metavar="CURVE",
+        help="with check: a reference curve, by name or file; default: that of its settings",
+    )
     parser.add_argument("--out", type=Path, help="folder of runs and report; default: studies/ and the study's name")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="run these arms only")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")
@@ -50,7 +62,11 @@ class _Cost:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, run, report; the exit status is 1 if a run failed."""
+    """Check, run, report; the exit status is 1 if a run failed, or if a checked one is out of its band."""
+    if args.study == "check":
+        return _check(args)
+    if args.checked is not None or args.against is not None:
+        raise UserError("a run is checked by `diffzoo study check RUN --against CURVE`")
     from diffzoo.cli.recipe_files import find_recipe, recipe_name
     from diffzoo.study.report import write_report
     from diffzoo.study.runner import jobs_of, measured, run_jobs
@@ -77,6 +93,16 @@ def run(args: argparse.Namespace) -> int:
     print(write_report(study, jobs, out))
     print(f"table, plots and JSON are in {out}")
     return int(any((found := measured(job)) is None or bool(found.failure) for job in wanted))
+
+
+def _check(args: argparse.Namespace) -> int:
+    from diffzoo.study.health import check_run, find_curve
+
+    if args.checked is None:
+        raise UserError("say which run: diffzoo study check RUN")
+    health = check_run(args.checked, None if args.against is None else find_curve(args.against))
+    print(health)
+    return int(bool(health.out))
 
 
 def _costs(base: Path, arms: Mapping[str, Mapping[str, object]], budget: "Budget") -> dict[str, _Cost]:

@@ -46,7 +46,19 @@ def train(
             arguments += _start(directory, resume, rest)
         else:
             arguments += _measured(directory, rest)
-        return Command(arguments).trainer
+        trainer = Command(arguments).trainer
+    if verb == "fit" and is_first_process():
+        say_health(directory)
+    return trainer
+
+
+def say_health(directory: Path) -> None:
+    """Lay the finished run beside earlier ones of its recipe, where a reference curve ships."""
+    from diffzoo.study.health import note
+
+    text = note(directory)
+    if text:
+        print(text, flush=True)
 
 
 def _start(directory: Path, resume: str | None, rest: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.study.health import FEWEST, curve_of, write_curve
 from diffzoo.study.runner import Job, Measured, measured
 from diffzoo.study.spec import Claim, Study
 
@@ -103,7 +104,17 @@ def write_report(study: Study, jobs: Sequence[Job], out: Path) -> str:
     write_text(out / "study.json", json.dumps(_data(study, jobs, results, verdicts), indent=1, sort_keys=True) + "\n")
     for measure in _measures(results):
         _plot(study, results, measure, out)
+    _write_curves(study, jobs, results, out)
     return text
+
+
+def _write_curves(study: Study, jobs: Sequence[Job], results: Results, out: Path) -> None:
+    """`curves/ARM.json` for every arm with enough finished seeds: `diffzoo study check RUN --against` reads them."""
+    for arm, runs in results.items():
+        mine = [job for job in jobs if job.arm == arm and job.seed in runs and not runs[job.seed].failure]
+        if len(mine) >= FEWEST:
+            curve = curve_of(f"{study.title}: {arm}", [job.folder / "run" for job in mine])
+            write_curve(curve, out / "curves" / f"{mine[0].folder.parent.name}.json")
 
 
 def _column(runs: Mapping[int, Measured], measure: str) -> dict[int, float]:

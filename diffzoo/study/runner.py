@@ -10,7 +10,6 @@ work: each takes runs that nobody holds. So `--processes`, members of an array u
 no scheduler of their own, and a killed one costs what it had not yet saved.
 """
 
-import csv
 import json
 import os
 import re
@@ -22,11 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from diffzoo.cache import lock
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.report import read_run
 from diffzoo.study.spec import Evaluate, Study, options
 
 __all__ = ["Job", "Measured", "jobs_of", "measured", "run_jobs"]
@@ -199,19 +199,16 @@ def _child(arguments: Sequence[str], job: Job, processes: int, running: set[subp
 
 def _values(job: Job) -> tuple[dict[str, float], dict[str, float]]:
     """The columns of the table: losses of the run with metrics of its evaluation, and its speed."""
-    with open(job.folder / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    columns = read_run(job.folder / "run").columns
     values, speed = dict[str, float](), dict[str, float]()
-    held_out = [float(row["val/loss"]) for row in rows if row.get("val/loss")]
-    if held_out:
-        values["held-out loss"] = held_out[-1]
-    late = [row for row in rows if float(row["step"]) > (1 - LAST) * job.steps]
-    for column in rows[0] if rows else []:
-        found = [float(row[column]) for row in late if row.get(column)]
-        if found and column.startswith("train/loss"):
-            values[column.removeprefix("train/").replace("_", " ")] = sum(found) / len(found)
-        elif found and column in ("speed/images_per_second", "speed/memory_gib"):
-            speed[column.removeprefix("speed/").replace("_", " ")] = median(found)
+    if "val/loss" in columns:
+        values["held-out loss"] = columns["val/loss"][-1][1]
+    for column, points in columns.items():
+        late = [value for step, value in points if step > (1 - LAST) * job.steps]
+        if late and column.startswith("train/loss"):
+            values[column.removeprefix("train/").replace("_", " ")] = mean(late)
+        elif late and column in ("speed/images_per_second", "speed/memory_gib"):
+            speed[column.removeprefix("speed/").replace("_", " ")] = median(late)
     if job.evaluate is not None:
         values |= _evaluated(job.folder / "eval")
     return values, speed
