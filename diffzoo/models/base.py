@@ -7,10 +7,10 @@ number and the output mean is a fact of the process (`diffzoo.process.GaussianPr
 config (`Config.override`); for networks with resolution levels (`Level`) they are stated in pixels.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.nn.time_dependent import gate_parameters
+from diffzoo.record import from_plain
 from diffzoo.typing import Condition
 
 __all__ = ["Config", "Level", "LevelConfig", "Network"]
@@ -73,12 +74,19 @@ class Config:
         return self.num_classes + (1 if self.null_class else 0) if self.num_classes else 0
 
     def override(self, **overrides: Any) -> Self:
-        """This config with some fields replaced; unknown names raise and name the nearest field."""
-        self._check_names(overrides)
-        return replace(self, **overrides)
+        """This config with some fields replaced; unknown names raise and name the nearest field.
 
-    def _check_names(self, overrides: Iterable[str], rewrites: Sequence[str] = ()) -> None:
-        """Raise for a name that is neither a field nor a rewrite; the message says which was meant."""
+        Lists and mappings, as recipes have them, become what the field is: levels and stages.
+        """
+        return replace(self, **self._read(overrides))
+
+    def _read(self, overrides: Mapping[str, object], rewrites: Sequence[str] = ()) -> dict[str, Any]:
+        """Overrides with plain lists and mappings decoded.
+
+        Raises:
+            UserError: for a name that is neither a field nor a rewrite, with the one that was meant; for a list or a
+                mapping that does not fit its field.
+        """
         known = {f.name for f in fields(self)} | set(rewrites)
         for name in overrides:
             if name in known:
@@ -88,6 +96,8 @@ class Config:
             meant = ELSEWHERE.get(name)
             hint = f"; here it is called {meant!r}" if meant in known else did_you_mean(name, known)
             raise UserError(f"{type(self).__name__} has no argument {name!r}{hint}")
+        hints = get_type_hints(type(self))
+        return {k: from_plain(hints[k], v, k) if isinstance(v, list | dict) else v for k, v in overrides.items()}
 
     def resized(self, image_size: int) -> Self:
         """The config of the same network for another input size, learned positions aside (`position_tables`)."""
@@ -152,8 +162,7 @@ class LevelConfig(Config):
         start = overrides.pop("dropout_from_resolution", None)
         depth = overrides.pop("depth_at", None) or {}
         width = overrides.pop("width_at", None) or {}
-        self._check_names(overrides, ("dropout", *LEVELLED))
-        config: Self = replace(self, **overrides)
+        config: Self = replace(self, **self._read(overrides, ("dropout", *LEVELLED)))
         levels = config.levels
         if "levels" not in overrides:
             levels = _scale(levels, config, Fraction(config.trunk_size, self.trunk_size))
