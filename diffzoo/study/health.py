@@ -1,9 +1,9 @@
 """The health of a run: its loss per noise level beside that of earlier runs of the same recipe.
 
 A reference curve holds, for each noise level and each window of images, the interval in which a further run of the same
-recipe lies with 95 %: Student's prediction interval, mean ± t s sqrt(1 + 1/n) over n runs. `diffzoo study` writes one
-for every arm with enough seeds; those that ship lie in `reference/`. A noise level is out of its band if the last two
-windows of the run are, on the same side: one in twenty windows lies outside by chance.
+recipe lies with 95 %: Student's prediction interval of the logarithm, mean ± t s sqrt(1 + 1/n) over n runs. A study
+writes one for every arm with enough seeds; those that ship lie in `reference/`. A noise level is out of its band if the
+last two windows of the run are, on the same side: one in twenty windows lies outside by chance.
 """
 
 import json
@@ -47,6 +47,7 @@ MATTERS = (
     *(f"data.{k}" for k in ("class_path", "init_args.image_size", "init_args.batch_size", "init_args.balance")),
     *(f"data.init_args.{k}" for k in ("path", "source", "flip", "crop", "caption")),
 )
+LOSS = ("model.process", "model.weighting", "model.loss_")  # settings under which a loss is another quantity
 HIGH_NOISE, LOW_NOISE = -2.0, 2.0  # log-SNR
 MEANINGS = {
     "all above": "Every noise level is above: the learning rate, the batch size, the precision or the data "
@@ -171,9 +172,9 @@ def curve_of(name: str, runs: Sequence[Path]) -> Curve:
     bands = dict[str, Band]()
     for level in _levels(records[0]):
         columns = list(zip(*(_windows(record, level, edges) for record in records), strict=True))
-        if all(len([v for v in column if v is not None]) == len(records) for column in columns):
-            intervals = [prediction_interval([v for v in column if v is not None]) for column in columns]
-            bands[level] = Band(tuple(low for low, _ in intervals), tuple(high for _, high in intervals))
+        if all(value is not None and value > 0 for column in columns for value in column):
+            intervals = [prediction_interval([math.log(v) for v in column if v]) for column in columns]
+            bands[level] = Band(*(tuple(map(math.exp, bounds)) for bounds in zip(*intervals, strict=True)))
     return Curve(name, len(records), edges, bands, settings)
 
 
@@ -233,18 +234,22 @@ def check_run(run: Path, curve: Curve | None = None) -> Health:
         curve: None = the one that ships for its settings.
 
     Raises:
-        UserError: if it is no run, if none of the curves is of its settings, or if it has not seen enough images yet.
+        UserError: if it is no run, if no curve is of its settings, if the curve is of another loss, or if the run has
+            not seen enough images yet.
     """
     record = read_run(run)
     curve = _of_settings(record) if curve is None else curve
     seen = _seen(record)[-1][1]
+    differences = tuple(curve.differences(record.recipe))
+    other = [key for key in differences if key.startswith(LOSS)]
+    if other:
+        raise UserError(f"the losses of {run} are not those of {curve.name}: it differs in {', '.join(other)}")
     finished = sum(edge <= seen for edge in curve.edges[1:])
     if not finished:
         raise UserError(
             f"{run} has seen {seen:,.0f} images: the first window of {curve.name} ends at {curve.edges[1]:,.0f}"
         )
     levels = [_judged(record, level, curve, finished) for level in curve.bands]
-    differences = tuple(curve.differences(record.recipe))
     return Health(curve, round(curve.edges[finished]), tuple(v for v in levels if v is not None), differences)
 
 

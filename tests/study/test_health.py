@@ -100,7 +100,11 @@ def test_the_verb(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["study", "check", str(bad), *against]) == 1
     out = capsys.readouterr().out
     assert "the recipe differs in model.optimizer.lr\nlog-SNR 2 to 5: above the band since" in out
+    recipe = yaml.safe_load((bad / "config.yaml").read_text())
+    recipe["model"]["weighting"] = {"class_path": "Sigmoid"}
+    (bad / "config.yaml").write_text(yaml.safe_dump(recipe))
     for command, sentence in [
+        (["study", "check", str(bad), *against], "it differs in model.weighting.class_path"),
         (["study", "check", str(bad)], "no reference curve that ships is of its settings"),
         (["study", "check", str(bad), "--against", "toyy"], "no reference curve is called 'toyy'"),
         (["study", "check", str(tmp_path)], "is not the directory of a run"),
@@ -108,6 +112,18 @@ def test_the_verb(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtur
     ]:
         assert main(command) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_curves_that_ship() -> None:
+    """The runs of a study, whose losses fall; windows of the other noise levels are as long."""
+    shipped = health.curves()
+    assert shipped
+    for curve in shipped.values():
+        assert curve.runs >= health.FEWEST
+        for band in curve.bands.values():
+            assert len(band.low) == len(band.high) == len(curve.edges) - 1
+            assert all(0 < low < high for low, high in zip(band.low, band.high, strict=True))
+        assert curve.bands["-2_0"].high[-1] < curve.bands["-2_0"].low[0]
 
 
 def test_curves_come_from_enough_runs_of_one_recipe(runs: list[Path], tmp_path: Path) -> None:
