@@ -192,8 +192,8 @@ class Balanced(Order):
 
     def __init__(self, labels: Indices, seed: int):
         self.seed, self.rows = seed, len(labels)
-        members = [np.flatnonzero(labels == c) for c in range(int(labels.max(initial=-1)) + 1)]
-        self._members = [m for m in members if len(m)]
+        by_class = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
+        self._members = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1) if len(by_class) else []
         self._orders, self._turns = _Cache(4 * len(self._members)), _Cache(256)
 
     def state(self) -> dict[str, Any]:
