@@ -1,10 +1,15 @@
-"""DiMR and U-ViT against their authors' own codes: the same weights, inputs and precision, in one process.
+"""Networks against their authors' own codes: the same weights, inputs and precision, in one process.
 
     git clone https://github.com/qihao067/DiMR && git clone https://github.com/baofff/U-ViT
+    git clone https://github.com/facebookresearch/DiT && git clone https://github.com/willisma/SiT
+    git clone https://github.com/LTH14/JiT && git clone https://github.com/NVlabs/edm2
     python benchmarks/official.py --dimr DiMR --uvit U-ViT                      # five blocks a stage, a few minutes
     python benchmarks/official.py --dimr DiMR --uvit U-ViT --full               # the published depths
     python benchmarks/official.py --dimr DiMR --full --dtype bf16 --modes train --compile
     python benchmarks/official.py --uvit U-ViT --full --device cuda --dtype bf16 --batch 32 --compile
+    python benchmarks/official.py --dit DiT --sit SiT --edm2 edm2 --modes train
+    TORCHDYNAMO_DISABLE=1 python benchmarks/official.py --jit JiT --modes train      # both without the compiler
+    python benchmarks/official.py --jit JiT --modes train --compile                  # both with it
 
 Random weights, drawn by the official code, go through the converter that published checkpoints go through; before
 anything is timed the two outputs must agree. Both run on one image per turn (`--batch`), taking turns in an order that
@@ -16,7 +21,8 @@ alternates; printed are medians over `--rounds` and the median of the ratios our
     --compile       ours block by block (`compile_units`); the official code runs as it is published
     --recompute     the official U-ViT with its recomputation (`use_checkpoint=True`), as its authors trained it
 
-DiMR's official blocks always recompute in training. On CUDA ratios are of wall time after a synchronisation; on a CPU
+DiMR's official blocks always recompute in training, and JiT's are always compiled. Reduced, EDM2 keeps its four
+levels with one block each. On CUDA ratios are of wall time after a synchronisation; on a CPU
 of one thread (OMP_NUM_THREADS=1) of the process's own time, which other programs disturb little. On a CPU the process
 keeps the memory that it frees, as in `diffzoo fit`, for both sides; `--default-malloc` leaves that to the C library,
 and then what ran before decides how fast a pass is. Needs einops, timm and ml_collections, as the official codes do.
@@ -31,6 +37,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,25 +45,31 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-from official_configs import dimr_config, uvit_config
+from official_configs import dimr_config, dit_config, uvit_config
 
-from diffzoo.models import Network
+from diffzoo.models import Network, entry
 from diffzoo.models.dimr import DiMR
+from diffzoo.models.dit import DiT, DiTConfig
+from diffzoo.models.edm2 import EDM2Config, EDM2UNet
 from diffzoo.models.uvit_bao import UViTBao
 from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters import dimr as dimr_converter
+from diffzoo.zoo.converters import dit as dit_converter
+from diffzoo.zoo.converters import edm2 as edm2_converter
 from diffzoo.zoo.converters import uvit_bao as uvit_converter
 
 Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 WIDTHS = {"uvit_bao_l_256": (1024, 20), "uvit_bao_h_256": (1152, 28)}
+MODELS = ["dimr_xl_256", *WIDTHS, "dit_xl_256", "sit_xl_256", "jit_b_256", "edm2_s_64"]
 
 
 class Side(NamedTuple):
-    """A network and how it is called on (latents, times in [0, 1], labels)."""
+    """A network, how it is called on (images or latents, times in [0, 1], labels), and the shape of an image."""
 
     network: nn.Module
     call: Call
+    shape: tuple[int, int, int] = (4, 32, 32)
 
 
 # -- the two sides
@@ -64,17 +77,17 @@ class Side(NamedTuple):
 
 @contextlib.contextmanager
 def imports_from(folder: Path) -> Any:
-    """Import from a clone; both codes have a package `libs`, so what was imported is forgotten afterwards."""
-    sys.path.insert(0, str(folder))
+    """Import from a clone; several codes have modules of one name, so what was imported is forgotten afterwards."""
+    sys.path.insert(0, str(folder.resolve()))
     before = set(sys.modules)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(str(folder.resolve()))
         for name in set(sys.modules) - before:
-            if name.split(".")[0] in ("libs", "configs"):
+            if str(folder.resolve()) in str(getattr(sys.modules[name], "__file__", None)):
                 del sys.modules[name]
 
 
@@ -90,9 +103,7 @@ def dimr(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
     added = ("num_classes", "pe_type", "norm_type")  # what the official constructor writes into its stages
     stages = [vars(stage) for stage in arguments.stage_configs]
     fields["stage_configs"] = [{k: v for k, v in stage.items() if k not in added} for stage in stages]
-    with torch.no_grad():  # the gates start at zero, where both ends of a parameter are equal: stir them
-        for parameter in official.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    stirred(official)
     ours = DiMR(dimr_config(fields))
     ours.load_state_dict(dimr_converter.from_official(official.state_dict(), ours.config))
 
@@ -130,19 +141,82 @@ def uvit(name: str, clone: Path, depth: int | None, recompute: bool) -> tuple[Si
     return Side(ours, call_ours), Side(official, call_official)
 
 
+def stirred(network: nn.Module) -> nn.Module:
+    """The network after a step away from its first weights: gates start at zero, where half of it has no gradient."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return network
+
+
+def transformer(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
+    """The official DiT, SiT or JiT of a published size and ours with its weights."""
+    family = {"dit": "DiT", "sit": "SiT", "jit": "JiT"}[name.split("_")[0]]
+    published = entry(name).config
+    assert isinstance(published, DiTConfig)
+    c = published.override(depth=depth or published.depth)
+    arguments = {"input_size": c.image_size, "patch_size": c.patch, "in_channels": c.in_channels, "depth": c.depth,
+                 "hidden_size": c.width, "num_heads": c.heads, "num_classes": c.num_classes}  # fmt: skip
+    if family == "JiT":
+        arguments |= {"bottleneck_dim": c.bottleneck, "in_context_len": c.context_tokens,
+                      "in_context_start": c.context_start}  # fmt: skip
+    if not torch.cuda.is_available():  # JiT's code moves its tables to the GPU as it makes them
+        nn.Module.cuda = torch.Tensor.cuda = lambda self: self  # type: ignore[method-assign, assignment]
+    with imports_from(clone):
+        module = importlib.import_module("model_jit" if family == "JiT" else "models")
+        official = stirred(getattr(module, "JiT" if family == "JiT" else family)(**arguments))
+    ours = DiT(dit_config(arguments, family))
+    ours.load_state_dict(dit_converter.from_official(official.state_dict(), ours.config))
+    scale = 999.0 if family == "DiT" else 1.0
+
+    def call_ours(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (ours(z, scale * t, Condition(label=label)),)
+
+    def call_official(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (official(z, scale * t, label),)
+
+    shape = (c.in_channels, c.image_size, c.image_size)
+    return Side(ours, call_ours, shape), Side(official, call_official, shape)
+
+
+def edm2(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
+    """The official EDM2 network of a published size and ours with its weights."""
+    published = entry(name).config
+    assert isinstance(published, EDM2Config)
+    c = published.override(uncertainty=False, dropout=0.0)
+    if depth:
+        c = c.override(depth_at={level.resolution: 1 for level in c.levels})
+    with imports_from(clone):
+        build = importlib.import_module("training.networks_edm2").UNet
+        width, blocks = c.levels[0].width, c.levels[0].depth
+        official = stirred(build(c.image_size, c.in_channels, c.num_classes, model_channels=width, num_blocks=blocks))
+    ours = EDM2UNet(c)
+    ours.load_state_dict(edm2_converter.from_official({f"unet.{k}": v for k, v in official.state_dict().items()}, c))
+
+    def call_ours(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (ours(z, t, Condition(label=label)),)
+
+    def call_official(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (official(z, t, nn.functional.one_hot(label, c.num_classes).float()),)
+
+    shape = (c.in_channels, c.image_size, c.image_size)
+    return Side(ours, call_ours, shape), Side(official, call_official, shape)
+
+
 # -- timing
 
 
-def inputs(batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, times, one per image, and labels."""
+def inputs(batch: int, device: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Images or latents, times, one per image, and labels."""
     generator = torch.Generator().manual_seed(1)
-    z = torch.randn(batch, 4, 32, 32, generator=generator).to(device)
+    z = torch.randn(batch, *shape, generator=generator).to(device)
     return z, torch.linspace(0.15, 0.9, batch, device=device), torch.arange(batch, device=device) % 1000
 
 
 def seconds(side: Side, mode: str, autocast: bool, batch: int, device: str) -> float:
     """One pass."""
-    data = inputs(batch, device)
+    data = inputs(batch, device, side.shape)
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     kind = torch.device(device).type
     if kind == "cuda":
@@ -162,7 +236,8 @@ def seconds(side: Side, mode: str, autocast: bool, batch: int, device: str) -> f
 def agreement(ours: Side, official: Side, device: str) -> float:
     """The largest difference of the outputs over their largest value, in float32."""
     with torch.no_grad():
-        pairs = list(zip(ours.call(*inputs(2, device)), official.call(*inputs(2, device)), strict=True))
+        data = inputs(2, device, ours.shape)
+        pairs = list(zip(ours.call(*data), official.call(*data), strict=True))
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
@@ -214,7 +289,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dimr", type=Path, help="a clone of github.com/qihao067/DiMR")
     parser.add_argument("--uvit", type=Path, help="a clone of github.com/baofff/U-ViT")
-    parser.add_argument("--models", nargs="+", default=["dimr_xl_256", *WIDTHS], choices=["dimr_xl_256", *WIDTHS])
+    parser.add_argument("--dit", type=Path, help="a clone of github.com/facebookresearch/DiT")
+    parser.add_argument("--sit", type=Path, help="a clone of github.com/willisma/SiT")
+    parser.add_argument("--jit", type=Path, help="a clone of github.com/LTH14/JiT")
+    parser.add_argument("--edm2", type=Path, help="a clone of github.com/NVlabs/edm2")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--full", action="store_true", help="the published depths, not five blocks a stage")
     parser.add_argument("--modes", nargs="+", default=["forward", "train"], choices=["forward", "train"])
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
@@ -233,10 +312,12 @@ def main() -> None:
     depth = None if args.full else 5
     for name in args.models:
         torch.manual_seed(0)
-        clone = args.dimr if name.startswith("dimr") else args.uvit
+        family = name.split("_")[0]
+        clone = getattr(args, family)
         if clone is None:
             continue
-        pair = dimr(name, clone, depth) if name.startswith("dimr") else uvit(name, clone, depth, args.recompute)
+        builders = {"dimr": dimr, "uvit": partial(uvit, recompute=args.recompute), "edm2": edm2}
+        pair = builders.get(family, transformer)(name, clone, depth)
         measure(name, *pair, args)
 
 

@@ -1,6 +1,12 @@
 """Frozen encoders: autoencoders of latent models, encoders of captions."""
 
-from diffzoo.encoders.autoencoder import Autoencoder, AutoencoderSpec, Identity, KLAutoencoder
+from diffzoo.encoders.autoencoder import (
+    Autoencoder,
+    AutoencoderSpec,
+    Identity,
+    KLAutoencoder,
+    RepresentationAutoencoder,
+)
 from diffzoo.encoders.text import CachedText, CLIPEncoder, MiniLMEncoder, T5Encoder, TextEncoder, TextEncoderSpec
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "Identity",
     "KLAutoencoder",
     "MiniLMEncoder",
+    "RepresentationAutoencoder",
     "T5Encoder",
     "TextEncoder",
     "TextEncoderSpec",

@@ -1,8 +1,11 @@
 """Frozen autoencoders: images to unit-variance latents and back.
 
 A latent model sees latents of about unit variance: the autoencoder's own, times a scaling factor that was estimated
-when it was trained (0.18215 for Stable Diffusion's on ImageNet, 0.2301 on MS-COCO). The factor belongs to a pair of
-autoencoder and data, so it is stated here and nowhere else.
+when it was trained (0.18215 for Stable Diffusion's on ImageNet, 0.2301 on MS-COCO), or normalised channel by channel:
+
+    latents = scaling_factor (own - mean) / std
+
+These numbers belong to a pair of autoencoder and data, so they are stated here and nowhere else.
 
 `encode` returns moments, mean and standard deviation, and draws nothing: the randomness of a training step belongs to
 the step (`diffzoo.rng`). `id` and `hash` go into the metadata of a latent cache.
@@ -10,11 +13,14 @@ the step (`diffzoo.rng`). `id` and `hash` go into the metadata of a latent cache
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.hub import hub_file
@@ -22,7 +28,9 @@ from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import AUTOENCODER, state_sha256
 from diffzoo.typing import Images, Latents
 
-__all__ = ["Autoencoder", "AutoencoderSpec", "Identity", "KLAutoencoder"]
+__all__ = ["Autoencoder", "AutoencoderSpec", "Identity", "KLAutoencoder", "RepresentationAutoencoder"]
+
+PixelRange = Literal["[-1, 1]", "[0, 1]"]
 
 
 @runtime_checkable
@@ -87,16 +95,39 @@ class AutoencoderSpec:
         scaling_factor: what its latents are multiplied by to have unit variance.
         revision: 40-digit commit; None = recorded on first use.
         subfolder: folder inside the repository.
+        mean, std: of its latents, one per channel, by which they are normalised before that; empty = they are not.
+        pixels: range of the images that it takes and gives.
+        kind: "kl" for `diffusers.AutoencoderKL`; "rae" for `diffusers.AutoencoderRAE`, which normalises by itself;
+            "foreign" for one that nothing here can read.
+        where: of a foreign one: which files of the repository, and what reads them.
     """
 
     repo: str
     scaling_factor: float
     revision: str | None = None
     subfolder: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    pixels: PixelRange = "[-1, 1]"
+    kind: Literal["kl", "rae", "foreign"] = "kl"
+    where: str | None = None
 
-    def build(self) -> "KLAutoencoder":
-        """The autoencoder; nothing is loaded before its first use."""
-        return KLAutoencoder(self.repo, self.scaling_factor, self.revision, self.subfolder)
+    def build(self) -> Autoencoder:
+        """The autoencoder; nothing is loaded before its first use.
+
+        Raises:
+            UserError: for a foreign one, saying which it is and where it lies.
+        """
+        if self.kind == "foreign":
+            raise UserError(
+                f"these weights make latents of an autoencoder that diffzoo cannot read: {self.where} of the Hub "
+                f"repository {self.repo}; pass one, pipeline(..., autoencoder=...); diffzoo.encoders.Identity() gives "
+                "the latents themselves"
+            )
+        if self.kind == "rae":
+            return RepresentationAutoencoder(self.repo, self.revision, self.subfolder)
+        fixed = (self.scaling_factor, self.revision, self.subfolder)
+        return KLAutoencoder(self.repo, *fixed, mean=self.mean, std=self.std, pixels=self.pixels)
 
 
 class KLAutoencoder:
@@ -112,11 +143,15 @@ class KLAutoencoder:
         subfolder: folder inside the repository, such as "vae".
         dtype: of weights and arithmetic, "float32", "float16" or "bfloat16"; results are float32.
         batch_size: images at a time; a decoder needs about 1 GB per image of 512 px in float32.
+        mean, std: of its latents, one per channel, by which they are normalised before scaling; empty = they are not.
+        pixels: range of the images that it takes and gives: EDM2 feeds Stable Diffusion's with [0, 1].
 
     Raises:
         MissingExtraError: on first use, when diffusers is not installed.
         UserError: on first use, when the weights cannot be had.
     """
+
+    kind: ClassVar[str] = "AutoencoderKL"
 
     def __init__(
         self,
@@ -126,12 +161,16 @@ class KLAutoencoder:
         subfolder: str | None = None,
         dtype: str = "float32",
         batch_size: int = 16,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        pixels: PixelRange = "[-1, 1]",
     ):
-        if scaling_factor <= 0:
-            raise UserError(f"the scaling factor must be positive, got {scaling_factor}")
+        if scaling_factor <= 0 or not all(v > 0 for v in std):
+            raise UserError(f"the scaling factor and std must be positive, got {scaling_factor} and {list(std)}")
         if dtype not in ("float32", "float16", "bfloat16"):
             raise UserError(f"expected dtype float32, float16 or bfloat16, got {dtype!r}")
         self.repo, self.scaling_factor, self.revision, self.subfolder = repo, scaling_factor, revision, subfolder
+        self.mean, self.std, self.pixels = tuple(mean), tuple(std), pixels
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.batch_size = batch_size
         self.device: torch.device = torch.device("cpu")
@@ -142,19 +181,19 @@ class KLAutoencoder:
 
     @property
     def model(self) -> Any:
-        """The `diffusers.AutoencoderKL`, loaded on first use."""
+        """The model of diffusers, loaded on first use."""
         if self._model is None:
             self._model = self._load().to(self.device, self.dtype).eval().requires_grad_(False)
         return self._model
 
     def _load(self) -> Any:
         try:
-            from diffusers import AutoencoderKL
+            import diffusers
         except ImportError as error:
             raise MissingExtraError("diffusers", "latent", "the autoencoder of a latent model") from error
         folder = self._folder()
         try:
-            return AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+            return getattr(diffusers, self.kind).from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder} does not hold an autoencoder in diffusers' layout: {reason}") from error
@@ -181,21 +220,28 @@ class KLAutoencoder:
     @property
     def spec(self) -> AutoencoderSpec:
         """What builds it again, for checkpoints; with the revision once that is known."""
-        return AutoencoderSpec(self.repo, self.scaling_factor, self.revision, self.subfolder)
+        place = (self.repo, self.scaling_factor, self.revision, self.subfolder)
+        return AutoencoderSpec(*place, mean=self.mean, std=self.std, pixels=self.pixels)
+
+    @property
+    def _normalised(self) -> str:
+        """How its latents are normalised and in what range its images are, where that is not the usual way."""
+        parts = (("mean", self.mean, ()), ("std", self.std, ()), ("pixels", self.pixels, "[-1, 1]"))
+        return "".join(f" {name} {list(v) if name != 'pixels' else v}" for name, v, usual in parts if v != usual)
 
     @property
     def id(self) -> str:
-        """Repository, revision, folder and scaling factor."""
+        """Repository, revision, folder and scaling factor, and how latents are normalised where they are."""
         _ = self.model  # the revision is known once the files are
         place = "/".join(p for p in (self.repo, self.subfolder) if p)
-        return f"{place}@{self.revision or 'local'} x{self.scaling_factor:g}"
+        return f"{place}@{self.revision or 'local'} x{self.scaling_factor:g}{self._normalised}"
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the weights in float32, by name, and of the scaling factor."""
+        """SHA-256 of the weights in float32, by name, of the scaling factor, and of the normalisation."""
         if self._hash is None:
-            factor = repr(float(self.scaling_factor)).encode()
-            self._hash = state_sha256(self._load().state_dict(), AUTOENCODER, start=factor)
+            start = f"{float(self.scaling_factor)!r}{self._normalised}".encode()
+            self._hash = state_sha256(self._load().state_dict(), AUTOENCODER, start=start)
         return self._hash
 
     @property
@@ -229,10 +275,11 @@ class KLAutoencoder:
             raise UserError(
                 f"expected images (b, 3, h, w) with h and w multiples of {self.ratio}, got {tuple(images.shape)}"
             )
-        parts = [self.model.encode(p.to(self.device, self.dtype)).latent_dist for p in images.split(self.batch_size)]
-        mean = torch.cat([p.mean.float() for p in parts]) * self.scaling_factor
-        std = torch.cat([p.std.float() for p in parts]) * self.scaling_factor
-        return mean, std
+        own = images if self.pixels == "[-1, 1]" else (images + 1) / 2
+        parts = [self._moments(part.to(self.device, self.dtype)) for part in own.split(self.batch_size)]
+        mean, std = (torch.cat(part).float() for part in zip(*parts, strict=True))
+        scale, shift = self._affine(mean)
+        return (mean - shift) * scale, std * scale
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
@@ -243,9 +290,65 @@ class KLAutoencoder:
         """
         if latents.shape[1] != self.channels:
             raise UserError(f"expected latents of {self.channels} channels, got shape {tuple(latents.shape)}")
-        unscaled = latents / self.scaling_factor
-        parts = [self.model.decode(p.to(self.device, self.dtype)).sample for p in unscaled.split(self.batch_size)]
-        return torch.cat([p.float() for p in parts])
+        scale, shift = self._affine(latents)
+        parts = (latents / scale + shift).split(self.batch_size)
+        own = torch.cat([self.model.decode(part.to(self.device, self.dtype)).sample.float() for part in parts])
+        return own if self.pixels == "[-1, 1]" else 2 * own - 1
+
+    def _moments(self, images: Images) -> tuple[Latents, Latents]:
+        """Mean and standard deviation of the model's own latents."""
+        latents = self.model.encode(images).latent_dist
+        return latents.mean, latents.std
+
+    def _affine(self, like: Latents) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+        """What latents are multiplied by, after the other was subtracted."""
+        ones = (1.0,) * self.channels
+        if len(self.std or ones) != self.channels or len(self.mean or ones) != self.channels:
+            raise UserError(f"the autoencoder has {self.channels} channels: give mean and std of each of them")
+        std, mean = (like.new_tensor(v)[:, None, None] for v in (self.std or ones, self.mean or (0.0,) * self.channels))
+        return self.scaling_factor / std, mean
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({os.fspath(self.repo)!r}, scaling_factor={self.scaling_factor:g})"
+
+
+class RepresentationAutoencoder(KLAutoencoder):
+    """RAE (arXiv:2510.11690): the tokens of a frozen vision encoder, decoded by a transformer, through diffusers.
+
+    Its latents have no spread, and the model itself normalises them by statistics that are part of its weights.
+
+    Args:
+        repo: Hub repository in diffusers' layout, or a local folder.
+        revision, subfolder, dtype, batch_size: as in `KLAutoencoder`.
+    """
+
+    kind: ClassVar[str] = "AutoencoderRAE"
+
+    def __init__(
+        self,
+        repo: str = "nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08",
+        revision: str | None = None,
+        subfolder: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ):
+        super().__init__(repo, 1.0, revision, subfolder, dtype, batch_size, pixels="[0, 1]")
+
+    @property
+    def spec(self) -> AutoencoderSpec:
+        """What builds it again."""
+        return AutoencoderSpec(self.repo, 1.0, self.revision, self.subfolder, kind="rae")
+
+    @property
+    def ratio(self) -> int:
+        """Pixels per latent pixel: 16 for DINOv2 at 224 pixels, decoded at 256."""
+        return int(self.model.decoder_patch_size)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents: the width of the encoder, 768 for the base size."""
+        return int(self.model.config.encoder_hidden_size)
+
+    def _moments(self, images: Images) -> tuple[Latents, Latents]:
+        latents = self.model.encode(images).latent
+        return latents, torch.zeros_like(latents)

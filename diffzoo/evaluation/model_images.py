@@ -148,7 +148,7 @@ class ModelImages:
         if not isinstance(guidance, ByWeakerModel) or weak is None:
             return guidance
         ours, theirs = _kind_of(config), _kind_of(weak.network.config)
-        if ours != theirs:
+        if theirs not in (ours, _kind_of(config.override(num_classes=0))):
             raise UserError(
                 f"the weaker model {guidance.weak} samples {theirs}, this one {ours}: autoguidance needs two of one "
                 "kind"

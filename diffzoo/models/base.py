@@ -239,6 +239,11 @@ class Network(nn.Module):
 
     # -- conditions
 
+    @property
+    def conditional(self) -> bool:
+        """Whether it is told anything besides the noise level."""
+        return bool(self.config.num_classes or self.config.text_width or self.config.upsampler)
+
     def labels(self, z: Tensor, cond: Condition | None) -> Tensor | None:
         """The class indices of `cond`, checked; None where this network has no classes.
 
@@ -300,7 +305,7 @@ class Network(nn.Module):
         return [name for name, m in self.named_modules() if id(m) in inside]
 
     def class_tables(self) -> list[str]:
-        """Names of the parameters with one row per class, the null class last."""
+        """Names of the parameters with one row per class, and perhaps one for the null class last."""
         rows = self.config.class_rows
         tables = [n for n, m in self.named_modules() if isinstance(m, nn.Embedding) and m.num_embeddings == rows]
         return [f"{name}.weight" for name in tables]

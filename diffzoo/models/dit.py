@@ -413,6 +413,7 @@ VARIANTS: dict[str, DiTConfig] = {
     **{f"sit_{k}_256": _dit(v, spare_outputs=True) for k, v in (("s", _S), ("b", _B), ("l", _L), ("xl", _XL))},
     "sit_xl_512": _dit(_XL, 64),
     "repa_xl_256": _dit(_XL),
+    "repa_e_xl_256": DiTConfig(16, 32, num_classes=1000, patch=1, **_XL),
     "jit_b_64": _jit(_B, 64, 4),
     "jit_b_256": _jit(_B, 256, 4),
     "jit_l_256": _jit(_L, 256, 8),

@@ -32,7 +32,7 @@ from diffzoo.errors import UserError
 from diffzoo.models.base import Level, LevelConfig, Network
 from diffzoo.models.registry import register_variants
 from diffzoo.nn.attention import to_image, to_tokens
-from diffzoo.nn.magnitude import Fourier, MPConv2d, MPLinear, join, mix, normalize, silu
+from diffzoo.nn.magnitude import Fourier, MPConv2d, MPLinear, MPTable, join, mix, normalize, silu
 from diffzoo.typing import Condition, Images, NoiseLevel
 
 __all__ = ["TINY", "VARIANTS", "EDM2Config", "EDM2UNet", "edm2_levels"]
@@ -170,7 +170,7 @@ class EDM2UNet(Network):
         c, levels = config, config.levels
         self.noise_features = Fourier(levels[0].width)
         self.noise = MPLinear(levels[0].width, c.embedding)
-        self.classes = MPLinear(c.num_classes, c.embedding) if c.num_classes else None
+        self.classes = MPTable(c.num_classes, c.embedding) if c.num_classes else None
         self.conv_in = MPConv2d(c.in_channels + 1, levels[0].width, 3)
         widths = [levels[0].width]
         self.encoder = nn.ModuleList(self._encoder(widths))
@@ -184,6 +184,10 @@ class EDM2UNet(Network):
     def lora_targets(self) -> list[str]:
         """None: a weight is normalised where it is used, so that no product beside it could be merged into it."""
         return []
+
+    def class_tables(self) -> list[str]:
+        """The table of classes, which has no row for the null class."""
+        return [] if self.classes is None else ["classes.weight"]
 
     def _encoder(self, widths: list[int]) -> Iterator[Block]:
         """The way down; appends the width of each output."""
@@ -232,7 +236,7 @@ class EDM2UNet(Network):
     def _embedding(self, noise_level: NoiseLevel, label: Tensor | None, like: Tensor) -> Float[Tensor, "b e"]:
         embedding = self.noise(self.noise_features(noise_level).to(like.dtype))
         if self.classes is not None and label is not None:
-            embedding = mix(embedding, self.classes.columns(label).to(embedding.dtype), self.config.label_balance)
+            embedding = mix(embedding, self.classes(label).to(embedding.dtype), self.config.label_balance)
         return silu(embedding)
 
     def log_variance(self, noise_level: NoiseLevel) -> Float[Tensor, "b"]:

@@ -13,13 +13,13 @@ weight (LoRA, say) is meant to happen before the normalisation.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.typing import Images, NoiseLevel
 
-__all__ = ["Fourier", "MPConv2d", "MPLinear", "join", "mix", "normalize", "silu"]
+__all__ = ["Fourier", "MPConv2d", "MPLinear", "MPTable", "join", "mix", "normalize", "silu"]
 
 EPS = 1e-4
 
@@ -49,12 +49,17 @@ def join(a: Images, b: Float[Tensor, "b c2 h w"], t: float) -> Float[Tensor, "b 
     return torch.cat([scale * (1 - t) / math.sqrt(na) * a, scale * t / math.sqrt(nb) * b], dim=1)
 
 
-def _weight(layer: nn.Linear | nn.Conv2d, x: Tensor, gain: Tensor | float) -> Tensor:
-    """The weight to use: normalised, of unit length per output after the gain, in the type of x."""
+def _unit(layer: "MPLinear | MPConv2d | MPTable", dims: tuple[int, ...] | None = None) -> Tensor:
+    """The weight normalised along `dims`, float32; in training what is stored is overwritten first."""
     if layer.training:
         with torch.no_grad():
-            layer.weight.copy_(normalize(layer.weight))
-    weight = normalize(layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32)))
+            layer.weight.copy_(normalize(layer.weight, dims))
+    return normalize(layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32)), dims)
+
+
+def _weight(layer: "MPLinear | MPConv2d", x: Tensor, gain: Tensor | float) -> Tensor:
+    """The weight to use: of unit length per output after the gain, in the type of x."""
+    weight = _unit(layer)
     return (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
 
 
@@ -72,13 +77,21 @@ class MPLinear(nn.Linear):
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         return F.linear(x, _weight(self, x, gain))
 
-    def columns(self, index: Tensor) -> Tensor:
-        """What one-hot rows of variance one would give, `(b, outputs)`: columns of the weight.
 
-        An index beyond the last column is a row of zeros.
-        """
-        weight = _weight(self, self.weight, math.sqrt(self.in_features))
-        return F.pad(weight, (0, 1)).T[index]
+class MPTable(nn.Module):
+    """A vector per class, `(classes, channels)`: every channel has unit variance over the classes.
+
+    It is what a linear layer makes of one-hot vectors of variance one. The index behind the last class gives zeros.
+    """
+
+    def __init__(self, classes: int, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, channels))
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight)
+
+    def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+        return F.pad(_unit(self, (0,)).to(self.weight.dtype), (0, 0, 0, 1))[label]
 
 
 class MPConv2d(nn.Conv2d):

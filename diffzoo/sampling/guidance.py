@@ -264,7 +264,7 @@ class Autoguidance(_Extrapolation):
 
     Args:
         denoise: the good denoiser.
-        weak: a smaller or less trained one of the same process.
+        weak: a smaller or less trained one of the same process; one without classes does not see the labels.
         scale: one number; or a vector, one number per image or per class.
         formula: "uncond" reads as weak + s (good - weak), 1 = none; "cond" as good + s (good - weak), 0 = none.
         per: what a vector of scales counts.
@@ -297,7 +297,8 @@ class Autoguidance(_Extrapolation):
         return other
 
     def _pair(self, z: Data, t: Times, cond: Condition | None) -> tuple[Estimate, Estimate]:
-        return self.denoise(z, t, cond), self.weak(z, t, cond)
+        reads = getattr(getattr(self.weak, "network", None), "conditional", True)
+        return self.denoise(z, t, cond), self.weak(z, t, cond if reads else None)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def copy_classes(network: Network, weights: Weights, class_names: Sequence[str])
         target, origin = torch.tensor(same).T
         for key in network.class_tables():
             old = weights.state.get(key)
-            if old is not None and len(old) == base.class_rows:
+            if old is not None and len(old) in (base.num_classes, base.class_rows):
                 with torch.no_grad():
                     state[key][target] = old[origin].to(state[key].device, state[key].dtype)
     return [class_names[i] for i, _ in same]
@@ -270,6 +270,6 @@ def _table(
         if pairs:
             target, origin = torch.tensor(pairs).T
             new[target] = old[origin].to(new.dtype)
-    if base.null_class and config.null_class:
+    if len(old) > base.num_classes and len(new) > config.num_classes:
         new[config.num_classes] = old[base.num_classes]
     return new

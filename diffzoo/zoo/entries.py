@@ -22,7 +22,7 @@ from diffzoo.zoo.manifest import Pretrained
 
 __all__ = ["convert", "converted_path", "converter_of", "entry_weights"]
 
-LAYOUT = 1  # of converted files: raise it when a converter changes what it gives
+LAYOUT = 2  # of converted files: raise it when a converter changes what it gives
 
 
 def converted_path(item: Pretrained) -> Path:

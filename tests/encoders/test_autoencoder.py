@@ -11,7 +11,7 @@ import pytest
 import torch
 from hub_server import FakeHub
 
-from diffzoo.encoders import Autoencoder, Identity, KLAutoencoder
+from diffzoo.encoders import Autoencoder, AutoencoderSpec, Identity, KLAutoencoder, RepresentationAutoencoder
 from diffzoo.errors import MissingExtraError, UserError
 
 pytest.importorskip("diffusers")
@@ -82,6 +82,58 @@ def test_the_hash_follows_weights_and_scaling_factor(folder: Path, tmp_path: Pat
         next(other.parameters()).view(-1)[0] += 1e-3
     other.save_pretrained(tmp_path)
     assert first.hash != KLAutoencoder(str(tmp_path), scaling_factor=0.18215).hash
+
+
+def test_latents_are_normalised_channel_by_channel_and_images_in_another_range(
+    folder: Path, images: torch.Tensor
+) -> None:
+    """EDM2's numbers: z = (own - m) 0.5 / r of images in [0, 1]; what comes back is the plain autoencoder's image."""
+    m, r = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
+    spec = AutoencoderSpec(str(folder), 0.5, mean=m, std=r, pixels="[0, 1]")
+    ours, plain = spec.build(), KLAutoencoder(str(folder), scaling_factor=1.0)
+    assert ours.spec == spec
+    own, spread = plain.encode((images + 1) / 2)
+    mean, std = ours.encode(images)
+    for c in range(4):
+        torch.testing.assert_close(mean[:, c], (own[:, c] - m[c]) * 0.5 / r[c], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(std[:, c], spread[:, c] * 0.5 / r[c], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ours.decode(mean), 2 * plain.decode(own) - 1, rtol=1e-4, atol=1e-5)
+    plain_half = KLAutoencoder(str(folder), scaling_factor=0.5)
+    assert len({ours.hash, plain_half.hash, AutoencoderSpec(str(folder), 0.5, mean=m, std=r).build().hash}) == 3
+    assert "mean [5.81" in ours.id
+    assert plain_half.id.endswith("x0.5")
+    with pytest.raises(UserError, match="has 4 channels: give mean and std of each"):
+        KLAutoencoder(str(folder), std=[1.0, 2.0]).decode(mean)
+
+
+def test_rae_is_diffusers_own(tmp_path: Path) -> None:
+    from diffusers import AutoencoderRAE
+
+    torch.manual_seed(0)
+    theirs = AutoencoderRAE(
+        encoder_hidden_size=64, encoder_num_hidden_layers=2, decoder_hidden_size=32, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2, decoder_intermediate_size=64, encoder_input_size=56, patch_size=16,
+        latents_mean=torch.randn(64, 4, 4), latents_std=torch.rand(64, 4, 4) + 0.5,
+    ).eval()  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    spec = AutoencoderSpec(str(tmp_path), 1.0, kind="rae")
+    ours = spec.build()
+    assert isinstance(ours, RepresentationAutoencoder)
+    assert (ours.ratio, ours.channels, ours.spec) == (16, 64, spec)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        want = theirs.encode((images + 1) / 2).latent
+        decoded = 2 * theirs.decode(want).sample - 1
+    mean, std = ours.encode(images)
+    torch.testing.assert_close(mean, want, rtol=1e-4, atol=1e-5)
+    assert not std.any()
+    torch.testing.assert_close(ours.decode(mean), decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_a_foreign_autoencoder_says_which_it_is_and_where() -> None:
+    spec = AutoencoderSpec("someone/vae", 1.0, kind="foreign", where="vae.pt, normalised by stats.pt,")
+    with pytest.raises(UserError, match=r"vae\.pt, normalised by stats\.pt, of the Hub repository someone/vae"):
+        spec.build()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 30, 32), (1, 4, 32, 32)])

@@ -77,12 +77,22 @@ def test_a_weaker_model_guides(strong: tuple[Path, Denoiser], weak: tuple[Path, 
 def test_weaker_models_that_do_not_fit(
     strong: tuple[Path, Denoiser], weak: tuple[Path, Denoiser], tmp_path: Path
 ) -> None:
-    other = saved(tmp_path, 2, num_classes=0)[0]
+    more = saved(tmp_path, 3, num_classes=CLASSES + 1)[0]
     with pytest.raises(UserError, match="autoguidance needs two of one kind"):
-        ModelImages(plan(strong[0], guidance={"scale": 2.0, "weak": str(other)})).plan()
+        ModelImages(plan(strong[0], guidance={"scale": 2.0, "weak": str(more)})).plan()
     pinned = {"scale": 2.0, "weak": str(weak[0]), "weak_sha256": "0" * 64}
     with pytest.raises(UserError, match="leave weak_sha256 out"):
         ModelImages(plan(strong[0], guidance=pinned)).plan()
+    # a weaker model without classes does not see the labels
+    other, blind = saved(tmp_path, 2, num_classes=0)
+    source = ModelImages(plan(strong[0], guidance={"scale": 2.0, "weak": str(other)}))
+    source.plan()
+    cond = Condition(label=torch.arange(6) % CLASSES)
+    z, t = torch.randn(6, 3, 8, 8), torch.tensor(0.5, dtype=torch.float64)
+    with torch.no_grad():
+        got, good, bad = Autoguidance(strong[1], blind, 2.0)(z, t, cond), strong[1](z, t, cond), blind(z, t)
+    torch.testing.assert_close(got.x, bad.x + 2 * (good.x - bad.x))
+    torch.testing.assert_close(source.images(0, 6), drawn(Autoguidance(strong[1], blind, 2.0)), rtol=1e-4, atol=1e-4)
     # away from itself is nowhere, and an unconditional model may be guided so
     source = ModelImages(plan(other, labels="none", guidance={"scale": 3.0, "weak": str(other)}))
     source.plan()

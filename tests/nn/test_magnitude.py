@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffzoo.nn.magnitude import Fourier, MPConv2d, MPLinear, join, mix, normalize, silu
+from diffzoo.nn.magnitude import Fourier, MPConv2d, MPLinear, MPTable, join, mix, normalize, silu
 
 
 def normal(*shape: int) -> Tensor:
@@ -49,9 +49,9 @@ def test_training_overwrites_the_weight_and_evaluation_does_not() -> None:
     torch.testing.assert_close(layer.weight, normalize(before))
 
 
-def test_an_index_beyond_the_last_column_is_no_class() -> None:
-    layer = MPLinear(5, 8).eval()
-    columns = layer.columns(torch.tensor([2, 5]))
-    rows = torch.eye(5)[[2]] * 5**0.5
-    torch.testing.assert_close(columns[:1], layer(rows))
-    assert not columns[1].any()
+def test_a_table_is_a_linear_layer_of_one_hot_vectors_and_knows_no_class() -> None:
+    table, layer = MPTable(5, 8).eval(), MPLinear(5, 8).eval()
+    layer.load_state_dict({"weight": table.weight.detach().T})
+    vectors = table(torch.tensor([2, 5]))
+    torch.testing.assert_close(vectors[:1], layer(torch.eye(5)[[2]] * 5**0.5))
+    assert not vectors[1].any()

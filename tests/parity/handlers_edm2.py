@@ -15,7 +15,6 @@ from diffzoo.process import LinearLogSNR, uncertainty_loss
 from diffzoo.sampling import Autoguidance, Heun
 from diffzoo.sampling.denoiser import Denoiser
 from diffzoo.sampling.loop import integrate
-from diffzoo.typing import Condition
 from diffzoo.zoo.converters.edm2 import from_official, to_official
 
 
@@ -68,13 +67,6 @@ def run_unet(case: Json, tensors: Tensors, folder: Path) -> None:
     compare_gradients(network, section(tensors, "grad/"), case, {"in.x": x.grad})
 
 
-class Unconditional(Denoiser):
-    """A guiding network without classes, which ignores those of the guided one."""
-
-    def __call__(self, z: Tensor, t: Tensor, cond: Condition | None = None) -> Any:
-        return super().__call__(z, t, None)
-
-
 class InOrder:
     """The recorded noise in the order in which it was drawn."""
 
@@ -90,7 +82,7 @@ def run_sampling(case: Json, tensors: Tensors, folder: Path) -> None:
     main, guide = case["state_from"].split(";")
     process = process_of(EDM_READING, schedule=LinearLogSNR())
     denoise = Denoiser(lent(main.split()[0], folder), process)
-    weak = Unconditional(lent(guide.split()[-1], folder), process)
+    weak = Denoiser(lent(guide.split()[-1], folder), process)
     for entry in case["entries"]:
         churn = {"S_churn": "churn", "S_min": "churn_min", "S_max": "churn_max", "S_noise": "churn_noise"}
         options = {ours: float(entry[theirs]) for theirs, ours in churn.items() if theirs in entry}

@@ -48,13 +48,7 @@ def test_depth_is_the_order_in_which_blocks_run(family: str) -> None:
     assert any(n.startswith(("conv_out", "out.", "head", "smooth", "stages.1.head")) for n in last)
 
 
-def test_classes_that_are_no_rows_cannot_train_alone() -> None:
-    assert not make("EDM2UNet").class_tables()
-    with pytest.raises(UserError, match="leaves nothing to train"):
-        freeze(make("EDM2UNet"), "all_but_classes")
-
-
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "EDM2UNet"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_presets_freeze_what_they_say(family: str) -> None:
     inside = {n for n, p in make(family).named_parameters()}
     trained = {}

@@ -1,7 +1,7 @@
 """The official layouts of DiT, SiT, REPA, JiT, LightningDiT and RAE's DiT-DH: their state dicts.
 
 A renaming. Position tables and RoPE tables, which some files hold and others do not, are constants: they are left out
-and made anew on the way back. Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mirror).
+and made anew on the way back. REPA-E's statistics of its latents (`bn`) belong to its autoencoder and are left out. Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mirror).
 """
 
 import re
@@ -16,7 +16,7 @@ from diffzoo.zoo.converters.renaming import Renaming, on_meta
 
 __all__ = ["from_official", "to_official"]
 
-_CONSTANTS = re.compile(r"pos_embed|(enc_|dec_)?feat_rope(_incontext)?\.freqs_(cos|sin)")
+_CONSTANTS = re.compile(r"pos_embed|(enc_|dec_)?feat_rope(_incontext)?\.freqs_(cos|sin)|bn\.\w+")
 _PREFIX = re.compile(r"^(net|transformer)\.")
 _RULES = [
     (r"^time\.frequencies$", "t_embedder.W"),

@@ -1,6 +1,7 @@
 """The official state of EDM2 (arXiv:2312.02696): names of blocks by resolution, attention as 1x1 convolutions.
 
-A renaming, except that files in half precision are widened: the weights are normalised in float32.
+A renaming, except that files in half precision are widened, since the weights are normalised in float32, and that
+classes are rows of a table here and columns of a linear layer there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ _BLOCK = {
     "attention.qkv.weight": "attn_qkv.weight",
     "attention.out.weight": "attn_proj.weight",
 }
+_CLASSES = "unet.emb_label.weight"
 _POINTWISE = ("attn_qkv.weight", "attn_proj.weight")
 
 
@@ -69,6 +71,8 @@ def from_official(state: Mapping[str, Tensor], config: EDM2Config) -> dict[str, 
         UserError: for unknown or missing names and for wrong shapes, naming them.
     """
     flat = {k: v[..., 0, 0] if k.endswith(_POINTWISE) and v.ndim == 4 else v for k, v in state.items()}
+    if _CLASSES in flat:
+        flat[_CLASSES] = flat[_CLASSES].T.contiguous()
     return {
         k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in _renaming(config).from_official(flat).items()
     }
@@ -77,4 +81,6 @@ def from_official(state: Mapping[str, Tensor], config: EDM2Config) -> dict[str, 
 def to_official(state: Mapping[str, Tensor], config: EDM2Config) -> dict[str, Tensor]:
     """The inverse of `from_official`, in the precision of the state."""
     official = _renaming(config).to_official(state)
+    if _CLASSES in official:
+        official[_CLASSES] = official[_CLASSES].T
     return {k: v[..., None, None] if k.endswith(_POINTWISE) else v for k, v in official.items()}
