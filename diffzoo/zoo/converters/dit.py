@@ -1,7 +1,8 @@
 """The official layouts of DiT, SiT, REPA, JiT, LightningDiT and RAE's DiT-DH: their state dicts.
 
 A renaming. Position tables and RoPE tables, which some files hold and others do not, are constants: they are left out
-and made anew on the way back. REPA-E's statistics of its latents (`bn`) belong to its autoencoder and are left out. Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mirror).
+and made anew on the way back. REPA-E's statistics of its latents (`bn`) belong to its autoencoder and are left out.
+Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mirror).
 """
 
 import re
