@@ -237,6 +237,14 @@ class Network(nn.Module):
         """All outputs that are trained, coarse to fine; the last is `forward`'s."""
         return (self(z, noise_level, cond),)
 
+    def aligned(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
+        """The output, and projected tokens `(b, n, c)` to be aligned with an encoder's, where a family has them."""
+        raise UserError(f"{type(self).__name__} has no tokens that could be aligned with an encoder's")
+
+    def log_variance(self, noise_level: Tensor) -> Tensor:
+        """The logarithm of the expected error at a noise level, `(b,)`, where a family learns it."""
+        raise UserError(f"{type(self).__name__} does not learn its uncertainty")
+
     # -- conditions
 
     @property

@@ -17,7 +17,17 @@ from diffzoo.process.schedules import (
     Shifted,
 )
 from diffzoo.process.time_density import CosMap, LogitNormal, LogNormalSigma, TimeDensity
-from diffzoo.process.weightings import EDM, ELBO, MinSNR, Sigmoid, UniformEps, UniformFlow, UniformV, Weighting
+from diffzoo.process.weightings import (
+    EDM,
+    ELBO,
+    EDMWeight,
+    MinSNR,
+    Sigmoid,
+    UniformEps,
+    UniformFlow,
+    UniformV,
+    Weighting,
+)
 
 __all__ = [
     "EDM",
@@ -27,6 +37,7 @@ __all__ = [
     "CosMap",
     "Cosine",
     "DiscreteBetas",
+    "EDMWeight",
     "Eps",
     "Estimate",
     "Flow",

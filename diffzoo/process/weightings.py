@@ -17,7 +17,7 @@ import torch
 from diffzoo.errors import UserError
 from diffzoo.typing import PerSample
 
-__all__ = ["EDM", "ELBO", "MinSNR", "Sigmoid", "UniformEps", "UniformFlow", "UniformV", "Weighting"]
+__all__ = ["EDM", "ELBO", "EDMWeight", "MinSNR", "Sigmoid", "UniformEps", "UniformFlow", "UniformV", "Weighting"]
 
 Measure = Literal["time", "logsnr"]
 
@@ -124,6 +124,21 @@ class EDM(Weighting):
         mean, std = -2 * self.p_mean, 2 * self.p_std
         density = torch.exp(-0.5 * ((logsnr - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
         return density * (torch.exp(-logsnr) + self.sigma_data**2) / self.sigma_data**2
+
+
+@dataclass(frozen=True)
+class EDMWeight(Weighting):
+    """EDM's loss weight alone: the squared error of the network's own output, for times drawn by `LogNormalSigma`.
+
+    On the x error it is (sigma^2 + s^2) / (sigma s)^2, s = sigma_data, which is 1 on the error of the output
+    (arXiv:2206.00364, Table 1).
+    """
+
+    sigma_data: float = 0.5
+    measure: Measure = "time"
+
+    def __call__(self, logsnr: PerSample) -> PerSample:
+        return 1 + torch.exp(-logsnr) / self.sigma_data**2
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from diffzoo.runs import find_resume
 from diffzoo.training.averaging import EMA, averaged
 from diffzoo.training.checkpointing import Checkpointing
+from diffzoo.training.extra_losses import Alignment, CosineDirection, ExtraLoss, LearnedUncertainty, TimmEncoder
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance, MemorisationReport
 from diffzoo.training.lora import LoRA
@@ -15,17 +16,22 @@ from diffzoo.training.throughput import CsvLog, TrainingLog
 
 __all__ = [
     "EMA",
+    "Alignment",
     "Checkpointing",
+    "CosineDirection",
     "CsvLog",
     "DiffusionModule",
+    "ExtraLoss",
     "FusedAdam",
     "FusedAdamW",
     "GradientGuard",
     "HeldOutDistance",
+    "LearnedUncertainty",
     "LoRA",
     "MemorisationReport",
     "RunProgress",
     "SampleGrid",
+    "TimmEncoder",
     "TimmOptimizer",
     "TrainingLog",
     "WarmupConstant",

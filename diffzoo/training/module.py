@@ -27,6 +27,7 @@ from diffzoo.sampling import DDIM, Guidance, Sampler
 from diffzoo.training import fine_tuning, freezing, frozen_encoders, resume, run_record
 from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.batch_format import BatchReader, check_data_fits, size_of
+from diffzoo.training.extra_losses import ExtraLoss, StepOutputs, with_terms
 from diffzoo.training.gradients import clip_by_norm, gradient_norm, release
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.lora import LoRA, inject
@@ -62,6 +63,7 @@ class DiffusionModule(L.LightningModule):
         weighting: which noise levels matter.
         time_density: where training times are drawn, which weighs noise levels too (`process/time_density.py`); None =
             uniformly.
+        extra_losses: terms beside the denoising loss, in this order (`training/extra_losses.py`).
         loss_resolutions: the resolutions of Simple Diffusion's multiscale loss, in pixels; None = plain loss.
         loss_coefficients: weight of each output of a multi-resolution network; None = 1 / ratio^2.
         condition_dropout: probability that a sample is trained without its condition, for classifier-free guidance.
@@ -93,6 +95,7 @@ class DiffusionModule(L.LightningModule):
         process: GaussianProcess = GaussianProcess(),  # noqa: B008  frozen
         weighting: Weighting = UniformEps(),  # noqa: B008  frozen
         time_density: TimeDensity | None = None,
+        extra_losses: list[ExtraLoss] | None = None,
         loss_resolutions: list[int] | None = None,
         loss_coefficients: list[float] | None = None,
         condition_dropout: float = 0.1,
@@ -132,6 +135,9 @@ class DiffusionModule(L.LightningModule):
         self._drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.network.modules())
         self.process, self.weighting, self.sampler = process, weighting, sampler
         self.time_density = time_density
+        self.extra_losses = list(extra_losses or ())
+        for term in self.extra_losses:
+            term.check(self.network)
         self.loss_resolutions, self.loss_coefficients = loss_resolutions, loss_coefficients
         self.condition_dropout = condition_dropout if self.network.config.null_class else 0.0
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -163,7 +169,7 @@ class DiffusionModule(L.LightningModule):
         eps = rng.normal("eps", self.seed, index, x.shape[1:], self.device)
         if self._drops:
             rng.seed_layers(self.seed, index)
-        loss = self.losses(x, eps, t, cond)
+        loss = self.losses(x, eps, t, cond, self._images(batch))
         self.last_losses = (self.process.logsnr(t), loss.detach())
         self.last_ids = batch["id"].tolist() if "id" in batch else index
         return loss.mean()
@@ -182,7 +188,7 @@ class DiffusionModule(L.LightningModule):
         x = self.clean(batch, index)
         t = self._times(index)
         eps = rng.normal("validation", self.seed, index, x.shape[1:], self.device)
-        loss = self.losses(x, eps, t, self.condition(batch, None)).mean()
+        loss = self.losses(x, eps, t, self.condition(batch, None), self._images(batch)).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
         # Lightning would write the number before
         self.log("step", float(self.global_step), sync_dist=True, batch_size=len(x))
@@ -191,19 +197,32 @@ class DiffusionModule(L.LightningModule):
         u = rng.times(self.seed, index, self.device)
         return u if self.time_density is None else self.time_density.times(self.process, u)
 
-    def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """Weighted loss per sample, `(b,)`."""
+    def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None, images: Tensor | None = None) -> Tensor:
+        """Weighted loss per sample, `(b,)`; `images` are the clean ones in [-1, 1] where x are their latents."""
         t = self.process.schedule.snap(t)
         z = self.process.add_noise(x, eps, t)
         if self.channels_last:
             z = z.contiguous(memory_format=torch.channels_last)
-        outputs = self.network.training_outputs(z, self.process.noise_level(t), cond)
+        level, network = self.process.noise_level(t), self.network
+        tokens = None
+        if any(term.needs_tokens for term in self.extra_losses):
+            output, tokens = network.aligned(z, level, cond)
+            outputs: tuple[Tensor, ...] = (output,)
+        else:
+            outputs = network.training_outputs(z, level, cond)
         if self.process.learned_variance:
             return hybrid_loss(self.process, outputs[-1].float(), x, z, eps, t)
         outputs = tuple(out.float() for out in outputs)
-        return denoising_loss(
+        loss = denoising_loss(
             self.process, self.weighting, outputs, x, eps, t, self.loss_resolutions, self.loss_coefficients
         )
+        step = StepOutputs(network, self.process, x, eps, t, level, outputs[-1], tokens, images)
+        return with_terms(loss, self.extra_losses, step)
+
+    def _images(self, batch: dict[str, Any]) -> Tensor | None:
+        """The images of a batch in [-1, 1], for the terms of the loss that look at them."""
+        images = batch.get("image") if self.extra_losses else None
+        return to_float(images) if images is not None and images.dtype == torch.uint8 else images
 
     def _index(self, batch: dict[str, Any], batch_idx: int) -> list[int]:
         """Place of each sample in the global stream; data modules that do not say get consecutive places."""
@@ -316,6 +335,8 @@ class DiffusionModule(L.LightningModule):
         if self.device.type == "cpu":
             keep_freed_memory()
         frozen_encoders.prepare(self.network, self.autoencoder, self.text_encoder, self.device)
+        for term in self.extra_losses:
+            term.to(self.device)
 
     on_validate_start = on_fit_start
 

@@ -6,6 +6,8 @@ from diffzoo.models.base import Network
 
 __all__ = ["shard"]
 
+OUTPUTS = ("training_outputs", "aligned", "log_variance")  # what a training step calls of a network
+
 
 def shard(network: Network, mesh: Any) -> Network:
     """Split every unit's parameters over the devices of `mesh`, and what is left as one more group; in place.
@@ -18,8 +20,8 @@ def shard(network: Network, mesh: Any) -> Network:
 
     for unit in reversed(network.fsdp_units()):  # a unit inside another one first
         fully_shard(unit, mesh=mesh)
-    own_outputs = type(network).training_outputs is not Network.training_outputs
+    own = [m for m in OUTPUTS if getattr(type(network), m) is not getattr(Network, m)]
     fully_shard(network, mesh=mesh)
-    if own_outputs:  # the parameters are gathered around `forward` alone unless told otherwise
-        register_fsdp_forward_method(network, "training_outputs")
+    for method in own:  # the parameters are gathered around `forward` alone unless told otherwise
+        register_fsdp_forward_method(network, method)
     return network

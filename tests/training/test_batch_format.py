@@ -33,10 +33,10 @@ class Seen(DiffusionModule):
         self.images: list[torch.Tensor] = []
         self.labels: list[torch.Tensor] = []
 
-    def losses(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+    def losses(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, cond: Any, *more: Any) -> torch.Tensor:
         self.images.append(x)
         self.labels.append(cond.label)
-        return super().losses(x, eps, t, cond)
+        return super().losses(x, eps, t, cond, *more)
 
 
 def fit(train: Any, validation: Any = None, steps: int = 1) -> Seen:
