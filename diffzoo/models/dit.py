@@ -379,8 +379,8 @@ _XL: dict[str, int] = {"width": 1152, "depth": 28, "heads": 16}
 _H: dict[str, int] = {"width": 1280, "depth": 32, "heads": 16}
 
 
-def _dit(size: dict[str, int], image_size: int = 32, **options: Any) -> DiTConfig:
-    return DiTConfig(image_size, 4, num_classes=1000, **{**size, **options})
+def _dit(size: dict[str, int], image_size: int = 32, channels: int = 4, **options: Any) -> DiTConfig:
+    return DiTConfig(image_size, channels, num_classes=1000, **{**size, **options})
 
 
 def _modern(image_size: int, channels: int, size: dict[str, int], **options: Any) -> DiTConfig:
@@ -413,7 +413,7 @@ VARIANTS: dict[str, DiTConfig] = {
     **{f"sit_{k}_256": _dit(v, spare_outputs=True) for k, v in (("s", _S), ("b", _B), ("l", _L), ("xl", _XL))},
     "sit_xl_512": _dit(_XL, 64),
     "repa_xl_256": _dit(_XL),
-    "repa_e_xl_256": DiTConfig(16, 32, num_classes=1000, patch=1, **_XL),
+    "repa_e_xl_256": _dit(_XL, 16, 32, patch=1),
     "jit_b_64": _jit(_B, 64, 4),
     "jit_b_256": _jit(_B, 256, 4),
     "jit_l_256": _jit(_L, 256, 8),
