@@ -9,7 +9,8 @@ without a module ("Cosine") means a class of this package or of a module that is
 versions are understood (`RENAMED`). Reading a file runs nothing but the import of the modules that it names, and
 accepts dataclasses that are subclasses of the annotated base.
 
-A field may say more in its metadata: `key`, its name in the data; `usual`, the class of a mapping without a class.
+A field may say more in its metadata: `key`, its name in the data; `usual`, the class of a mapping without a class;
+`sparse`, that it is left out where it is None or empty, so that records keep the hash they had before it existed.
 """
 
 import hashlib
@@ -70,7 +71,7 @@ def _plain(value: object, hint: object, sparse: bool) -> Any:
         hints, result = _hints(cls), dict[str, Any]({} if known else {"class": class_name(cls)})
         for f in fields(value):
             held = getattr(value, f.name)
-            if not (sparse and _is_absent(held, f)):
+            if not ((sparse or f.metadata.get("sparse")) and _is_absent(held, f)):
                 result[_key(f)] = _plain(held, hints[f.name], sparse)
         return result
     arguments = get_args(hint)

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "diffzoo"
 BASE = {
     "typing",
     "errors",
+    "sizes",
     "record",
     "rng",
     "philox",
@@ -27,6 +28,7 @@ BASE = {
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
     "errors": set(),
+    "sizes": set(),
     "record": set(),
     "philox": set(),
     "rng": set(),
@@ -62,6 +64,7 @@ HEAVY = {"lightning", "datasets", "transformers", "diffusers", "huggingface_hub"
 NEVER: dict[str, set[str]] = {
     "typing": HEAVY,
     "errors": HEAVY | {"torch"},
+    "sizes": HEAVY | {"torch"},
     "record": HEAVY | {"torch"},
     "process": HEAVY | {"numpy"},
     "nn": HEAVY,

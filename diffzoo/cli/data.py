@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
+from diffzoo.sizes import as_size
 
 if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
@@ -28,7 +29,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     for kind in ("image", "label", "caption"):
         parser.add_argument(f"--{kind}", default="auto", help=f"{kind} column; `none`: leave out")
     parser.add_argument("--download", action="store_true", help="fetch the files first instead of streaming them")
-    parser.add_argument("--size", type=int, help="side of the images in pixels (default: 64)")
+    parser.add_argument("--size", help="of the images in pixels, 64 or 96x64, height first (default: 64)")
     parser.add_argument("--resize", choices=("adm", "area", "lanczos"), help="default: adm")
     parser.add_argument("--workers", type=int, help="decoding processes (default: by cores)")
 
@@ -70,10 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Do one of them."""
     if args.action == "inspect" and (Path(args.source) / "train" / CACHE_METADATA).is_file():
         return _inspect_latents(args)
-    args.size = 64 if args.size is None else args.size
+    args.size = as_size("64" if args.size is None else args.size, "--size")
     args.resize = args.resize or "adm"
-    if args.size < 1:
-        raise UserError(f"--size is a positive number of pixels, got {args.size}")
     return {"inspect": _inspect, "encode": _encode, "stats": _stats}[args.action](args)
 
 

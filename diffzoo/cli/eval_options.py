@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
 from diffzoo.runs import Run
+from diffzoo.sizes import as_size
 
 if TYPE_CHECKING:
     from diffzoo.evaluation import EvalProtocol, RunOptions, SamplePlan
@@ -64,6 +65,7 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["fp32", "tf32", "bf16", "fp16"], help="of the network (default: fp32, with all digits)"
     )
+    parser.add_argument("--size", metavar="HxW", help="height and width of the samples, 96x64; default: the model's")
     parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--compile", action="store_true", default=None, help="compile the network")
     parser.add_argument("--weights", nargs="+", default=[], help="of a checkpoint: ema (default), raw, or a label")
@@ -163,6 +165,7 @@ def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan")
         "compile": args.compile,
         "weights": _weights(args),
         "images_per_batch": args.batch_size,
+        "size": as_size(args.size, "--size") if args.size else None,
     }
     plan = replace(plan, **{k: v for k, v in flags.items() if v is not None})
     steps = plan.sampler.steps if args.steps is None else args.steps

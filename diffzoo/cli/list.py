@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError, did_you_mean
+from diffzoo.sizes import size_text
 
 if TYPE_CHECKING:
     from diffzoo.zoo import Pretrained
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         tags[model].append(tag)
     shown = {}
     for name, config in ((name, entry(name).config) for name in models):
-        size = [config.in_channels, config.image_size, config.image_size]
+        size = [config.in_channels, *config.sides]
         shown[name] = {"input": size, "classes": config.num_classes, "weights": tags[name]}
         takes = " x ".join(map(str, size)) + (f", {config.num_classes} classes" if config.num_classes else "")
         takes += f"; weights: {', '.join(tags[name])}" if tags[name] else ""
@@ -59,8 +60,8 @@ def _weights_row(item: "Pretrained") -> dict[str, str | float | None]:
     return {
         "name": item.name,
         "family": item.metadata.network.__name__,
-        "resolution": numbers[-1] if latent and numbers else str(config.image_size),
-        "space": f"latent {config.in_channels} x {config.image_size} x {config.image_size}" if latent else "pixels",
+        "resolution": numbers[-1] if latent and numbers else size_text(config.image_size),
+        "space": " x ".join(map(str, (f"latent {config.in_channels}", *config.sides))) if latent else "pixels",
         "FID": next((row.value for row in item.published if row.metric == "FID"), None),
         "licence": item.metadata.licence,
     }

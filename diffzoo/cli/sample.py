@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
+from diffzoo.sizes import as_size
 
 if TYPE_CHECKING:
     from diffzoo.generation import Pipeline, Samples
@@ -64,6 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", default="0-7", help='such as "0-7" or "0-15,20"; every class is sampled with every seed'
     )
+    parser.add_argument("--size", metavar="HxW", help="height and width in pixels, 96x64 or 64; default: the model's")
     parser.add_argument("--steps", type=int, help="of the sampler; default: the published number, else 50")
     parser.add_argument("--guidance", type=float, help="strength, in the formula that belongs to the weights")
     parser.add_argument(
@@ -162,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     if args.init is not None:
         return _write(args, _edited(args, pipe, classes, seeds))
     trajectory = _trajectory(args, first.published.sampler(None if pipe.base else args.sampler, args.steps).steps)
-    options = {"progress": not args.quiet, "precision": args.precision}
+    options: dict[str, Any] = {"progress": not args.quiet, "precision": args.precision}
     samples = pipe(
         classes,
         seeds,
@@ -172,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         compile=args.compile,
         trajectory=trajectory,
+        size=as_size(args.size, "--size") if args.size else None,
         **options,
     )
     if trajectory is not None:
@@ -186,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _edited(args: argparse.Namespace, pipe: "Pipeline", classes: Any, seeds: list[int]) -> "Samples":
     """Samples that begin with an image."""
-    clash = [f for f in ("upsample", "trajectory", "compile") if getattr(args, f)]
+    clash = [f for f in ("upsample", "trajectory", "compile", "size") if getattr(args, f)]
     if clash:
         raise UserError(f"--init and --{clash[0]} do not go together")
     return pipe.edit(

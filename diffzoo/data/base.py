@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -29,6 +30,7 @@ from diffzoo.data.transforms import (
 )
 from diffzoo.data.workers import WorkerLoader, auto_workers
 from diffzoo.errors import UserError
+from diffzoo.sizes import Size, as_size, sides
 
 __all__ = ["ImageDataModule"]
 
@@ -41,7 +43,7 @@ class ImageDataModule(PositionedData):
     """Base of all data modules; subclasses say where rows come from by `open_source`.
 
     Args:
-        image_size: side of the squares in pixels.
+        image_size: height and width in pixels: a number for squares, else [h, w]. Images are scaled to just cover them.
         batch_size: GLOBAL batch of one optimizer step; each rank takes batch_size / ranks of it.
         micro_batch_size: how many images one device takes at once; None: its whole share. `diffzoo fit` accumulates
             gradients over the micro-batches of a step, so this changes memory and speed, never the result.
@@ -63,11 +65,14 @@ class ImageDataModule(PositionedData):
         channels: of the images: 1 grey, 3 RGB, 4 RGB with transparency; more are bands of TIFF and NPY files.
         value_range: the values that become black and white in images of more than eight bits; None: as the files state
             it, or the smallest usual range that holds some of them, see `transforms.range_of`.
+        buckets: heights and widths to train on, such as [64, [80, 48], [48, 80]], best of about as many pixels as
+            `image_size`. Each image goes to the nearest aspect, each batch has one shape; see `diffzoo.data.buckets`.
+            Held-out images keep `image_size`.
     """
 
     def __init__(
         self,
-        image_size: int = 64,
+        image_size: Size = 64,
         batch_size: int = 64,
         micro_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -85,17 +90,24 @@ class ImageDataModule(PositionedData):
         allow_changed_source: bool = False,
         channels: int = 3,
         value_range: tuple[float, float] | None = None,
+        buckets: list[Size] | None = None,
     ):
         super().__init__()
         check_choice("crop", crop, Crop)
         check_choice("resize", resize, Resize)
         check_choice("on_bad_image", on_bad_image, Literal["skip", "error"])
-        sizes = {"image_size": image_size, "batch_size": batch_size, "lanes": lanes, "channels": channels}
+        image_size = as_size(image_size)
+        sizes = {"batch_size": batch_size, "lanes": lanes, "channels": channels}
         for name, value in {**sizes, "micro_batch_size": micro_batch_size or 1}.items():
             if value < 1:
                 raise UserError(f"{name} is a positive whole number, got {value}")
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.micro_batch_size = micro_batch_size
+        self.buckets = tuple(as_size(size, "buckets") for size in buckets or ())
+        if self.buckets and balance:
+            raise UserError(
+                "balance and buckets do not go together: each decides which image comes next; leave one out"
+            )
         self.on_bad_image, self.max_bad, self.balance = on_bad_image, max_bad, balance
         value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
         self.transform = Transform(image_size, resize, crop, flip, fast_jpeg, seed, channels, value_range)
@@ -167,7 +179,7 @@ class ImageDataModule(PositionedData):
         """Whether decoded training images are kept in memory."""
         if self._cache is not None:
             return self._cache and self.transform.crop == "center"
-        size = len(self.train_source) * self.transform.channels * self.image_size**2
+        size = len(self.train_source) * self.transform.channels * math.prod(sides(self.image_size))
         return self.transform.crop == "center" and self.train_source.random_access and size <= CACHE_BYTES
 
     @property

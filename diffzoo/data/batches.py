@@ -16,6 +16,7 @@ from diffzoo.data.order import Order, Place
 from diffzoo.data.sources import Record, Source, unlabelled
 from diffzoo.data.transforms import Crop, Pixels, Resize, ValueRange, augment, decode_bands, resize_crop, uniform
 from diffzoo.errors import UserError
+from diffzoo.sizes import Size, sides
 
 __all__ = ["BatchMaker", "RawBatch", "Reader", "Transform", "collate"]
 
@@ -26,7 +27,7 @@ RawBatch = dict[str, Any]
 class Transform:
     """What happens to an image between its file and the batch; see `transforms`."""
 
-    image_size: int
+    image_size: Size
     resize: Resize = "adm"
     crop: Crop = "center"
     flip: bool = True
@@ -48,13 +49,13 @@ class Transform:
         if record.image is None:
             raise BadImage(f"{record.name}: no image data" + (f", {record.why}" if record.why else ""))
         try:
-            draft = 2 * self.image_size if self.fast_jpeg else None
+            draft = 2 * max(sides(self.image_size)) if self.fast_jpeg else None
             bands = decode_bands(record.image, self.channels, draft, self.value_range)
-            squares = [resize_crop(band, self.image_size, self.resize, self.crop, draws) for band in bands]
-            square = squares[0] if len(squares) == 1 else np.concatenate(squares, axis=2)
+            parts = [resize_crop(band, self.image_size, self.resize, self.crop, draws) for band in bands]
+            pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         except Exception as error:  # Pillow raises nearly any type on broken data
             raise BadImage(f"{record.name}: {type(error).__name__}: {error}") from error
-        return square.transpose(2, 0, 1)
+        return pixels.transpose(2, 0, 1)
 
 
 class Reader:
@@ -175,10 +176,17 @@ class BatchMaker:
             return self._cache[place.row]
         self._reader = self._reader or Reader(self.source, self.order, self.ahead)
         record = self._reader(place)
-        result = self.transform.pixels(record, draws), Record(None, record.label, record.captions, record.name)
+        result = (
+            self._transform(place.row).pixels(record, draws),
+            Record(None, record.label, record.captions, record.name),
+        )
         if self._cache is not None:
             self._cache[place.row] = result
         return result
+
+    def _transform(self, row: int) -> Transform:
+        size = self.order.size_of(row)
+        return self.transform if size is None else replace(self.transform, image_size=size)
 
     def _one_caption(self, record: Record, row: int, visit: int) -> Record:
         if len(record.captions) < 2:

@@ -16,6 +16,7 @@ from diffzoo.data.sources import Source, SubSource, held_out
 from diffzoo.data.tables import Columns, TableSource
 from diffzoo.data.tar import FOLDER, TarSource
 from diffzoo.errors import UserError
+from diffzoo.sizes import Size
 
 __all__ = ["Cifar10", "Coco", "HFDataset", "ImageFolder", "ImageNet"]
 
@@ -289,7 +290,7 @@ class ImageNet(HFDataset):
     """
 
     def __init__(
-        self, source: str = "ILSVRC/imagenet-1k", val_split: str | None = "validation", image_size: int = 256,
+        self, source: str = "ILSVRC/imagenet-1k", val_split: str | None = "validation", image_size: Size = 256,
         batch_size: int = 256, **common: Any,
     ):  # fmt: skip
         super().__init__(
@@ -307,7 +308,7 @@ class Coco(HFDataset):
     """
 
     def __init__(
-        self, source: str = "jxie/coco_captions", caption: str | None = "caption", image_size: int = 256,
+        self, source: str = "jxie/coco_captions", caption: str | None = "caption", image_size: Size = 256,
         batch_size: int = 256, **common: Any,
     ):  # fmt: skip
         super().__init__(source, image_size=image_size, batch_size=batch_size, label=None, caption=caption, **common)
@@ -322,6 +323,6 @@ class Cifar10(HFDataset):
     """
 
     def __init__(
-        self, source: str = "uoft-cs/cifar10", image_size: int = 32, batch_size: int = 128, **common: Any,
+        self, source: str = "uoft-cs/cifar10", image_size: Size = 32, batch_size: int = 128, **common: Any,
     ):  # fmt: skip
         super().__init__(source, image_size=image_size, batch_size=batch_size, caption=None, **common)

@@ -7,6 +7,7 @@ from diffzoo.data.base import ImageDataModule
 from diffzoo.data.sources import Source
 from diffzoo.data.tables import Columns, TableSource
 from diffzoo.errors import UserError
+from diffzoo.sizes import Size, as_size, sides
 
 __all__ = ["DemoData"]
 
@@ -30,13 +31,13 @@ class DemoData(ImageDataModule):
 
     def __init__(
         self,
-        image_size: int = 64,
+        image_size: Size = 64,
         batch_size: int = 64,
         balance: bool = True,
         flip: bool = False,
         **common: Any,
     ):
-        if image_size > SIZE:
+        if max(sides(as_size(image_size))) > SIZE:
             raise UserError(f"the demo images are {SIZE} px wide, so image_size is at most {SIZE}, got {image_size}")
         super().__init__(image_size=image_size, batch_size=batch_size, balance=balance, flip=flip, **common)
 

@@ -29,6 +29,7 @@ from diffzoo.data.workers import WorkerLoader
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.images import to_float
+from diffzoo.sizes import sides
 from diffzoo.tensors import write_tensors
 
 __all__ = ["Progress", "encode", "make_cache_metadata"]
@@ -280,7 +281,7 @@ def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> np.ndarray[Any, Any
 
 def _write_shard(shard: _Shard, folder: Path, transform: Transform, encoder: Encode) -> None:
     # a shard of bad images alone has the shape of the others
-    blank = torch.zeros(1, transform.channels, transform.image_size, transform.image_size, dtype=torch.uint8)
+    blank = torch.zeros(1, transform.channels, *sides(transform.image_size), dtype=torch.uint8)
     parts = shard.moments or [_encoded(blank, encoder, shard.flips)[:0]]
     tensors = {
         "moments": torch.from_numpy(np.concatenate(parts)),

@@ -23,6 +23,7 @@ from diffzoo.data.sources import Record, Source
 from diffzoo.data.transforms import load
 from diffzoo.errors import UserError
 from diffzoo.images import make_grid, save_image
+from diffzoo.sizes import size_text
 
 __all__ = ["contact_sheet", "latent_report", "quiet", "report"]
 
@@ -73,7 +74,7 @@ def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
             "images": f"{cache_metadata.images} of the {cache_metadata.rows} of {cache_metadata.source}",
             "shards": f"{there} of {cache_metadata.shards}"
             + ("" if there == cache_metadata.shards else ", incomplete"),
-            "image size": f"{cache_metadata.image_size} px, resize {cache_metadata.resize}",
+            "image size": f"{size_text(cache_metadata.image_size)} px, resize {cache_metadata.resize}",
             "mirror images": "yes" if cache_metadata.flips > 1 else "no",
             "autoencoder": f"{cache_metadata.autoencoder} ({cache_metadata.autoencoder_hash[:12]})",
             "classes": len(cache_metadata.class_names),
@@ -181,7 +182,7 @@ def _throughput(data: ImageDataModule) -> str:
         rate = images / (time.perf_counter() - start)
     data.teardown()
     number = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-    return f"{number} images/s at {data.image_size} px with {data.num_workers} workers"
+    return f"{number} images/s at {size_text(data.image_size)} px with {data.num_workers} workers"
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from diffzoo.data.sources import Indices, Record, Source, ids_hash, rows_hash
 from diffzoo.data.transforms import augment
 from diffzoo.errors import UserError
 from diffzoo.record import from_plain, to_plain
+from diffzoo.sizes import Size, as_size, size_text
 
 __all__ = ["CacheMetadata", "LatentSource", "Latents", "header", "open_shard", "shard_name"]
 
@@ -74,7 +75,7 @@ class CacheMetadata:
     source: str
     revision: str
     rows_hash: str = field(metadata={"key": "source_fingerprint"})
-    image_size: int
+    image_size: Size
     resize: str
     fast_jpeg: bool
     flips: int
@@ -241,7 +242,7 @@ class Latents(ImageDataModule):
 
     Args:
         path: the cache.
-        image_size: side of the latents, in latent pixels.
+        image_size: height and width of the latents, in latent pixels.
         pixels: refuse a cache of images of another size than this, in pixels.
         resize: refuse a cache that was made with another resize method than this; None: take what there is.
         flip: use mirror images as well; the cache must hold them.
@@ -251,10 +252,10 @@ class Latents(ImageDataModule):
     def __init__(
         self,
         path: str,
-        image_size: int = 32,
+        image_size: Size = 32,
         batch_size: int = 64,
         micro_batch_size: int | None = None,
-        pixels: int | None = None,
+        pixels: Size | None = None,
         resize: str | None = None,
         flip: bool = True,
         num_workers: int | None = None,
@@ -285,14 +286,15 @@ class Latents(ImageDataModule):
 
     def _check(self, source: LatentSource) -> None:
         cache_metadata, where = source.cache_metadata, f"the latents in {self.path!r}"
-        if source.shape[1] != self.image_size:
+        found, expected = as_size(list(source.shape[1:])), size_text(self.image_size)
+        if found != self.image_size:
             raise UserError(
-                f"{where} are {source.shape[1]} px wide (images of {cache_metadata.image_size} px), but "
-                "the recipe expects "
-                f"{self.image_size}: set data.init_args.image_size, or encode at another size"
+                f"{where} are of {size_text(found)} px (images of {size_text(cache_metadata.image_size)} px), but the "
+                f"recipe expects {expected}: set data.init_args.image_size, or encode at another size"
             )
-        if self.pixels is not None and cache_metadata.image_size != self.pixels:
-            raise UserError(f"{where} were made from images of {cache_metadata.image_size} px, not {self.pixels}")
+        if self.pixels is not None and cache_metadata.image_size != as_size(self.pixels, "pixels"):
+            made = size_text(cache_metadata.image_size)
+            raise UserError(f"{where} were made from images of {made} px, not {size_text(as_size(self.pixels))}")
         if self.resize is not None and cache_metadata.resize != self.resize:
             raise UserError(f"{where} were made with the resize {cache_metadata.resize!r}, not {self.resize!r}")
         if self.transform.flip and cache_metadata.flips < 2:

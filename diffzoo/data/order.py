@@ -17,16 +17,19 @@ With one lane and a window as long as the epoch the order is a full permutation;
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 from math import gcd
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from diffzoo.rng import key
+from diffzoo.sizes import Size
 
 __all__ = ["Balanced", "LaneOrder", "Order", "Place", "full_shuffle", "lanes_for", "permutation"]
 
+T = TypeVar("T")
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 GROUPS = 8  # loaders with this many workers, or a divisor of it, read each block once; so do as many ranks
@@ -71,29 +74,33 @@ class Order:
         """All rows of a window, in the order in which they are shown."""
         raise NotImplementedError
 
-    def state(self) -> dict[str, Any]:
+    def size_of(self, row: int) -> Size | None:
+        """Height and width that a row is shown in; None = those of the transform."""
+        return None
+
+    def state(self) -> dict[str, object]:
         """What the order depends on besides the source: goes into checkpoints."""
         raise NotImplementedError
 
 
-class _Cache(OrderedDict[Any, Any]):
-    """The most recently made few of something costly."""
+class Memory(Generic[T]):
+    """The most recently made few of something costly; copies of it begin empty, which a worker fills faster."""
 
     def __init__(self, size: int):
-        super().__init__()
         self.size = size
+        self._made: OrderedDict[Hashable, T] = OrderedDict()
 
-    def __reduce__(self) -> Any:
-        """Copies begin empty: to be made again costs less than to be sent to a worker."""
+    def __reduce__(self) -> tuple[type["Memory[T]"], tuple[int]]:
         return type(self), (self.size,)
 
-    def get_or_make(self, name: Any, make: Any) -> Any:
-        if name in self:
-            self.move_to_end(name)
-            return self[name]
-        self[name] = value = make()
-        while len(self) > self.size:
-            self.popitem(last=False)
+    def get_or_make(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What was made under a name; it is made if it is not there."""
+        if name in self._made:
+            self._made.move_to_end(name)
+            return self._made[name]
+        self._made[name] = value = make()
+        while len(self._made) > self.size:
+            self._made.popitem(last=False)
         return value
 
 
@@ -137,9 +144,10 @@ class LaneOrder(Order):
         self.layout = layout
         self.rows = int(self.block_sizes.sum())
         self._starts = np.concatenate([[0], np.cumsum(self.block_sizes)])
-        self._epochs, self._windows = _Cache(3), _Cache(4 * layout.lanes)
+        self._epochs: Memory[tuple[Indices, Indices, Indices]] = Memory(3)
+        self._windows: Memory[Indices] = Memory(4 * layout.lanes)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         return {"kind": "lanes", **asdict(self.layout)}
 
     def _before(self, lane: int, position: int) -> int:
@@ -157,8 +165,7 @@ class LaneOrder(Order):
             sizes = [self._before(k, last) - self._before(k, first) for k in range(self.layout.lanes)]
             return blocks, begins, np.concatenate([[0], np.cumsum(sizes)])
 
-        result: tuple[Indices, Indices, Indices] = self._epochs.get_or_make(epoch, make)
-        return result
+        return self._epochs.get_or_make(epoch, make)
 
     def window_rows(self, window: tuple[int, int, int]) -> Indices:
         def make() -> Indices:
@@ -170,8 +177,7 @@ class LaneOrder(Order):
             at = np.searchsorted(begins, line, side="right") - 1
             return self._starts[blocks[at]] + line - begins[at]
 
-        result: Indices = self._windows.get_or_make(window, make)
-        return result
+        return self._windows.get_or_make(window, make)
 
     def place(self, position: int) -> Place:
         epoch, layout = position // self.rows, self.layout
@@ -194,9 +200,10 @@ class Balanced(Order):
         self.seed, self.rows = seed, len(labels)
         by_class = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
         self._members = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1) if len(by_class) else []
-        self._orders, self._turns = _Cache(4 * len(self._members)), _Cache(256)
+        self._orders: Memory[Indices] = Memory(4 * len(self._members))
+        self._turns: Memory[Indices] = Memory(256)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         return {"kind": "balanced", "seed": self.seed}
 
     def place(self, position: int) -> Place:

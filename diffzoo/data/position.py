@@ -6,7 +6,9 @@ it with every checkpoint; resuming continues with the next sample, on any number
 """
 
 import dataclasses
+import json
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -16,9 +18,11 @@ from lightning.pytorch import LightningDataModule
 
 from diffzoo.data.bad_images import check_bad, share_bad
 from diffzoo.data.batches import Transform
+from diffzoo.data.buckets import Bucketed, aspects, nearest
 from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
 from diffzoo.data.sources import Source
 from diffzoo.errors import UserError
+from diffzoo.sizes import Size, sides
 
 __all__ = ["Position", "PositionedData"]
 
@@ -73,6 +77,7 @@ class PositionedData(LightningDataModule):
     batch_size: int
     seed: int
     balance: bool
+    buckets: tuple[Size, ...]
     max_bad: int
     allow_changed_source: bool
     transform: Transform
@@ -103,6 +108,10 @@ class PositionedData(LightningDataModule):
         """Continue after this many samples."""
         if images_seen < 0:
             raise UserError(f"images_seen is at least 0, got {images_seen}")
+        if self.buckets and images_seen % self.batch_size:
+            raise UserError(
+                f"with buckets, images_seen is a multiple of batch_size {self.batch_size}, got {images_seen}"
+            )
         self.position.move(images_seen)
         if self._loader is not None:
             self._loader.close()
@@ -148,15 +157,15 @@ class PositionedData(LightningDataModule):
                 "allow_changed_source to go on regardless"
             )
         order = dict(state_dict["order"])
-        balanced = order.pop("kind") == "balanced"
-        _check_balance(balanced, self.balance)
+        kind = order.pop("kind")
+        self._check_kind(kind, order)
         if order["seed"] != self.seed:
             warnings.warn(f"the order, crops and flips of the data keep the seed {order['seed']} of the checkpoint")
             self.seed = order["seed"]
             self.transform = dataclasses.replace(self.transform, seed=self.seed)
         if state_dict.get("value_range") and not changed:
             self.transform = dataclasses.replace(self.transform, value_range=tuple(state_dict["value_range"]))
-        self._layout = None if balanced or changed else Layout(**order)
+        self._layout = Layout(**order) if kind == "lanes" and not changed else None
         self.__dict__.pop("order", None)
         bad = {} if changed else state_dict.get("bad_images", {})
         self.bad_images = {int(row): reason for row, reason in bad.items()}
@@ -171,9 +180,25 @@ class PositionedData(LightningDataModule):
             if labels is None or not source.random_access:
                 raise UserError(f"balance needs labels and random access, which {source.name} does not have")
             return Balanced(labels, self.seed)
+        if self.buckets:
+            return Bucketed(nearest(aspects(source), self.buckets), self.buckets, self.seed, self.batch_size)
         if self._layout is None:
             self._layout = _layout_for(source, self.seed, self.batch_size, self._lanes, self._window)
         return _streamed(source, self._layout)
+
+    def _check_kind(self, kind: str, order: Mapping[str, object]) -> None:
+        """Refuse a position in an order of another kind, or of other buckets."""
+        ours: dict[str, object] = {"balance": self.balance, "buckets": [list(sides(s)) for s in self.buckets]}
+        theirs: dict[str, object] = {"balance": kind == "balanced", "buckets": order.get("sizes", [])}
+        if self.buckets and kind == "buckets":
+            ours, theirs = {**ours, "batch_size": self.batch_size}, {**theirs, "batch_size": order["batch"]}
+        for name, value in theirs.items():
+            if value != ours[name]:
+                raise UserError(
+                    f"the checkpoint was trained with {name} set to {json.dumps(value)}, so its position has no "
+                    f"meaning in an order with {name} set to {json.dumps(ours[name])}: set it back, or begin a new run "
+                    "from the weights alone"
+                )
 
     def _ranks(self) -> tuple[int, int]:
         """(rank, ranks)."""
@@ -182,14 +207,6 @@ class PositionedData(LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
-
-
-def _check_balance(theirs: bool, ours: bool) -> None:
-    if theirs != ours:
-        raise UserError(
-            f"the checkpoint was trained with balance set to {str(theirs).lower()}, so its position has no meaning in "
-            f"an order with balance set to {str(ours).lower()}: set it back, or begin a new run from the weights alone"
-        )
 
 
 def _layout_for(source: Source, seed: int, batch_size: int, lanes: int, window: int) -> Layout:

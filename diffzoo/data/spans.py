@@ -146,5 +146,5 @@ class Sequential(Order):
             return np.arange(0)
         return np.arange(self.source.starts[block], self.source.starts[block + 1])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         return {"kind": "sequential"}

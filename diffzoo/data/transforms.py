@@ -1,4 +1,4 @@
-"""From an encoded image to a square of uint8 pixels, the same on every machine.
+"""From an encoded image to uint8 pixels of one height and width, the same on every machine.
 
 Every random choice (crop, flip, caption) is a function of (seed, row, visit) through `diffzoo.rng.key`; nothing is
 drawn from a global generator, so a resumed run shows each image as an uninterrupted one would.
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.rng import key
+from diffzoo.sizes import Size, sides
 
 __all__ = [
     "Crop",
@@ -227,40 +228,42 @@ def _draft(image: Image.Image, short: int) -> None:
 
 
 def resize_crop(
-    image: Image.Image, size: int, resize: Resize = "adm", crop: Crop = "center", draws: tuple[float, ...] = ()
+    image: Image.Image, size: Size, resize: Resize = "adm", crop: Crop = "center", draws: tuple[float, ...] = ()
 ) -> Pixels:
-    """A square of `size` pixels, uint8 `(size, size, channels)`, in memory channel after channel.
+    """A part of an image, uint8 `(h, w, channels)`, in memory channel after channel.
 
     Args:
         image: RGB, or of one channel.
-        size: side of the square in pixels.
+        size: height and width of the part in pixels. The image is scaled to just cover them.
         resize: "adm" (see the module), "area" (one box-filter step) or "lanczos".
-        crop: "center", or "random": the short side is scaled to a length drawn from [size, size / 0.8] and the square
-            cut out anywhere, as in ADM.
+        crop: "center", or "random": what the image is scaled to cover is larger by a factor drawn from [1, 1 / 0.8],
+            and the part cut out anywhere, as in ADM.
         draws: three numbers in [0, 1) that a random crop uses for scale, top and left.
     """
-    short = size
+    rows, columns = sides(size)
+    short = shorter = min(rows, columns)
     if crop == "random":
-        longest = int(np.ceil(size / MIN_CROP_FRACTION))
-        short = size + int(draws[0] * (longest + 1 - size))
+        longest = int(np.ceil(shorter / MIN_CROP_FRACTION))
+        short = shorter + int(draws[0] * (longest + 1 - shorter))
+    tall, wide = rows * short / shorter, columns * short / shorter  # to cover
     if resize == "adm":
-        while min(image.size) >= 2 * short:
+        while image.width >= 2 * wide and image.height >= 2 * tall:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    factor = short / min(image.size)
+    factor = max(wide / image.width, tall / image.height)
     width, height = round(image.width * factor), round(image.height * factor)
     if crop == "random":
-        top, left = int(draws[1] * (height - size + 1)), int(draws[2] * (width - size + 1))
+        top, left = int(draws[1] * (height - rows + 1)), int(draws[2] * (width - columns + 1))
     else:
-        top, left = (height - size) // 2, (width - size) // 2
-    if width >= height and width > size:
+        top, left = (height - rows) // 2, (width - columns) // 2
+    if width >= height and width > columns:
         # Pillow resizes along rows first, then along columns, but for tall images, where this depends on its version.
         # So the columns that the crop takes away need no second step.
-        image = image.resize((width, image.height), _METHODS[resize]).crop((left, 0, left + size, image.height))
-        width, left = size, 0
-    image = image.resize((width, height), _METHODS[resize]).crop((left, top, left + size, top + size))
+        image = image.resize((width, image.height), _METHODS[resize]).crop((left, 0, left + columns, image.height))
+        width, left = columns, 0
+    image = image.resize((width, height), _METHODS[resize]).crop((left, top, left + columns, top + rows))
     bands = image.getbands()
     planes = bytearray().join([image.tobytes("raw", band) for band in bands])  # as batches lie in memory: one copy less
-    return np.frombuffer(planes, np.uint8).reshape(len(bands), size, size).transpose(1, 2, 0)
+    return np.frombuffer(planes, np.uint8).reshape(len(bands), rows, columns).transpose(1, 2, 0)
 
 
 def augment(seed: int, row: int, visit: int, crop: Crop, flip: bool) -> tuple[tuple[float, ...], bool]:

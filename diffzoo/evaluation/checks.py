@@ -11,6 +11,7 @@ from diffzoo.evaluation.protocols import EvalProtocol, NetworkSpec
 from diffzoo.evaluation.reference import Reference
 from diffzoo.generation.generator import ImageSource
 from diffzoo.metrics.features import FeatureNetwork
+from diffzoo.sizes import pixels_text
 
 __all__ = ["captions_of", "check", "check_count", "require_layer", "scorers"]
 
@@ -78,8 +79,8 @@ def _check_source(source: ImageSource, protocol: EvalProtocol, reference: Refere
         own = source.image_size
         if size is not None and own != size and protocol.resize == "none":
             raise UserError(
-                f"the model samples {own} x {own} pixels and protocol {protocol.name} measures {size} x {size}: "
-                "choose the protocol of that resolution"
+                f"the model samples {pixels_text(own)} pixels and protocol {protocol.name} measures "
+                f"{pixels_text(size)}: choose the protocol of that resolution"
             )
     elif isinstance(source, (FolderImages, NpzImages)):
         own, there = source.image_size, len(source)
@@ -97,7 +98,8 @@ def _check_source(source: ImageSource, protocol: EvalProtocol, reference: Refere
     else:
         return remarks
     if size is not None and own != size and protocol.resize != "none":
-        remarks.append(f"the images were resized from {own} to {size} pixels, which alone moves a Fréchet distance")
+        change = f"{pixels_text(own)} to {pixels_text(size)} pixels"
+        remarks.append(f"the images were resized from {change}, which alone moves a Fréchet distance")
     reference.check_size(size or own)
     return remarks
 

@@ -12,6 +12,7 @@ from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference, find_reference, make_reference, reference_folder
 from diffzoo.metrics.features import load_features
+from diffzoo.sizes import Size, size_text
 
 __all__ = ["open_reference"]
 
@@ -19,7 +20,7 @@ PER_CLASS = 100  # its classes are of unequal size, the plan samples them equall
 
 
 def open_reference(
-    protocol: EvalProtocol, path: str | None, size: int
+    protocol: EvalProtocol, path: str | None, size: Size
 ) -> tuple[EvalProtocol, Reference | FolderImages]:
     """The reference of a protocol; that of the demo is made where it is missing.
 
@@ -33,14 +34,14 @@ def open_reference(
     """
     if protocol.name != "demo" or path is not None:
         return protocol, find_reference(protocol.reference, path)
-    protocol = replace(protocol, reference=f"diffzoo-demo-{size}", image_size=size)
+    protocol = replace(protocol, reference=f"diffzoo-demo-{size_text(size)}", image_size=size)
     file = reference_folder() / f"{protocol.reference}.npz"
     if not file.exists():
         _make(file, size)
     return protocol, find_reference(protocol.reference)
 
 
-def _make(path: Path, size: int) -> None:
+def _make(path: Path, size: Size) -> None:
     from diffzoo.data.demo import DemoData
 
     class Whole(DemoData):

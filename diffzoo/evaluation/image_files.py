@@ -23,6 +23,7 @@ from diffzoo.files import sha256
 from diffzoo.generation.plan import Record
 from diffzoo.images import SUFFIXES
 from diffzoo.metrics.resize import resize_bicubic
+from diffzoo.sizes import Size, as_size, pixels_text, sides
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,13 +41,13 @@ def as_protocol_asks(pixels: Tensor, protocol: EvalProtocol, where: str = "the i
     if pixels.shape[1] != 3:
         raise UserError(f"{where} have {pixels.shape[1]} channels; the protocol {protocol.name} measures RGB")
     size = protocol.image_size
-    if size is None or pixels.shape[-2:] == (size, size):
+    if size is None or tuple(pixels.shape[-2:]) == sides(size):
         return pixels
     if protocol.resize == "none":
-        h, w = pixels.shape[-2:]
+        own = pixels_text(as_size(list(pixels.shape[-2:])))
         raise UserError(
-            f"{where} are {w} x {h} pixels; the protocol {protocol.name} measures {size} x {size} and does not resize, "
-            "since every way to do so gives other numbers: give images of that size, or choose another protocol"
+            f"{where} are {own} pixels; the protocol {protocol.name} measures {pixels_text(size)} and does not "
+            "resize, since every way to do so gives other numbers: give images of that size, or choose another protocol"
         )
     return resize_bicubic(pixels.float(), size).round().clamp(0, 255).to(torch.uint8)
 
@@ -99,9 +100,9 @@ class FolderImages:
         return len(self.files)
 
     @property
-    def image_size(self) -> int:
-        """Width of the first image in pixels."""
-        return int(self.images(0, 1).shape[-1])
+    def image_size(self) -> Size:
+        """Height and width of the first image in pixels."""
+        return as_size(list(self.images(0, 1).shape[-2:]))
 
     def images(self, start: int, count: int) -> Tensor:
         """Raw pixels of some images, `(count, 3, h, w)`.
@@ -114,8 +115,8 @@ class FolderImages:
         for path, row in zip(self.files[start : start + count], rows, strict=True):
             if row.shape != first:
                 raise UserError(
-                    f"{path.name} is {row.shape[1]} x {row.shape[0]} pixels and {self.files[0].name} is "
-                    f"{first[1]} x {first[0]}: all images of an evaluation have one size"
+                    f"{path.name} is {row.shape[0]}x{row.shape[1]} pixels and {self.files[0].name} is "
+                    f"{first[0]}x{first[1]}: all images of an evaluation have one size"
                 )
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
 
@@ -189,9 +190,9 @@ class NpzImages:
         return int(self._header[0][0])
 
     @property
-    def image_size(self) -> int:
-        """Width of the images in pixels."""
-        return int(self._header[0][2])
+    def image_size(self) -> Size:
+        """Height and width of the images in pixels."""
+        return as_size([int(side) for side in self._header[0][1:3]])
 
     def images(self, start: int, count: int) -> Tensor:
         """Raw pixels of some images, `(count, 3, h, w)`.

@@ -16,6 +16,7 @@ from diffzoo.generation.guidance import AnyGuidance, ByClassifier, ByWeakerModel
 from diffzoo.generation.plan import Base, SamplePlan, default_plan, labels_of
 from diffzoo.models.base import Config, Network
 from diffzoo.rng import NOISE
+from diffzoo.sizes import Size, size_text
 from diffzoo.tensors import state_sha256
 from diffzoo.typing import Condition, Images
 from diffzoo.zoo.loading import load_any
@@ -93,9 +94,9 @@ class ModelImages:
         return self.generator.num_classes
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> Size:
         """Height and width of its images in pixels."""
-        return self.generator.image_size
+        return self.generator.at(self.sample_plan.size).image_size
 
     def condition(self, start: int, count: int) -> Condition | None:
         """What is sampled at some positions."""
@@ -158,7 +159,7 @@ class ModelImages:
 
 
 def _kind_of(config: Config) -> str:
-    return f"{config.in_channels} x {config.image_size} px, {config.num_classes} classes"
+    return f"{config.in_channels} x {size_text(config.image_size)} px, {config.num_classes} classes"
 
 
 def _hash_of(network: Network, name: str, wanted: str | None, field_: str) -> str:

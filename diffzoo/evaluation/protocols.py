@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.generation.plan import Record
 from diffzoo.images import Rounding
+from diffzoo.sizes import Size
 
 __all__ = ["PROTOCOLS", "EvalProtocol", "NetworkSpec", "protocol"]
 
@@ -69,7 +70,7 @@ class EvalProtocol(Record):
     metrics: tuple[str, ...]
     networks: tuple[NetworkSpec, ...] = ()
     reference_sha256: str | None = None
-    image_size: int | None = None
+    image_size: Size | None = None
     resize: Resize = "none"
     rounding: Rounding = "round"
     settings: dict[str, Any] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from diffzoo.files import atomic_path, sha256
 from diffzoo.metrics.features import FeatureNetwork, extract
 from diffzoo.metrics.moments import Moments
 from diffzoo.progress import progress_bar
+from diffzoo.sizes import Size, pixels_text, size_text
 
 __all__ = ["Reference", "find_reference", "make_reference", "reference_folder", "reference_of"]
 
@@ -54,7 +55,7 @@ class Reference:
     sha256: str
     id: str | None = None
     remarks: Sequence[str] = ()
-    size: int | None = None
+    size: Size | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -87,17 +88,17 @@ class Reference:
         with np.load(self.path, allow_pickle=False) as archive:
             return torch.from_numpy(archive[name])
 
-    def image_size(self) -> int | None:
+    def image_size(self) -> Size | None:
         """Size of the images in pixels; None if the file holds none."""
         return NpzImages(str(self.path)).image_size if "arr_0" in self.names else self.size
 
-    def check_size(self, size: int) -> None:
+    def check_size(self, size: Size) -> None:
         """Raise if the reference's images are of another size than the evaluated ones."""
         own = self.image_size()
         if own is not None and own != size:
             raise UserError(
-                f"reference mismatch: the images are {size} x {size} pixels and those of {self.path.name} "
-                f"{own} x {own}: use the reference of that resolution"
+                f"reference mismatch: the images are {pixels_text(size)} pixels and those of {self.path.name} "
+                f"{pixels_text(own)}: use the reference of that resolution"
             )
 
     def statistics(self, network: FeatureNetwork, layer: str) -> tuple[Tensor, Tensor]:
@@ -208,7 +209,7 @@ def reference_of(images: FolderImages, networks: Sequence[FeatureNetwork], progr
         progress: show a bar that counts images.
     """
     about = [images.sha256, *(f"{network.name} {network.rule} {network.weights_sha256()}" for network in networks)]
-    size = images.image_size
+    size = size_text(images.image_size)
     key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:24]
     file = reference_folder() / "folders" / f"{size}px-{key}.npz"
     if not file.exists():
@@ -217,7 +218,7 @@ def reference_of(images: FolderImages, networks: Sequence[FeatureNetwork], progr
     made = Reference.open(file)
     name = f"{Path(images.path).name}-{images.sha256[:12]}"
     whose = f"the reference is made of the {len(images)} images of {size} px in {images.path}"
-    return replace(made, id=name, size=size, remarks=[whose, *images.remarks()])
+    return replace(made, id=name, size=images.image_size, remarks=[whose, *images.remarks()])
 
 
 def _counted(images: FolderImages, done: Callable[[int], object]) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from diffzoo.images import to_float
 from diffzoo.sampling import Sampler
 from diffzoo.sampling.edit import inpaint, interpolate, invert, noised, seed_noise, shortened
 from diffzoo.sampling.loop import Precision
+from diffzoo.sizes import Size, as_size, sides
 from diffzoo.typing import Latents
 
 __all__ = ["Edits", "fitted"]
@@ -49,7 +50,7 @@ class Edits:
         """Sample from a noised image; with a mask, only where it is white, so that it goes with the rest.
 
         Args:
-            image: a file, or uint8 `(h, w, 3)`; cropped to a square and resized to the size of the model.
+            image: a file, or uint8 `(h, w, 3)`; cropped and resized to the size of the model.
             classes, seeds: as for sampling.
             strength: share of the sampler's steps that are made, in (0, 1]: small keeps the image. Default: 0.6, and 1
                 with a mask.
@@ -101,7 +102,7 @@ class Edits:
                 f"the mask has {theirs.shape[1]} x {theirs.shape[0]} pixels and the image {ours.shape[1]} x "
                 f"{ours.shape[0]}: give a mask of the image's size"
             )
-        where = fitted(mask, pixels.shape[-1], nearest=True)[0][0] > 127
+        where = fitted(mask, as_size(list(pixels.shape[-2:])), nearest=True)[0][0] > 127
         if not where.any():
             raise UserError("the mask is black everywhere: paint white where to sample")
         return where
@@ -120,7 +121,7 @@ class Edits:
         `pipe(classes, seeds=[0], steps=steps, sampler="DDIM", start=pipe.invert(image, classes, steps=steps))`
 
         Args:
-            image: a file, or uint8 `(h, w, 3)`; cropped to a square and resized to the size of the model.
+            image: a file, or uint8 `(h, w, 3)`; cropped and resized to the size of the model.
             classes: what it shows.
             guidance: default: none, since strong guidance does not come back.
             steps, sampler: whose grid is walked upwards.
@@ -197,12 +198,12 @@ def _opened(image: Image) -> np.ndarray:
         raise UserError(f"could not read the image {image}: {reason}") from error
 
 
-def fitted(image: Image, size: int, nearest: bool = False) -> tuple[Tensor, dict[str, Any]]:
-    """An image cropped to its central square and resized, uint8 `(3, size, size)`, and what was done to it.
+def fitted(image: Image, size: Size, nearest: bool = False) -> tuple[Tensor, dict[str, Any]]:
+    """The centre of an image in the aspect of `size`, resized to it, uint8 `(3, h, w)`, and what was done to it.
 
     Args:
         image: a file, or uint8 `(h, w, 3)` or `(h, w)`.
-        size: in pixels.
+        size: height and width in pixels.
         nearest: take the nearest pixel, for masks.
     """
     from PIL import Image as Pillow
@@ -210,11 +211,12 @@ def fitted(image: Image, size: int, nearest: bool = False) -> tuple[Tensor, dict
     pixels = _opened(image)
     about: dict[str, Any] = {"image_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
     h, w = pixels.shape[:2]
-    if (h, w) != (size, size):
-        side = min(h, w)
-        top, left = (h - side) // 2, (w - side) // 2
-        square = Pillow.fromarray(pixels[top : top + side, left : left + side])
+    height, width = sides(size)
+    if (h, w) != (height, width):
+        tall, wide = min(h, w * height // width), min(w, h * width // height)
+        top, left = (h - tall) // 2, (w - wide) // 2
+        part = Pillow.fromarray(pixels[top : top + tall, left : left + wide])
         filter_ = Pillow.Resampling.NEAREST if nearest else Pillow.Resampling.BICUBIC
-        pixels = np.asarray(square.resize((size, size), filter_))
-        about["fitted"] = f"cropped and resized from {w} x {h} to {size} x {size}"
+        pixels = np.asarray(part.resize((width, height), filter_))
+        about["fitted"] = f"cropped and resized from {w} x {h} to {width} x {height}"
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1), about

@@ -5,7 +5,7 @@ way from there to images is `Generator.images`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 import torch
@@ -18,10 +18,11 @@ from diffzoo.generation.guidance import AnyGuidance, ByClassifier, ByWeakerModel
 from diffzoo.generation.plan import Precision, SamplePlan, labels_of
 from diffzoo.models.base import Network
 from diffzoo.precision import float32_digits
-from diffzoo.process import GaussianProcess
+from diffzoo.process import Cosine, GaussianProcess, Interpolated, LogSNRConditioning, Shifted
 from diffzoo.runs import launch
 from diffzoo.sampling import ClassifierGuidance, Denoise, Denoiser, Sampler, sample
 from diffzoo.sampling.upsample import quantise
+from diffzoo.sizes import Size, as_size, mean_side, scaled, sides, size_text
 from diffzoo.typing import Condition, Images, Latents
 from diffzoo.zoo.building import Loaded
 
@@ -59,6 +60,7 @@ class Generator:
         classifier: the noise-aware classifier that guides.
         weak: denoiser of the weaker model of autoguidance.
         device: where to compute.
+        latent_size: height and width that the network sees, where they are not its own (`at`).
     """
 
     network: Network
@@ -68,6 +70,7 @@ class Generator:
     classifier: Any = None
     weak: Denoise | None = None
     device: torch.device | str = "cpu"
+    latent_size: Size | None = None
 
     @classmethod
     def of(
@@ -106,10 +109,8 @@ class Generator:
         if classifier.metadata.kind != "classifier":
             raise UserError(f"{name} is no classifier: guide with one, such as adm_classifier_64")
         if (ours.image_size, ours.in_channels) != (theirs.image_size, theirs.in_channels):
-            raise UserError(
-                f"the classifier reads images of {theirs.image_size} px, this model samples {ours.image_size} px: "
-                f"use the classifier for {ours.image_size} px"
-            )
+            own, other = size_text(ours.image_size), size_text(theirs.image_size)
+            raise UserError(f"the classifier reads images of {other} px, this model samples {own} px: use its own")
         if classifier.metadata.process is not None and classifier.process.schedule != self.process.schedule:
             raise UserError(
                 f"{name} was trained on another noise schedule than this model: use the classifier that was made for it"
@@ -140,13 +141,45 @@ class Generator:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one image or latent as the network sees it, `(c, h, w)`."""
-        config = self.network.config
-        return config.in_channels, config.image_size, config.image_size
+        return self.network.config.in_channels, *sides(self.latent_size or self.network.config.image_size)
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> Size:
         """Height and width of its images in pixels."""
-        return int(self.network.config.image_size) * self.autoencoder.ratio
+        return scaled(as_size(self.shape[1:]), self.autoencoder.ratio)
+
+    def at(self, size: Size | None) -> Self:
+        """This generator for images of another height and width in pixels; None = its own.
+
+        Learned positions are resampled. The schedule of Simple Diffusion follows the number of pixels: it is shifted
+        where the network reads log-SNR itself (`Shifted`), so that a larger image begins in as much more noise.
+
+        Raises:
+            UserError: for a network of one size, and for sides that it cannot have.
+        """
+        if size is None or as_size(size, "size") == self.image_size:
+            return self
+        size, name = as_size(size, "size"), type(self.network).__name__
+        if not self.network.any_size or self.classifier is not None:
+            why = f"a {name} has one size" if self.classifier is None else "its classifier reads one size"
+            raise UserError(f"this model samples images of {size_text(self.image_size)} px only, because {why}")
+        step = self.autoencoder.ratio * self.network.config.cell
+        if any(side % step for side in sides(size)):
+            near = as_size([max(step, round(side / step) * step) for side in sides(size)])
+            raise UserError(
+                f"size: this model samples heights and widths that are multiples of {step}, got {size_text(size)}: "
+                f"the nearest is {size_text(near)}"
+            )
+        latent = as_size([side // self.autoencoder.ratio for side in sides(size)])
+        return replace(self, latent_size=latent, process=self._shifted(mean_side(latent)))
+
+    def _shifted(self, side: float) -> GaussianProcess:
+        """The process for images with as many pixels as a square of this side."""
+        own, schedule = mean_side(as_size(self.shape[1:])), self.process.schedule
+        reads = self.process.noise_conditioning
+        if side == own or reads != LogSNRConditioning() or not isinstance(schedule, Cosine | Shifted | Interpolated):
+            return self.process
+        return replace(self.process, schedule=Shifted(schedule, from_resolution=own, to_resolution=side))
 
     def captions(self, captions: Sequence[str]) -> Condition:
         """The condition of some captions.
@@ -269,7 +302,7 @@ class PlannedImages:
     def images(self, start: int, count: int) -> Images:
         """Images at some positions, `(count, c, h, w)`, float32 on the CPU."""
         plan = self.sample_plan
-        return self.generator.images(
+        return self.generator.at(plan.size).images(
             range(plan.first_seed + start, plan.first_seed + start + count),
             self.condition(start, count),
             sampler=plan.sampler,

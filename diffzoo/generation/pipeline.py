@@ -26,6 +26,7 @@ from diffzoo.images import to_float
 from diffzoo.sampling import Sampler, Trajectory
 from diffzoo.sampling.loop import Precision
 from diffzoo.sampling.upsample import quantise
+from diffzoo.sizes import Size, as_size, sides
 from diffzoo.typing import Condition, Latents
 from diffzoo.zoo.building import Loaded
 from diffzoo.zoo.loading import load_any
@@ -98,6 +99,7 @@ class Pipeline(Edits):
         compile: bool = False,
         trajectory: Trajectory | None = None,
         start: Latents | None = None,
+        size: Size | None = None,
     ) -> Samples:
         """Sample every class with every seed, class by class.
 
@@ -117,13 +119,16 @@ class Pipeline(Edits):
             trajectory: collects what the network believed at each step, for a GIF or a contact sheet; with a
                 base, what that believed.
             start: the state to begin with, a row per image, instead of noise from the seeds; for example of `invert`.
+            size: height and width in pixels, (96, 64); default: those of the model. Of an upsampler with a base: of
+                the large images.
 
         Raises:
             UserError: for classes or seeds that the model cannot sample.
         """
         options: dict[str, Any] = {"progress": progress, "precision": precision}
         if self.base is not None:
-            more: dict[str, Any] = {"compile": compile, "trajectory": trajectory}
+            few_pixels = _reduced(size, self.generator.image_size, self.base.generator.image_size)
+            more: dict[str, Any] = {"compile": compile, "trajectory": trajectory, "size": few_pixels}
             small = self.base(classes, seeds, steps=steps, batch_size=batch_size, **more, **options)
             each = [item for item in listed(classes) or () for _ in seeds]
             few = max(1, batch_size // 4) if batch_size else None  # its images are sixteen times as large
@@ -133,7 +138,7 @@ class Pipeline(Edits):
         request = self.published.request(classes, seeds, guidance, steps, sampler)
         if trajectory is not None and trajectory.decode is None and self.metadata.autoencoder is not None:
             trajectory.decode = self.generator.autoencoder.decode
-        images = self.generator.images(
+        images = self.generator.at(size).images(
             request.seeds,
             request.cond,
             sampler=request.sampler,
@@ -162,7 +167,7 @@ class Pipeline(Edits):
         """Sample images like these, larger; only for upsamplers.
 
         Args:
-            images: uint8 `(n, h, w, 3)`.
+            images: uint8 `(n, h, w, 3)`; those that are not square keep their aspect.
             classes: name or index of the class of each image, for class-conditional upsamplers.
             seeds: one per image.
             guidance: scale of the classifier, if the pipeline has one.
@@ -181,7 +186,9 @@ class Pipeline(Edits):
         cond = Condition(label=torch.tensor(ids) if ids else None, low_res=quantise(small))
         solver = self.published.sampler(sampler, steps)
         request = Request(list(seeds), labels, ids, cond, solver, applied, record, columns)
-        large = self.generator.images(
+        h, w = small.shape[-2:]
+        short = min(sides(self.generator.image_size))
+        large = self.generator.at(as_size([h * short // min(h, w), w * short // min(h, w)])).images(
             seeds,
             cond,
             sampler=solver,
@@ -197,6 +204,14 @@ class Pipeline(Edits):
 
     def __repr__(self) -> str:
         return f"Pipeline({self.metadata.title}, samples from a {self.generator.kind}, on {self.device})"
+
+
+def _reduced(size: Size | None, large: Size, small: Size) -> Size | None:
+    """The size of the images that are enlarged to `size`, where `small` becomes `large`."""
+    if size is None:
+        return None
+    ratio = sides(large)[0] // sides(small)[0]
+    return as_size([side // ratio for side in sides(as_size(size, "size"))])
 
 
 def pipeline(

@@ -5,7 +5,7 @@ Two runs with equal plans give equal images.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -16,6 +16,7 @@ from diffzoo.generation.guidance import ByClassifier, ByWeakerModel, guidance_fr
 from diffzoo.record import canonical_json, digest, from_plain
 from diffzoo.rng import EARLIER_NOISE, NOISE, key
 from diffzoo.sampling import DDIM, Guidance, Sampler
+from diffzoo.sizes import Size, as_size
 from diffzoo.zoo.metadata import Metadata
 
 __all__ = [
@@ -83,6 +84,7 @@ class SamplePlan(Record):
             plan is filled in on loading; seeds and classes are the same for both.
         noise: what draws the noise and the uniform labels (`diffzoo.rng.NOISE`); images of plans that name another
             cannot be made again.
+        size: height and width of the images in pixels; None = the model's.
 
     `sampler`, `guidance` and `base` may be given as plain data.
     """
@@ -102,6 +104,7 @@ class SamplePlan(Record):
     compile: bool = False
     base: "SamplePlan | Base | None" = None
     noise: str = NOISE
+    size: Size | None = field(default=None, metadata={"sparse": True})
 
     def __post_init__(self) -> None:
         decoded = {
@@ -111,6 +114,8 @@ class SamplePlan(Record):
         }
         for name, value in decoded.items():
             object.__setattr__(self, name, value)
+        if self.size is not None:
+            object.__setattr__(self, "size", as_size(self.size, "plan.size"))
         for name, kind in (("precision", Precision), ("labels", LabelRule)):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"plan.{name}: expected one of {get_args(kind)}, got {getattr(self, name)!r}")

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from diffzoo.sizes import Size, sides
 from diffzoo.typing import Images
 
 __all__ = ["resize_bicubic", "resize_tf1"]
@@ -37,8 +38,8 @@ def resize_tf1(images: Shaped[Tensor, "b c h w"], size: int) -> Float[Tensor, "b
     return upper + (lower - upper) * y
 
 
-def resize_bicubic(images: Images, size: int) -> Float[Tensor, "b c {size} {size}"]:
-    """Bicubic resize with antialiasing of float `(b, c, h, w)` to `size` by `size` pixels."""
-    if images.shape[-2:] == (size, size):
+def resize_bicubic(images: Images, size: Size) -> Images:
+    """Bicubic resize with antialiasing of float `(b, c, h, w)` to this height and width."""
+    if tuple(images.shape[-2:]) == sides(size):
         return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return F.interpolate(images, size=sides(size), mode="bicubic", antialias=True, align_corners=False)

@@ -26,7 +26,7 @@ autocast's business (GroupNorm stays in float32), and dropout is placed per reso
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ INDICES = (0, 999)  # of the noise steps, first and last
 
 @dataclass(frozen=True)
 class ADMEncoderConfig(LevelConfig):
-    """What the U-Net and the classifier share. Level i has `image_size / 2^i` pixels.
+    """What the U-Net and the classifier share. Level i has the pixels of the image over 2^i.
 
     Args:
         base_width: frequencies of the time embedding, which is four times as wide; not tied to the levels' widths.
@@ -88,15 +88,11 @@ class ADMEncoderConfig(LevelConfig):
     norm: str = STANDARD
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_norm(self.norm, first_token=False)
         if self.attention_order not in ("legacy", "new"):
             raise UserError(f"expected attention_order 'legacy' or 'new', got {self.attention_order!r}")
-        expected = [self.image_size >> i for i in range(len(self.levels))]
-        if [v.resolution for v in self.levels] != expected or self.image_size % (1 << max(len(expected) - 1, 0)):
-            raise UserError(
-                f"levels of {[v.resolution for v in self.levels]} px do not fit an image of {self.image_size} px: "
-                f"each level must have exactly half the pixels of the one before, from the image size down"
-            )
+        self.check_levels()
         for level in self.levels:
             self._check_level(level)
 
@@ -113,13 +109,6 @@ class ADMEncoderConfig(LevelConfig):
     def heads(self, level: Level) -> int:
         """Attention heads of a level."""
         return level.width // self.head_channels if self.head_channels else level.heads
-
-    def override(self, **overrides: Any) -> Self:
-        """As `LevelConfig.override`; with a new `image_size` the levels keep their order and take the new pixels."""
-        size = overrides.get("image_size")
-        if size is not None and "levels" not in overrides:
-            overrides["levels"] = tuple(replace(v, resolution=int(size) >> i) for i, v in enumerate(self.levels))
-        return super().override(**overrides)
 
 
 @dataclass(frozen=True)
@@ -373,6 +362,7 @@ class ADMUNet(_Encoder):
     `2 in_channels` channels: what the process says the network predicts, then the variance value in about [-1, 1].
     """
 
+    any_size = True
     config: ADMConfig
 
     def __init__(self, config: ADMConfig):
@@ -447,7 +437,7 @@ class ADMClassifier(_Encoder):
         super().__init__(config, config.in_channels)
         last = config.levels[-1]
         self.norm_out = GroupNorm(last.width)
-        self.pool = AttentionPool(last.width, last.resolution**2, config.heads(last), config.num_classes)
+        self.pool = AttentionPool(last.width, math.prod(config.grid(last)), config.heads(last), config.num_classes)
 
     def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
         """Logits `(b, num_classes)`.

@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.nn.time_dependent import gate_parameters
 from diffzoo.record import from_plain
+from diffzoo.sizes import Size, as_size, sides, size_text
 from diffzoo.typing import Condition
 
-__all__ = ["Config", "Level", "LevelConfig", "Network"]
+__all__ = ["Config", "Level", "LevelConfig", "Network", "check_patches"]
 
 # what timm, diffusers and the authors' codes call an argument, and its name here
 ELSEWHERE = {"in_chans": "in_channels", "drop_rate": "dropout", "drop": "dropout"}
@@ -35,16 +36,29 @@ class Config:
     """The fields that every family has.
 
     Args:
-        image_size: height and width of the input in pixels (or latent pixels).
+        image_size: height and width of the input in pixels (or latent pixels): a number for squares, else (h, w).
         in_channels: channels of the input.
         num_classes: number of real classes; 0 = unconditional.
         null_class: whether the class table has one more row, index `num_classes`, that stands for "no class".
     """
 
-    image_size: int = 64
+    image_size: Size = 64
     in_channels: int = 3
     num_classes: int = 0
     null_class: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", as_size(self.image_size))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        return sides(self.image_size)
+
+    @property
+    def cell(self) -> int:
+        """Height and width of any input are multiples of this."""
+        return 1
 
     # what only some families have; they declare fields of these names
 
@@ -99,9 +113,12 @@ class Config:
         hints = get_type_hints(type(self))
         return {k: from_plain(hints[k], v, k) if isinstance(v, list | dict) else v for k, v in overrides.items()}
 
-    def resized(self, image_size: int) -> Self:
-        """The config of the same network for another input size, learned positions aside (`position_tables`)."""
-        return self.override(image_size=image_size)
+
+def check_patches(config: Config) -> None:
+    """Refuse an image that the patches of a transformer do not divide."""
+    if any(side % config.cell for side in config.sides):
+        size = size_text(config.image_size)
+        raise UserError(f"patches of {config.cell} pixels do not divide an image of {size}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,7 @@ class Level:
     """One resolution of a network, keyed by pixels.
 
     Args:
-        resolution: height and width of the feature maps in pixels.
+        resolution: height and width of the feature maps in pixels; the shorter of them where they differ.
         width: channels.
         depth: blocks on the way down (the family says how many go up).
         attention: whether blocks attend over all positions.
@@ -147,11 +164,32 @@ class LevelConfig(Config):
 
     @property
     def trunk_size(self) -> int:
-        """Height and width of the first feature map in pixels."""
-        size, factor = self.image_size, self.input_factor
-        if size < 1 or size % factor:
-            raise UserError(f"image_size {size} does not divide by {factor}, the factor of the input transform")
-        return size // factor
+        """Height and width of the first feature map in pixels; the shorter of them where they differ."""
+        factor = self.input_factor
+        if any(side % factor for side in self.sides):
+            text = size_text(self.image_size)
+            raise UserError(f"image_size {text} does not divide by {factor}, the factor of the input transform")
+        return min(self.sides) // factor
+
+    @property
+    def cell(self) -> int:
+        return self.input_factor << max(len(self.levels) - 1, 0)
+
+    def grid(self, level: Level) -> tuple[int, int]:
+        """Rows and columns of a level's feature maps."""
+        shorter = min(self.sides)
+        return self.sides[0] * level.resolution // shorter, self.sides[1] * level.resolution // shorter
+
+    def check_levels(self) -> None:
+        """Refuse levels that do not begin where the input transform leaves off, each with half the pixels."""
+        finest, found = self.trunk_size, [v.resolution for v in self.levels]
+        fits = found == [finest >> i for i in range(len(found))]
+        if not fits or any(side % self.cell for side in self.sides):
+            raise UserError(
+                f"levels of {found} px do not fit an image of {size_text(self.image_size)} px: the first level must "
+                f"have {finest} px, each other exactly half the pixels of the one before, and the image a multiple of "
+                f"{self.cell}"
+            )
 
     def heads(self, level: Level) -> int:
         """Attention heads of a level; families that count in channels per head say so."""
@@ -162,10 +200,11 @@ class LevelConfig(Config):
         start = overrides.pop("dropout_from_resolution", None)
         depth = overrides.pop("depth_at", None) or {}
         width = overrides.pop("width_at", None) or {}
-        config: Self = replace(self, **self._read(overrides, ("dropout", *LEVELLED)))
-        levels = config.levels
+        read = self._read(overrides, ("dropout", *LEVELLED))
+        config: Self = replace(self, **{**read, "levels": ()})  # which fit any size
+        levels = tuple(read.get("levels", ()))
         if "levels" not in overrides:
-            levels = _scale(levels, config, Fraction(config.trunk_size, self.trunk_size))
+            levels = _scale(self.levels, config, Fraction(config.trunk_size, self.trunk_size))
         levels = _rewrite(levels, "depth", depth)
         levels = _rewrite(levels, "width", width)
         if dropout is not None or start is not None:
@@ -176,10 +215,10 @@ class LevelConfig(Config):
 def _scale(levels: tuple[Level, ...], config: LevelConfig, ratio: Fraction) -> tuple[Level, ...]:
     """The levels with their resolutions multiplied by `ratio`."""
     scaled = [v.resolution * ratio for v in levels]
-    if any(r.denominator != 1 for r in scaled):
-        step = config.input_factor * levels[0].resolution // levels[-1].resolution
+    step = config.input_factor * (levels[0].resolution // levels[-1].resolution if levels else 1)
+    if any(r.denominator != 1 for r in scaled) or any(side % step for side in config.sides):
         raise UserError(
-            f"image_size {config.image_size} does not divide down to the coarsest of {len(levels)} levels: "
+            f"image_size {size_text(config.image_size)} does not divide down to the coarsest of {len(levels)} levels: "
             f"choose a multiple of {step}"
         )
     return tuple(replace(v, resolution=int(r)) for v, r in zip(levels, scaled, strict=True))
@@ -214,6 +253,8 @@ class Network(nn.Module):
     """
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    any_size: ClassVar[bool] = False
+    """Whether one set of weights serves images of every height and width that `Config.cell` divides."""
     config: Config
     metadata: object = None
     """What is known about the weights it was built with; `diffzoo.zoo.metadata_of` reads it."""
@@ -271,9 +312,14 @@ class Network(nn.Module):
 
     def check_input(self, z: Tensor) -> None:
         """Raise a sentence with expected and given shape if `z` does not fit."""
-        c, n = self.config.in_channels, self.config.image_size
-        if z.ndim != 4 or z.shape[1] != c or z.shape[2] != n or z.shape[3] != n:
-            raise UserError(f"expected an input of shape (b, {c}, {n}, {n}), got {tuple(z.shape)}")
+        c, (h, w), cell = self.config.in_channels, self.config.sides, self.config.cell
+        fits = z.ndim == 4 and z.shape[1] == c
+        if self.any_size:
+            if not fits or z.shape[2] % cell or z.shape[3] % cell or 0 in z.shape[2:]:
+                expected = f"(b, {c}, h, w) with h and w multiples of {cell}"
+                raise UserError(f"expected an input of shape {expected}, got {tuple(z.shape)}")
+        elif not fits or tuple(z.shape[2:]) != (h, w):
+            raise UserError(f"expected an input of shape (b, {c}, {h}, {w}), got {tuple(z.shape)}")
 
     def check_classes(self, label: Tensor) -> None:
         """Raise if a class index is out of range. Reads the values: for use outside the hot path."""

@@ -31,8 +31,10 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
 from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
+from diffzoo.nn.embeddings import resample_grid
 from diffzoo.nn.time_dependent import NORMS, TimeDependentLayerNorm, build_norm
 from diffzoo.nn.vit_layers import Conv2d, Embedding, Linear
+from diffzoo.sizes import size_text
 from diffzoo.typing import Condition
 
 __all__ = ["TINY", "VARIANTS", "DiMR", "DiMRConfig", "DiMRStage"]
@@ -90,7 +92,8 @@ class DiMRConfig(Config):
     """The config of a DiMR network.
 
     Args:
-        image_size: the usual input; every smaller one, square or not, works too if the stages divide it.
+        image_size: the usual input; every other that the stages divide works too. One that fits into the position
+            tables reads their upper left corner, as in the reference; for any other they are resampled.
         stages: coarse to fine.
         norm: of the blocks, one of `diffzoo.nn.time_dependent.NORMS`; between stages it is always "td_ln".
         positions: "learned" tables, or "axial_rope" with query-key norm in the transformer stages.
@@ -105,6 +108,7 @@ class DiMRConfig(Config):
     text_width: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.stages:
             raise UserError("a DiMR needs at least one stage")
         if self.norm not in NORMS:
@@ -117,20 +121,19 @@ class DiMRConfig(Config):
             ratio = fine.grid[0] // coarse.grid[0]
             if ratio < 1 or fine.grid != (ratio * coarse.grid[0], ratio * coarse.grid[1]):
                 raise UserError(f"stages go coarse to fine in whole factors, got grids {coarse.grid} and {fine.grid}")
-        if self.image_size > max(self.largest_input):
-            most = max(self.largest_input)
-            raise UserError(f"these stages serve inputs of at most {most} pixels, got image_size {self.image_size}")
+        if any(side % self.cell for side in self.sides):
+            raise UserError(f"image_size {size_text(self.image_size)} does not divide by {self.cell}, the largest cell")
 
-    def resized(self, image_size: int) -> Self:
-        """As `Config.resized`: for inputs larger than the tables serve, the grids of all stages grow alike."""
-        rows, columns = self.largest_input
-        if image_size <= max(rows, columns):
-            return self.override(image_size=image_size)
-        if rows != columns or image_size % rows:
-            raise UserError(f"image_size {image_size} is no multiple of {rows}, the largest input of these stages")
-        ratio = image_size // rows
-        stages = tuple(replace(s, grid=(s.grid[0] * ratio, s.grid[1] * ratio)) for s in self.stages)
-        return self.override(image_size=image_size, stages=stages)
+    @property
+    def cell(self) -> int:
+        return max((stage.ratio for stage in self.stages), default=1)
+
+    def _grown(self) -> Self:
+        """With grids that serve `image_size`: those of an input that does not fit into the tables become its own."""
+        rows, columns = self.sides
+        if not self.stages or (rows <= self.largest_input[0] and columns <= self.largest_input[1]):
+            return self
+        return replace(self, stages=tuple(replace(s, grid=(rows // s.ratio, columns // s.ratio)) for s in self.stages))
 
     def _check_stage(self, stage: DiMRStage) -> None:
         if stage.kind not in ("transformer", "convnext"):
@@ -159,12 +162,13 @@ class DiMRConfig(Config):
         `width_at` keeps the ratio of hidden to plain width, `dropout` applies to all stages, or to those of at most
         `dropout_from_resolution` rows.
         """
-        depth_at = _by_resolution(self, "depth_at", overrides.pop("depth_at", None))
-        width_at = _by_resolution(self, "width_at", overrides.pop("width_at", None))
+        depths, widths = overrides.pop("depth_at", None), overrides.pop("width_at", None)
         dropout, start = overrides.pop("dropout", None), overrides.pop("dropout_from_resolution", None)
         if start is not None and dropout is None:
             raise UserError("dropout_from_resolution needs dropout as well")
         config = super().override(**overrides)
+        config = config if "stages" in overrides else config._grown()
+        depth_at, width_at = _by_resolution(config, "depth_at", depths), _by_resolution(config, "width_at", widths)
         stages = []
         for stage in config.stages:
             width = width_at.get(stage.resolution, stage.width)
@@ -355,9 +359,15 @@ class Stage(nn.Module):
         # one copy here, or every sum of the residual stream would inherit the channels-first layout
         x = self.patch(z).permute(0, 2, 3, 1).contiguous()
         if not self.rotary:
-            # a smaller input reads the upper left corner of the table
-            x = x + self.positions.unflatten(0, self.metadata.grid)[: x.shape[1], : x.shape[2]]
+            x = x + self._positions(x.shape[1], x.shape[2])
         return x if self.upsample is None or below is None else x + self.upsample(below, tau)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Of the cells of an input, `(rows, columns, width)`: a corner of the table, or all of it, resampled."""
+        grid = self.metadata.grid
+        if rows > grid[0] or columns > grid[1]:
+            return resample_grid(self.positions, grid, (rows, columns)).unflatten(0, (rows, columns))
+        return self.positions.unflatten(0, grid)[:rows, :columns]
 
     def _block_inputs(self, rows: int, columns: int, extra: int, cond: Condition, x: Tensor) -> tuple[Any, ...]:
         if self.metadata.kind == "convnext":
@@ -388,6 +398,7 @@ class DiMR(Network):
     """
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = (TransformerBlock, ConvNeXtBlock)
+    any_size = True
     config: DiMRConfig
 
     def __init__(self, config: DiMRConfig):
@@ -432,25 +443,17 @@ class DiMR(Network):
             text = text.to(self._dtype)
         return Condition(label=label, text=text, text_mask=cond.text_mask if cond is not None else None)
 
-    def check_input(self, z: Tensor) -> None:
-        rows, columns = self.config.largest_input
-        cell = max(stage.ratio for stage in self.config.stages)
-        fits = z.ndim == 4 and z.shape[1] == self.config.in_channels
-        fits = fits and 0 < z.shape[2] <= rows and 0 < z.shape[3] <= columns
-        if not fits or z.shape[2] % cell or z.shape[3] % cell:
-            raise UserError(
-                f"expected an input of shape (b, {self.config.in_channels}, h, w) with h <= {rows} and w <= {columns}, "
-                f"multiples of {cell}; got {tuple(z.shape)}"
-            )
-
     def fsdp_units(self) -> list[nn.Module]:
         """The blocks, and the large layers between them: fusions of skips, and the way from stage to stage."""
         between = [m for stage in self.stages for m in (*stage.skips, stage.upsample) if m is not None]  # type: ignore
         return [*self.units(), *between]
 
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
-        learned = self.config.positions == "learned"
-        return {f"stages.{i}.positions": (0, *s.grid) for i, s in enumerate(self.config.stages) if learned}
+        return {
+            f"stages.{i}.positions": (0, *stage.grid)
+            for i, stage in enumerate(self.config.stages)
+            if stage.kind == "convnext" or self.config.positions == "learned"
+        }
 
 
 # -- sizes

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError
-from diffzoo.models.base import Config, Network
+from diffzoo.models.base import Config, Network, check_patches
 from diffzoo.models.registry import register_variants
 from diffzoo.nn.axial_rope import grid_angles, rotate_pairs
 from diffzoo.nn.embeddings import cosine_sine, sine_cosine_table
@@ -98,8 +98,8 @@ class DiTConfig(Config):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise UserError(f"patches of {self.patch} pixels do not divide an image of {self.image_size}")
+        super().__post_init__()
+        check_patches(self)
         for width, heads in ((self.width, self.heads), (self.head_width, self.head_heads)):
             if width % heads or (self.rope and width // heads % 4):
                 step = 4 if self.rope else 1
@@ -110,14 +110,19 @@ class DiTConfig(Config):
             raise UserError(f"dropout must lie in [0, 1), got {self.dropout}")
 
     @property
-    def rows(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch
+    def cell(self) -> int:
+        return self.patch
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.sides[0] // self.patch, self.sides[1] // self.patch
 
     def summary_rows(self) -> list[dict[str, Any]]:
         """For `diffzoo describe`: the transformer, and the head if there is one."""
-        body = {"part": "blocks", "tokens": self.rows**2, "width": self.width, "depth": self.depth, "heads": self.heads}
-        head = {"part": "head", "tokens": self.rows**2, "width": self.head_width, "depth": self.head_depth}
+        tokens = math.prod(self.grid)
+        body = {"part": "blocks", "tokens": tokens, "width": self.width, "depth": self.depth, "heads": self.heads}
+        head = {"part": "head", "tokens": tokens, "width": self.head_width, "depth": self.head_depth}
         return [body, {**head, "heads": self.head_heads}] if self.head_depth else [body]
 
 
@@ -258,6 +263,7 @@ class DiT(Network):
     """The transformer. `cond.label` where it has classes."""
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = (Block,)
+    any_size = True
     config: DiTConfig
 
     def __init__(self, config: DiTConfig):
@@ -310,9 +316,10 @@ class DiT(Network):
         if c.head_depth:
             vector = F.silu(vector)
         x = self.embed(z)
-        x = x + sine_cosine_table(c.rows, c.rows, c.width, x.device).to(x.dtype)
+        grid = z.shape[2] // c.patch, z.shape[3] // c.patch
+        x = x + sine_cosine_table(*grid, c.width, x.device).to(x.dtype)
         tokens = x
-        for i, (block, turn) in enumerate(zip(self.blocks, self._turns(x), strict=True)):
+        for i, (block, turn) in enumerate(zip(self.blocks, self._turns(x, grid), strict=True)):
             if self.context is not None and i == c.context_start:
                 x = torch.cat([self._context(given, len(x)), x], dim=1)
             x = self.run(block, x, vector, turn)
@@ -320,10 +327,10 @@ class DiT(Network):
         if self.context is not None:
             x = x[:, c.context_tokens :]
         if c.head_depth:
-            x, vector = self._wide(z, F.silu(time[:, None] + x))
+            x, vector = self._wide(z, F.silu(time[:, None] + x), grid)
         shift, scale = self.modulation_out(vector)
         output = self.out(torch.addcmul(shift, self.norm_out(x), 1 + scale))
-        image = from_patches(output, c.rows, c.patch)
+        image = from_patches(output, grid[0], c.patch)
         return image[:, : c.in_channels] if c.spare_outputs else image, tokens
 
     def _context(self, given: Tensor | None, batch: int) -> Tokens:
@@ -332,24 +339,24 @@ class DiT(Network):
         tokens = self.context.expand(batch, -1, -1)
         return tokens if given is None else tokens + given[:, None]
 
-    def _wide(self, z: Images, s: Tokens) -> tuple[Tokens, Tokens]:
+    def _wide(self, z: Images, s: Tokens, grid: tuple[int, int]) -> tuple[Tokens, Tokens]:
         """The tokens of the wide head, and the tokens of the deep part that condition it."""
         s, x = self.head_project(s), self.head_embed(z)
-        turn = self._turn(self.config.head_width // self.config.head_heads, x)
+        turn = self._turn(self.config.head_width // self.config.head_heads, x, grid)
         for block in self.head:
             x = self.run(block, x, s, turn)
         return x, s
 
-    def _turn(self, d: int, x: Tokens) -> Turn | None:
+    def _turn(self, d: int, x: Tokens, grid: tuple[int, int]) -> Turn | None:
         if not self.config.rope:
             return None
-        angles = grid_angles(self.config.rows, self.config.rows, d, x.device)
+        angles = grid_angles(*grid, d, x.device)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
-    def _turns(self, x: Tokens) -> Iterator[Turn | None]:
+    def _turns(self, x: Tokens, grid: tuple[int, int]) -> Iterator[Turn | None]:
         """RoPE of each block; class tokens, where they have joined, do not turn."""
         c = self.config
-        plain = self._turn(c.width // c.heads, x)
+        plain = self._turn(c.width // c.heads, x, grid)
         joined = plain
         if plain is not None and c.context_tokens:
             joined = (

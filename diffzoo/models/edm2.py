@@ -45,7 +45,7 @@ UNCERTAINTY_FEATURES = 128
 
 @dataclass(frozen=True)
 class EDM2Config(LevelConfig):
-    """The facts of an EDM2 network. The first level has `image_size` pixels, each other one half of the one before.
+    """The facts of an EDM2 network. The first level has the pixels of the image, each other one half of the one before.
 
     Args:
         head_channels: channels of an attention head.
@@ -64,12 +64,8 @@ class EDM2Config(LevelConfig):
     uncertainty: bool = True
 
     def __post_init__(self) -> None:
-        expected = [self.image_size >> i for i in range(len(self.levels))]
-        if [v.resolution for v in self.levels] != expected or self.image_size % (1 << max(len(expected) - 1, 0)):
-            raise UserError(
-                f"levels of {[v.resolution for v in self.levels]} px do not fit an image of {self.image_size} px: "
-                "each level must have exactly half the pixels of the one before, from the image size down"
-            )
+        super().__post_init__()
+        self.check_levels()
         for i, level in enumerate(self.levels):
             if (level.attention or i == len(self.levels) - 1) and level.width % self.head_channels:
                 raise UserError(
@@ -163,6 +159,7 @@ class EDM2UNet(Network):
     """The U-Net. `cond.label` where it has classes; the null class, index `num_classes`, is a row of zeros."""
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = (Block,)
+    any_size = True
     config: EDM2Config
 
     def __init__(self, config: EDM2Config):

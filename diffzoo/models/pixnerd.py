@@ -67,7 +67,12 @@ class PixNerdConfig(Config):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.block  # which checks what the two have in common
+
+    @property
+    def cell(self) -> int:
+        return self.patch
 
     @property
     def block(self) -> DiTConfig:
@@ -89,7 +94,7 @@ class PixNerdConfig(Config):
 
     def summary_rows(self) -> list[dict[str, object]]:
         """For `diffzoo describe`: the transformer, and the neural fields."""
-        tokens = (self.image_size // self.patch) ** 2
+        tokens = math.prod(self.block.grid)
         deep = {"part": "blocks", "tokens": tokens, "width": self.width, "depth": self.depth, "heads": self.heads}
         field = {"part": "pixels", "tokens": self.patch**2 * tokens, "width": self.pixel_width}
         return [deep, {**field, "depth": self.pixel_depth, "heads": 0}]
@@ -143,6 +148,7 @@ class PixNerd(Network):
     """The network. `cond.label` where it has classes."""
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = (Block, PixelBlock)
+    any_size = True
     config: PixNerdConfig
 
     def __init__(self, config: PixNerdConfig):

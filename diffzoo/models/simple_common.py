@@ -1,6 +1,5 @@
 """What the networks of Simple Diffusion and its successor share: input transform, conditioning, output."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,14 +49,7 @@ class SimpleConfig(LevelConfig):
         check_norm(self.norm, first_token=False)
         if not self.levels:
             raise UserError(f"{type(self).__name__} needs at least one level")
-        if self.levels[0].resolution != self.trunk_size:
-            raise UserError(
-                f"the first level must have the {self.trunk_size} px that image_size {self.image_size} leaves "
-                f"after input_transform {self.input_transform!r}, got {self.levels[0].resolution}"
-            )
-        for fine, coarse in pairwise(self.levels):
-            if fine.resolution != 2 * coarse.resolution:
-                raise UserError(f"each level must have half the pixels of the one before, got {fine} and {coarse}")
+        self.check_levels()
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ class ConvStage(Stage):
 
 
 class TransformerStage(Stage):
-    """Transformer blocks of one level; a learned position is added once, where the level is entered."""
+    """Transformer blocks of one level; a learned position is added once, where the level is entered with a `grid`."""
 
     def __init__(
         self,
@@ -116,20 +108,22 @@ class TransformerStage(Stage):
         emb_channels: int,
         context: int,
         skip: bool = False,
-        position: bool = True,
+        grid: tuple[int, int] | None = None,
         norm: str = STANDARD,
     ):
         super().__init__()
         self.skip = skip
-        self.position = PositionTable(level.resolution**2, level.width) if position else nn.Identity()
+        self.position = PositionTable(grid, level.width) if grid is not None else None
         self.blocks = nn.ModuleList(
             TransformerBlock(level.width, emb_channels, level.heads, level.dropout, skip, context, norm)
             for _ in range(depth)
         )
 
     def forward(self, x: Tensor, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Tensor:
-        height = x.shape[2]
-        x = self.position(to_tokens(x))
+        height, width = x.shape[2:]
+        x = to_tokens(x)
+        if self.position is not None:
+            x = self.position(x, (height, width))
         for block in self.blocks:
             skip = to_tokens(skips.pop()) if self.skip else None
             x = run(block, x, given.emb, skip, given.context, given.visible, given.tau)
@@ -144,6 +138,7 @@ class SimpleNetwork(Network):
     Feature maps are kept in the channels-last layout: convolutions are faster in it, and tokens are then a view.
     """
 
+    any_size = True
     config: SimpleConfig
 
     def __init__(self, config: SimpleConfig):
@@ -160,8 +155,7 @@ class SimpleNetwork(Network):
         self.halving = [(a.width, b.width) for a, b in pairwise(levels)]
 
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
-        tables = {f"{n}.table": m for n, m in self.named_modules() if isinstance(m, PositionTable)}
-        return {name: (0, *(math.isqrt(len(m.table)),) * 2) for name, m in tables.items()}
+        return {f"{n}.table": (0, *m.grid) for n, m in self.named_modules() if isinstance(m, PositionTable)}
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         """Feature maps of the first level to feature maps of the first level."""

@@ -55,7 +55,9 @@ class SimpleUViT(SimpleNetwork):
         context = config.emb_channels if config.text_width else 0
         self.down = nn.ModuleList(self._stage(v, v.depth) for v in outer)
         self.shrink = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in self.halving)
-        self.middle = TransformerStage(last, last.depth, config.emb_channels, context, norm=config.norm)
+        self.middle = TransformerStage(
+            last, last.depth, config.emb_channels, context, grid=config.grid(last), norm=config.norm
+        )
         self.grow = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in self.halving)
         self.up = nn.ModuleList(self._stage(v, v.depth + 1, skip=True) for v in outer)
 
@@ -64,7 +66,8 @@ class SimpleUViT(SimpleNetwork):
         if not level.attention:
             return ConvStage((ResBlock(level.width, emb, level.dropout, skip, norm) for _ in range(depth)), skip)
         context = emb if self.config.text_width else 0
-        return TransformerStage(level, depth, emb, context, skip, position=not skip, norm=norm)
+        grid = None if skip else self.config.grid(level)
+        return TransformerStage(level, depth, emb, context, skip, grid, norm)
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         skips: list[Tensor] = []

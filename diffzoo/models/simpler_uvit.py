@@ -59,7 +59,8 @@ class SimplerUViT(SimpleNetwork):
         if not level.attention and level != self.config.levels[-1]:
             return ConvStage(ResBlock(level.width, emb, level.dropout, norm=norm) for _ in range(level.depth))
         context = emb if self.config.text_width else 0
-        return TransformerStage(level, level.depth, emb, context, position=position, norm=norm)
+        grid = self.config.grid(level) if position else None
+        return TransformerStage(level, level.depth, emb, context, grid=grid, norm=norm)
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         entered = []

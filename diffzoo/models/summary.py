@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffzoo.models.base import Config, LevelConfig, Network
 from diffzoo.models.registry import entry, list_models
+from diffzoo.sizes import Size, sides, size_text
 from diffzoo.typing import Condition
 
 __all__ = ["Summary", "describe", "example_inputs", "multiply_adds", "summarise", "zoo_table"]
@@ -37,7 +38,7 @@ class Summary:
     family: str
     parameters: int
     multiply_adds: int
-    image_size: int
+    image_size: Size
     channels: int
     classes: int
     text_width: int = 0
@@ -49,11 +50,12 @@ class Summary:
         return asdict(self)
 
     def __str__(self) -> str:
+        h, w = sides(self.image_size)
         given = f"{self.classes} classes" if self.classes else "no classes"
         given += f", captions of width {self.text_width}" if self.text_width else ""
         lines = [
             f"{self.name}  ({self.family})",
-            f"input          {self.channels} x {self.image_size} x {self.image_size}, {given}",
+            f"input          {self.channels} x {h} x {w}, {given}",
             f"parameters     {_short(self.parameters)}",
             f"multiply-adds  {_short(self.multiply_adds)} per image and forward pass",
         ]
@@ -94,7 +96,7 @@ def example_inputs(
     config: Config, batch: int = 1, device: torch.device | str = "meta"
 ) -> tuple[torch.Tensor, torch.Tensor, Condition | None]:
     """Noise of the right shapes for a network of this config: z, noise level, and what the network wants to be told."""
-    n, text_width = config.image_size, config.text_width
+    (h, w), text_width = config.sides, config.text_width
     given: dict[str, torch.Tensor] = {}
     if config.num_classes:
         given["label"] = torch.arange(batch, device=device) % config.num_classes
@@ -102,8 +104,8 @@ def example_inputs(
         tokens = config.text_tokens or CAPTION_TOKENS
         given["text"] = torch.randn(batch, tokens, text_width, device=device)
     if config.upsampler:
-        given["low_res"] = torch.randn(batch, config.in_channels, n // 4, n // 4, device=device)
-    z = torch.randn(batch, config.in_channels, n, n, device=device)
+        given["low_res"] = torch.randn(batch, config.in_channels, h // 4, w // 4, device=device)
+    z = torch.randn(batch, config.in_channels, h, w, device=device)
     return z, torch.linspace(-1.0, 1.0, batch, device=device), Condition(**given) if given else None
 
 
@@ -158,7 +160,7 @@ def zoo_table(pattern: str = "*") -> str:
     rows: Iterable[Mapping[str, str]] = [
         {
             "model": f"`{s.name}`",
-            "input": f"{s.channels}×{s.image_size}²",
+            "input": f"{s.channels}×{size_text(s.image_size)}" + "²" * isinstance(s.image_size, int),
             "parameters": _short(s.parameters),
             "multiply-adds": _short(s.multiply_adds),
         }

@@ -7,7 +7,8 @@ github.com/baofff/U-ViT (MIT). This is an independent implementation that loads 
 Not to be confused with the U-ViT of Simple Diffusion (`simple_uvit.py`).
 
 Notable features
-- Tokens are [class], time, [text], patches, in this order; one learned position table serves them all.
+- Tokens are [class], time, [text], patches, in this order; one learned position table serves them all. For images of
+  another size than it was made for, the positions of the patches are resampled.
 - The time token is a plain sinusoid of the number it reads; an MLP on it is an option that no released model uses.
 - Long skips: the output of an early block is concatenated to the input of the late one and mixed by a linear layer.
 - An optional 3x3 convolution on the assembled image.
@@ -17,6 +18,7 @@ Where we differ: attention runs in the working precision instead of float32, and
 backward pass unless asked.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError
-from diffzoo.models.base import Config, Network
+from diffzoo.models.base import Config, Network, check_patches
 from diffzoo.models.registry import register_model
-from diffzoo.nn.embeddings import cosine_sine
+from diffzoo.nn.embeddings import cosine_sine, resample_grid
 from diffzoo.nn.norms import STANDARD, check_norm, token_norm
 from diffzoo.nn.patches import from_patches
 from diffzoo.nn.time_dependent import scaled_level
@@ -74,15 +76,24 @@ class UViTBaoConfig(Config):
     norm: str = STANDARD
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_norm(self.norm)
-        if self.image_size % self.patch:
-            raise UserError(f"patches of {self.patch} pixels do not divide an image of {self.image_size}")
+        check_patches(self)
         if self.width % self.heads:
             raise UserError(f"{self.heads} heads do not divide the width {self.width}")
         if self.depth % 2 == 0:
             raise UserError(f"the depth is odd (down, middle, up), got {self.depth}")
         if self.num_classes and self.text_width:
             raise UserError("a U-ViT reads classes or text, not both: set num_classes or text_width to 0")
+
+    @property
+    def cell(self) -> int:
+        return self.patch
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches that the position table is for."""
+        return self.sides[0] // self.patch, self.sides[1] // self.patch
 
     @property
     def extras(self) -> int:
@@ -149,6 +160,7 @@ class UViTBao(Network):
     """
 
     unit_types: ClassVar[tuple[type[nn.Module], ...]] = (Block,)
+    any_size = True
     config: UViTBaoConfig
     null_text: Tensor | None
 
@@ -161,7 +173,7 @@ class UViTBao(Network):
             self.time_mlp = nn.Sequential(Linear(width, 4 * width), nn.SiLU(), Linear(4 * width, width))
         self.class_table = UnitEmbedding(c.class_rows, width) if c.num_classes else None
         self.text_in = Linear(c.text_width, width) if c.text_width else None
-        self.positions = nn.Parameter(torch.empty(1, c.extras + (c.image_size // c.patch) ** 2, width))
+        self.positions = nn.Parameter(torch.empty(1, c.extras + math.prod(c.grid), width))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.skips = nn.ModuleList(Linear(2 * width, width) for _ in range(c.depth // 2 if c.skip else 0))
         self.norm = nn.LayerNorm(width)
@@ -183,7 +195,7 @@ class UViTBao(Network):
             if i < half and self.config.skip:
                 stack.append(x)
         tokens = self.head(self.norm(x[:, self.config.extras :]))
-        image = from_patches(tokens, self.config.image_size // self.config.patch, self.config.patch)
+        image = from_patches(tokens, z.shape[2] // self.config.patch, self.config.patch)
         return image if self.smooth is None else self.smooth(image)
 
     def _tokens(self, z: Tensor, noise_level: Tensor, cond: Condition | None) -> Tensor:
@@ -193,7 +205,16 @@ class UViTBao(Network):
             tokens.insert(0, self.class_table(label)[:, None])
         if self.text_in is not None and text is not None:
             tokens.insert(1, self.text_in(text.to(z.dtype)))
-        return torch.cat([t.to(tokens[-1].dtype) for t in tokens], dim=1) + self.positions
+        grid = z.shape[2] // self.config.patch, z.shape[3] // self.config.patch
+        return torch.cat([t.to(tokens[-1].dtype) for t in tokens], dim=1) + self._positions(grid)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        extras = self.config.extras
+        if grid == self.config.grid:
+            return self.positions
+        return torch.cat(
+            [self.positions[:, :extras], resample_grid(self.positions[:, extras:], self.config.grid, grid)], dim=1
+        )
 
     def _time_token(self, noise_level: Tensor) -> Tensor:
         token = cosine_sine(noise_level, self.config.width).to(self.positions.dtype)[:, None]
@@ -216,7 +237,7 @@ class UViTBao(Network):
         return [*self.units(), *self.skips]
 
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
-        return {"positions": (self.config.extras, *(self.config.image_size // self.config.patch,) * 2)}
+        return {"positions": (self.config.extras, *self.config.grid)}
 
     def set_null_text(self, embedding: Tensor) -> None:
         """Say what "no text" is: the text encoder's embedding of '', `(text_tokens, text_width)` or with a batch of 1.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.nn.norms import zeroed
-from diffzoo.typing import NoiseLevel
+from diffzoo.typing import NoiseLevel, Tokens
 
 __all__ = [
     "CaptionTokens",
@@ -17,6 +17,7 @@ __all__ = [
     "PositionTable",
     "cosine_sine",
     "frequencies",
+    "resample_grid",
     "sine_cosine_table",
     "sinusoid",
 ]
@@ -115,15 +116,36 @@ class Film(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """One learned vector per position, added to `(b, n, c)`."""
+    """One learned vector per cell of a grid, resampled for another one (`resample_grid`).
 
-    def __init__(self, positions: int, channels: int):
+    Args:
+        grid: rows and columns that the table is for.
+        channels: of the tokens.
+    """
+
+    def __init__(self, grid: tuple[int, int], channels: int):
         super().__init__()
-        self.table = nn.Parameter(torch.empty(positions, channels))
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty(grid[0] * grid[1], channels))
         nn.init.normal_(self.table, std=0.01)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.table
+    def forward(self, x: Tokens, grid: tuple[int, int]) -> Tokens:
+        """Tokens of a grid `(b, rows columns, c)` with their positions added."""
+        return x + resample_grid(self.table, self.grid, grid)
+
+
+def resample_grid(
+    table: Float[Tensor, "*b n c"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "*b m c"]:
+    """Learned positions of one grid for another: bicubic, with antialiasing on the way down; itself where they agree.
+
+    Each cell keeps its relative place in the image. Computed in float32.
+    """
+    if old == new:
+        return table
+    maps = table.reshape(-1, *old, table.shape[-1]).permute(0, 3, 1, 2).float()
+    maps = F.interpolate(maps, size=new, mode="bicubic", antialias=True)
+    return maps.permute(0, 2, 3, 1).reshape(*table.shape[:-2], new[0] * new[1], -1).to(table.dtype)
 
 
 class CaptionTokens(nn.Module):

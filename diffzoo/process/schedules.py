@@ -144,12 +144,13 @@ class Shifted(Schedule):
 
     Averaging s x s pixels keeps the signal and divides the noise by s, so an image of d pixels needs
     `2 log(reference / d)` less log-SNR to be as hard as at the reference. The bounds of `base` shift along, as in
-    every public implementation.
+    every public implementation. Of images that are not square, d^2 is height times width: what is averaged away is
+    an area, whatever its shape, so that equal numbers of pixels are equally hard.
 
     Args:
         base: the schedule that suits `from_resolution`.
         from_resolution: reference resolution in pixels; 64 and 32 in arXiv:2301.11093.
-        to_resolution: resolution of the images in pixels.
+        to_resolution: resolution of the images in pixels; for h x w pixels sqrt(h w) (`diffzoo.sizes.mean_side`).
     """
 
     base: Schedule = field(default_factory=Cosine)

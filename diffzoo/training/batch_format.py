@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config
+from diffzoo.sizes import Size, sides, size_text
 
 __all__ = ["BatchFormat", "BatchReader", "check_data_fits", "size_of"]
 
@@ -48,7 +49,7 @@ class BatchFormat:
     classes: int
 
     @classmethod
-    def of(cls, batch: Any, config: Config, latent: bool, where: str) -> "BatchFormat":
+    def of(cls, batch: Any, config: Config, latent: bool, where: str, sizes: Sequence[Size] = ()) -> "BatchFormat":
         """Decide the format.
 
         Args:
@@ -56,6 +57,7 @@ class BatchFormat:
             config: of the network.
             latent: whether images are encoded before the network sees them.
             where: "training" or "validation", for messages.
+            sizes: heights and widths that images may have besides the network's.
 
         Raises:
             UserError: for what cannot be trained on, saying what was expected.
@@ -64,7 +66,7 @@ class BatchFormat:
         found = {name: batch[key] for name, key in names.items()}
         scale, shift = 1.0, 0.0
         if "image" in found:
-            _check_shape(found["image"], config, latent, where)
+            _check_shape(found["image"], config, latent, where, (config.image_size, *sizes))
             scale, shift = _range(found["image"], where)
         if config.num_classes and "label" not in found:
             raise UserError(
@@ -145,11 +147,10 @@ def _names(batch: Any, where: str) -> dict[str, str | int]:
     return names
 
 
-def _check_shape(image: Tensor, config: Config, latent: bool, where: str) -> None:
-    channels, size = (3 if latent else config.in_channels), config.image_size
-    height, width = size if isinstance(size, tuple) else (size, size)
+def _check_shape(image: Tensor, config: Config, latent: bool, where: str, sizes: tuple[Size, ...]) -> None:
+    channels, (height, width) = (3 if latent else config.in_channels), config.sides
     shape = tuple(image.shape)
-    if len(shape) == 4 and shape[1] == channels and (latent or shape[2:] == (height, width)):
+    if len(shape) == 4 and shape[1] == channels and (latent or shape[2:] in map(sides, sizes)):
         return
     hint = ": put the channels first" if len(shape) == 4 and shape[3] == channels != shape[1] else ""
     expected = f"(b, {channels}, h, w)" if latent else f"(b, {channels}, {height}, {width})"
@@ -200,10 +201,14 @@ class BatchReader:
     Args:
         config: of the network.
         latent: an autoencoder stands between the images and the network.
+
+    Attributes:
+        sizes: heights and widths that images may have besides the network's: the buckets of the data.
     """
 
     def __init__(self, config: Config, latent: bool):
         self.config, self.latent = config, latent
+        self.sizes: tuple[Size, ...] = ()
         self._formats: dict[tuple[str, int], BatchFormat] = {}
 
     def read(self, batch: Any, where: str, loader: int, device: torch.device) -> dict[str, Any]:
@@ -217,7 +222,7 @@ class BatchReader:
         """
         known = self._formats.get((where, loader))
         if known is None:
-            known = self._formats[where, loader] = BatchFormat.of(batch, self.config, self.latent, where)
+            known = self._formats[where, loader] = BatchFormat.of(batch, self.config, self.latent, where, self.sizes)
             if known.note:
                 rank_zero_only(print)(f"{where} {known.note}")
         return {
@@ -249,6 +254,9 @@ def check_data_fits(data: object, config: Config, name: str, latent: bool) -> No
     size = getattr(data, "image_size", None)
     if not latent and size is not None and size != config.image_size:
         raise UserError(
-            f"the data gives images of {size} px but {name} expects {config.image_size} px: "
+            f"the data gives images of {size_text(size)} px but {name} expects {size_text(config.image_size)} px: "
             "set data.init_args.image_size or model.network_args.image_size"
         )
+    for bucket in getattr(data, "buckets", ()):
+        if any(side % config.cell for side in sides(bucket)):
+            raise UserError(f"buckets: {name} takes multiples of {config.cell}, got {size_text(bucket)}")

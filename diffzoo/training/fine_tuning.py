@@ -13,6 +13,7 @@ from diffzoo.errors import UserError
 from diffzoo.factory import copy_classes, create_model
 from diffzoo.models.base import Network
 from diffzoo.process import DiscreteBetas, GaussianProcess, Shifted
+from diffzoo.sizes import as_size, mean_side, size_text
 from diffzoo.training.lora import LoRA
 from diffzoo.zoo.metadata import metadata_of
 
@@ -96,6 +97,7 @@ def shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
         return process
     if isinstance(process.schedule, DiscreteBetas):
         raise UserError("a table of betas cannot be shifted to another resolution: state a continuous schedule")
-    schedule = Shifted(process.schedule, from_resolution=size, to_resolution=network.config.image_size)
-    _say(f"schedule shifted from {size} to {network.config.image_size} px: {schedule.shift:+.3f} log-SNR")
+    old, new = as_size(size), network.config.image_size
+    schedule = Shifted(process.schedule, from_resolution=mean_side(old), to_resolution=mean_side(new))
+    _say(f"schedule shifted from {size_text(old)} to {size_text(new)} px: {schedule.shift:+.3f} log-SNR")
     return replace(process, schedule=schedule)

@@ -318,6 +318,7 @@ class DiffusionModule(L.LightningModule):
         """Check that data and network fit, and say what disagrees."""
         data = getattr(self.trainer, "datamodule", None)
         check_data_fits(data, self.network.config, self.name, latent=self.autoencoder is not None)
+        self._reader.sizes = tuple(getattr(data, "buckets", ()))
         self.class_names = list(getattr(data, "class_names", None) or [])
         if stage == "fit":
             fine_tuning.start(self.network, self.weights, self._class_policy, self.lora, self.class_names)

@@ -108,12 +108,12 @@ def fake_pass(network: Network, prepare: Callable[[Network], None]) -> None:
 
 def _inputs(network: Network, batch: int, text: tuple[int, int] | None) -> tuple[Tensor, Tensor, Condition | None]:
     config = network.config
-    z = torch.randn(batch, config.in_channels, config.image_size, config.image_size)
+    h, w = config.sides
+    z = torch.randn(batch, config.in_channels, h, w)
     label = torch.zeros(batch, dtype=torch.long) if config.num_classes else None
     tokens = torch.randn(batch, *text) if text else None
     mask = torch.ones(batch, text[0], dtype=torch.bool) if text else None
-    quarter = config.image_size // 4
-    low_res = torch.randn(batch, 3, quarter, quarter) if config.upsampler else None
+    low_res = torch.randn(batch, 3, h // 4, w // 4) if config.upsampler else None
     cond = Condition(label=label, text=tokens, text_mask=mask, low_res=low_res)
     return z, torch.rand(batch), cond if len(cond) else None
 

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import entry
+from diffzoo.nn.embeddings import resample_grid
 from diffzoo.record import to_plain
 from diffzoo.zoo.building import Weights, assign, build_meta
 from diffzoo.zoo.metadata import class_list, metadata_of
@@ -58,7 +58,7 @@ def build_with(
     """
     base = weights.metadata.config
     _check(overrides, base, weights.where, classes)
-    return _adapted(weights, base, _override(base, overrides), classes, class_names)
+    return _adapted(weights, base, base.override(**overrides), classes, class_names)
 
 
 def build_as(
@@ -92,7 +92,7 @@ def build_as(
         return build_with(weights, overrides, classes, class_names)
     base = weights.metadata.config
     _check({}, base, weights.where, classes)
-    config = _override(found.config, overrides)
+    config = found.config.override(**overrides)
     ours, old = _fixed(to_plain(config)), _fixed(to_plain(base))
     for field in ours:
         if ours[field] != old.get(field):
@@ -142,14 +142,6 @@ def _by_name(weights: Weights) -> dict[str, int]:
     return {part: i for part, i in single if counts[part] == 1} | {name: i for i, name in enumerate(names)}
 
 
-def _override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The config with `overrides`; another image size resizes what depends on it."""
-    rest = dict(overrides)
-    if "image_size" in rest:
-        config = config.resized(int(rest.pop("image_size")))
-    return config.override(**rest)
-
-
 def _fixed(data: Any) -> Any:
     """A config as data, without what may differ: classes, dropout and resolutions."""
     if isinstance(data, dict):
@@ -191,16 +183,12 @@ def resample_positions(table: Tensor, old: tuple[int, int, int], new: tuple[int,
         old, new: (rows of no place, rows and columns of the grid), as `Network.position_tables` says. A row of no
             place that is new stands first and is zero; one that is no more is the first.
     """
-    extra, *grid = old
+    extra, rows, columns = old
     head, places = table[..., :extra, :], table[..., extra:, :]
     if new[0] > extra:
         head = torch.cat([head.new_zeros(*head.shape[:-2], new[0] - extra, head.shape[-1]), head], dim=-2)
     head = head[..., head.shape[-2] - new[0] :, :]
-    if list(new[1:]) != grid:
-        maps = places.reshape(-1, *grid, places.shape[-1]).permute(0, 3, 1, 2).float()
-        maps = F.interpolate(maps, size=new[1:], mode="bicubic", antialias=True)
-        places = maps.permute(0, 2, 3, 1).reshape(*places.shape[:-2], new[1] * new[2], -1).to(table.dtype)
-    return torch.cat([head, places], dim=-2)
+    return torch.cat([head, resample_grid(places, (rows, columns), new[1:])], dim=-2)
 
 
 def _check(overrides: Mapping[str, Any], base: Config, where: str, classes: str | None) -> None:
@@ -208,7 +196,7 @@ def _check(overrides: Mapping[str, Any], base: Config, where: str, classes: str 
         raise UserError(
             f"expected classes to be one of {', '.join(POLICIES)}, got {classes!r}{did_you_mean(classes, POLICIES)}"
         )
-    _override(base, overrides)  # names a misspelt argument before anything else
+    base.override(**overrides)  # names a misspelt argument before anything else
     known = to_plain(base)
     for name, value in overrides.items():
         if not _keeps_weights(name) and to_plain(value) != known.get(name, object()):

@@ -108,11 +108,11 @@ def _front(metadata: Metadata) -> str:
 
 
 def _summary(metadata: Metadata) -> str:
-    size, classes = metadata.config.image_size, metadata.config.num_classes
+    (height, width), classes = metadata.config.sides, metadata.config.num_classes
     space = "latents" if metadata.autoencoder else "pixels"
     kind = f"{classes} classes" if classes else ("captions" if metadata.text_encoder else "unconditional")
     name = f" `{metadata.name}`" if metadata.name else ""
-    text = f"A {metadata.network.__name__}{name} of diffzoo: {size}x{size} {space}, {kind}."
+    text = f"A {metadata.network.__name__}{name} of diffzoo: {height}x{width} {space}, {kind}."
     needed = foreign_modules(metadata)
     if needed:
         text += f" To load it, these modules must be importable: {', '.join(f'`{name}`' for name in needed)}."

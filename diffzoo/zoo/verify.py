@@ -88,7 +88,7 @@ def _normal(what: str, *shape: int) -> Tensor:
 def probe(network: Network, process: GaussianProcess) -> tuple[Tensor, Tensor, Condition | None]:
     """Input, noise level and condition of two images at times 0.3 and 0.8, from fixed seeds."""
     config: Any = network.config
-    z = _normal("z", 2, config.in_channels, config.image_size, config.image_size)
+    z = _normal("z", 2, config.in_channels, *config.sides)
     level = process.noise_level(torch.tensor([0.3, 0.8], dtype=torch.float64)).float()
     cond: dict[str, Tensor] = {}
     if config.num_classes:
@@ -96,7 +96,7 @@ def probe(network: Network, process: GaussianProcess) -> tuple[Tensor, Tensor, C
     if config.text_width:
         cond["text"] = _normal("text", 2, config.text_tokens or 77, config.text_width)
     if config.upsampler:
-        cond["low_res"] = _normal("low_res", 2, 3, config.image_size // 4, config.image_size // 4).clamp(-1, 1)
+        cond["low_res"] = _normal("low_res", 2, 3, *(side // 4 for side in config.sides)).clamp(-1, 1)
     return z, level, Condition(**cond) if cond else None
 
 

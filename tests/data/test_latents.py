@@ -299,7 +299,7 @@ def test_training_refuses_what_disagrees(folder: Path, tmp_path: Path) -> None:
         _ = latents(cache).train_source
     make(folder, cache)
     for settings, message in (
-        ({"image_size": 32}, "are 4 px wide .* but the recipe expects 32"),
+        ({"image_size": 32}, "are of 4 px .* but the recipe expects 32"),
         ({"pixels": 16}, "were made from images of 8 px, not 16"),
         ({"resize": "area"}, "were made with the resize 'adm', not 'area'"),
     ):

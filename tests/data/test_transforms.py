@@ -25,24 +25,29 @@ def encoded(image: Image.Image, kind: str, **settings) -> bytes:
     return out.getvalue()
 
 
-def adm_crop(image: Image.Image, size: int) -> np.ndarray:
-    """What ADM's training does to a picture, step by step (arXiv:2105.05233, released code's description)."""
+def adm_crop(image: Image.Image, rows: int, columns: int) -> np.ndarray:
+    """What ADM's training does to an image, step by step (arXiv:2105.05233, released code's description).
+
+    ADM knows squares; for others the image covers rows and columns as it covers the square there.
+    """
     w, h = image.size
-    while min(w, h) >= 2 * size:
+    while h >= 2 * rows and w >= 2 * columns:
         w, h = w // 2, h // 2
         image = image.resize((w, h), resample=Image.BOX)
-    scale = size / min(w, h)
+    scale = columns / w if columns * h > rows * w else rows / h
     image = image.resize((round(w * scale), round(h * scale)), resample=Image.BICUBIC)
     array = np.array(image)
-    y, x = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
-    return array[y : y + size, x : x + size]
+    y, x = (array.shape[0] - rows) // 2, (array.shape[1] - columns) // 2
+    return array[y : y + rows, x : x + columns]
 
 
 @pytest.mark.parametrize("shape", [(400, 300), (300, 401), (64, 64), (65, 200), (40, 50), (1025, 513)])
 @pytest.mark.parametrize("size", [32, 64])
 def test_adm_crop_is_bit_equal(shape: tuple[int, int], size: int) -> None:
     image = photo(*shape)
-    assert np.array_equal(resize_crop(image, size), adm_crop(image, size))
+    assert np.array_equal(resize_crop(image, size), adm_crop(image, size, size))
+    assert np.array_equal(resize_crop(image, (size, 2 * size)), adm_crop(image, size, 2 * size))
+    assert np.array_equal(resize_crop(image, (size + 8, size)), adm_crop(image, size + 8, size))
 
 
 @pytest.mark.parametrize("resize", ["adm", "area", "lanczos"])
@@ -66,6 +71,8 @@ def test_random_crop_is_cut_from_the_whole_resized_picture(shape, resize: str, m
     top, left = (int(d * (n - size + 1)) for d, n in zip(draws[1:], whole.shape, strict=False))
     cut = whole[top : top + size, left : left + size]
     assert np.array_equal(resize_crop(image, size, resize, "random", draws), cut)
+    wide = resize_crop(image, (size, 2 * size), resize, "random", draws)
+    assert wide.shape == (size, 2 * size, 3)
 
 
 def test_area_of_a_whole_factor_is_the_mean_of_blocks() -> None:

@@ -70,9 +70,9 @@ def test_wrong_sizes(tmp_path: Path, ref: Reference) -> None:
     folder = folder_of(tmp_path / "images")
     folder_of(tmp_path / "large", 1, 24)
     (tmp_path / "large" / "000.png").rename(folder / "009.png")
-    with pytest.raises(UserError, match=r"009.png is 24 x 24 pixels and 000.png is 16 x 16"):
+    with pytest.raises(UserError, match=r"009.png is 24x24 pixels and 000.png is 16x16"):
         FolderImages(str(folder)).images(0, 6)
-    with pytest.raises(UserError, match="are 24 x 24 pixels; the protocol test measures 16 x 16 and does not resize"):
+    with pytest.raises(UserError, match="are 24x24 pixels; the protocol test measures 16x16 and does not resize"):
         run(Pictures(size=24), protocol(image_size=16), ref, tmp_path)
     resized = run(Pictures(size=24), protocol(image_size=16, resize="bicubic-antialias"), ref, tmp_path)
     assert resized.protocol.resize == "bicubic-antialias"
@@ -80,7 +80,7 @@ def test_wrong_sizes(tmp_path: Path, ref: Reference) -> None:
 
 def test_reference_mismatch(tmp_path: Path, ref: Reference) -> None:
     source = NpzImages(str(write_npz(tmp_path / "x.npz", [to_uint8(picture(range(150), 24))], 150)))
-    with pytest.raises(UserError, match="reference mismatch: the images are 24 x 24 pixels"):
+    with pytest.raises(UserError, match="reference mismatch: the images are 24x24 pixels"):
         run(source, protocol(), ref, tmp_path)
     np.savez(tmp_path / "bare.npz", mu=np.zeros(7), sigma=np.eye(7))
     bare = Reference.open(tmp_path / "bare.npz")

@@ -249,11 +249,6 @@ def test_a_released_model_has_no_null_class() -> None:
         ADMUNet(TINY).null_condition(Condition(label=torch.tensor([1])))
 
 
-def test_wrong_input_shape_names_both() -> None:
-    with pytest.raises(UserError, match=r"\(b, 3, 16, 16\), got \(2, 3, 8, 8\)"):
-        ADMUNet(TINY)(torch.zeros(2, 3, 8, 8), torch.zeros(2), Condition(label=torch.zeros(2, dtype=torch.long)))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -263,7 +258,7 @@ def test_wrong_input_shape_names_both() -> None:
         ({"depth_at": {8: 0}}, "got 0"),
         ({"levels": adm_levels(16, 32, 0, (1,))}, "at least 1"),
         ({"depth_at": {4: 2}}, "no level of 4 px"),
-        ({"image_size": 17}, "exactly half"),
+        ({"image_size": 17}, "does not divide down"),
         ({"heds": 2}, "heads_up"),
     ],
 )

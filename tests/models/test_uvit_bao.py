@@ -199,7 +199,7 @@ def test_wrong_inputs_are_refused() -> None:
     network, text = UViTBao(TINY), UViTBao(TEXT)
     z, level, cond = inputs(TINY)
     with pytest.raises(UserError, match="expected an input of shape"):
-        network(z[..., :8], level, cond)
+        network(z[..., :7], level, cond)
     with pytest.raises(UserError, match="does not read text"):
         network(z, level, replace(cond, text=torch.randn(2, 7, 12)))
     with pytest.raises(UserError, match=r"\(2, 7, 12\), got none"):

@@ -81,5 +81,5 @@ def from_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, T
 
 def to_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The inverse of `from_official`, with the position table (and without tables of RoPE and prefixes)."""
-    table = sine_cosine_table(config.rows, config.rows, config.width)
+    table = sine_cosine_table(*config.grid, config.width)
     return {"pos_embed": table[None], **_renaming(config).to_official(state)}

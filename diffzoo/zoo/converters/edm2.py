@@ -56,7 +56,7 @@ def _decoder(config: EDM2Config) -> Iterator[str]:
 
 @lru_cache(maxsize=16)
 def _renaming(config: EDM2Config) -> Renaming:
-    size = config.image_size
+    size = config.levels[0].resolution
     names = {**_TOP, "conv_in.weight": f"unet.enc.{size}x{size}_conv.weight"}
     for ours, theirs, blocks in (("encoder", "enc", _encoder(config)), ("decoder", "dec", _decoder(config))):
         for i, block in enumerate(blocks):
