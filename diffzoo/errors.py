@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["MissingExtraError", "UserError", "did_you_mean"]
+__all__ = ["MissingExtraError", "UserError", "did_you_mean", "lacks"]
 
 
 class UserError(ValueError):
@@ -27,3 +27,8 @@ def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
     if len(known) <= 12:
         return f"; known: {', '.join(known)}" if known else ""
     return ""
+
+
+def lacks(part: object, method: str) -> UserError:
+    """The error for a class of one's own that does not have a method of its base."""
+    return UserError(f"{type(part).__module__}.{type(part).__qualname__} lacks the method {method!r}")

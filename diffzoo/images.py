@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.files import atomic_path
+from diffzoo.files import atomic_path, write_text
 
 __all__ = [
     "SUFFIXES",
@@ -97,14 +97,14 @@ def make_grid(
     """Raw pixels as one image, row by row, on white; small images are enlarged.
 
     Args:
-        pixels: one channel is repeated to three, more than three are cut to three.
+        pixels: grey is repeated to three channels, of more than three the first three are shown.
         columns: images per row.
         margin: pixels between images.
         labels: what to write below each image, cut to its width; none by default.
         heads: what to write above each column; none by default.
     """
-    n = len(pixels)
-    pixels = enlarged(pixels[:, :3])
+    n, c = pixels.shape[:2]
+    pixels = enlarged(pixels[:, :3] if c > 2 else pixels[:, :1])
     h, w = pixels.shape[-2:]
     pixels = pixels.expand(n, 3, h, w)
     rows = -(-n // columns)
@@ -143,13 +143,13 @@ def _with_text(grid: Tensor, written: Iterable[tuple[int, int, str]], width: int
 
 
 def save_image(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> Path:
-    """Write raw pixels `(3, h, w)` to an image file of the format that its name says, under a temporary name first.
+    """Write raw pixels `(c, h, w)` to an image file of the format that its name says, under a temporary name first.
 
     Args:
-        pixels: uint8.
+        pixels: uint8; grey, RGB, each also with transparency. Of more channels `.npy` alone takes `(h, w, c)`.
         path: ends in .png, .webp (lossless) or .jpg (quality 95); folders are made.
         text: what to record in the file, for example how the image was made: text chunks of a PNG, the EXIF image
-            description of others.
+            description of others; beside an array, files of these names behind its own.
 
     Raises:
         UserError: for another suffix, or if the folder cannot be written.
@@ -158,6 +158,9 @@ def save_image(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, 
     from PIL.PngImagePlugin import PngInfo
 
     path = Path(path)
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+    if path.suffix == ".npy":
+        return _save_array(array, path, text or {})
     check_format(path)
     format_, options = _FORMATS[path.suffix.lower()]
     if format_ == "PNG":
@@ -171,7 +174,18 @@ def save_image(pixels: Tensor, path: str | os.PathLike[str], text: Mapping[str, 
         options = {**options, "exif": exif}
     try:
         with atomic_path(path) as temporary:
-            Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, format_, **options)
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(temporary, format_, **options)
+    except OSError as error:
+        raise UserError(f"could not write the image {path}: {error.strerror or error}") from error
+    return path
+
+
+def _save_array(array: np.ndarray, path: Path, text: Mapping[str, str]) -> Path:
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+        for key, value in text.items():
+            write_text(path.with_suffix(f".{key}.json"), value)
     except OSError as error:
         raise UserError(f"could not write the image {path}: {error.strerror or error}") from error
     return path

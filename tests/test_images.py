@@ -1,5 +1,6 @@
 """Images: rounding, layout, atomic writing."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from diffzoo.errors import UserError
+from diffzoo.generation.samples import Samples
 from diffzoo.images import LINE, make_grid, save_image, to_float, to_uint8
 
 
@@ -68,6 +70,21 @@ def test_a_file_is_what_its_name_says_and_holds_pixels_and_text(tmp_path: Path, 
         said = opened.info.get("diffzoo") or opened.getexif()[0x010E]
     assert (read.int() - pixels.int()).abs().max() <= (3 if suffix == ".jpg" else 0)
     assert said == '{"seed": 3}'
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA"), (7, None)])
+def test_images_keep_their_channels(tmp_path: Path, channels: int, mode: str | None) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, channels)).astype(np.uint8)
+    samples = Samples(pixels, ["a", "b"], [{"seed": 0}, {"seed": 1}], 2)
+    for path, image, seed in zip(samples.save_png(tmp_path), pixels, (0, 1), strict=True):
+        if mode is None:
+            assert np.array_equal(np.load(path), image)
+            assert json.loads(path.with_suffix(".diffzoo.json").read_text()) == {"seed": seed}
+        else:
+            with Image.open(path) as saved:
+                assert saved.mode == mode
+                assert np.array_equal(np.asarray(saved).reshape(image.shape), image)
+    assert samples.save_grid(tmp_path / "grid.png").is_file()
 
 
 def test_values_that_are_not_finite_are_no_pixels() -> None:

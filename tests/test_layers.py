@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"generation", "metrics", "data", "sampling", "encoders", "process", "models", "zoo"},
     "report": set(),
     "study": {"record", "report"},
+    "recipe": {"data", "encoders", "process", "sampling", "training", "study"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},

@@ -21,8 +21,9 @@ from typing import Any
 
 from PIL import Image
 
+from diffzoo.data.decode import decode
 from diffzoo.data.demo import PATH
-from diffzoo.data.transforms import decode, resize_crop
+from diffzoo.data.transforms import resize_crop
 from diffzoo.rng import key
 
 __all__ = ["build", "main"]

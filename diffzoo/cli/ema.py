@@ -70,7 +70,7 @@ class _Measure:
     """Validation loss of given weights, on the data of a run."""
 
     def __init__(self, run: str, config: Path, batches: int):
-        from diffzoo.cli.lightning_cli import Command
+        from diffzoo.recipe.command import Command
         from diffzoo.training.averaging import EMA
         from diffzoo.zoo.loading import locate
 

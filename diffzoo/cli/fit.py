@@ -8,10 +8,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffzoo.cli.recipe import stated_directory
-from diffzoo.cli.recipe_files import find_recipe, recipe_name
-from diffzoo.cli.train import train
 from diffzoo.errors import UserError
+from diffzoo.recipe.files import find_recipe, recipe_name
+from diffzoo.recipe.parse import stated_directory
+from diffzoo.recipe.train import train
 from diffzoo.runs import Run
 
 __all__ = ["run"]
@@ -61,10 +61,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
         raise UserError(f"no recipe: diffzoo {verb} -c RECIPE; `diffzoo recipes list` shows those that ship")
     recipes = [find_recipe(name) for name in args.config]
     if getattr(args, "dry_run", False):
-        from diffzoo.cli.dry_run import dry_run
+        from diffzoo.recipe.dry_run import dry_run
 
         return dry_run(recipes, rest, args.folder)
-    directory = Path(given or stated_directory(recipes) or Path("runs") / recipe_name(recipes[0]))
+    directory = Path(given or stated_directory(recipes) or Path("runs") / recipe_name(recipes[0])).expanduser()
     trainer = train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
     if verb == "fit" and trainer.is_global_zero:
         print(f"trained to step {trainer.global_step}; everything of the run is in {directory}")

@@ -36,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
         if not weights:
             what = "published weights match" if args.pretrained else "model matches"
             asked = " ".join(args.pattern)
-            raise UserError(f"no {what} {asked!r}{did_you_mean(asked, known) or '; `diffzoo list` shows all'}")
+            inside = f"; did you mean '*{asked}*'?" if any(asked in name for name in known) else ""
+            raise UserError(
+                f"no {what} {asked!r}{inside or did_you_mean(asked, known) or '; `diffzoo list` shows all'}"
+            )
         return _table([_weights_row(get_pretrained_cfg(name)) for name in weights], args.json)
     tags: dict[str, list[str]] = {name: [] for name in models}
     for model, _, tag in (name.partition(".") for name in list_models(models, pretrained=True, kind=args.kind)):

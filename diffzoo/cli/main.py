@@ -50,9 +50,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
-        known = [option for action in self._actions for option in action.option_strings]
+        actions = [action for parser in (self, *self._verbs()) for action in parser._actions]
+        known = {option for action in actions for option in action.option_strings}
         hint = did_you_mean(unknown[1], known) if unknown else ""
         raise UserError(f"{message}{hint or f'; `{self.prog} --help` shows what there is'}")
+
+    def _verbs(self) -> list[argparse.ArgumentParser]:
+        return [p for a in self._actions if isinstance(a, argparse._SubParsersAction) for p in a.choices.values()]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {MEANT[verb]!r}?" if verb in MEANT else hint
         print(f"diffzoo: unknown verb {verb!r}{hint}", file=sys.stderr)
         return 2
+    if "" not in sys.path:
+        sys.path.append("")  # classes of one's own in this folder, as for `python -m`
+    rest = [re.sub(r"^(--[\w.-]+=)?~(?=/)", lambda found: (found[1] or "") + os.path.expanduser("~"), a) for a in rest]
     try:
         for old in RENAMED.keys() & set(rest) if verb not in LIGHTNING else ():
             raise UserError(f"{old} is called {RENAMED[old]} now")

@@ -4,8 +4,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from diffzoo.cli.recipe import parse_recipe, read_recipe, split_settings
 from diffzoo.errors import UserError
+from diffzoo.recipe.parse import parse_recipe, read_recipe, split_settings
 
 if TYPE_CHECKING:
     from diffzoo.training.gpus import GPU
@@ -66,7 +66,7 @@ def _devices(trainer: dict[str, Any]) -> int:
     """How many a trainer states; one where it leaves them to the machine."""
     if trainer.get("devices", "auto") in ("auto", -1, "-1", None):
         return 1
-    from diffzoo.cli.lightning_cli import world_size
+    from diffzoo.recipe.command import world_size
 
     return world_size(trainer)
 

@@ -4,12 +4,13 @@ import argparse
 import time
 from pathlib import Path
 
+from diffzoo.errors import UserError
 from diffzoo.runs import Run, list_checkpoints
 
 RECIPE = "emoji/simple_uvit_xs_32"
 FEWEST, MOST = 1500, 6000  # steps that make the classes recognisable, and steps that still pay on this data
 GRIDS = 375  # steps between two grids
-JUDGED = 200  # samples that are compared with training images at the end
+JUDGED = 100  # samples that are compared with training images at the end
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +23,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, sample, and say what was written where."""
-    from diffzoo.cli.recipe_files import find_recipe
-    from diffzoo.cli.train import train
+    from diffzoo.recipe.files import find_recipe
+    from diffzoo.recipe.train import train
 
+    if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
+        raise UserError("--minutes and --steps are positive")
     recipe = find_recipe(RECIPE)
     directory = _free(Path(args.run))
     _announce(args, directory)

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from diffzoo.cli.recipe_files import find_recipe, recipe_names, stated_version, version_line
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
+from diffzoo.recipe.files import find_recipe, recipe_names, stated_version, version_line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

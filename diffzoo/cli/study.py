@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         return _check(args)
     if args.checked is not None or args.against is not None:
         raise UserError("a run is checked by `diffzoo study check RUN --against CURVE`")
-    from diffzoo.cli.recipe_files import find_recipe, recipe_name
+    from diffzoo.recipe.files import find_recipe, recipe_name
     from diffzoo.study.report import write_report
     from diffzoo.study.runner import jobs_of, measured, run_jobs
     from diffzoo.study.spec import read_study
@@ -123,7 +123,7 @@ def _costs(base: Path, arms: Mapping[str, Mapping[str, object]], budget: "Budget
 
 
 def _parsed(base: Path, arm: str, settings: Mapping[str, object]) -> dict[str, dict]:
-    from diffzoo.cli.recipe import parse_recipe
+    from diffzoo.recipe.parse import parse_recipe
     from diffzoo.study.spec import options
 
     try:

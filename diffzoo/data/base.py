@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-
 from diffzoo.data.bad_images import note_bad
 from diffzoo.data.batches import BatchMaker, Transform
+from diffzoo.data.decode import Bands, ValueRange, load, range_of
 from diffzoo.data.order import Layout, Order
 from diffzoo.data.position import Position, PositionedData
 from diffzoo.data.sources import Source
@@ -20,16 +18,10 @@ from diffzoo.data.spans import EvalBatches, EvalSpans, Sequential, Spans, micro_
 from diffzoo.data.transforms import (
     Crop,
     Resize,
-    ValueRange,
     check_choice,
-    extremes,
-    is_deep,
-    load,
-    range_of,
-    stated_range,
 )
 from diffzoo.data.workers import WorkerLoader, auto_workers
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, lacks
 from diffzoo.sizes import Size, as_size, sides
 
 __all__ = ["ImageDataModule"]
@@ -64,7 +56,7 @@ class ImageDataModule(PositionedData):
         allow_changed_source: resume on a source that is no longer the one in the checkpoint.
         channels: of the images: 1 grey, 3 RGB, 4 RGB with transparency; more are bands of TIFF and NPY files.
         value_range: the values that become black and white in images of more than eight bits; None: as the files state
-            it, or the smallest usual range that holds some of them, see `transforms.range_of`.
+            it, or the smallest usual range that holds some of them, see `decode.range_of`.
         buckets: heights and widths to train on, such as [64, [80, 48], [48, 80]], best of about as many pixels as
             `image_size`. Each image goes to the nearest aspect, each batch has one shape; see `diffzoo.data.buckets`.
             Held-out images keep `image_size`.
@@ -124,7 +116,7 @@ class ImageDataModule(PositionedData):
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
         """The rows of a part; None if there is no such part."""
-        raise NotImplementedError
+        raise lacks(self, "open_source")
 
     # ---- what others ask
 
@@ -324,14 +316,13 @@ def range_of_source(source: Source) -> ValueRange | None:
     for k in range(min(LOOKED_AT, len(source))):
         with contextlib.suppress(Exception):  # a bad image is told of when it is served
             image = load(source.read_row(len(source) * k // min(LOOKED_AT, len(source))).image or b"", draft=64)
-            if not is_deep(image):
+            if not isinstance(image, Bands) or not image.deep:
                 continue
-            stated = stated_range(image) if isinstance(image, Image.Image) else None
-            low, high = stated or extremes(np.asarray(image))
+            low, high = image.stated or image.extremes()
             lows, highs = [*lows, low], [*highs, high]
     if not lows:
         return None
-    found = range_of(np.array([min(lows), max(highs)]))
+    found = range_of(min(lows), max(highs))
     warnings.warn(
         f"the images of {source.name} have more than eight bits: {found[0]:g} becomes black and {found[1]:g} white, as "
         f"{len(lows)} of them hold {min(lows):g} to {max(highs):g}; set value_range to say otherwise"

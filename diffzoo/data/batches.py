@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from diffzoo.data.bad_images import BadImage
+from diffzoo.data.decode import Pixels, ValueRange, decode_bands
 from diffzoo.data.order import Order, Place
 from diffzoo.data.sources import Record, Source, unlabelled
-from diffzoo.data.transforms import Crop, Pixels, Resize, ValueRange, augment, decode_bands, resize_crop, uniform
+from diffzoo.data.transforms import Crop, Resize, augment, resize_crop, uniform
 from diffzoo.errors import UserError
 from diffzoo.sizes import Size, sides
 

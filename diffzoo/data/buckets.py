@@ -21,9 +21,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from diffzoo.cache import cache_dir
+from diffzoo.data.decode import load
 from diffzoo.data.order import Indices, Memory, Order, Place, permutation
 from diffzoo.data.sources import Source
-from diffzoo.data.transforms import load
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 from diffzoo.rng import key
@@ -144,6 +144,6 @@ def _aspect(source: Source, row: int) -> float:
 
 def _aspect_of_array(data: bytes) -> float:
     with contextlib.suppress(Exception):
-        height, width = np.asarray(load(data)).shape[:2]
+        width, height = load(data).size
         return height / width
     return UNKNOWN

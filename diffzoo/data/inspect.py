@@ -18,9 +18,9 @@ from PIL import Image
 from diffzoo.data.bad_images import BadImage
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.batches import Transform
+from diffzoo.data.decode import Bands, load
 from diffzoo.data.latents import CACHE_METADATA, CacheMetadata, Latents, LatentSource, shard_name
 from diffzoo.data.sources import Record, Source
-from diffzoo.data.transforms import load
 from diffzoo.errors import UserError
 from diffzoo.images import make_grid, save_image
 from diffzoo.sizes import size_text
@@ -119,7 +119,7 @@ def _measure(source: Source, sample: int) -> dict[str, Any]:
     for record in _some(source, sample):
         try:
             image = load(record.image or b"")
-            width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+            width, height = image.size
             shapes.append((width, height))
             kinds.append(_kind(image))
         except Exception as error:  # Pillow raises nearly any type on broken data
@@ -162,10 +162,10 @@ def _quality_75() -> tuple[list[int], ...]:
     return tuple(written.quantization.values())
 
 
-def _kind(image: "Image.Image | np.ndarray[Any, Any]") -> str:
+def _kind(image: Image.Image | Bands) -> str:
     """Format and mode of an image, such as "PNG RGB", or the shape of its values."""
-    if not isinstance(image, Image.Image):
-        return f"array of {image.shape[2]} channels, {image.dtype}"
+    if isinstance(image, Bands):
+        return f"{image.values.shape[2]} channels of {image.values.dtype}"
     quality = " quality 75" if tuple(getattr(image, "quantization", {}).values()) == _quality_75() else ""
     return f"{image.format} {image.mode}{quality}"
 

@@ -277,7 +277,7 @@ class Latents(ImageDataModule):
         self.path, self.pixels, self.resize = path, pixels, resize
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
-        folder = Path(self.path) / part
+        folder = Path(self.path).expanduser() / part
         if part == "validation" and not (folder / CACHE_METADATA).is_file():
             return None
         source = LatentSource(folder)

@@ -58,7 +58,7 @@ def label_of(value: Any, where: str) -> str | int | None:
         UserError: it is a fraction, or neither.
     """
     if value is None or isinstance(value, str):
-        return value
+        return value and (value.strip() or None)
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):

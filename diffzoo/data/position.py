@@ -21,7 +21,7 @@ from diffzoo.data.batches import Transform
 from diffzoo.data.buckets import Bucketed, aspects, nearest
 from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
 from diffzoo.data.sources import Source
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, lacks
 from diffzoo.sizes import Size, sides
 
 __all__ = ["Position", "PositionedData"]
@@ -91,12 +91,12 @@ class PositionedData(LightningDataModule):
     @cached_property
     def train_source(self) -> Source:
         """The training rows."""
-        raise NotImplementedError
+        raise lacks(self, "train_source")
 
     @property
     def accumulate(self) -> int:
         """Micro-batches that each rank takes per global batch."""
-        raise NotImplementedError
+        raise lacks(self, "accumulate")
 
     @property
     def images_seen(self) -> int:

@@ -126,7 +126,7 @@ def _images(source: str, whole: Listing) -> Resolved:
     while True:
         tops = {image.split("/")[0] for image in images if "/" in image}
         stray = any("/" not in image for image in images)
-        known = {top: SPLITS[top.lower()] for top in sorted(tops) if top.lower() in SPLITS}
+        known = {top: split for top in sorted(tops) if (split := _split_of(top))}
         if known and not stray and (known.keys() == tops or {"train"} < set(known.values())):
             return Resolved(source, "images", listings=_splits(whole, below, known))
         inner = [image.split("/", 1)[1] for image in images if "/" in image]
@@ -134,6 +134,11 @@ def _images(source: str, whole: Listing) -> Resolved:
             break
         below, images = f"{below}{next(iter(tops))}/", inner
     return Resolved(source, "images", listings={"train": replace(whole, below=below)})
+
+
+def _split_of(folder: str) -> str | None:
+    """The split that a folder is by its name, such as "val", "train2017" or "test_images"."""
+    return SPLITS.get(re.sub(r"[\W_]*(?:\d{4}|images?|imgs?|set|data)$", "", folder.lower()))
 
 
 def _splits(whole: Listing, below: str, known: Mapping[str, str]) -> dict[str, Listing]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, lacks
 from diffzoo.rng import key
 
 __all__ = ["Indices", "LazyRows", "Record", "Source", "SubSource", "held_out", "ids_hash", "rows_hash"]
@@ -96,7 +96,7 @@ class Source:
 
     def read_block(self, block: int) -> Sequence[Record]:
         """The rows of one block. They may be made as they are asked for."""
-        raise NotImplementedError
+        raise lacks(self, "read_block")
 
     def read_row(self, row: int) -> Record:
         """One row."""

@@ -34,6 +34,23 @@ INDEX_FORMAT = 2
 Sample = tuple[str, dict[str, tuple[int, int]], dict[str, str]]  # name, {suffix: (offset, size)}, {suffix: short text}
 
 
+def _shows(suffix: str) -> bool:
+    return f".{suffix.lower()}" in SUFFIXES
+
+
+def _at_the_last_dot(sample: Sample) -> list[Sample]:
+    """What a sample is where names have dots of their own, such as `v1.0.png`, `v1.1.png`."""
+    found: dict[str, Sample] = {}
+    name, parts, short = sample
+    for suffix, place in parts.items():
+        more, _, last = suffix.rpartition(".")
+        whole = f"{name}.{more}" if more else name
+        _, its_parts, its_short = found.setdefault(whole, (whole, {}, {}))
+        its_parts[last] = place
+        its_short |= {last: short[suffix]} if suffix in short else {}
+    return list(found.values())
+
+
 class TarSource(Source):
     """Rows of WebDataset shards.
 
@@ -73,10 +90,12 @@ class TarSource(Source):
         with ThreadPoolExecutor(4) as pool:
             shards = list(pool.map(self._index, self.files))
         self._samples: list[tuple[int, Sample]] = [(f, s) for f, (_, shard) in enumerate(shards) for s in shard]
+        if image is None and not any(_shows(s) for _, (_, parts, _) in self._samples for s in parts):
+            self._samples = [(f, again) for f, sample in self._samples for again in _at_the_last_dot(sample)]
         if not self._samples:
             raise UserError(f"{name} has no samples in its {len(self.files)} tar files")
         self._suffixes = sorted({suffix for _, (_, parts, _) in self._samples for suffix in parts})
-        usual = [s for s in self._suffixes if f".{s.lower()}" in SUFFIXES] or ["npy"]
+        usual = [s for s in self._suffixes if _shows(s)] or ["npy"]
         self._images = [image] if image else usual  # a sample's image is the first of these that it has
         self._label, self._caption = label, caption
         for kind, suffix in (("image", self._images[0]), ("label", label), ("caption", caption)):

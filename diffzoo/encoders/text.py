@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffzoo.cache import hub_cache_dir
-from diffzoo.errors import MissingExtraError, UserError
+from diffzoo.errors import MissingExtraError, UserError, lacks
 from diffzoo.files import sha256
 from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import TEXT_ENCODER, state_sha256, write_tensors
@@ -153,10 +153,10 @@ class _Transformer:
         return None
 
     def _load_model(self) -> nn.Module:
-        raise NotImplementedError
+        raise lacks(self, "_load_model")
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        raise NotImplementedError
+        raise lacks(self, "_load_tokenizer")
 
     @cached_property
     def model(self) -> nn.Module:

@@ -47,10 +47,12 @@ class Samples:
         """The images as PIL images."""
         from PIL.Image import fromarray
 
-        return [fromarray(p) for p in self.pixels]
+        return [fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in self.pixels]
 
     def save_png(self, folder: str | Path) -> list[Path]:
         """One PNG per image, its record in the metadata field "diffzoo" as JSON; returns the paths.
+
+        Images are saved with the channels that they have. Of more than four they are `.npy`, the records beside them.
 
         Files are named by label and seed, and numbered where these are alike.
         """
@@ -61,7 +63,8 @@ class Samples:
             numbered = (f"{stem}_{i}" for i in itertools.count(2))
             name = next(n for n in itertools.chain([stem], numbered) if n not in taken)
             taken.add(name)
-            paths.append(save_image(image, Path(folder) / f"{name}.png", _text(record)))
+            suffix = "png" if len(image) <= 4 else "npy"
+            paths.append(save_image(image, Path(folder) / f"{name}.{suffix}", _text(record)))
         return paths
 
     def save_grid(self, path: str | Path) -> Path:

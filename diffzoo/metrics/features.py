@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError, did_you_mean, lacks
 from diffzoo.precision import float32_digits
 from diffzoo.rng import keyed_generator
 from diffzoo.tensors import state_sha256
@@ -40,7 +40,7 @@ class FeatureNetwork(nn.Module):
 
     def layers_of(self, pixels: Tensor) -> dict[str, Tensor]:
         """Features of float pixels in 0..255 `(b, 3, h, w)`, one `(b, d)` per layer."""
-        raise NotImplementedError
+        raise lacks(self, "layers_of")
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:

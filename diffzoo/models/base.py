@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError, did_you_mean, lacks
 from diffzoo.nn.time_dependent import gate_parameters
 from diffzoo.record import from_plain
 from diffzoo.sizes import Size, as_size, sides, size_text
@@ -272,7 +272,7 @@ class Network(nn.Module):
             noise_level: the number the process lets it read, `(b,)`.
             cond: what to draw; None for unconditional networks.
         """
-        raise NotImplementedError
+        raise lacks(self, "forward")
 
     def training_outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> tuple[Tensor, ...]:
         """All outputs that are trained, coarse to fine; the last is `forward`'s."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, lacks
 from diffzoo.models.base import Level, LevelConfig, Network
 from diffzoo.nn.attention import TransformerBlock, to_image, to_tokens
 from diffzoo.nn.embeddings import CaptionTokens, NoiseLevelEmbedding, PositionTable
@@ -79,7 +79,7 @@ class Stage(nn.Module):
                 take a skip pop theirs.
             record: whether this is the way down.
         """
-        raise NotImplementedError
+        raise lacks(self, "forward")
 
 
 class ConvStage(Stage):
@@ -159,7 +159,7 @@ class SimpleNetwork(Network):
 
     def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
         """Feature maps of the first level to feature maps of the first level."""
-        raise NotImplementedError
+        raise lacks(self, "trunk")
 
     def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
         self.check_input(z)

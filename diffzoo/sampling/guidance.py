@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, lacks
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.typing import Condition, Data, Times
@@ -123,7 +123,7 @@ class DenoiserAround:
 
     def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """The estimate."""
-        raise NotImplementedError
+        raise lacks(self, "__call__")
 
 
 class _Extrapolation(DenoiserAround, ABC):

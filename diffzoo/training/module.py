@@ -70,7 +70,7 @@ class DiffusionModule(L.LightningModule):
         sampler: makes the previews.
         guidance: {formula, scale}, perhaps {interval, decay}: how the finished weights are to be guided. Evaluation,
             sampling and the model card take it from the run.
-        optimizer: called with the parameter groups.
+        optimizer: called with the parameter groups; None = AdamW at a learning rate of 1e-4.
         lr_scheduler: called with the optimizer, stepped every step; None = constant.
         autoencoder: frozen codec of a latent model; None = pixel space.
         text_encoder: frozen encoder of captions; None = classes or nothing.
@@ -101,7 +101,7 @@ class DiffusionModule(L.LightningModule):
         condition_dropout: float = 0.1,
         sampler: Sampler = DDIM(),  # noqa: B008  frozen
         guidance: dict[str, Any] | Guidance | None = None,
-        optimizer: OptimizerFactory = functools.partial(torch.optim.AdamW, lr=1e-4),  # noqa: B008
+        optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         autoencoder: Autoencoder | None = None,
         text_encoder: TextEncoder | None = None,
@@ -140,7 +140,8 @@ class DiffusionModule(L.LightningModule):
             term.check(self.network)
         self.loss_resolutions, self.loss_coefficients = loss_resolutions, loss_coefficients
         self.condition_dropout = condition_dropout if self.network.config.null_class else 0.0
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer = optimizer or functools.partial(torch.optim.AdamW, lr=1e-4)
+        self.lr_scheduler = lr_scheduler
         # frozen encoders stay outside the module tree: they are neither averaged, nor saved, nor sharded
         object.__setattr__(self, "autoencoder", autoencoder)
         object.__setattr__(self, "text_encoder", text_encoder)

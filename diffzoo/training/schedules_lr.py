@@ -16,7 +16,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, lacks
 
 __all__ = ["WarmupConstant", "WarmupCosine", "WarmupInverseSqrt", "WarmupLinear"]
 
@@ -35,7 +35,7 @@ class _Warmup(LRScheduler):
         return step / self.warmup_steps if step < self.warmup_steps else self.after(step)
 
     def after(self, step: int) -> float:
-        raise NotImplementedError
+        raise lacks(self, "after")
 
     def get_lr(self) -> list[Any]:
         return [base * self.factor(self.last_epoch + 1) for base in self.base_lrs]

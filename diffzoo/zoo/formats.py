@@ -54,6 +54,8 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
+    if not path.stat().st_size:
+        return UserError(f"{path} is empty: fetch or write it again")
     reason = str(error).partition("\n")[0] or type(error).__name__
     said = f" ({reason})" if len(reason) <= 120 else ""  # no sentence is cut in the middle
     return UserError(f"{path} is damaged or incomplete{said}: fetch or write it again")

@@ -306,7 +306,10 @@ def locate(source: str | Path, weights: str = "ema", metadata: Metadata | None =
         raise UserError(f"there is no file or folder {path}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) and not is_pretrained(text):
         raise UserError(f"there is no folder {text}; a repository of the Hub is written hf-hub:{text}")
-    return entry_weights(find_pretrained(text))
+    item = find_pretrained(text)
+    if weights != "ema":
+        raise UserError(f"{item.name} holds one set of weights, so there are no {weights!r} to choose: leave it out")
+    return entry_weights(item)
 
 
 def load_any(source: str | Path, *, weights: str = "ema") -> Loaded:

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffzoo.cli.main import main
-from diffzoo.cli.recipe import read_recipe
-from diffzoo.cli.recipe_files import stated_version
 from diffzoo.errors import UserError
 from diffzoo.process import GaussianProcess
+from diffzoo.recipe.files import stated_version
+from diffzoo.recipe.parse import read_recipe
 from diffzoo.runs import RunLock
 from diffzoo.sampling import DDIM, DPMSolver
 from diffzoo.training import gpus

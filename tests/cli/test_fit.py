@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from diffzoo.cli.main import main
-from diffzoo.cli.recipe_files import recipe_name
 from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
 from diffzoo.generation.plan import default_plan
 from diffzoo.images import LINE
+from diffzoo.recipe.files import recipe_name
 from diffzoo.sampling import Guidance
 from diffzoo.zoo import load_any
 
@@ -159,6 +159,8 @@ def test_a_directory_with_a_run_is_not_written_over(
     before = (run / "metrics.csv").read_bytes()
     assert main(["fit", "-c", recipe, "--run", str(run)]) == 2
     assert "already holds a run: continue it with --resume auto" in capsys.readouterr().err
+    assert main(["fit", "-c", recipe, "--run", str(run), "--trainer.max_stps", "9"]) == 2
+    assert "did you mean 'trainer.max_steps'" in capsys.readouterr().err
     assert (run / "metrics.csv").read_bytes() == before
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from diffzoo import __version__
 from diffzoo.cli.main import main
-from diffzoo.cli.recipe_files import find_recipe, recipe_name, recipe_names, stated_version
+from diffzoo.recipe.files import find_recipe, recipe_name, recipe_names, stated_version
 
 
 def test_list_shows_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,6 +258,31 @@ def test_every_sample_of_a_tar_has_its_own_suffix(tmp_path: Path) -> None:
     assert [image for image, _ in rows_of(data.train_source)] == [picture(i) for i in range(4)]
 
 
+def test_names_in_a_tar_may_have_dots(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p", [f"v1.{i}.png" for i in range(3)])
+    for i in range(3):
+        (folder / f"v1.{i}.txt").write_text(f"a cat {i}")
+    source = HFDataset(packed(folder, "tar"), **COMMON).train_source
+    assert [source.read_row(i).captions for i in range(3)] == [(f"a cat {i}",) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"), [("train2017", "val2017"), ("Train", "Test_Images"), ("train-set", "dev")]
+)
+def test_folders_that_are_splits(tmp_path: Path, train: str, held_out: str) -> None:
+    data = ImageFolder(
+        str(write(tmp_path / "p", [f"{s}/{i}.png" for s in (train, held_out) for i in range(3)])), **COMMON
+    )
+    assert (len(data.train_source), len(data.val_source or ()), data.class_names) == (3, 3, [])
+
+
+def test_space_around_labels_means_nothing(tmp_path: Path) -> None:
+    table = pa.table({"image": [picture(i) for i in range(4)], "label": ["cat", " cat", "dog", "dog "]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = HFDataset(str(tmp_path / "x.parquet"), **COMMON).train_source
+    assert (source.class_names, [source.read_row(i).label for i in range(4)]) == (["cat", "dog"], [0, 0, 1, 1])
+
+
 # ---- held out
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffzoo.data.transforms import augment, decode, resize_crop
+from diffzoo.data.decode import decode
+from diffzoo.data.transforms import augment, resize_crop
 
 
 def photo(width: int, height: int) -> Image.Image:

@@ -2,15 +2,16 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
-from diffzoo import create_model
+from diffzoo import create_model, get_pretrained_cfg, is_model, list_models, register_model, save_pretrained
 from diffzoo.cli.describe import parse_overrides
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
-from diffzoo.models import list_models
+from diffzoo.models import Network, build, entry, registry
 from diffzoo.models.simple_unet import TINY, SimpleUNet, SimpleUNetConfig
 from diffzoo.models.summary import Summary, describe, multiply_adds, zoo_table
 from diffzoo.zoo.manifest import list_pretrained
@@ -83,7 +84,14 @@ def test_list_prints_what_the_registry_has(capsys: pytest.CaptureFixture[str]) -
     assert main(["list", "simpler_*", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert list(shown) == list_models("simpler_*")
-    assert shown["simpler_uvit_64"] == {"input": [3, 64, 64], "classes": 1000}
+    assert shown["simpler_uvit_64"] == {"input": [3, 64, 64], "classes": 1000, "weights": []}
+    assert main(["list", "*emoji*", "adm_6*"]) == 0
+    assert "simple_uvit_xs_32  3 x 32 x 32; weights: emoji\n" in (shown := capsys.readouterr().out)
+    assert "adm_64" in shown
+    assert main(["list", "--pretrained", "dit_xl*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "family", "resolution", "space", "FID", "licence"]
+    assert lines[1].split()[:4] == ["dit_xl_256.in1k", "DiT", "256", "latent"]
     assert main(["list", "--kind", "classifier"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list_models(kind="classifier")
 
@@ -121,6 +129,38 @@ def test_bad_input_is_a_sentence(words: list[str], message: str, capsys: pytest.
         describe(words[0], **parse_overrides(words[1:]))
     assert main(["describe", *words]) == 2
     assert capsys.readouterr().err.startswith("diffzoo: ")
+
+
+def test_a_file_is_described_with_its_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_pretrained(build(SMALL, num_classes=2), tmp_path, class_names=("cat", "dog"), licence="mit")
+    assert main(["describe", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 x 32 x 32, 2 classes" in shown
+    assert "0 cat, 1 dog" in shown
+
+
+def test_names_as_timm_has_them() -> None:
+    @register_model
+    def tiny_of_ones_own_32() -> Network:
+        """A network of one's own."""
+        return build(SMALL, num_classes=3)
+
+    try:
+        assert entry("tiny_of_ones_own_32").note == "A network of one's own."
+        assert create_model("tiny_of_ones_own_32", dropout=0.1).config.num_classes == 3
+        with pytest.raises(UserError, match="already registered"):
+            register_model(tiny_of_ones_own_32)
+    finally:
+        del registry._REGISTRY["tiny_of_ones_own_32"]
+    assert is_model("simple_uvit_xs_32.emoji")
+    assert not is_model("tiny_of_ones_own_32")
+    both = list_models(["*emoji*", "adm_64*"], pretrained=True, exclude_filters="*_to_*")
+    assert both == ["adm_64.in1k", "simple_uvit_xs_32.emoji"]
+    assert list_pretrained("*emoji*") == ["simple_uvit_xs_32.emoji"]
+    assert get_pretrained_cfg("adm_64").name == "adm_64.in1k"
+    for theirs, ours in (("in_chans", "in_channels"), ("img_size", "image_size"), ("drop_rate", "dropout")):
+        with pytest.raises(UserError, match=f"here it is called '{ours}'"):
+            create_model(SMALL, **{theirs: 1})
 
 
 def test_weights_are_described_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

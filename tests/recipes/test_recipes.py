@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from diffzoo.cli.lightning_cli import ParsedRecipe
 from diffzoo.cli.main import VERBS
-from diffzoo.cli.recipe import read_recipe
-from diffzoo.cli.recipe_files import find_recipe, recipe_names
 from diffzoo.evaluation import protocol
 from diffzoo.models import Network, entry
+from diffzoo.recipe.command import ParsedRecipe
+from diffzoo.recipe.files import find_recipe, recipe_names
+from diffzoo.recipe.parse import read_recipe
 from diffzoo.sampling import Denoiser, sample
 from diffzoo.training.gpus import find_gpu
 from diffzoo.training.module import DiffusionModule

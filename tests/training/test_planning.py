@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffzoo.cli.main import main
-from diffzoo.cli.recipe_files import find_recipe
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
+from diffzoo.recipe.files import find_recipe
 from diffzoo.training import planning
 from diffzoo.training.gpus import GIB, GPU, GPUS, find_gpu, present_gpu
 from diffzoo.training.planning import NetworkCost, Plan, flops_per_image, network_cost

@@ -98,7 +98,7 @@ def test_compiled_blocks_leave_checkpoints_as_they_are(tmp_path: Path) -> None:
 
 
 def test_more_devices_than_the_batch_divides_is_a_sentence_before_anything_starts() -> None:
-    from diffzoo.cli.lightning_cli import Command
+    from diffzoo.recipe.command import Command
 
     with pytest.raises(
         UserError, match="the global batch of 24 does not divide among 5 ranks: set batch_size to 20 or 25"

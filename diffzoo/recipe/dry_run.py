@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffzoo.cli.train import train
+from diffzoo.recipe.train import train
 from diffzoo.runs import Run, is_first_process
 
 __all__ = ["dry_run"]

@@ -39,6 +39,8 @@ def explain(message: str, known: Sequence[str]) -> str:
         missing = re.search(r"No module named '([\w.]+)'", message)
         why = f" (no module {missing.group(1)!r} here, beside the recipe or installed)" if missing else ""
         return f"{where}there is no class {found.group(1)!r}{why}{did_you_mean(found.group(1), _classes())}"
+    if found := re.search(r"Expected an instantiatable class, but ([\w.]+) is abstract", message):
+        return f"{where}{found.group(1)} lacks the methods {', '.join(_abstract(found.group(1)))}"
     kept = re.split(r"\s+(?:Given value|Subclass types expect)", message)[0]
     kept = re.sub(r'Parser key "[\w.]+":|Problem with given class_path \'[\w.]+\':', "", kept)
     kept = re.sub(r"<class '([\w.]+)'>", r"\1", kept)
@@ -68,6 +70,12 @@ def _arguments(path: str) -> Iterable[str]:
         parameters = inspect.signature(base.__init__ if inspect.isclass(base) else base).parameters
         found |= {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return found - {"self"}
+
+
+def _abstract(path: str) -> list[str]:
+    """The methods that a class leaves open."""
+    module, _, name = path.rpartition(".")
+    return sorted(getattr(importlib.import_module(module), name).__abstractmethods__)
 
 
 def _classes() -> Iterable[str]:

@@ -7,9 +7,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from diffzoo.cli.recipe import command_arguments, plain_warnings
-from diffzoo.cli.recipe_files import newer_explained
 from diffzoo.errors import UserError
+from diffzoo.recipe.files import newer_explained
+from diffzoo.recipe.parse import command_arguments, plain_warnings
 from diffzoo.runs import Run, RunLock, checksum_file, find_resume, is_first_process, is_sound
 
 __all__ = ["train"]
@@ -36,14 +36,14 @@ def train(
     Raises:
         UserError: for anything in the recipe or the options that does not fit, naming the nearest right key.
     """
-    from diffzoo.cli.lightning_cli import Command
+    from diffzoo.recipe.command import Command
 
     arguments = [*command_arguments(verb, recipes, rest, folder), f"--trainer.default_root_dir={directory}"]
     lock = RunLock(directory) if verb == "fit" else nullcontext()
     with plain_warnings(), lock, newer_explained(recipes), memory_explained(arguments), settings_explained():
         if verb == "fit":
             say_hardware(recipes)
-            arguments += _start(directory, resume, rest)
+            arguments += _start(directory, resume, rest, arguments)
         else:
             arguments += _measured(directory, rest)
         trainer = Command(arguments).trainer
@@ -61,8 +61,10 @@ def say_health(directory: Path) -> None:
         print(text, flush=True)
 
 
-def _start(directory: Path, resume: str | None, rest: Sequence[str]) -> list[str]:
+def _start(directory: Path, resume: str | None, rest: Sequence[str], arguments: list[str]) -> list[str]:
     """What a run goes on from, as an option: nothing that a recipe names, only what the command line asks for."""
+    from diffzoo.recipe.command import ParsedRecipe
+
     if any(a.split("=")[0] == "--ckpt_path" for a in rest):
         raise UserError("--ckpt_path: say --resume PATH, which checks the checkpoint first")
     if resume:
@@ -73,6 +75,7 @@ def _start(directory: Path, resume: str | None, rest: Sequence[str]) -> list[str
             print(f"resuming from {checkpoint}", flush=True)
         return [f"--ckpt_path={checkpoint}"]
     if is_first_process() and any(Run(directory).checkpoints.glob("*")):
+        ParsedRecipe(arguments)  # a wrong key is said before anything else
         raise UserError(
             f"{directory} already holds a run: continue it with --resume auto, or choose another --run directory"
         )
@@ -169,7 +172,7 @@ def memory_explained(arguments: Sequence[str]) -> Iterator[None]:
     """Turn "out of memory" inside the block into a sentence that says which setting fits.
 
     Args:
-        arguments: of `diffzoo.cli.lightning_cli.Command`, whose recipe was running.
+        arguments: of `diffzoo.recipe.command.Command`, whose recipe was running.
     """
     import torch
 
@@ -185,7 +188,7 @@ def memory_explained(arguments: Sequence[str]) -> Iterator[None]:
 
 def _sentence(arguments: Sequence[str]) -> str:
     """What to change, from the recipe as it was parsed."""
-    from diffzoo.cli.lightning_cli import ParsedRecipe, world_size
+    from diffzoo.recipe.command import ParsedRecipe, world_size
     from diffzoo.training.gpus import this_gpu
     from diffzoo.training.recipe_plan import advice, plan_content
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffzoo.cli.recipe_files import find_recipe, newer_explained, recipes_folder
 from diffzoo.errors import UserError
+from diffzoo.recipe.files import find_recipe, newer_explained, recipes_folder
 
 __all__ = ["command_arguments", "parse_recipe", "plain_warnings", "read_recipe", "split_settings", "stated_directory"]
 
@@ -51,7 +51,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | None) -> dict[str, Any]:
     """Recipes and settings as `fit` would take them together, defaults included."""
-    from diffzoo.cli.lightning_cli import ParsedRecipe
+    from diffzoo.recipe.command import ParsedRecipe
 
     paths = [find_recipe(name) for name in recipes]
     with plain_warnings(), newer_explained(paths):
@@ -66,9 +66,9 @@ def stated_directory(recipes: Sequence[Path]) -> str | None:
 
 
 def _find_own_modules(recipes: Sequence[Path]) -> None:
-    """Let classes of files beside a recipe or in the current folder be named in it, as `python -m` does."""
-    for folder in ("", *(str(r.parent.resolve()) for r in recipes)):
-        if folder not in sys.path and not Path(folder or ".").is_relative_to(recipes_folder()):
+    """Let classes of files beside a recipe be named in it."""
+    for folder in (str(r.parent.resolve()) for r in recipes):
+        if folder not in sys.path and not Path(folder).is_relative_to(recipes_folder()):
             sys.path.append(folder)
 
 

@@ -49,7 +49,7 @@ def find_recipe(name: str) -> Path:
     shipped = recipes_folder() / f"{name.removesuffix('.yaml').removeprefix('recipes/')}.yaml"
     if shipped.is_file():
         return shipped
-    raise UserError(f"no recipe {name!r}{did_you_mean(name, recipe_names())} `diffzoo recipes list` shows all")
+    raise UserError(f"no recipe {name!r}{did_you_mean(name, recipe_names()) or ';'} `diffzoo recipes list` shows all")
 
 
 def recipe_name(path: Path) -> str:

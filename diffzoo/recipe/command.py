@@ -22,9 +22,9 @@ import diffzoo.encoders
 import diffzoo.process
 import diffzoo.sampling
 import diffzoo.training
-from diffzoo.cli.explain import explain
-from diffzoo.cli.recipe_files import recipe_name, version_line
 from diffzoo.errors import UserError
+from diffzoo.recipe.explain import explain
+from diffzoo.recipe.files import recipe_name, version_line
 from diffzoo.record import RENAMED
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard

@@ -1,0 +1,100 @@
+"""Images of many channels and deep values, from files written here by their specifications."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from diffzoo.data.decode import Bands, decode, decode_bands, load
+from diffzoo.data.tiff import read_bands, tiff_tags
+
+Array = np.ndarray[Any, Any]
+
+
+def tiff(
+    bands: Array, order: str = "<", tile: int = 16, deflated: bool = False, differences: bool = False, colour: int = 1
+) -> bytes:
+    """A TIFF of tiles."""
+    height, width, count = bands.shape
+    bands = bands.astype(bands.dtype.newbyteorder(order))
+    padded = np.pad(bands, ((0, -height % tile), (0, -width % tile), (0, 0)))
+    body, places = b"", []
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            part = padded[top : top + tile, left : left + tile]
+            if differences:
+                part = np.concatenate([part[:, :1], np.diff(part, axis=1)], axis=1).astype(part.dtype)
+            raw = zlib.compress(part.tobytes()) if deflated else part.tobytes()
+            places.append((8 + len(body), len(raw)))
+            body += raw + bytes(len(raw) % 2)
+    tags = {256: [width], 257: [height], 258: [8 * bands.itemsize] * count, 259: [8 if deflated else 1], 262: [colour]}
+    tags |= {277: [count], 284: [1], 317: [2 if differences else 1], 322: [tile], 323: [tile]}
+    tags |= {324: [at for at, _ in places], 325: [n for _, n in places], 339: [{"u": 1, "f": 3}[bands.dtype.kind]]}
+    entries = b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        at = struct.pack(f"{order}I", 8 + len(body))
+        body += b"" if len(values) == 1 else packed
+        entries += struct.pack(f"{order}HHI", tag, 4, len(values)) + (packed if len(values) == 1 else at)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(body))
+    return head + body + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+def png(values: Array) -> bytes:
+    """A PNG of 16 bits."""
+    height, width, count = values.shape
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("deflated", "differences"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("dtype", "count"), [("u2", 16), ("u1", 6), ("u2", 3), ("u2", 2), ("f4", 4)])
+def test_tiles_of_a_tiff(order: str, deflated: bool, differences: bool, dtype: str, count: int) -> None:
+    bands = np.random.default_rng(0).integers(0, 250, (37, 50, count)).astype(dtype)
+    found = load(tiff(bands, order, 16, deflated, differences and dtype != "f4"))
+    assert isinstance(found, Bands)
+    assert np.array_equal(found.values, bands)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"])
+def test_strips_of_a_tiff(compression: str) -> None:
+    """Pillow writes one channel; the same bytes are three of a third of the width."""
+    bands = np.random.default_rng(1).integers(0, 4096, (40, 30, 3)).astype(np.uint16)
+    out = io.BytesIO()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[278] = 7  # rows per strip
+    Image.fromarray(bands.reshape(40, 90)).save(out, "TIFF", compression=compression, tiffinfo=tags)
+    known = {**tiff_tags(out.getvalue()), 256: (30,), 258: (16,) * 3, 277: (3,), 262: (2,)}
+    assert np.array_equal(read_bands(out.getvalue(), known), bands)
+
+
+def test_twelve_bits_in_sixteen_of_colour_do_not_turn_black() -> None:
+    values = np.random.default_rng(2).integers(0, 4096, (9, 8, 4)).astype(np.uint16)
+    values[..., 3] = 65535
+    want = np.rint(values[..., :3] * (255 / 4095)).astype(np.uint8)
+    for data in (png(values[..., :3]), png(values), tiff(values[..., :3], colour=2)):
+        assert np.array_equal(np.asarray(decode(data)), want)
+    assert np.asarray(decode_bands(png(values), 4)[3]).min() == 255
+    grey = values[..., [0, 3]]
+    assert np.array_equal(np.asarray(decode(png(grey)))[..., 0], want[..., 0])
+    grey = values[..., :1]
+    assert np.array_equal(np.asarray(decode_bands(png(grey), 1)[0]), want[..., 0])
+
+
+def test_channels_beside_the_colours() -> None:
+    bands = np.random.default_rng(3).integers(0, 256, (9, 8, 4)).astype(np.uint8)
+    data = tiff(bands, colour=2)  # of red, green, blue and near infrared
+    assert np.array_equal(np.stack([np.asarray(p) for p in decode_bands(data, 4)], 2), bands)
+    assert np.array_equal(np.asarray(decode(data)), bands[..., :3])
+    with pytest.raises(ValueError, match="6 channels, expected 3: set channels"):
+        decode(tiff(np.zeros((8, 8, 6), np.uint8)))
