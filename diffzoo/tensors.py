@@ -1,4 +1,4 @@
-"""Named tensors: their hash, and the one way to write them to a safetensors file.
+"""Named tensors: their hash, casts that lose no range, and the one way to write them to a safetensors file.
 
 A hash that was recorded in a file is compared for ever, so every kind of record keeps the form that it began with:
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from diffzoo.cache import explain_disk
+from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 
-__all__ = ["ADAPTER_BASE", "AUTOENCODER", "STATE", "TEXT_ENCODER", "HashForm", "state_sha256", "write_tensors"]
+__all__ = ["ADAPTER_BASE", "AUTOENCODER", "STATE", "TEXT_ENCODER", "HashForm", "cast", "state_sha256", "write_tensors"]
 
 
 class HashForm(NamedTuple):
@@ -52,6 +53,32 @@ def state_sha256(state: Mapping[str, Tensor], form: HashForm = STATE, start: byt
         digest.update(form.head.format(name=name, dtype=value.dtype, shape=tuple(value.shape)).encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def cast(name: str, value: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    """A tensor of floating-point numbers in another type; tensors of other kinds stay as they are.
+
+    The range is checked before the cast. After it, it is too late: float8_e4m3fn has no infinity, and torch gives its
+    largest number, 448, for whatever is larger, infinity included.
+
+    Args:
+        name: of the tensor, for the message.
+        value: any shape.
+        dtype: of the result.
+        where: what holds the tensor, for the message.
+
+    Raises:
+        UserError: for values that are not finite, or larger than the type holds.
+    """
+    if not value.is_floating_point() or not value.numel():
+        return value
+    wide = value if value.element_size() > 1 else value.float()  # torch cannot ask float8 whether it is finite
+    if not wide.isfinite().all():
+        raise UserError(f"{name} of {where} is not finite")
+    largest, most = float(wide.abs().max()), torch.finfo(dtype).max
+    if largest > most:
+        raise UserError(f"{name} of {where} reaches {largest:.4g}, and {dtype} ends at {most:.4g}: use bf16 or fp32")
+    return value.to(dtype)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:

@@ -1,12 +1,14 @@
 """Hashes that were recorded compare for ever; a file of tensors takes views and shared memory."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffzoo.tensors import ADAPTER_BASE, AUTOENCODER, STATE, TEXT_ENCODER, HashForm, state_sha256, write_tensors
+from diffzoo.errors import UserError
+from diffzoo.tensors import ADAPTER_BASE, AUTOENCODER, STATE, TEXT_ENCODER, HashForm, cast, state_sha256, write_tensors
 
 MIXED = {
     "b.weight": torch.arange(6.0).reshape(2, 3).half(),
@@ -51,3 +53,16 @@ def test_views_and_shared_memory_are_written_whole(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     read = load_file(first)
     assert all(torch.equal(read[k], v) for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
+def test_a_cast_loses_no_range_in_silence(dtype: torch.dtype) -> None:
+    """float8_e4m3fn makes 448 of infinity and of all that is larger, so a check after the cast sees nothing."""
+    most = torch.finfo(dtype).max
+    assert cast("w", torch.tensor([1.0, most]), dtype, "here").tolist() == [1.0, most]
+    assert cast("n", torch.tensor([3]), dtype, "here").dtype == torch.int64
+    back = cast("w", torch.tensor([1.0]).to(dtype), torch.float32, "here")
+    assert (back.dtype, back.item()) == (torch.float32, 1.0)
+    for wrong, message in ((math.inf, "not finite"), (math.nan, "not finite"), (1.1 * most, r"w of here reaches .* ends")):
+        with pytest.raises(UserError, match=message):
+            cast("w", torch.tensor([1.0, wrong], dtype=torch.float64), dtype, "here")

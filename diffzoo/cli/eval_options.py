@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +199,8 @@ def _guided(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan") 
             raise UserError("--weak says what to guide away from; --guidance says how much, for example --guidance 2")
         if not isinstance(guidance, Guidance):
             raise UserError("--weak and guidance by a classifier do not go together")
-        guidance = ByWeakerModel(guidance.scale, guidance.formula, guidance.interval, guidance.decay, weak=args.weak)
+        known = {f.name: getattr(guidance, f.name) for f in fields(Guidance)}
+        guidance = ByWeakerModel(**known, weak=args.weak)
     return replace(plan, guidance=guidance)
 
 

@@ -74,6 +74,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide only where t lies between"
     )
+    parser.add_argument(
+        "--guidance-rescale", type=float, metavar="PHI", help="undo that guidance makes images too bright: 0 to 1"
+    )
+    parser.add_argument(
+        "--guidance-threshold", type=float, metavar="Q", help="dynamic thresholding by this quantile, such as 0.995"
+    )
     parser.add_argument("--classifier", help="a noise-aware classifier that does the guidance: adm_classifier_256")
     parser.add_argument("--preset", help="a published way to sample: guided, ddim25, ...; see `diffzoo describe`")
     parser.add_argument("--upsample", metavar="SOURCE", help="enlarge the images with this model: adm_64_to_256")
@@ -111,6 +117,10 @@ def _guidance(args: argparse.Namespace) -> Any:
         fades["decay"] = {"power": args.guidance_decay}
     if args.guidance_interval is not None:
         fades["interval"] = dict(zip(("low", "high"), args.guidance_interval, strict=True))
+    if args.guidance_rescale is not None:
+        fades["rescale"] = args.guidance_rescale
+    if args.guidance_threshold is not None:
+        fades["threshold"] = args.guidance_threshold
     if not fades:
         return args.guidance
     return fades if args.guidance is None else {"scale": args.guidance, **fades}

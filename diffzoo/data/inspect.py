@@ -48,6 +48,9 @@ def report(data: ImageDataModule, sample: int) -> dict[str, Any]:
     }
     report |= _classes(source)
     report |= _measure(source, sample)
+    traces = [*_lossy_trace(report.pop("every image", "")), *_label_trace(source, data.val_source)]
+    if traces:
+        report["traces"] = "; ".join(traces)
     report["throughput"] = _throughput(data)
     return report
 
@@ -113,6 +116,41 @@ def _some(source: Source, count: int) -> Iterator[Record]:
         yield from (records[len(records) * i // take] for i in range(take))
 
 
+def _lossy_trace(kind: str) -> list[str]:
+    """What `map` of `datasets` leaves behind, where every image is of one kind."""
+    if kind != "JPEG RGB quality 75":
+        return []
+    return [
+        "every image is a JPEG of quality 75. `map` of `datasets` writes images so, also lossless ones, when its "
+        "function looks at them: cast the column to Image(decode=False) first if the originals were better"
+    ]
+
+
+def _label_trace(train: Source, held_out: Source | None) -> list[str]:
+    """Labels that one split has and the other lacks, as `imagefolder` of `datasets` and test sets leave them."""
+    if held_out is None:
+        return []
+    try:
+        lacking = {"training": _unlabelled(train), "held-out": _unlabelled(held_out)}
+    except UserError as error:  # labels that are no classes, such as the -1 of test sets
+        return [str(error)]
+    if len(set(map(bool, lacking.values()))) == 1:  # both are labelled, or neither is
+        return []
+    split, count = max(lacking.items(), key=lambda item: item[1])
+    other = next(name for name in lacking if name != split)
+    return [
+        f"{count} {split} rows have no label and all {other} rows have one. `imagefolder` of `datasets` drops labels so "
+        "where one split has metadata or an image lies above the classes, and test sets hide them: a class-conditional "
+        "run needs both"
+    ]
+
+
+def _unlabelled(source: Source) -> int:
+    """How many rows have no label."""
+    labels = source.labels()
+    return len(source) if labels is None else int((labels < 0).sum())
+
+
 def _measure(source: Source, sample: int) -> dict[str, Any]:
     """Sizes and aspect ratios of evenly spread images."""
     shapes, kinds, bad = [], [], []
@@ -143,11 +181,8 @@ def _measure(source: Source, sample: int) -> dict[str, Any]:
         "kinds": ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).most_common()),
         "bad images": f"{len(bad)} of {count}",
     }
-    if len(shapes) > 1 and set(kinds) == {"JPEG RGB quality 75"}:
-        result["traces"] = (
-            "every image is a JPEG of quality 75. `map` of `datasets` writes images so, also lossless ones, when its "
-            "function looks at them: cast the column to Image(decode=False) first if the originals were better"
-        )
+    if len(shapes) > 1 and len(set(kinds)) == 1:
+        result["every image"] = kinds[0]
     if bad:
         result["first bad image"] = bad[0]
     return result

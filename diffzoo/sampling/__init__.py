@@ -20,11 +20,18 @@ from diffzoo.sampling.grids import (
     UniformThenZero,
     UniformTime,
 )
-from diffzoo.sampling.guidance import Autoguidance, ClassifierFree, Guidance, GuidanceSchedule, Interval, PowerCosine
+from diffzoo.sampling.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    DynamicThresholding,
+    Guidance,
+    GuidanceSchedule,
+    Interval,
+    PowerCosine,
+)
 from diffzoo.sampling.loop import Moment, integrate, sample
 from diffzoo.sampling.multistep import DEIS, DPMSolverMultistep, UniPC
 from diffzoo.sampling.samplers import DDIM, AdjustedDDIM, Ancestral, Sampler
-from diffzoo.sampling.thresholding import DynamicThresholding
 from diffzoo.sampling.trajectory import Trajectory
 from diffzoo.sampling.upsample import upsample
 

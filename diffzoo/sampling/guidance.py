@@ -21,6 +21,10 @@ A large weight makes the network's output larger than it ever was in training, a
 `rescale` a part of that is undone (arXiv:2305.08891, Eq. 14-16), image by image, on what the network says:
 
     (2)  out = (phi std(good) / std(guided) + 1 - phi) guided
+
+It also drives x_hat out of the range of images. A clamp to [-1, 1] (`Sampler.clip`) saturates such pixels; dynamic
+thresholding (arXiv:2205.11487, Section 2.3) clamps each image's x_hat to [-s, s] and divides by s, where s is a high
+quantile of its own |x_hat|, at least 1.
 """
 
 import math
@@ -40,7 +44,7 @@ from diffzoo.typing import Condition, Data, Times
 
 __all__ = [
     "Autoguidance",
-    "ClassifierFree", "DenoiserAround",
+    "ClassifierFree", "DenoiserAround", "DynamicThresholding",
     "Formula",
     "Guidance",
     "GuidanceSchedule",
@@ -301,6 +305,29 @@ class Autoguidance(_Extrapolation):
         return self.denoise(z, t, cond), self.weak(z, t, cond if reads else None)
 
 
+class DynamicThresholding(DenoiserAround):
+    """Keeps x_hat in [-1, 1] by its own quantile, with eps recomputed to fit z.
+
+    Args:
+        denoise: a denoiser of images, guided or not. Latents have no range to keep.
+        quantile: of |x_hat|, in (0, 1); 0.995 in the public code after Imagen.
+    """
+
+    def __init__(self, denoise: Denoise, quantile: float = 0.995):
+        if not 0 < quantile < 1:
+            raise UserError(f"expected a quantile in (0, 1), got {quantile}")
+        self.denoise, self.quantile = denoise, quantile
+
+    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
+        """The thresholded estimate."""
+        estimate = self.denoise(z, t, cond)
+        sizes = estimate.x.flatten(1).abs()
+        s = expand_like(torch.quantile(sizes.float(), self.quantile, dim=1).clamp_min(1), z)
+        alpha, sigma = (expand_like(c, z) for c in self.process.coefficients(t))
+        x = torch.maximum(torch.minimum(estimate.x, s), -s) / s
+        return estimate._replace(x=x, eps=(z - alpha * x) / sigma)
+
+
 @dataclass(frozen=True)
 class Guidance:
     """How a set of weights is guided: what `ClassifierFree` is told, as a record.
@@ -313,6 +340,7 @@ class Guidance:
         decay: how it fades; None = not at all.
         channels: only the first so many are guided; None = all.
         rescale: phi in (2); 0 = none.
+        threshold: quantile of dynamic thresholding, for images in [-1, 1], such as 0.995; None = none.
     """
 
     scale: float | tuple[float, ...]
@@ -321,6 +349,7 @@ class Guidance:
     decay: GuidanceSchedule | None = field(default=None, metadata={"usual": PowerCosine})
     channels: int | None = None
     rescale: float = 0.0
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         for scale in self.scale if isinstance(self.scale, tuple) else (self.scale,):
@@ -332,9 +361,7 @@ class Guidance:
         """Whether it changes anything."""
         return self.scale != (1 if self.formula == "uncond" else 0)
 
-    def around(
-        self, denoise: Denoise, null: Condition | None = None, weak: Denoise | None = None
-    ) -> "ClassifierFree | Autoguidance":
+    def around(self, denoise: Denoise, null: Condition | None = None, weak: Denoise | None = None) -> Denoise:
         """The guided denoiser.
 
         Args:
@@ -345,9 +372,12 @@ class Guidance:
         scale = torch.tensor(self.scale, dtype=torch.float64)
         per: Literal["image", "class"] = "class" if isinstance(self.scale, tuple) else "image"
         when: dict[str, Any] = {"interval": self.interval, "decay": self.decay, "rescale": self.rescale}
+        guided: Denoise
         if weak is not None:
-            return Autoguidance(denoise, weak, scale, self.formula, per=per, **when)
-        return ClassifierFree(denoise, scale, self.formula, per=per, null=null, channels=self.channels, **when)
+            guided = Autoguidance(denoise, weak, scale, self.formula, per=per, **when)
+        else:
+            guided = ClassifierFree(denoise, scale, self.formula, per=per, null=null, channels=self.channels, **when)
+        return guided if self.threshold is None else DynamicThresholding(guided, self.threshold)
 
 
 def rows_of(denoise: Denoise, part: slice) -> Denoise:

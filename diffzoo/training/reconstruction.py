@@ -21,6 +21,7 @@ weights that never changed stay what they are. For t_a ≤ t_b,
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.runs import list_checkpoints
-from diffzoo.tensors import write_tensors
+from diffzoo.tensors import cast, write_tensors
 from diffzoo.zoo.loading import locate
 from diffzoo.zoo.saving import save_weights
 
@@ -146,6 +147,12 @@ def list_snapshots(folder: str | Path) -> list[Snapshot]:
             found.append(Snapshot(path, int(metadata["updates"]), float(metadata["std"]), int(metadata["step"])))
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{path} is damaged or no snapshot of an average ({error}): move it away") from error
+    foreign = [p for p in place.glob("*.pt") if re.fullmatch(r"\d+\.\d+", p.stem)]
+    if foreign and not found:
+        raise UserError(
+            f"{place} holds snapshots of ema-pytorch, such as {foreign[0].name}: reconstruct with its PostHocEMA. By "
+            "default it averages every 100th step: a width of 0.05 then has its centre at 0.15 of the run, not at 0.95"
+        )
     if not found:
         raise UserError(
             f"no snapshots of averages in {place}: train with the callback EMA and "
@@ -231,5 +238,5 @@ def _write(run: str, tensors: dict[str, Tensor], path: Path, metadata: dict[str,
         write_tensors(path, tensors, {"format": "pt", **{k: str(v) for k, v in metadata.items()}})
         return
     raw = locate(found[0], "raw")
-    state = dict(raw.state) | {n: v.to(raw.state[n].dtype) for n, v in tensors.items()}
+    state = dict(raw.state) | {n: cast(n, v, raw.state[n].dtype, run) for n, v in tensors.items()}
     save_weights(state, raw.metadata.derived(reconstructed=metadata, weights=None, file=None), path)

@@ -19,6 +19,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256
 from diffzoo.record import from_plain
 from diffzoo.sampling import Guidance
+from diffzoo.tensors import cast
 from diffzoo.zoo.licences import named_licence
 from diffzoo.zoo.loading import locate
 from diffzoo.zoo.publish import agreed_licence, published_provenance
@@ -101,9 +102,7 @@ def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> tup
     rounded: dict[str, Tensor] = {}
     change = 0.0
     for name, value in state.items():
-        rounded[name] = value.to(dtype) if value.is_floating_point() else value
-        if not rounded[name].isfinite().all():
-            raise UserError(f"{name} of {where} is not finite in {dtype}: export in bf16 or fp32")
+        rounded[name] = cast(name, value, dtype, where)
         if value.is_floating_point() and value.numel():
             scale = float(value.abs().max()) or 1.0
             change = max(change, float((rounded[name].double() - value.double()).abs().max()) / scale)

@@ -8,6 +8,7 @@ complete set beside another one is an EMA if the words of its place say so (`par
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,6 +76,7 @@ def find_weights(
         raise UserError(f"{what} holds no raw weights, only the EMA {next(iter(emas))!r}")
     if emas and weights == "ema":
         label = next((label for label in emas_in(data) if label in emas), next(iter(emas)))
+        _remark_on_ema_pytorch(data, label, what)
         return emas[label], label
     _only_one(raw, what)
     return base, "raw"
@@ -88,6 +90,24 @@ def _only_one(sets: Mapping[str, Tensors], what: str) -> None:
                 f"{what} holds two complete sets of these weights, {first[0]!r} and {place!r}, and nothing says which "
                 f"of them is an EMA: name the one that is meant, weights={place!r}"
             )
+
+
+def _remark_on_ema_pytorch(data: Mapping[str, Any], label: str, what: str) -> None:
+    """Say what the decay of an EMA of ema-pytorch means, which its file does not hold."""
+    place, _, inner = label.rpartition("ema_model")
+    held = _at(data, place.rstrip(".")) if not inner else None
+    if isinstance(held, Mapping) and {"initted", "step"} <= held.keys():
+        warnings.warn(
+            f"the EMA in {what} is ema-pytorch's, which averages every `update_every`-th step only: by default every "
+            "10th, so that a decay of 0.9999 is one of 0.99999 per step; in its post-hoc EMA every 100th, so that a "
+            "width of 0.05 has its centre at 0.15 of the run, not at 0.95. With update_every=1 it is what it says",
+            stacklevel=2,
+        )
+
+
+def _at(data: Mapping[str, Any], place: str) -> object:
+    """What lies at a place such as `state.ema`; None if nothing does."""
+    return next((held for path, held in _nested(data) if path == place), None)
 
 
 # -- complete sets

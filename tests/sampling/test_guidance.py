@@ -101,6 +101,7 @@ def test_dynamic_thresholding() -> None:
         s = max(1.0, float(np.quantile(before.abs().numpy(), 0.9)))
         torch.testing.assert_close(after, (before.clamp(-s, s) / s), rtol=1e-6, atol=1e-6)
     assert float(plain.x.abs().max()) > 1 >= float(got.x.abs().max())
+    assert torch.equal(Guidance(9.0, threshold=0.9).around(oracle())(z, T, cond).x, got.x)
     torch.testing.assert_close(PROCESS.add_noise(got.x, got.eps, T), z)
     calm = DynamicThresholding(oracle())(z[:1] * 0, T)
     torch.testing.assert_close(calm.x, oracle()(z[:1] * 0, T).x)

@@ -49,6 +49,21 @@ def whole(module: Module) -> dict[str, torch.Tensor]:
     return {n: p.full_tensor() if hasattr(p, "full_tensor") else p.clone() for n, p in state.items()}
 
 
+def doubled(module: Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """This rank's part of an average and of its weights, a hundred updates after these doubled."""
+    module.network.to(dtype)
+    average = EMA([0.999], warm_start=False)
+    average.prepare(module)
+    weights = module.network[0].weight
+    with torch.no_grad():
+        for parameter in module.network.parameters():
+            parameter.mul_(2)
+    for _ in range(100):
+        average.update()
+    local = weights.to_local() if hasattr(weights, "to_local") else weights
+    return average.averages["ema_0.999"]["0.weight"], local.detach().clone()
+
+
 def main() -> None:
     folder, kind, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     warnings.simplefilter("ignore")
@@ -85,6 +100,7 @@ def main() -> None:
             "states": states,
             "local": averages.averages,
             "updates": averages.updates,
+            "doubled": {str(dtype): doubled(module, dtype) for dtype in (torch.float32, torch.bfloat16)},
         },
         folder / f"rank{trainer.global_rank}.pt",
     )

@@ -32,7 +32,7 @@ from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance
 from diffzoo.training.module import DiffusionModule
-from diffzoo.training.optimizers import FusedAdamW
+from diffzoo.training.optimizers import FusedAdamW, TimmOptimizer
 from diffzoo.training.previews import SampleGrid
 from diffzoo.training.throughput import TrainingLog
 
@@ -93,11 +93,15 @@ def strategy(kind: str) -> Any:
     )
 
 
-def train(folder: Path, kind: str, family: str, steps: int) -> None:
+OPTIMIZERS = {
+    "adamw": lambda p: FusedAdamW(p, lr=1e-3, eps=1e-4),
+    "muon": lambda p: TimmOptimizer(p, "muon", lr=1e-3, options={"eps": 1e-4}),
+}
+
+
+def train(folder: Path, kind: str, family: str, steps: int, optimizer: str) -> None:
     warnings.simplefilter("ignore")
-    module = DiffusionModule(
-        network(family), optimizer=lambda p: FusedAdamW(p, lr=1e-3, eps=1e-4), grad_checkpointing=kind == "fsdp+"
-    )
+    module = DiffusionModule(network(family), optimizer=OPTIMIZERS[optimizer], grad_checkpointing=kind == "fsdp+")
     parts = 2 if kind == "fsdp+" else 1
     data = DemoData(
         image_size=16, batch_size=8, micro_batch_size=4 // parts if parts > 1 else None, num_workers=0, cache=False
@@ -124,7 +128,9 @@ def train(folder: Path, kind: str, family: str, steps: int) -> None:
         )
 
 
-def work(rank: int, folder: Path, kind: str, families: list[str], port: int, stops: tuple[int, ...]) -> None:
+def work(
+    rank: int, folder: Path, kind: str, families: list[str], port: int, stops: tuple[int, ...], optimizer: str
+) -> None:
     torch.set_num_threads(1)
     if kind != "single":  # as torchrun sets it: Lightning then starts no process of its own
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
@@ -132,15 +138,18 @@ def work(rank: int, folder: Path, kind: str, families: list[str], port: int, sto
         os.environ |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     for family in families:
         for steps in stops:
-            train(folder, kind, family, steps)
+            train(folder, kind, family, steps, optimizer)
 
 
-def run(folder: Path, kind: str, families: list[str], stops: tuple[int, ...] = (STEPS,)) -> None:
+def run(
+    folder: Path, kind: str, families: list[str], stops: tuple[int, ...] = (STEPS,), optimizer: str = "adamw"
+) -> None:
     """Train; with several `stops` the run ends at each and is resumed from its checkpoint."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     if kind == "single":
-        work(0, folder, kind, families, port, stops)
+        work(0, folder, kind, families, port, stops, optimizer)
     else:
-        mp.start_processes(work, (folder, kind, families, port, stops), nprocs=2, start_method="forkserver")
+        arguments = (folder, kind, families, port, stops, optimizer)
+        mp.start_processes(work, arguments, nprocs=2, start_method="forkserver")

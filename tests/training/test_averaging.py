@@ -15,10 +15,13 @@ from torch import nn
 
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.models import entry
+from diffzoo.models.simple_uvit import TINY
 from diffzoo.runs import find_resume
 from diffzoo.tensors import write_tensors
 from diffzoo.training import averaging
 from diffzoo.training.averaging import EMA, averaged, averages_of, list_snapshots, reconstruct
+from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.reconstruction import REACHED, coefficients, mismatch, power_gamma, power_std
 
 pytestmark = [
@@ -533,6 +536,9 @@ def test_averages_as_in_ema_pytorch(tmp_path: Path) -> None:
 def test_snapshot_faults(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no snapshots"):
         list_snapshots(tmp_path)
+    (tmp_path / "0.1000.pt").touch()
+    with pytest.raises(UserError, match=r"ema-pytorch, such as 0.1000.pt: .* every 100th step"):
+        list_snapshots(tmp_path)
     (tmp_path / "step_00000001_power_0.100.safetensors").write_bytes(b"half a file")
     with pytest.raises(UserError, match="damaged"):
         list_snapshots(tmp_path)
@@ -557,6 +563,33 @@ def test_snapshots_of_another_course_are_set_aside(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "averages" / "stale").iterdir()} == {
         f"step_{s:08d}_power_0.100.safetensors" for s in (8, 12)
     }
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_average_follows_weights_that_double(dtype: torch.dtype, adapters: bool) -> None:
+    """A hundred updates of 0.1 %, each of which vanishes in 16 bits; of all weights, or of adapters beside frozen ones."""
+    module = L.LightningModule()
+    module.network = network = entry("simple_uvit_xs_32").network(TINY)
+    if adapters:
+        inject(network, LoRA(rank=2))
+    network.to(dtype)
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for p in trained.values():
+            p.add_(1)  # one matrix of an adapter is zero at first
+    callback = EMA(decays=[0.999], warm_start=False)
+    callback.prepare(module)
+    before = {n: p.detach().double() for n, p in trained.items()}
+    with torch.no_grad():
+        for p in trained.values():
+            p.mul_(2)
+    for _ in range(100):
+        callback.update()
+    assert set(before) <= set(callback.averages["ema_0.999"])
+    for name, start in before.items():
+        expected = start * (2 - 0.999**100)
+        torch.testing.assert_close(callback.averages["ema_0.999"][name].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 # -- several processes
@@ -584,6 +617,10 @@ def test_ddp_and_fsdp_hold_the_same_averages(tmp_path: Path) -> None:
             shards = [rank["local"][label][name] for rank in fsdp]
             torch.testing.assert_close(torch.cat(shards), fsdp[0]["states"][label][name])
     assert fsdp[0]["local"]["ema_0.9"]["0.weight"].shape == (4, 8)  # of 7 rows
+    for rank in (*ddp, *fsdp):  # an update of 0.1 %, a hundred times
+        for dtype, (average, weights) in rank["doubled"].items():
+            want = weights.double() / 2 * (2 - 0.999**100)
+            torch.testing.assert_close(average.double(), want, rtol=1e-5, atol=1e-6, msg=dtype)
     for run in (*ddp, *fsdp):
         for name, value in run["raw"].items():
             assert torch.equal(run["after"][name], value)

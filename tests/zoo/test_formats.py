@@ -164,6 +164,21 @@ def test_foreign_layouts_give_the_same_tensors(tiny: Network, tmp_path: Path, la
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 
+@pytest.mark.filterwarnings("default")
+def test_users_of_ema_pytorch_are_told_what_its_decay_means(tiny: Network, tmp_path: Path) -> None:
+    from ema_pytorch import EMA
+
+    ema = EMA(tiny)
+    ema.update()
+    for data, place in ((ema.state_dict(), "ema_model"), ({"state": {"ema": ema.state_dict()}}, "state.ema.ema_model")):
+        with pytest.warns(UserWarning, match=r"in w is ema-pytorch's.* every 10th"):
+            assert find_weights(data, tiny.state_dict(), "w")[1] == place
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_weights(ema.state_dict(), tiny.state_dict(), "w", "raw")
+        find_weights({"model": tiny.state_dict(), "ema_model": tiny.state_dict()}, tiny.state_dict(), "w")
+
+
 @pytest.mark.parametrize(
     ("make", "weights", "sentence"),
     [
