@@ -63,6 +63,10 @@ def test_a_cast_loses_no_range_in_silence(dtype: torch.dtype) -> None:
     assert cast("n", torch.tensor([3]), dtype, "here").dtype == torch.int64
     back = cast("w", torch.tensor([1.0]).to(dtype), torch.float32, "here")
     assert (back.dtype, back.item()) == (torch.float32, 1.0)
-    for wrong, message in ((math.inf, "not finite"), (math.nan, "not finite"), (1.1 * most, r"w of here reaches .* ends")):
+    for wrong, message in (
+        (math.inf, "not finite"),
+        (math.nan, "not finite"),
+        (1.1 * most, r"w of here reaches .* ends"),
+    ):
         with pytest.raises(UserError, match=message):
             cast("w", torch.tensor([1.0, wrong], dtype=torch.float64), dtype, "here")

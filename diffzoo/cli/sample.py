@@ -112,18 +112,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _guidance(args: argparse.Namespace) -> Any:
     """The guidance asked for: a strength, or with it when it acts."""
-    fades: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if args.guidance_decay is not None:
-        fades["decay"] = {"power": args.guidance_decay}
+        options["decay"] = {"power": args.guidance_decay}
     if args.guidance_interval is not None:
-        fades["interval"] = dict(zip(("low", "high"), args.guidance_interval, strict=True))
+        options["interval"] = dict(zip(("low", "high"), args.guidance_interval, strict=True))
     if args.guidance_rescale is not None:
-        fades["rescale"] = args.guidance_rescale
+        options["rescale"] = args.guidance_rescale
     if args.guidance_threshold is not None:
-        fades["threshold"] = args.guidance_threshold
-    if not fades:
+        options["threshold"] = args.guidance_threshold
+    if not options:
         return args.guidance
-    return fades if args.guidance is None else {"scale": args.guidance, **fades}
+    return options if args.guidance is None else {"scale": args.guidance, **options}
 
 
 def _trajectory(args: argparse.Namespace, steps: int) -> "Trajectory | None":

@@ -146,7 +146,7 @@ class ImageFiles(Source):
             )
         found = {table: self._read(table) for table in listing.tables}
         self._metadata = {table: data for table, data in found.items() if is_metadata(table, data)}
-        folders = self._classes_of(listing, label, classes)
+        folders = self._classes_of(listing, label, classes, class_names or ())
         metadata = {t: data for t, data in self._metadata.items() if names_images(t, data)}
         beside = any(posixpath.splitext(i)[0] + ".txt" in listing.texts for i in listing.images)
         if label == PREFIX:
@@ -163,15 +163,18 @@ class ImageFiles(Source):
         if notes.captions is not None:
             self.captions_from = f"the column {notes.caption_column} of {', '.join(metadata)}"
 
-    def _classes_of(self, listing: Listing, label: str | None, classes: bool | None) -> dict[str, str] | None:
+    def _classes_of(
+        self, listing: Listing, label: str | None, classes: bool | None, known: Sequence[str]
+    ) -> dict[str, str] | None:
         """Class of each image by its name or folder, as far as these are classes."""
         if label == PREFIX:
             self._labels_from = "the names of the files without their numbers"
             return {image: prefix_of(image) for image in listing.images}
         stray = listing.stray
-        if classes is None:  # with metadata, folders only are classes if they are asked for
+        if classes is None:  # with metadata, folders only are classes if they are asked for, or those of training rows
             inside = len(stray) < len(listing.images)
-            classes = inside and label is not None and (not self._metadata or label == "label")
+            asked = label == "label" or (not stray and {*map(listing.class_folder, listing.images)} <= set(known))
+            classes = inside and label is not None and (not self._metadata or asked)
         if not classes:
             return None
         if stray:

@@ -139,8 +139,8 @@ def _label_trace(train: Source, held_out: Source | None) -> list[str]:
     split, count = max(lacking.items(), key=lambda item: item[1])
     other = next(name for name in lacking if name != split)
     return [
-        f"{count} {split} rows have no label and all {other} rows have one. `imagefolder` of `datasets` drops labels so "
-        "where one split has metadata or an image lies above the classes, and test sets hide them: a class-conditional "
+        f"{count} {split} rows have no label and all {other} rows have one. `imagefolder` of `datasets` drops labels "
+        "where one split has metadata or an image lies above the classes, and test sets hide them. A class-conditional "
         "run needs both"
     ]
 

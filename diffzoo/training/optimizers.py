@@ -246,6 +246,7 @@ def _warn_of_half_weights(network: nn.Module) -> None:
     """Moments of the gradients take the weights' precision: Adam's second moment is then off by up to a factor of 2."""
     if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
         rank_zero_warn(
-            "the weights themselves are in 16 bits, and small steps are rounded away in them and in the optimizer's "
-            "moments: use trainer.precision bf16-mixed, which keeps float32 weights (the EMA is float32 either way)"
+            "the weights themselves are in 16 bits: small steps are rounded away in them and in the optimizer's "
+            "moments, and the fused kernels of Adam take other steps than the plain ones. Use trainer.precision "
+            "bf16-mixed, which keeps float32 weights (the EMA is float32 either way)"
         )

@@ -138,8 +138,10 @@ def _sets(
 def _is_ema(place: str, data: Mapping[str, Any]) -> bool:
     if "current_model_state" in data:
         return place.split(".")[0] == "state_dict"  # Lightning's WeightAveraging swaps: `state_dict` is the EMA
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", place)
-    return any(word.lower() in EMA_WORDS or word.lower().startswith("ema") for word in words)
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", place)]
+    if "online" in words:  # what an EMA of ema-pytorch keeps beside itself, below whatever name
+        return False
+    return any(word in EMA_WORDS or word.startswith("ema") for word in words)
 
 
 def _plain(name: str) -> str:

@@ -568,7 +568,7 @@ def test_snapshots_of_another_course_are_set_aside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_average_follows_weights_that_double(dtype: torch.dtype, adapters: bool) -> None:
-    """A hundred updates of 0.1 %, each of which vanishes in 16 bits; of all weights, or of adapters beside frozen ones."""
+    """A hundred updates of 0.1 %, each of which vanishes in 16 bits; of all weights, or of adapters alone."""
     module = L.LightningModule()
     module.network = network = entry("simple_uvit_xs_32").network(TINY)
     if adapters:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from diffzoo.errors import UserError
 from diffzoo.factory import create_model
-from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
+from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, network_optimizer, parameter_groups
 from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
 
 
@@ -214,6 +215,18 @@ def test_unknown_timm_names() -> None:
         TimmOptimizer(parameter_groups(Net()), "sgd", lr=1, options={"betas": [0.9, 0.9]})
     with pytest.raises(UserError, match="fallback_list is for Muon"):
         TimmOptimizer(parameter_groups(Net()), "lion", lr=1, fallback_list=["*"])
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_16_bits_are_warned_of_once(dtype: torch.dtype) -> None:
+    """Adam's moments follow the weights' type, and then its fused kernel differs from the plain one."""
+    with warnings.catch_warnings(record=True) as said:
+        for _ in range(2):
+            network_optimizer(FusedAdamW, nn.Linear(8, 8).to(dtype), None, None)
+    told = [str(w.message) for w in said if "16 bits" in str(w.message)]
+    assert len(told) == (dtype == torch.bfloat16)
+    assert all("bf16-mixed" in text for text in told)
 
 
 def test_muon_leaves_class_tables_and_named_parameters_to_adamw() -> None:
