@@ -141,7 +141,9 @@ class TimmOptimizer(Optimizer):
     where it is not stated, whatever the optimizer's own default is.
 
     Muon steps matrices by their orthogonalised momentum and leaves vectors to AdamW. timm decides by the shape alone;
-    here class tables, of which a batch touches a few rows, and what `fallback_list` names go to AdamW too. Cautious
+    here class tables, of which a batch touches a few rows, and what `fallback_list` names go to AdamW too. It
+    orthogonalises in bfloat16: a gradient of low rank gives steps that rounding decides in part, so that runs on other
+    numbers of devices are not as close as with AdamW. Cautious
     optimizers ("cadamw", "clion", ...) divide a step by the share of entries that move: a class table's step grows by
     classes over classes in the batch, so lower their learning rate, or choose others, for class-conditional networks.
 
