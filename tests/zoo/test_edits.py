@@ -41,7 +41,7 @@ def test_strength_decides_how_much_of_the_image_stays(pipe: Pipeline, flag: np.n
 def test_inpainting_changes_what_the_mask_says_and_nothing_else(pipe: Pipeline, flag: np.ndarray) -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[:, 16:] = 255
-    made = pipe.edit(flag, "Flags", seeds=[0, 1], mask=mask, steps=6, resample=2)
+    made = pipe.edit(Image.fromarray(flag), "Flags", seeds=[0, 1], mask=Image.fromarray(mask), steps=6, resample=2)
     assert np.array_equal(made.pixels[:, :, :16], np.stack([flag[:, :16]] * 2))
     assert not np.array_equal(made.pixels[0, :, 16:], flag[:, 16:])
     edit = made.records[0]["edit"]
