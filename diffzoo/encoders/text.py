@@ -323,14 +323,15 @@ class MiniLMEncoder(_Transformer):
         return str(_minilm_folder()) if self.source == MINILM else self.source
 
     def _load_model(self) -> nn.Module:
-        model: nn.Module = _load(
-            _transformers().BertModel.from_pretrained, "MiniLM encoder", self._where, self.revision
-        )
+        where = self._where  # before transformers: the extra that brings MiniLM brings both
+        model: nn.Module = _load(_transformers().BertModel.from_pretrained, "MiniLM encoder", where, self.revision)
         return model
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        loader = _transformers().AutoTokenizer.from_pretrained
-        made: PreTrainedTokenizerBase = _load(loader, "MiniLM tokenizer", self._where, self.revision)
+        where = self._where
+        made: PreTrainedTokenizerBase = _load(
+            _transformers().AutoTokenizer.from_pretrained, "MiniLM tokenizer", where, self.revision
+        )
         return made
 
 

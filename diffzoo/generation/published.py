@@ -127,7 +127,8 @@ class Published:
                 raise UserError("this model is unconditional: leave out the classes")
             return [""], [], None
         if not items:
-            raise UserError(f"this model samples from a {kind}: say which, for example [0, 1]")
+            example = '["a red heart"]' if kind == "caption" else "[0, 1]"
+            raise UserError(f"this model samples from a {kind}: say which, for example {example}")
         if kind == "caption":
             captions = [str(item) for item in items]
             return captions, [], self.generator.captions(captions)
