@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from diffzoo.encoders.text import MINILM
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.zoo import converters
 from diffzoo.zoo.manifest import SOURCE_KINDS, Manifest, Pretrained, manifest_path, parse_manifest
@@ -103,7 +104,7 @@ def _pins(item: Pretrained) -> Iterator[str]:
         pins["source.revision"] = (item.source.revision, 40)
     if vae is not None:
         pins["autoencoder.revision"] = (vae.revision, 40)
-    if text is not None:
+    if text is not None and text.source != MINILM:  # that package is pinned by hash in the encoder
         pins["text_encoder.revision"] = (text.revision, 40)
     for name, (value, digits) in pins.items():
         if value is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
