@@ -34,15 +34,17 @@ class Bar(Protocol):
     def __exit__(self, *error: object) -> object: ...
 
 
-def progress_bar(total: int | None, shown: bool = True, **options: Any) -> Bar:
+def progress_bar(total: int | None, shown: bool | None = True, **options: Any) -> Bar:
     """A bar of tqdm.
 
     Args:
         total: of what is counted; None = unknown.
-        shown: False = nothing is printed.
+        shown: False = nothing is printed; None = a bar in notebooks alone.
         options: of `tqdm.tqdm`.
     """
     if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
         options |= {"file": _Lines(), "mininterval": LINE_EVERY, "maxinterval": math.inf, "delay": LINE_EVERY}
+    if shown is None:
+        shown = "ipykernel" in sys.modules
     bar: Bar = tqdm(total=total, disable=not shown, **options)
     return bar

@@ -255,6 +255,11 @@ def _known(base: type) -> dict[str, type]:
     return {c.__name__: c for c in found} | own
 
 
+def kinds(base: type) -> list[str]:
+    """Names of the classes that may stand for a base in plain data, sorted."""
+    return sorted(_known(base))
+
+
 def _subclasses(base: type) -> Iterable[type]:
     below: list[type] = type.__subclasses__(base)
     for cls in below:

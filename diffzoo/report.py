@@ -10,7 +10,7 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,6 @@ __all__ = ["RunRecord", "read_run", "write_report"]
 
 POINTS = 400  # of a curve: longer ones are averaged over neighbours
 IMAGE_BYTES = 4_500_000  # of all sample grids together; base64 makes a third more of them
-RESUMED = "run/resumed"  # column of metrics.csv that marks the step at which a run went on
 NOISE_LEVEL = "train/loss_logsnr_"
 
 
@@ -40,6 +39,7 @@ class RunRecord:
         recipe: config.yaml with one entry for each value, by dotted key.
         grids: previews, oldest first.
         evaluations: results of `diffzoo eval` that lie in the run.
+        starts: step, time and environment of each start.
         memorisation: the sheet of nearest training images, if there is one.
     """
 
@@ -49,7 +49,12 @@ class RunRecord:
     grids: Sequence[Path] = ()
     evaluations: Sequence[Mapping[str, object]] = ()
     memorisation: Path | None = None
-    resumed: Sequence[int] = field(default_factory=tuple)
+    starts: Sequence[Mapping[str, object]] = ()
+
+    @property
+    def resumed(self) -> list[int]:
+        """Steps at which the run went on."""
+        return [int(str(start["step"])) for start in self.starts if start["step"]]
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -74,8 +79,14 @@ def read_run(folder: Path) -> RunRecord:
         grids=sorted(places.samples.glob("*.png")),
         evaluations=_evaluations(folder),
         memorisation=sheet if sheet.is_file() else None,
-        resumed=[step for step, _ in columns.get(RESUMED, ())],
+        starts=_starts(places.starts),
     )
+
+
+def _starts(path: Path) -> list[dict[str, object]]:
+    """One for each whole line; runs of earlier versions have none."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _columns(text: str) -> dict[str, list[tuple[int, float]]]:
@@ -231,6 +242,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         _evaluated(runs),
         *(_memorised(run) for run in runs),
         _recipe(runs),
+        *(_environment(run) for run in runs),
     ]
     write_text(out, _PAGE.format(title=html.escape(title), body="\n".join(filter(None, parts))))
     return out
@@ -292,6 +304,19 @@ def _memorised(run: RunRecord) -> str:
     return (
         f"<h2>Nearest training images of {html.escape(str(run.folder))}</h2>"
         f'<figure class=grid><img src="{_data_url(run.memorisation)}" alt="samples and nearest images"></figure>'
+    )
+
+
+def _environment(run: RunRecord) -> str:
+    """On what the run was started, a column for each start."""
+    if not run.starts:
+        return ""
+    places = {key: None for start in run.starts for key in start if key not in ("step", "time")}
+    rows = [[key, *(str(start.get(key, "–")) for start in run.starts)] for key in places]
+    head = ["", *(f"step {start['step']}, {start['time']}" for start in run.starts)]
+    table = _table(head, rows)
+    return (
+        f"<h2>Environment of {html.escape(str(run.folder))}</h2><details><summary>Versions</summary>{table}</details>"
     )
 
 

@@ -1,6 +1,6 @@
 """The folder of a run: what lies where in it, its newest sound checkpoint, and the lock that one process holds.
 
-    config.yaml  metrics.csv  tensorboard/  samples/  checkpoints/  averages/  adapter/
+    config.yaml  metrics.csv  starts.jsonl  report.html  tensorboard/  samples/  checkpoints/  averages/  adapter/
 
 Beside `checkpoints/step_00001000.ckpt` lies `step_00001000.ckpt.sha256`, in the form of `sha256sum`. A checkpoint
 without a matching checksum is damaged.
@@ -65,6 +65,11 @@ class Run:
     def samples(self) -> Path:
         """Folder of the previews."""
         return self.root / "samples"
+
+    @property
+    def starts(self) -> Path:
+        """A line of JSON for each start of the run: the step, and the environment."""
+        return self.root / "starts.jsonl"
 
     @property
     def metrics(self) -> Path:

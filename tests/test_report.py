@@ -90,3 +90,17 @@ def test_what_is_no_run_is_one_sentence(
     (run / missing).unlink()
     assert main(["report", str(run)]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_starts_are_marked_and_their_environments_stand_side_by_side(run: Path) -> None:
+    lines = [
+        '{"step": 0, "time": "then", "torch": "2.6"}',
+        '{"step": 20, "time": "later", "torch": "2.7"}',
+        '{"step": 3',
+    ]
+    (run / "starts.jsonl").write_text("\n".join(lines))
+    assert read_run(run).resumed == [20]
+    assert main(["report", str(run)]) == 0
+    text = _read(run / "report.html").text
+    assert "step 20, later" in text
+    assert "2.62.7" in text.replace("\n", "")

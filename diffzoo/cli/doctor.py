@@ -2,14 +2,11 @@
 
 import argparse
 import os
-import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("diffzoo", "torch", "lightning", "jsonargparse", "safetensors", "huggingface_hub", "datasets", "diffusers",
-            "transformers", "timm", "peft", "torchvision", "numpy", "pillow")  # fmt: skip
+from diffzoo.environment import environment
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,35 +16,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table; 1 if something that training needs is missing."""
-    print(f"python           {platform.python_version()} on {platform.platform()}")
-    for name in PACKAGES:
-        print(f"{name:<16} {_version(name)}")
     try:
-        import torch
+        found = environment()
     except ImportError as error:
         print(f"torch cannot be imported: {error}", file=sys.stderr)
         return 1
-    print(f"CPU              {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch")
-    for i in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(i)
-        bf16 = "bf16" if card.major >= 8 else "no bf16"
-        print(
-            f"GPU {i:<13}{card.name}, {card.total_memory / 2**30:.1f} GiB, capability {card.major}.{card.minor}, {bf16}"
-        )
-    if not torch.cuda.is_available():
-        mps = torch.backends.mps.is_available()
-        print(f"GPU              {'Apple (mps)' if mps else 'none'}; torch is built for CUDA {torch.version.cuda}")
+    for name, value in found.items():
+        print(f"{name:<16} {value}")
     _places()
     if not args.offline:
         _hub()
     return 0
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _places() -> None:

@@ -6,6 +6,7 @@ by class) and `trainer`. Everything of a run lies in its folder (`diffzoo.runs`)
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from diffzoo.errors import UserError
@@ -49,6 +50,14 @@ def _front(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _report(directory: Path) -> None:
+    """Write the report of a run that has logged something; without matplotlib there is none."""
+    from diffzoo.report import write_report
+
+    with suppress(UserError):
+        print(f"report: {write_report([directory], directory / 'report.html')}")
+
+
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run `fit` or `validate` with the arguments of the command line."""
     args, rest = _front(verb).parse_known_args(list(argv))
@@ -68,4 +77,5 @@ def run(verb: str, argv: Sequence[str]) -> int:
     trainer = train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
     if verb == "fit" and trainer.is_global_zero:
         print(f"trained to step {trainer.global_step}; everything of the run is in {directory}")
+        _report(directory)
     return 0

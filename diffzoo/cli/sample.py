@@ -1,7 +1,6 @@
 """`diffzoo sample SOURCE`: sample images from a run, a checkpoint or a published model."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,40 +9,14 @@ from diffzoo.sizes import as_size
 
 if TYPE_CHECKING:
     from diffzoo.generation import Pipeline, Samples
+    from diffzoo.generation.edits import Options
     from diffzoo.sampling import Trajectory
 
-__all__ = ["configure", "parse_seeds", "run"]
+__all__ = ["configure", "run"]
 
 SHIPPED = "simple_uvit_xs_32.emoji"
 DEFAULT_CLASSES = 8
-MOST = 100_000  # images of one command
 FRAMES, SHEET = 50, 8  # steps that an animation and a sheet show, about
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds written as "0-7", "3" or "0-15,20".
-
-    Raises:
-        UserError: for anything else.
-    """
-    parts: list[range] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if last < first:
-            raise UserError(f"expected seeds such as 0-7 or 0-15,20, got {text!r}")
-        parts.append(range(first, last + 1))
-    _bounded(sum(part.stop - part.start for part in parts))
-    return [seed for part in parts for seed in part]
-
-
-def _bounded(count: int) -> None:
-    """Refuse more images than a command holds in memory at once."""
-    if count > MOST:
-        raise UserError(
-            f"{count} images are more than {MOST} at a time: give fewer seeds, or `diffzoo eval MODEL --keep-images`, "
-            "which writes them in blocks"
-        )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +64,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--strength", type=float, help="share of the steps made from it: small keeps it (default: 0.6; with --mask: 1)"
     )
     parser.add_argument("--mask", metavar="IMAGE", help="of --init: sample only where this is white")
+    parser.add_argument(
+        "--between", type=int, nargs=2, metavar="SEED", help="instead of --seeds: images on the way between two seeds"
+    )
+    parser.add_argument("--frames", type=int, default=8, help="of --between (default: 8)")
+    parser.add_argument("--around", type=int, metavar="SEED", help="variations of this seed, towards each of --seeds")
+    parser.add_argument("--amount", type=float, default=0.3, help="of --around: 0 = none, 1 = another image")
     parser.add_argument("--sampler", help="name of a sampler, such as DDIM or DPMSolver; default: the published one")
     parser.add_argument("--weights", default="ema", help="of a checkpoint: ema (default), raw, or the label of an EMA")
     parser.add_argument(
@@ -152,27 +131,29 @@ def run(args: argparse.Namespace) -> int:
     """Sample, write, and print where."""
     from diffzoo.images import SUFFIXES, check_format
 
-    seeds = parse_seeds(args.seeds)
     check_format(args.out)
     if args.init is None and (args.mask is not None or args.strength is not None):
         raise UserError("--strength and --mask belong to --init IMAGE: say which image to begin with")
     if args.dir and any(p.suffix.lower() in SUFFIXES for p in Path(args.dir).glob("*")):
         raise UserError(f"{args.dir} holds images already: name a new folder, so that old and new are not mixed")
     from diffzoo.generation import pipeline
+    from diffzoo.generation.seeds import bounded, parse_seeds
 
+    seeds = parse_seeds(args.seeds)
     pipe = pipeline(args.source, args.device, classifier=args.classifier, preset=args.preset, weights=args.weights)
     print(f"weights: {pipe.metadata.provenance}")
     classes, count = args.classes, pipe.classes.count
     if classes is None and count:
         shown = min(count, DEFAULT_CLASSES)
         classes = [i * count // shown for i in range(shown)]
-    _bounded(len(classes or [0]) * len(seeds))
+    bounded(len(classes or [0]) * len(seeds))
     larger = pipeline(args.upsample, args.device) if args.upsample else None
     if larger is not None and larger.generator.kind != "image":
         raise UserError(f"{args.upsample} does not enlarge images: --upsample takes a model such as adm_64_to_256")
     first = pipe.base or pipe
-    if args.init is not None:
-        return _write(args, _edited(args, pipe, classes, seeds))
+    begin = [option for option in ("init", "between", "around") if getattr(args, option) is not None]
+    if begin:
+        return _write(args, _edited(args, begin, pipe, classes, seeds))
     trajectory = _trajectory(args, first.published.sampler(None if pipe.base else args.sampler, args.steps).steps)
     options: dict[str, Any] = {"progress": not args.quiet, "precision": args.precision}
     samples = pipe(
@@ -197,23 +178,28 @@ def run(args: argparse.Namespace) -> int:
     return _write(args, samples)
 
 
-def _edited(args: argparse.Namespace, pipe: "Pipeline", classes: Any, seeds: list[int]) -> "Samples":
-    """Samples that begin with an image."""
-    clash = [f for f in ("upsample", "trajectory", "compile", "size") if getattr(args, f)]
+def _edited(
+    args: argparse.Namespace, begin: list[str], pipe: "Pipeline", classes: list[str | int] | None, seeds: list[int]
+) -> "Samples":
+    """Samples that begin with an image, or between or around seeds."""
+    clash = [f for f in ("upsample", "trajectory", "compile", "size") if getattr(args, f)] + begin[1:]
     if clash:
-        raise UserError(f"--init and --{clash[0]} do not go together")
-    return pipe.edit(
-        args.init,
-        classes,
-        seeds,
-        strength=args.strength,
-        mask=args.mask,
-        guidance=_guidance(args),
-        steps=args.steps,
-        sampler=args.sampler,
-        batch_size=args.batch_size,
-        precision=args.precision,
-    )
+        raise UserError(f"--{begin[0]} and --{clash[0]} do not go together")
+    guidance, how = _guidance(args), {"steps": args.steps, "sampler": args.sampler}
+    options: Options = {"batch_size": args.batch_size, "precision": args.precision, "progress": not args.quiet}
+    if begin == ["init"]:
+        edit = {"strength": args.strength, "mask": args.mask, **how}
+        return pipe.edit(args.init, classes, seeds, guidance=guidance, **edit, **options)
+    if args.classes is not None and len(args.classes) > 1:
+        raise UserError(f"--{begin[0]} takes one class or caption, got {len(args.classes)}")
+    one = classes[0] if classes else None
+    if begin == ["between"]:
+        from diffzoo.generation.seeds import bounded
+
+        bounded(args.frames)
+        first, last = args.between
+        return pipe.interpolate(first, last, one, frames=args.frames, guidance=guidance, **how, **options)
+    return pipe.variations(args.around, one, seeds, amount=args.amount, guidance=guidance, **how, **options)
 
 
 def _write(args: argparse.Namespace, samples: "Samples") -> int:

@@ -20,7 +20,7 @@ from diffzoo.models.base import Network
 from diffzoo.precision import float32_digits
 from diffzoo.process import Cosine, GaussianProcess, Interpolated, LogSNRConditioning, Shifted
 from diffzoo.runs import launch
-from diffzoo.sampling import ClassifierGuidance, Denoise, Denoiser, Sampler, sample
+from diffzoo.sampling import ClassifierGuidance, Denoise, Denoiser, Sampler, Trajectory, sample
 from diffzoo.sampling.upsample import quantise
 from diffzoo.sizes import Size, as_size, mean_side, scaled, sides, size_text
 from diffzoo.typing import Condition, Images, Latents
@@ -237,9 +237,15 @@ class Generator:
             guided = self.guided(guidance)
             _ = self.autoencoder.ratio  # loads it: a missing package or a failed download is said before the steps
             half: Any = precision if precision in ("bf16", "fp16") else None
+            self.show_images(options.get("trajectory"))
             return self.decode(
                 sample(guided, sampler, self.shape, seeds, cond, device=self.device, precision=half, **options)
             )
+
+    def show_images(self, trajectory: Trajectory | None) -> None:
+        """Let a trajectory decode latents, if it does not yet."""
+        if trajectory is not None and trajectory.decode is None and not isinstance(self.autoencoder, Identity):
+            trajectory.decode = self.decode
 
     def encode(self, images: Images) -> Latents:
         """What the network samples in place of images in [-1, 1]: the mean of their latents, float32 on the CPU."""

@@ -94,7 +94,7 @@ class Pipeline(Edits):
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         batch_size: int | None = 16,
-        progress: bool = False,
+        progress: bool | None = None,
         precision: Precision | None = None,
         compile: bool = False,
         trajectory: Trajectory | None = None,
@@ -113,7 +113,7 @@ class Pipeline(Edits):
             steps: of the sampler; of both samplers where an upsampler has a base.
             sampler: a sampler, or the name of its class. Default: the published one, else DDIM.
             batch_size: images at a time.
-            progress: show a bar.
+            progress: show a bar; None = in notebooks alone.
             precision: "bf16" or "fp16" for the network.
             compile: compile the network first: worth it for many images.
             trajectory: collects what the network believed at each step, for a GIF or a contact sheet; with a
@@ -136,8 +136,6 @@ class Pipeline(Edits):
             options |= {"guidance": guidance, "steps": steps, "sampler": sampler, "batch_size": few}
             return self.upsample(small, each, again, **options)
         request = self.published.request(classes, seeds, guidance, steps, sampler)
-        if trajectory is not None and trajectory.decode is None and self.metadata.autoencoder is not None:
-            trajectory.decode = self.generator.autoencoder.decode
         images = self.generator.at(size).images(
             request.seeds,
             request.cond,
@@ -161,7 +159,7 @@ class Pipeline(Edits):
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         batch_size: int | None = 4,
-        progress: bool = False,
+        progress: bool | None = None,
         precision: Precision | None = None,
     ) -> Samples:
         """Sample images like these, larger; only for upsamplers.

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,18 @@ class Samples:
     labels:  what each shows, for people.
     records: how each was made, as plain data.
     columns: images per row of `grid`.
+    heads:   what to write above the columns.
     """
 
-    def __init__(self, pixels: np.ndarray, labels: list[str], records: list[dict[str, Any]], columns: int):
-        self.pixels, self.labels, self.records, self.columns = pixels, labels, records, columns
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: list[str],
+        records: list[dict[str, Any]],
+        columns: int,
+        heads: Sequence[str] = (),
+    ):
+        self.pixels, self.labels, self.records, self.columns, self.heads = pixels, labels, records, columns, heads
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -73,7 +82,7 @@ class Samples:
 
     def grid(self) -> UInt8[Tensor, "3 H W"]:
         """All images in one, a row per class, each with its class or caption and its seed."""
-        return make_grid(self._planar(), self.columns, labels=self.titles)
+        return make_grid(self._planar(), self.columns, labels=self.titles, heads=self.heads)
 
     @property
     def titles(self) -> list[str]:

@@ -423,7 +423,7 @@ class DiscreteBetas(Schedule):
     def _time(self, logsnr: Tensor) -> Tensor:
         wanted = -0.5 * F.softplus(-logsnr)
         table = self.log_alpha.to(wanted.device, wanted.dtype)
-        left = (torch.searchsorted(-table, -wanted) - 1).clamp(0, self.steps - 2)
+        left = ((table > wanted[..., None]).sum(-1) - 1).clamp(0, self.steps - 2)  # exports have no searchsorted
         slope = (table[left + 1] - table[left]) * self.steps
         return (left + 1).to(wanted.dtype) / self.steps + (wanted - table[left]) / slope
 

@@ -1,16 +1,19 @@
 """How a recipe is trained: the folder of its run, what it goes on from, and what is said when memory runs out."""
 
+import json
 import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from diffzoo.environment import environment
 from diffzoo.errors import UserError
 from diffzoo.recipe.files import newer_explained
 from diffzoo.recipe.parse import command_arguments, plain_warnings
-from diffzoo.runs import Run, RunLock, checksum_file, find_resume, is_first_process, is_sound
+from diffzoo.runs import Run, RunLock, checksum_file, find_resume, is_first_process, is_sound, step_of
 
 __all__ = ["train"]
 
@@ -44,6 +47,7 @@ def train(
         if verb == "fit":
             say_hardware(recipes)
             arguments += _start(directory, resume, rest, arguments)
+            _note_start(directory, arguments[-1])
         else:
             arguments += _measured(directory, rest)
         trainer = Command(arguments).trainer
@@ -80,6 +84,16 @@ def _start(directory: Path, resume: str | None, rest: Sequence[str], arguments: 
             f"{directory} already holds a run: continue it with --resume auto, or choose another --run directory"
         )
     return ["--ckpt_path=null"]
+
+
+def _note_start(directory: Path, option: str) -> None:
+    """Write down at which step the run starts or goes on, and on what: the report shows it."""
+    if not is_first_process():
+        return
+    step = max(0, step_of(Path(option.partition("=")[2])))
+    line = json.dumps({"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment()})
+    with Run(directory).starts.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def _measured(directory: Path, rest: Sequence[str]) -> list[str]:

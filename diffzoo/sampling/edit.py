@@ -7,8 +7,9 @@ inversion        walk DDIM's step up the grid; sampling from there gives the ima
 interpolation    along the great circle between two starts, which keeps the norm of noise
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
+from diffzoo.progress import progress_bar
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.sampling.grids import Given
 from diffzoo.sampling.guidance import rows_of
-from diffzoo.sampling.loop import Precision, autocast, initial_noise_scale, integrate
+from diffzoo.sampling.loop import Moment, Precision, autocast, initial_noise_scale, integrate
 from diffzoo.sampling.samplers import DDIM, Denoised, Noise, Sampler
 from diffzoo.typing import Condition, Data, Latents, Time
 
@@ -95,6 +97,8 @@ def inpaint(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
     precision: Precision | None = None,
+    progress: bool | None = False,
+    trajectory: Callable[[Moment], object] | None = None,
 ) -> Latents:
     """New content where a mask is true, that goes with what is known elsewhere.
 
@@ -109,7 +113,7 @@ def inpaint(
         resample: how often each step is made; each time but the last goes back to its start with fresh noise.
         device: where to compute.
         batch_size: images at a time; default all at once.
-        precision: of the network, as for `sample`.
+        precision, progress, trajectory: as for `sample`.
 
     Returns:
         Data `(n, c, h, w)`, float32, on the CPU; equal to x where the mask is false.
@@ -132,8 +136,11 @@ def inpaint(
         noise.normal(x.shape[1:])  # the first draw is that of the start
         replacing: Any = _Replacing(sampler, x[part].to(device), mask[part].to(device), resample)
         rows = cond[part].to(device) if cond is not None else None
-        with autocast(device, precision):
-            z = integrate(rows_of(denoise, part), replacing, start[part].to(device), noise, rows)
+        which, first = range(i, min(i + (batch_size or n), n)), start[part].to(device)
+        with autocast(device, precision), progress_bar(sampler.steps, progress, desc="inpainting") as bar:
+            z = integrate(
+                rows_of(denoise, part), replacing, first, noise, rows, trajectory, which, partial(bar.update, 1)
+            )
         done.append(z.float().cpu())
     return torch.where(mask, torch.cat(done), x.cpu()) if done else x.cpu()
 

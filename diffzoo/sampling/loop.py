@@ -139,7 +139,7 @@ def sample(
     *,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
     precision: Precision | None = None,
     start: Tensor | None = None,
     trajectory: Callable[[Moment], Any] | None = None,
@@ -158,7 +158,7 @@ def sample(
         device: where to compute.
         batch_size: images at a time; default all at once. When the device runs out of memory the batch is halved and
             sampling goes on, with the same images.
-        progress: show a progress bar.
+        progress: show a progress bar; None = in notebooks alone.
         precision: autocast the network to "bf16" or "fp16"; the sampler itself always computes in float32.
         start: the state at the start of the grid, `(n, c, h, w)`, instead of noise drawn from the seeds.
         trajectory: called with a `Moment` at each step of each batch; `Trajectory` collects them.

@@ -31,6 +31,7 @@ from diffzoo.zoo.metadata import Base, Metadata, held_metadata, read_metadata
 
 __all__ = [
     "base_of",
+    "emas_of",
     "file_metadata",
     "find_adapter",
     "folder_file",
@@ -277,6 +278,14 @@ def _hub_weights(place: HubPlace, weights: str, metadata: Metadata | None) -> We
     found = _file_weights(path, weights, metadata)
     known = found.metadata if metadata.adapter else metadata
     return Weights(found.state, known.derived(repo=repo, revision=commit, file=None), f"hf-hub:{repo}@{commit}")
+
+
+def emas_of(source: str | Path) -> list[str]:
+    """Labels of the EMAs in a run or a checkpoint; empty for other sources."""
+    path = Path(str(source).removeprefix("local-dir:")).expanduser()
+    if path.is_dir():
+        path = folder_file(path)
+    return list(emas_in(formats.read_pickle(path))) if path.is_file() and path.suffix == ".ckpt" else []
 
 
 def locate(source: str | Path, weights: str = "ema", metadata: Metadata | None = None) -> Weights:

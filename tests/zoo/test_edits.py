@@ -1,6 +1,7 @@
 """Images from images on the pipeline and the command line: what is asked for happens, and the metadata says so."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 from diffzoo import pipeline
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
-from diffzoo.generation import Pipeline
+from diffzoo.generation import Pipeline, Samples
 from diffzoo.generation.edits import fitted
+from diffzoo.sampling import Trajectory
 
 NAME = "simple_uvit_xs_32.emoji"
 
@@ -70,6 +72,47 @@ def test_interpolation_has_the_images_of_its_ends(pipe: Pipeline) -> None:
     assert made.records[0]["edit"]["between"] == [3, 4]
 
 
+def test_variations_go_from_a_seed_towards_others(pipe: Pipeline) -> None:
+    own, other = pipe("Flags", seeds=[3, 4], steps=5).pixels.astype(int)
+    none, some, whole = (
+        pipe.variations(3, "Flags", [4], amount=amount, steps=5).pixels[0].astype(int) for amount in (0.0, 0.3, 1.0)
+    )
+    assert np.abs(none - own).max() <= 2
+    assert np.abs(whole - other).max() <= 2
+    assert 0 < np.abs(some - own).mean() < np.abs(other - own).mean()
+    made = pipe.variations(3, "Flags", [4, 5], steps=2)
+    assert [r["edit"]["towards"] for r in made.records] == [4, 5]
+    with pytest.raises(UserError, match=r"expected an amount in \[0, 1\]"):
+        pipe.variations(3, "Flags", amount=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call"),
+    [
+        (["--between", "3", "4", "--frames", "3"], lambda p: p.interpolate(3, 4, "Flags", frames=3, steps=4)),
+        (["--around", "3", "--seeds", "5,6"], lambda p: p.variations(3, "Flags", [5, 6], steps=4)),
+    ],
+)
+def test_the_command_goes_between_and_around_seeds(
+    arguments: list[str], call: Callable[[Pipeline], Samples], pipe: Pipeline, tmp_path: Path
+) -> None:
+    fixed = ["sample", NAME, "--classes", "Flags", "--steps", "4", "--device", "cpu", "--quiet"]
+    assert main([*fixed, *arguments, "--npz", str(tmp_path / "x.npz"), "--out", str(tmp_path / "x.png")]) == 0
+    with np.load(tmp_path / "x.npz") as archive:
+        assert np.array_equal(archive["arr_0"], call(pipe).pixels)
+
+
+def test_watching_an_edit_changes_nothing(pipe: Pipeline, flag: np.ndarray) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:, 16:] = 255
+    for given in (None, mask):
+        seen = Trajectory()
+        how = {"mask": given, "steps": 4, "resample": 2}
+        watched = pipe.edit(flag, "Flags", [0, 1], trajectory=seen, **how)
+        assert np.array_equal(watched.pixels, pipe.edit(flag, "Flags", [0, 1], **how).pixels)
+        assert len(seen.frames()) >= 3
+
+
 def test_the_command_edits_a_file(pipe: Pipeline, flag: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(flag).resize((80, 64)).save(tmp_path / "in.png")
     fixed = ["sample", NAME, "--classes", "Flags", "--seeds", "5", "--steps", "5", "--device", "cpu", "--quiet"]
@@ -89,6 +132,8 @@ def test_the_command_edits_a_file(pipe: Pipeline, flag: np.ndarray, tmp_path: Pa
         (["--mask", "m.png"], "belong to --init IMAGE"),
         (["--init", "nothing.png"], "could not read the image nothing.png: No such file"),
         (["--init", "IN", "--strength", "2"], "expected a strength in (0, 1], got 2.0"),
+        (["--between", "1", "2", "--classes", "1", "2"], "--between takes one class or caption, got 2"),
+        (["--init", "IN", "--around", "2"], "--init and --around do not go together"),
         (["--init", "IN", "--trajectory", "x.gif"], "--init and --trajectory do not go together"),
     ],
 )

@@ -13,11 +13,11 @@ from PIL import Image
 import diffzoo
 from diffzoo import Condition, GaussianProcess, pipeline
 from diffzoo.cli.main import main
-from diffzoo.cli.sample import parse_seeds
 from diffzoo.encoders import Identity, KLAutoencoder
 from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.generation import Pipeline, Samples
 from diffzoo.generation.classes import Classes
+from diffzoo.generation.seeds import parse_seeds
 from diffzoo.images import LINE, to_uint8
 from diffzoo.models import adm, dimr, registry, uvit_bao
 from diffzoo.models.base import Level, Network
