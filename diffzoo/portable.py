@@ -143,7 +143,7 @@ def export_pt2(pipe: Pipeline, path: Path, compiled: bool = False) -> Portable:
     module, example, sizes = _traced(pipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        program = torch.export.export(module, (), example, dynamic_shapes=_for_forward(sizes))
+        program = torch.export.export(module, (), example, dynamic_shapes=_for_forward(sizes), strict=True)
         if compiled:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         else:

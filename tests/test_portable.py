@@ -36,7 +36,7 @@ def test_onnx_says_what_the_network_says_for_any_batch(tmp_path: Path) -> None:
     assert main(["export", SHIPPED, str(path), "--format", "onnx"]) == 0
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["diffzoo"])
-    assert (about["shape"], about["licence"], about["classes"]) == ([3, 32, 32], "mit", 10)
+    assert (about["shape"], about["licence"], about["classes"]) == ([3, 32, 32], "MIT", 10)
     model = KDenoiser(pipeline(SHIPPED, "cpu").generator.denoiser)
     for count in (1, 3, 8):
         given = inputs(count)
