@@ -86,7 +86,7 @@ def test_list_prints_what_the_registry_has(capsys: pytest.CaptureFixture[str]) -
     assert list(shown) == list_models("simpler_*")
     assert shown["simpler_uvit_64"] == {"input": [3, 64, 64], "classes": 1000, "weights": []}
     assert main(["list", "*emoji*", "adm_6*"]) == 0
-    assert "simple_uvit_xs_32  3 x 32 x 32; weights: emoji\n" in (shown := capsys.readouterr().out)
+    assert "simple_uvit_xs_32      3 x 32 x 32; weights: emoji\n" in (shown := capsys.readouterr().out)
     assert "adm_64" in shown
     assert main(["list", "--pretrained", "dit_xl*"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -154,9 +154,9 @@ def test_names_as_timm_has_them() -> None:
         del registry._REGISTRY["tiny_of_ones_own_32"]
     assert is_model("simple_uvit_xs_32.emoji")
     assert not is_model("tiny_of_ones_own_32")
-    both = list_models(["*emoji*", "adm_64*"], pretrained=True, exclude_filters="*_to_*")
+    both = list_models(["*xs_32*", "adm_64*"], pretrained=True, exclude_filters="*_to_*")
     assert both == ["adm_64.in1k", "simple_uvit_xs_32.emoji"]
-    assert list_pretrained("*emoji*") == ["simple_uvit_xs_32.emoji"]
+    assert list_pretrained("*xs_32*") == ["simple_uvit_xs_32.emoji"]
     assert get_pretrained_cfg("adm_64").name == "adm_64.in1k"
     for theirs, ours in (("in_chans", "in_channels"), ("img_size", "image_size"), ("drop_rate", "dropout")):
         with pytest.raises(UserError, match=f"here it is called '{ours}'"):
