@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch.distributed
 
@@ -61,7 +60,7 @@ def share_bad(known: dict[int, str], world: int) -> None:
         world: how many ranks there are.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shares: list[Any] = [None] * world
+        shares: list[dict[int, str]] = [{} for _ in range(world)]
         torch.distributed.all_gather_object(shares, known)
         for share in shares:
             known.update(share)

@@ -1,6 +1,5 @@
 """The data module that all others are: common settings and the loaders; see `position` for where they go on."""
 
-import contextlib
 import dataclasses
 import math
 import warnings
@@ -9,26 +8,19 @@ from functools import cached_property
 from typing import Any, Literal
 
 from diffzoo.data.bad_images import note_bad
-from diffzoo.data.batches import BatchMaker, Transform
-from diffzoo.data.decode import Bands, ValueRange, load, range_of
+from diffzoo.data.batches import BatchMaker, RawBatch, Transform
 from diffzoo.data.order import Layout, Order
 from diffzoo.data.position import Position, PositionedData
+from diffzoo.data.reading import Reading, check_positive, range_of_source
 from diffzoo.data.sources import Source
 from diffzoo.data.spans import EvalBatches, EvalSpans, Sequential, Spans, micro_batches
-from diffzoo.data.transforms import (
-    Crop,
-    Resize,
-    check_choice,
-)
 from diffzoo.data.workers import WorkerLoader, auto_workers
 from diffzoo.errors import UserError, lacks
 from diffzoo.sizes import Size, as_size, sides
 
 __all__ = ["ImageDataModule"]
 
-LOOKED_AT = 16  # images, to know their value range
 CACHE_BYTES = 512 * 2**20  # decoded training sets up to this size are kept in memory
-BatchDict = dict[str, Any]
 
 
 class ImageDataModule(PositionedData):
@@ -42,24 +34,13 @@ class ImageDataModule(PositionedData):
         num_workers: decoding processes per rank; None chooses by cores (none for sets that are cached).
         seed: of order, crops, flips and captions.
         flip: mirror half of the training images.
-        crop: "center" or "random" (training only).
-        resize: "adm", "area" or "lanczos"; see `diffzoo.data.transforms`.
-        fast_jpeg: decode large JPEGs at reduced scale; faster, pixels differ slightly.
-        on_bad_image: "skip": replace what cannot be decoded by a neighbour, and leave it out of the held-out images;
-            "error": stop at it.
-        max_bad: with "skip", how many different bad images are tolerated in training, over all its resumes, and how
-            many among those held out.
         balance: show every class equally often. For sources with random access.
-        cache: keep decoded images in memory; None: if centre crops of the training set take less than 512 MiB.
-        shuffle_window: how many rows of a source without random access are mixed at a time.
-        lanes: about how many blocks of such a source are open at a time, over all ranks and workers.
-        allow_changed_source: resume on a source that is no longer the one in the checkpoint.
-        channels: of the images: 1 grey, 3 RGB, 4 RGB with transparency; more are bands of TIFF and NPY files.
-        value_range: the values that become black and white in images of more than eight bits; None: as the files state
-            it, or the smallest usual range that holds some of them, see `decode.range_of`.
         buckets: heights and widths to train on, such as [64, [80, 48], [48, 80]], best of about as many pixels as
             `image_size`. Each image goes to the nearest aspect, each batch has one shape; see `diffzoo.data.buckets`.
             Held-out images keep `image_size`.
+        cache: keep decoded images in memory; None: if centre crops of the training set take less than 512 MiB.
+        channels: of the images: 1 grey, 3 RGB, 4 RGB with transparency; more are bands of TIFF and NPY files.
+        **reading: see `Reading`.
     """
 
     def __init__(
@@ -70,44 +51,25 @@ class ImageDataModule(PositionedData):
         num_workers: int | None = None,
         seed: int = 0,
         flip: bool = True,
-        crop: Crop = "center",
-        resize: Resize = "adm",
-        fast_jpeg: bool = False,
-        on_bad_image: Literal["skip", "error"] = "skip",
-        max_bad: int = 100,
         balance: bool = False,
-        cache: bool | None = None,
-        shuffle_window: int = 8192,
-        lanes: int = 64,
-        allow_changed_source: bool = False,
-        channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         buckets: list[Size] | None = None,
+        cache: bool | None = None,
+        channels: int = 3,
+        **reading: Any,
     ):
         super().__init__()
-        check_choice("crop", crop, Crop)
-        check_choice("resize", resize, Resize)
-        check_choice("on_bad_image", on_bad_image, Literal["skip", "error"])
-        image_size = as_size(image_size)
-        sizes = {"batch_size": batch_size, "lanes": lanes, "channels": channels}
-        for name, value in {**sizes, "micro_batch_size": micro_batch_size or 1}.items():
-            if value < 1:
-                raise UserError(f"{name} is a positive whole number, got {value}")
-        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
-        self.micro_batch_size = micro_batch_size
+        self.reading = r = Reading(**reading)
+        sizes = {"batch_size": batch_size, "channels": channels, "micro_batch_size": micro_batch_size or 1}
+        check_positive(sizes)
+        self.image_size, self.batch_size, self.seed = as_size(image_size), batch_size, seed
+        self.micro_batch_size, self.balance = micro_batch_size, balance
         self.buckets = tuple(as_size(size, "buckets") for size in buckets or ())
         if self.buckets and balance:
-            raise UserError(
-                "balance and buckets do not go together: each decides which image comes next; leave one out"
-            )
-        self.on_bad_image, self.max_bad, self.balance = on_bad_image, max_bad, balance
-        value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
-        self.transform = Transform(image_size, resize, crop, flip, fast_jpeg, seed, channels, value_range)
+            raise UserError("balance and buckets both decide which image comes next: leave one out")
+        self.transform = Transform(self.image_size, r.resize, r.crop, flip, r.fast_jpeg, seed, channels, r.value_range)
         self.bad_images: dict[int, str] = {}  # of the training rows: reasons by row
         self.bad_held_out: dict[int, str] = {}
         self._num_workers, self._cache = num_workers, cache
-        self._window, self._lanes = shuffle_window, lanes
-        self.allow_changed_source = allow_changed_source
         self._layout: Layout | None = None
         self.position = Position()
         self._loader = None
@@ -196,11 +158,11 @@ class ImageDataModule(PositionedData):
             )
         rank, world = self._ranks()
         if not rank and not self.balance:
-            _warn_of_copies(self.train_source, world * max(1, self.num_workers), self._window)
+            _warn_of_copies(self.train_source, world * max(1, self.num_workers), self.reading.shuffle_window)
         self._loader = TrainBatches(self)
         return self._loader
 
-    def val_dataloader(self) -> "EvalBatches | list[Any]":
+    def val_dataloader(self) -> "EvalBatches | list[RawBatch]":
         """The held-out rows, each once over all ranks; an empty list if there are none."""
         if self.val_source is None:
             return self._no_batches()
@@ -213,7 +175,7 @@ class ImageDataModule(PositionedData):
             return self._no_batches()
         return self._each_once(self.val_source, spans, self.bad_held_out)
 
-    def _no_batches(self) -> list[Any]:
+    def _no_batches(self) -> list[RawBatch]:
         # Lightning has no other way to say so, and warns of it
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
@@ -221,7 +183,7 @@ class ImageDataModule(PositionedData):
     def _each_once(self, source: Source, spans: EvalSpans, bad: dict[int, str]) -> EvalBatches:
         _ = self.train_source  # the value range of its images goes for the held-out ones as well
         make = self.batch_maker(source, Sequential(source), self.transform.held_out(), False)
-        return EvalBatches(make, spans, min(self.num_workers, 4), bad, self.max_bad)
+        return EvalBatches(make, spans, min(self.num_workers, 4), bad, self.reading.max_bad)
 
     def one_pass(self, part: Literal["train", "validation"], batch_size: int = 64) -> EvalBatches:
         """Every row of a part once, in order and unaugmented, all of them for this process. Bad images are left out.
@@ -246,15 +208,15 @@ class ImageDataModule(PositionedData):
 
     # ---- called by the loader
 
-    def take(self, batch: BatchDict) -> BatchDict:
+    def take(self, batch: RawBatch) -> RawBatch:
         """Count a batch that is handed to the trainer, and report the images that were skipped in it."""
-        note_bad(self.bad_images, batch.pop("bad"), self.max_bad, self.train_source.name, "skipped")
+        note_bad(self.bad_images, batch.pop("bad"), self.reading.max_bad, self.train_source.name, "skipped")
         self.position.taken += 1
         return batch
 
     def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
         """What turns places into batches."""
-        return BatchMaker(source, order, transform, self.on_bad_image, cache)
+        return BatchMaker(source, order, transform, self.reading.on_bad_image, cache)
 
     def make_worker_loader(self, position: int) -> WorkerLoader:
         """Endless batches of this rank from a position on."""
@@ -278,7 +240,7 @@ class TrainBatches:
     def __len__(self) -> int:
         return self._data.steps_per_epoch * self._data.accumulate
 
-    def __iter__(self) -> Iterator[BatchDict]:
+    def __iter__(self) -> Iterator[RawBatch]:
         begun, parts = self._data.begin(), self._data.accumulate
         for _ in range(len(self)):
             steps, part = divmod(begun.taken, parts)
@@ -296,38 +258,12 @@ class TrainBatches:
             self._workers.close()
         self._workers = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Nothing: the data module holds the position. Lightning takes a loader with this method as resumable."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Nothing to restore."""
-
-
-def range_of_source(source: Source) -> ValueRange | None:
-    """The value range of deep images, from what some of them state and hold; None where there are none.
-
-    A source that is read block by block is not looked into: its images are looked at one by one.
-    """
-    if not source.random_access:
-        return None
-    lows: list[float] = []
-    highs: list[float] = []
-    for k in range(min(LOOKED_AT, len(source))):
-        with contextlib.suppress(Exception):  # a bad image is told of when it is served
-            image = load(source.read_row(len(source) * k // min(LOOKED_AT, len(source))).image or b"", draft=64)
-            if not isinstance(image, Bands) or not image.deep:
-                continue
-            low, high = image.stated or image.extremes()
-            lows, highs = [*lows, low], [*highs, high]
-    if not lows:
-        return None
-    found = range_of(min(lows), max(highs))
-    warnings.warn(
-        f"the images of {source.name} have more than eight bits: {found[0]:g} becomes black and {found[1]:g} white, as "
-        f"{len(lows)} of them hold {min(lows):g} to {max(highs):g}; set value_range to say otherwise"
-    )
-    return found
 
 
 def _warn_of_copies(source: Source, processes: int, window: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -19,9 +20,10 @@ from diffzoo.data.transforms import Crop, Resize, augment, resize_crop, uniform
 from diffzoo.errors import UserError
 from diffzoo.sizes import Size, sides
 
-__all__ = ["BatchMaker", "RawBatch", "Reader", "Transform", "collate"]
+__all__ = ["BatchMaker", "RawBatch", "Reader", "Sample", "Transform", "collate"]
 
 RawBatch = dict[str, Any]
+Sample = tuple[NDArray[Any], Record, int]  # array, record, row
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,12 @@ class BatchMaker:
         batch["bad"] = dict(itertools.islice(self._bad.items(), known, None))
         return batch
 
-    def collate(self, samples: Sequence[tuple[Any, Record, int]], index: Sequence[int]) -> RawBatch:
+    def collate(self, samples: Sequence[Sample], index: Sequence[int]) -> RawBatch:
         """The samples at the positions `index` as one batch."""
         return collate(self.key, samples, index, self.source)
 
-    def _sample(self, place: Place) -> tuple[Pixels, Record, int] | None:
-        """(pixels, record, row), or None for an image that is left out."""
+    def _sample(self, place: Place) -> Sample | None:
+        """The pixels of a place, or None for an image that is left out."""
         for row in self._candidates(place):
             if row in self._bad:
                 continue
@@ -195,11 +197,11 @@ class BatchMaker:
         pick = int(uniform("caption", self.transform.seed, row, visit) * len(record.captions))
         return Record(None, record.label, (record.captions[pick],), record.name)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_reader": None}
 
 
-def collate(key: str, samples: Sequence[tuple[Any, Record, int]], index: Sequence[int], source: Source) -> RawBatch:
+def collate(key: str, samples: Sequence[Sample], index: Sequence[int], source: Source) -> RawBatch:
     """One batch of (array, record, row) as `diffzoo.typing.Batch`."""
     batch: RawBatch = {
         key: _stacked([array for array, _, _ in samples]),
@@ -213,7 +215,7 @@ def collate(key: str, samples: Sequence[tuple[Any, Record, int]], index: Sequenc
     return batch
 
 
-def _stacked(arrays: Sequence[Any]) -> Tensor:
+def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
     """The arrays in one contiguous tensor; `np.stack` would keep their transposed order in memory and copy twice.
 
     In a worker it lies in shared memory from the start, so that sending it copies nothing.

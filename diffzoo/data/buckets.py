@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from diffzoo.cache import cache_dir
@@ -101,7 +102,7 @@ class Bucketed(Order):
         return int(before.sum()), buckets, ordinals
 
 
-def nearest(aspect: np.ndarray[tuple[int], np.dtype[np.float64]], sizes: Sequence[Size]) -> Indices:
+def nearest(aspect: NDArray[np.float64], sizes: Sequence[Size]) -> Indices:
     """The bucket of each image: that with the nearest logarithm of height / width, the first of equals.
 
     Args:
@@ -112,7 +113,7 @@ def nearest(aspect: np.ndarray[tuple[int], np.dtype[np.float64]], sizes: Sequenc
     return np.abs(np.log(aspect)[:, None] - known).argmin(1)
 
 
-def aspects(source: Source) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def aspects(source: Source) -> NDArray[np.float64]:
     """Height / width of each image, `(rows,)`, turned as its EXIF tag says; read once, then kept in the cache.
 
     Raises:

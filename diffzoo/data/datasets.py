@@ -42,7 +42,7 @@ class HFDataset(ImageDataModule):
         streaming: read over the network as needed; False: download into the Hub cache first.
         val_fraction: what part of the rows is held out where no split is, by the hash of their names; every class keeps
             a row to train on.
-        **common: see `ImageDataModule`.
+        **common: see `ImageDataModule` and `Reading`.
     """
 
     former_names: tuple[str, ...] = ("HubImages",)  # in checkpoints of earlier versions
@@ -222,7 +222,7 @@ class HFDataset(ImageDataModule):
             recorded
             and self.revision is None
             and recorded != self.train_source.revision
-            and not self.allow_changed_source
+            and not self.reading.allow_changed_source
         ):
             self.revision = recorded
             for name in ("resolved", "train_source", "val_source", "order"):

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffzoo.data.bad_images import check_bad
-from diffzoo.data.batches import BatchMaker, RawBatch, Transform
+from diffzoo.data.batches import BatchMaker, RawBatch, Sample, Transform
 from diffzoo.data.latents import CACHE_METADATA, HEADER, CacheMetadata, header, open_shard, shard_name
 from diffzoo.data.sources import Record, Source, ids_hash
 from diffzoo.data.spans import Sequential
@@ -187,7 +188,7 @@ class _RowMaker(BatchMaker):
 
     ahead = False  # workers take blocks in turn: the one after is another's
 
-    def collate(self, samples: Sequence[tuple[Any, Record, int]], index: Sequence[int]) -> RawBatch:
+    def collate(self, samples: Sequence[Sample], index: Sequence[int]) -> RawBatch:
         return {**super().collate(samples, index), "captions": [list(record.captions) for _, record, _ in samples]}
 
     def _one_caption(self, record: Record, row: int, visit: int) -> Record:
@@ -216,7 +217,7 @@ class _Shard:
     labels: list[int] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
-    moments: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    moments: list[NDArray[np.float16]] = field(default_factory=list)
     waiting: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: RawBatch) -> None:
@@ -272,7 +273,7 @@ class _Work:
 
 
 @torch.no_grad()
-def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> np.ndarray[Any, Any]:
+def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> NDArray[np.float16]:
     """Moments `(b, flips, 2 c, h, w)` of raw pixels `(b, 3, h, w)`."""
     views = [pixels, pixels.flip(-1)][:flips]
     moments = [torch.cat(encoder(to_float(view)), dim=1) for view in views]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -234,5 +233,5 @@ class ImageFiles(Source):
     def labels(self) -> Indices | None:
         return self._notes.label_array(self.name)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_pid": -1}  # a zip file is opened anew

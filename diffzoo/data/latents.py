@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.batches import BatchMaker, Transform
+from diffzoo.data.batches import BatchMaker, Sample, Transform
 from diffzoo.data.order import Order, Place
 from diffzoo.data.sources import Indices, Record, Source, ids_hash, rows_hash
 from diffzoo.data.transforms import augment
@@ -202,7 +203,7 @@ class LatentSource(Source):
     def _captions(self) -> list[list[list[str]]]:
         return [header(open_shard(self.folder, k))["captions"] for k in range(self.cache_metadata.shards)]
 
-    def moments(self, row: int, mirrored: bool) -> np.ndarray[Any, Any]:
+    def moments(self, row: int, mirrored: bool) -> NDArray[np.float16]:
         """Mean and standard deviation `(2 c, h, w)`, float16."""
         shard, within = self.locate(row)
         if shard not in self._slices:
@@ -218,7 +219,7 @@ class LatentSource(Source):
     def read_block(self, block: int) -> Sequence[Record]:
         return [self.read_row(r) for r in range(int(self.starts[block]), int(self.starts[block + 1]))]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_slices": {}}
 
 
@@ -228,7 +229,7 @@ class _MomentMaker(BatchMaker):
     key = "moments"
     source: LatentSource
 
-    def _sample(self, place: Place) -> tuple[Any, Record, int]:
+    def _sample(self, place: Place) -> Sample:
         _, mirrored = augment(self.transform.seed, place.row, place.visit, "center", self.transform.flip)
         record = self._one_caption(self.source.read_row(place.row), place.row, place.visit)
         return self.source.moments(place.row, mirrored), record, place.row
@@ -317,4 +318,4 @@ class Latents(ImageDataModule):
             )
 
     def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
-        return _MomentMaker(source, order, transform, self.on_bad_image, cache=False)
+        return _MomentMaker(source, order, transform, self.reading.on_bad_image, cache=False)

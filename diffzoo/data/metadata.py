@@ -7,7 +7,6 @@ import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,8 @@ from diffzoo.data.sources import Indices, unlabelled
 from diffzoo.errors import UserError, did_you_mean
 
 __all__ = ["AUTO", "METADATA", "PREFIX", "Annotations", "caption_texts", "number_classes", "pick", "text_lines"]
+
+Row = dict[str, object]  # what is said of an image, by column
 
 AUTO = "auto"
 PREFIX = "prefix"  # as the label: the file name without its number
@@ -51,7 +52,7 @@ def _sparse(numbers: Sequence[int]) -> bool:
     return bool(numbers) and numbers[-1] >= 1000 + 4 * len(numbers)
 
 
-def label_of(value: Any, where: str) -> str | int | None:
+def label_of(value: object, where: str) -> str | int | None:
     """A label as a text or a whole number; None where there is none.
 
     Raises:
@@ -74,8 +75,8 @@ def label_of(value: Any, where: str) -> str | int | None:
 
 
 def number_classes(
-    values: Iterable[Any], names: Sequence[str] | None, where: str
-) -> tuple[list[str], dict[Any, int] | None]:
+    values: Iterable[object], names: Sequence[str] | None, where: str
+) -> tuple[list[str], dict[object, int] | None]:
     """Names of the classes, and the number of each label; None where labels are numbers themselves.
 
     Args:
@@ -108,14 +109,13 @@ def number_classes(
             f"{where} has a class {unknown[0]!r}, which is not among the {len(named)} classes of the training split or "
             f"of class_names{did_you_mean(unknown[0], named)}"
         )
-    table: dict[Any, int] = {n: i for i, n in enumerate(named)}
-    return named, {int(n): i for n, i in table.items()} if by_number else table
+    return named, {int(n) if by_number else n: i for i, n in enumerate(named)}
 
 
 # ---- captions
 
 
-def caption_texts(value: Any, where: str) -> tuple[str, ...]:
+def caption_texts(value: object, where: str) -> tuple[str, ...]:
     """The captions in one value of a column: a text, a struct with one, or a list of these; one "" where there is none.
 
     Raises:
@@ -125,7 +125,7 @@ def caption_texts(value: Any, where: str) -> tuple[str, ...]:
     return tuple(_caption(v, where) for v in values if v is not None) or ("",)
 
 
-def _caption(value: Any, where: str) -> str:
+def _caption(value: object, where: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -197,7 +197,7 @@ class Annotations:
         folder: str = "",
     ):
         self.files = list(images)
-        rows: list[dict[str, Any]] = [{} for _ in self.files]
+        rows: list[Row] = [{} for _ in self.files]
         if metadata:
             self.files, rows = _read_metadata(metadata, frozenset(images), name, folder)
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -236,7 +236,7 @@ class Annotations:
         return np.array(self.labels, dtype=np.int64)
 
 
-def _numbered(values: Sequence[Any], names: Sequence[str] | None, where: str) -> tuple[list[str], list[int | None]]:
+def _numbered(values: Sequence[object], names: Sequence[str] | None, where: str) -> tuple[list[str], list[int | None]]:
     """(class names, class index of each row)."""
     found, numbers = number_classes(values, names, where)
     clean = [label_of(v, where) for v in values]
@@ -249,9 +249,9 @@ def _numbered(values: Sequence[Any], names: Sequence[str] | None, where: str) ->
 
 def _read_metadata(
     metadata: Mapping[str, bytes], images: Collection[str], name: str, folder: str
-) -> tuple[list[str], list[dict[str, Any]]]:
+) -> tuple[list[str], list[Row]]:
     """(images, what is said of them) of all rows, sorted by image."""
-    rows: list[tuple[str, dict[str, Any]]] = []
+    rows: list[tuple[str, Row]] = []
     for path, content in sorted(metadata.items()):
         try:
             named = [(str(row.pop("file_name")), row) for row in _table(path, content)]
@@ -282,7 +282,7 @@ def names_images(path: str, content: bytes) -> bool:
     return not path.endswith(".json") or bool(_edm_labels(content))
 
 
-def _edm_labels(content: bytes) -> list[tuple[str, Any]] | None:
+def _edm_labels(content: bytes) -> list[tuple[str, object]] | None:
     """(image, label) in a `dataset.json` of EDM's and StyleGAN's tools; None if it is something else."""
     try:
         labels = json.loads(content)["labels"]
@@ -291,7 +291,7 @@ def _edm_labels(content: bytes) -> list[tuple[str, Any]] | None:
         return None
 
 
-def _table(path: str, content: bytes) -> list[dict[str, Any]]:
+def _table(path: str, content: bytes) -> list[Row]:
     """Rows of a metadata file. In CSV a column of whole numbers becomes numbers, an empty cell None."""
     if path.endswith(".parquet"):
         import pyarrow.parquet as pq
@@ -302,12 +302,12 @@ def _table(path: str, content: bytes) -> list[dict[str, Any]]:
     text = content.decode("utf-8-sig")
     if path.endswith(".jsonl"):
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    lines: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+    lines: list[Row] = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
     for column in lines[0] if lines else ():
         values = [row[column] or None for row in lines]
         number = column != "file_name" and all(v is None or str(v).removeprefix("-").isdecimal() for v in values)
         for row, value in zip(lines, values, strict=True):
-            row[column] = int(value) if number and value is not None else value
+            row[column] = int(str(value)) if number and value is not None else value
     return lines
 
 

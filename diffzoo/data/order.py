@@ -20,9 +20,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 from math import gcd
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffzoo.rng import key
 from diffzoo.sizes import Size
@@ -30,7 +31,7 @@ from diffzoo.sizes import Size
 __all__ = ["Balanced", "LaneOrder", "Order", "Place", "full_shuffle", "lanes_for", "permutation"]
 
 T = TypeVar("T")
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+Indices = NDArray[np.int64]
 
 GROUPS = 8  # loaders with this many workers, or a divisor of it, read each block once; so do as many ranks
 

@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
 
 from diffzoo.data.remote import file_system, index_folder, kept, retried
 from diffzoo.data.sources import rows_hash
 from diffzoo.errors import UserError
 
 __all__ = ["ArrowFiles", "ParquetFiles"]
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 Value = TypeVar("Value")
 
@@ -25,6 +29,43 @@ SPARSE = 2**20  # bytes per row group above which a small column is read piece b
 INDEX_FORMAT = 3
 
 
+class Footer(TypedDict):
+    """What is known of a file without reading its rows.
+
+    rows:    of each group.
+    bytes:   of all of them.
+    columns: their names.
+    classes: a hash of the class names of each column that has them.
+    prints:  changes with the rows.
+    """
+
+    rows: list[int]
+    bytes: int
+    columns: list[str]
+    classes: dict[str, str]
+    prints: str
+
+
+class Index(TypedDict):
+    """The same of several files, each a list by file but for the bytes of all."""
+
+    rows: list[list[int]]
+    bytes: int
+    columns: list[list[str]]
+    classes: list[dict[str, str]]
+    prints: list[str]
+
+
+def _index_of(footers: Sequence[Footer]) -> Index:
+    return Index(
+        rows=[f["rows"] for f in footers],
+        bytes=sum(f["bytes"] for f in footers),
+        columns=[f["columns"] for f in footers],
+        classes=[f["classes"] for f in footers],
+        prints=[f["prints"] for f in footers],
+    )
+
+
 class ParquetFiles:
     """Parquet files, read by row group.
 
@@ -33,8 +74,7 @@ class ParquetFiles:
         revision: of the published data set, if it is one; then what was read of remote files is kept on disk.
 
     Attributes:
-        index: of each file "rows" of its row groups, "columns", "classes" (a hash of the class names of each column
-            that has them) and "prints", which change with its rows; the "bytes" of all.
+        index: what is known of the files.
 
     Raises:
         UserError: a file is damaged.
@@ -43,30 +83,33 @@ class ParquetFiles:
     def __init__(self, files: Sequence[str], revision: str = ""):
         self.files, self._revision = list(files), revision
         self._fs, self.remote = file_system(self.files[0])
-        self._open: dict[tuple[int, int], Any] = {}  # by thread and file: a file in use is closed by nobody else
+        self._open: dict[
+            tuple[int, int], pq.ParquetFile
+        ] = {}  # by thread and file: a file in use is closed by nobody else
         self._owner = os.getpid()
-        self.index: dict[str, Any] = {}
+        self.index = _index_of([])
         self.index = kept(self._kept_name(), self._make_index)
 
     def _path(self, file: int) -> str:
         return str(self._fs._strip_protocol(self.files[file]))
 
-    def _footer(self, file: int) -> dict[str, Any]:
+    def _footer(self, file: int) -> Footer:
         metadata, printed = self._metadata(file)
         groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
         schema = metadata.schema.to_arrow_schema()
-        return {
-            "rows": [g.num_rows for g in groups],
-            "bytes": sum(g.total_byte_size for g in groups),
-            "columns": list(schema.names),
-            "classes": _class_prints(schema),
-            "prints": printed,
-        }
+        size = sum(g.total_byte_size for g in groups)
+        return Footer(
+            rows=[g.num_rows for g in groups],
+            bytes=size,
+            columns=list(schema.names),
+            classes=_class_prints(schema),
+            prints=printed,
+        )
 
-    def _metadata(self, file: int) -> tuple[Any, str]:
+    def _metadata(self, file: int) -> "tuple[pq.FileMetaData, str]":
         """See `_read_footer`."""
 
-        def read() -> tuple[Any, str]:
+        def read() -> "tuple[pq.FileMetaData, str]":
             with self._opened(file) as handle:
                 return _read_footer(self.files[file], handle)
 
@@ -78,15 +121,12 @@ class ParquetFiles:
             return None
         return rows_hash([INDEX_FORMAT, self._revision, *self.files, *what])
 
-    def _make_index(self) -> dict[str, Any]:
+    def _make_index(self) -> Index:
         with ThreadPoolExecutor(8) as pool:
-            footers = list(pool.map(self._footer, range(len(self.files))))
-        index: dict[str, Any] = {what: [f[what] for f in footers] for what in ("rows", "columns", "classes", "prints")}
-        index["bytes"] = sum(f["bytes"] for f in footers)
-        return index
+            return _index_of(list(pool.map(self._footer, range(len(self.files)))))
 
     @cached_property
-    def schema(self) -> Any:
+    def schema(self) -> "pa.Schema":
         """The Arrow schema, which is that of the first file."""
         return self._metadata(0)[0].schema.to_arrow_schema()
 
@@ -101,18 +141,17 @@ class ParquetFiles:
 
         return _explained(file, lambda: retried(file, read, remote=remote))
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> list[object]:
         """Every value of a small column, in the order of all rows of all files."""
 
-        def read() -> list[Any]:
+        def read() -> list[object]:
             with ThreadPoolExecutor(LIGHT_READS if self.remote else 1) as pool:
                 parts = list(pool.map(lambda file: self._light_of(file, name), range(len(self.files))))
             return [value for part in parts for value in part]
 
-        values: list[Any] = kept(self._kept_name(name), read)
-        return values
+        return kept(self._kept_name(name), read)
 
-    def _light_of(self, file: int, column: str) -> list[Any]:
+    def _light_of(self, file: int, column: str) -> list[object]:
         import pyarrow.parquet as pq
 
         sizes = self.index["rows"][file]
@@ -123,14 +162,14 @@ class ParquetFiles:
         # between the values lie images: what is fetched ahead takes them along, so large ones are jumped over
         settings = {"cache_type": "none"} if self.remote and spacing > SPARSE else {}
 
-        def read() -> list[Any]:
+        def read() -> list[object]:
             with self._opened(file, **settings) as handle:
                 opened = pq.ParquetFile(handle, metadata=metadata, pre_buffer=False)
                 return list(opened.read_row_groups(range(len(sizes)), [column], use_threads=False)[column].to_pylist())
 
         return self._reading(file, read)
 
-    def table(self, file: int, group: int, columns: Sequence[str]) -> Any:
+    def table(self, file: int, group: int, columns: Sequence[str]) -> "pa.Table":
         """Some columns of a row group."""
         return self._reading(file, lambda: self._parquet(file).read_row_group(group, columns=list(columns)))
 
@@ -139,10 +178,11 @@ class ParquetFiles:
         name = self.files[file]
         return _explained(name, lambda: retried(name, action, lambda: self._close(file), self.remote))
 
-    def _opened(self, file: int, **settings: Any) -> Any:
-        return self._fs.open(self._path(file), "rb", **settings)
+    def _opened(self, file: int, **settings: str) -> BinaryIO:
+        opened: BinaryIO = self._fs.open(self._path(file), "rb", **settings)
+        return opened
 
-    def _parquet(self, file: int) -> Any:
+    def _parquet(self, file: int) -> "pq.ParquetFile":
         import pyarrow.parquet as pq
 
         if os.getpid() != self._owner:  # open files do not survive a fork
@@ -160,7 +200,7 @@ class ParquetFiles:
 
     def _check_unchanged(self, file: int, printed: str) -> None:
         """A file must be the one that was indexed."""
-        if self.index and printed != self.index["prints"][file]:
+        if self.index["prints"] and printed != self.index["prints"][file]:
             raise UserError(
                 f"{self.files[file]} has changed since it was indexed, so positions have no meaning in it: "
                 f"pin a revision, or delete {index_folder()} to begin anew"
@@ -171,7 +211,7 @@ class ParquetFiles:
         if opened is not None:
             opened.close(force=True)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
 
 
@@ -182,7 +222,7 @@ class ArrowFiles:
         files: paths, in order.
 
     Attributes:
-        index: as that of `ParquetFiles`.
+        index: what is known of the files.
 
     Raises:
         UserError: a file is damaged.
@@ -192,17 +232,17 @@ class ArrowFiles:
 
     def __init__(self, files: Sequence[str]):
         self.files = list(files)
-        self._tables: list[Any] = []
+        self._tables: list[pa.Table] = []
         batches = [self._batches(k) for k in range(len(self.files))]
-        self.index: dict[str, Any] = {
-            "rows": [[len(b) for b in part] for part in batches],
-            "columns": [list(self.schema.names) for _ in self.files],
-            "classes": [_class_prints(table.schema) for table in self._tables],
-            "prints": [_file_print(Path(file)) for file in self.files],
-            "bytes": 0,
-        }
+        self.index = Index(
+            rows=[[len(b) for b in part] for part in batches],
+            bytes=0,
+            columns=[list(self.schema.names) for _ in self.files],
+            classes=[_class_prints(table.schema) for table in self._tables],
+            prints=[_file_print(Path(file)) for file in self.files],
+        )
 
-    def _batches(self, file: int) -> list[Any]:
+    def _batches(self, file: int) -> "list[pa.RecordBatch]":
         import pyarrow as pa
 
         if not self._tables:
@@ -210,26 +250,26 @@ class ArrowFiles:
                 _explained(f, lambda f=f: pa.ipc.open_stream(pa.memory_map(f)).read_all())  # type: ignore[misc]
                 for f in self.files
             ]
-        batches: list[Any] = self._tables[file].to_batches()
+        batches: list[pa.RecordBatch] = self._tables[file].to_batches()
         return batches
 
     @property
-    def schema(self) -> Any:
+    def schema(self) -> "pa.Schema":
         """The Arrow schema."""
         self._batches(0)
         return self._tables[0].schema
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> list[object]:
         """Every value of a small column, in the order of all rows of all files."""
         return [value for k in range(len(self.files)) for b in self._batches(k) for value in b[name].to_pylist()]
 
-    def table(self, file: int, group: int, columns: Sequence[str]) -> Any:
+    def table(self, file: int, group: int, columns: Sequence[str]) -> "pa.Table":
         """Some columns of a batch of records."""
         import pyarrow as pa
 
         return pa.Table.from_batches([self._batches(file)[group]]).select(list(columns))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_tables": []}
 
 
@@ -241,7 +281,7 @@ def _file_print(path: Path) -> str:
     return f"{size}-{hashlib.sha256(b''.join(map(bytes, ends))).hexdigest()[:32]}"
 
 
-def _class_prints(schema: Any) -> dict[str, str]:
+def _class_prints(schema: "pa.Schema") -> dict[str, str]:
     """A hash of the class names of each `ClassLabel` column, as `datasets` keeps them in the metadata of a schema."""
     kept = (schema.metadata or {}).get(b"huggingface")
     features = json.loads(kept).get("info", {}).get("features", {}) if kept else {}
@@ -249,7 +289,7 @@ def _class_prints(schema: Any) -> dict[str, str]:
     return {column: rows_hash(list(names)) for column, names in named.items()}
 
 
-def _read_footer(name: str, handle: Any) -> tuple[Any, str]:
+def _read_footer(name: str, handle: BinaryIO) -> "tuple[pq.FileMetaData, str]":
     """(metadata, print) of an open file.
 
     The print is the size and the hash of the footer, which holds where every column of every row group lies, how

@@ -20,6 +20,7 @@ from diffzoo.data.bad_images import check_bad, share_bad
 from diffzoo.data.batches import Transform
 from diffzoo.data.buckets import Bucketed, aspects, nearest
 from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
+from diffzoo.data.reading import Reading
 from diffzoo.data.sources import Source
 from diffzoo.errors import UserError, lacks
 from diffzoo.sizes import Size, sides
@@ -78,14 +79,11 @@ class PositionedData(LightningDataModule):
     seed: int
     balance: bool
     buckets: tuple[Size, ...]
-    max_bad: int
-    allow_changed_source: bool
+    reading: Reading
     transform: Transform
     bad_images: dict[int, str]
     position: Position
     _layout: Layout | None
-    _window: int
-    _lanes: int
     _loader: Closable | None
 
     @cached_property
@@ -130,7 +128,7 @@ class PositionedData(LightningDataModule):
         self.position.move(0 if again else self.images_seen, self._progress() or 0)
         if self.trainer is not None and self.trainer.training and self._ranks()[1] > 1:
             share_bad(self.bad_images, self._ranks()[1])
-            check_bad(self.bad_images, self.max_bad, self.train_source.name)
+            check_bad(self.bad_images, self.reading.max_bad, self.train_source.name)
         return self.position
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,7 +148,7 @@ class PositionedData(LightningDataModule):
             UserError: the rows are not those of the checkpoint, or `balance` is not.
         """
         changed = state_dict["source"] != self.train_source.rows_hash
-        if changed and not self.allow_changed_source:
+        if changed and not self.reading.allow_changed_source:
             raise UserError(
                 f"{self.train_source.name} is no longer what the checkpoint was trained on (other rows or another "
                 "revision), so its position has no meaning here: restore the data, pin its revision, or set "
@@ -183,7 +181,7 @@ class PositionedData(LightningDataModule):
         if self.buckets:
             return Bucketed(nearest(aspects(source), self.buckets), self.buckets, self.seed, self.batch_size)
         if self._layout is None:
-            self._layout = _layout_for(source, self.seed, self.batch_size, self._lanes, self._window)
+            self._layout = _layout_for(source, self.seed, self.batch_size, self.reading)
         return _streamed(source, self._layout)
 
     def _check_kind(self, kind: str, order: Mapping[str, object]) -> None:
@@ -209,10 +207,10 @@ class PositionedData(LightningDataModule):
         return 0, 1
 
 
-def _layout_for(source: Source, seed: int, batch_size: int, lanes: int, window: int) -> Layout:
-    if source.random_access or len(source) <= window:
+def _layout_for(source: Source, seed: int, batch_size: int, reading: Reading) -> Layout:
+    if source.random_access or len(source) <= reading.shuffle_window:
         return full_shuffle(seed, len(source))
-    return lanes_for(seed, batch_size, lanes, window)
+    return lanes_for(seed, batch_size, reading.lanes, reading.shuffle_window)
 
 
 def _streamed(source: Source, layout: Layout) -> LaneOrder:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError
@@ -16,6 +16,9 @@ from diffzoo.files import write_text
 from diffzoo.hub import LOG_IN
 
 __all__ = ["ACCEPT", "file_system", "hub_file_of", "index_folder", "kept", "retried", "revision_of"]
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 Value = TypeVar("Value")
 
@@ -31,11 +34,12 @@ def index_folder() -> Path:
     return cache_dir() / "index"
 
 
-def kept(name: str | None, make: Callable[[], Any]) -> Any:
+def kept(name: str | None, make: Callable[[], Value]) -> Value:
     """`make()` as plain data, kept in the index folder under a name; without a name it is made each time."""
     path = index_folder() / f"{name}.json"
     if name is not None and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        known: Value = json.loads(path.read_text(encoding="utf-8"))
+        return known
     value = make()
     if name is not None:
         with contextlib.suppress(TypeError):  # values that JSON does not know are read each time
@@ -126,7 +130,7 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, OSError) or any(word in type(error).__name__ for word in LOST)
 
 
-def file_system(path: str, fresh: bool = False) -> tuple[Any, bool]:
+def file_system(path: str, fresh: bool = False) -> tuple["AbstractFileSystem", bool]:
     """(fsspec file system, whether it is remote) of a path or URL; with `fresh`, one that shares no open file."""
     import fsspec
 

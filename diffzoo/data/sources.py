@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffzoo.errors import UserError, lacks
 from diffzoo.rng import key
 
-__all__ = ["Indices", "LazyRows", "Record", "Source", "SubSource", "held_out", "ids_hash", "rows_hash"]
+__all__ = ["Indices", "LazyRows", "Mask", "Record", "Source", "SubSource", "held_out", "ids_hash", "rows_hash"]
 
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class SubSource(Source):
         part: name of the part, for messages and the fingerprint.
     """
 
-    def __init__(self, base: Source, keep: np.ndarray[Any, np.dtype[np.bool_]], part: str):
+    def __init__(self, base: Source, keep: Mask, part: str):
         self.base, self.part = base, part
         self.name = base.name
         self.kept = np.flatnonzero(keep)
@@ -172,9 +174,7 @@ class SubSource(Source):
         return self.base.columns()
 
 
-def held_out(
-    names: Iterable[str], fraction: float, labels: Indices | None = None
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def held_out(names: Iterable[str], fraction: float, labels: Indices | None = None) -> Mask:
     """Which rows are held out, by the hash of their names: it depends neither on the other rows nor on a seed.
 
     Two are held out at least, where there are four rows. Every class keeps a row to train on.

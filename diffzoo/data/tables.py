@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffzoo.data.metadata import TEXT_FIELDS, caption_texts, label_of, missing_column, number_classes
 from diffzoo.data.parquet import ArrowFiles, ParquetFiles
-from diffzoo.data.sources import Indices, Record, Source, below_common_folder, rows_hash, unlabelled
+from diffzoo.data.sources import Indices, Mask, Record, Source, below_common_folder, rows_hash, unlabelled
 from diffzoo.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Columns", "TableSource"]
 
@@ -30,7 +33,7 @@ class Columns:
     image: str = "image"
     label: str | None = None
     caption: str | None = None
-    where: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, object] = field(default_factory=dict)
 
 
 class TableSource(Source):
@@ -68,7 +71,7 @@ class TableSource(Source):
         self.revision, self.licence = revision, licence
         self.reader = ArrowFiles(files) if files[0].endswith(".arrow") else ParquetFiles(files, revision)
         self.files, self.remote, self._index = self.reader.files, self.reader.remote, self.reader.index
-        self._resident: dict[int, Any] = {}
+        self._resident: dict[int, Sequence[Record]] = {}
         self.random_access = not self.remote and self._index["bytes"] <= RESIDENT_BYTES
         self._check_columns()
         self.class_names = self._classes(class_names, like)
@@ -86,10 +89,10 @@ class TableSource(Source):
         return [(f, g) for f, g, n in every if n]
 
     @cached_property
-    def _features(self) -> Mapping[str, Any]:
+    def _features(self) -> Mapping[str, object]:
         from datasets import Features
 
-        features: Mapping[str, Any] = Features.from_arrow_schema(self.reader.schema)
+        features: Mapping[str, object] = Features.from_arrow_schema(self.reader.schema)
         return features
 
     def columns(self) -> list[str]:
@@ -120,7 +123,7 @@ class TableSource(Source):
         from datasets import ClassLabel
 
         column = self.wanted.label
-        self._numbers: dict[Any, int] | None = None
+        self._numbers: dict[object, int] | None = None
         if column is None:
             return []
         feature = self._features[column]
@@ -132,7 +135,7 @@ class TableSource(Source):
                 return names
             return list(given or feature.names)
         named = (given or like) and pa.types.is_integer(self.reader.schema.field(column).type)
-        values = () if named else self._column(column)
+        values = () if named else self.reader.column(column)
         names, self._numbers = number_classes(values, given or like, self.name)
         return names
 
@@ -146,21 +149,17 @@ class TableSource(Source):
                     f"{self.files[0]}: write both with the same names, or give one of them alone"
                 )
 
-    def _column(self, name: str) -> list[Any]:
-        """Every value of a small column, in the order of all rows of all files."""
-        return self.reader.column(name)
-
     def _select(self) -> None:
         """Apply `where`."""
         self._kept: list[Indices] | None = None
-        self._mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+        self._mask: Mask | None = None
         raw_sizes = np.array([self._index["rows"][f][g] for f, g in self._groups], dtype=np.int64)
         self.block_sizes = raw_sizes
         if not self.wanted.where:
             return
         keep = np.ones(int(raw_sizes.sum()), dtype=bool)
         for column, value in self.wanted.where.items():
-            keep &= np.array([v == value for v in self._column(column)], dtype=bool)
+            keep &= np.array([v == value for v in self.reader.column(column)], dtype=bool)
         if not keep.any():
             rule = ", ".join(f"{k} = {v!r}" for k, v in self.wanted.where.items())
             raise UserError(f"no row of {self.name} has {rule}")
@@ -173,19 +172,19 @@ class TableSource(Source):
     def labels(self) -> Indices | None:
         if self.wanted.label is None:
             return None
-        values = [label_of(v, self.name) for v in self._column(self.wanted.label)]
+        values = [label_of(v, self.name) for v in self.reader.column(self.wanted.label)]
         kept = values if self._mask is None else [values[row] for row in np.flatnonzero(self._mask)]
         for row, value in enumerate(kept):
             if value is None:
                 raise unlabelled(self._row_name(*self.locate(row)), self.name)
-        return np.array([self._class_index(value) for value in kept], dtype=np.int64)
+        return np.array([self._class_index(value) for value in kept if value is not None], dtype=np.int64)
 
     def _row_name(self, block: int, within: int) -> str:
         file, group = self._groups[block]
         at = within if self._kept is None else int(self._kept[block][within])
         return f"{self.files[file]} row {at} of row group {group}"
 
-    def _class_index(self, value: Any) -> int:
+    def _class_index(self, value: str | int) -> int:
         try:
             index = int(value) if self._numbers is None else self._numbers[value]
         except (ValueError, KeyError):
@@ -196,22 +195,21 @@ class TableSource(Source):
 
     def read_block(self, block: int) -> Sequence[Record]:
         if block in self._resident:
-            kept: Sequence[Record] = self._resident[block]
-            return kept
+            return self._resident[block]
         names = [n for n in (self.wanted.image, self.wanted.label, self.wanted.caption) if n]
         rows = _Rows(self, block, self.reader.table(*self._groups[block], names))
         if self.random_access:
             self._resident[block] = rows
         return rows
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_resident": {}}
 
 
 class _Rows(Sequence[Record]):
     """The rows of one row group, taken out of the Arrow table as they are asked for."""
 
-    def __init__(self, source: TableSource, block: int, table: Any):
+    def __init__(self, source: TableSource, block: int, table: "pa.Table"):
         wanted = source.wanted
         self._source, self._block = source, block
         self._kept = None if source._kept is None else source._kept[block]
@@ -236,7 +234,7 @@ class _Rows(Sequence[Record]):
         )
 
 
-def _encoded(column: Any) -> tuple[Any, Any]:
+def _encoded(column: "pa.ChunkedArray") -> "tuple[pa.ChunkedArray, pa.ChunkedArray | None]":
     """(the bytes, the paths or None) of an image column, which is a struct of both, or bytes alone."""
     import pyarrow as pa
 
@@ -254,7 +252,7 @@ def _encoded(column: Any) -> tuple[Any, Any]:
 _MEANT = {"image": "encoded images (bytes, or `Image` of `datasets`)", "caption": "texts"}
 
 
-def _holds_images(type_: Any) -> bool:
+def _holds_images(type_: "pa.DataType") -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(type_):
@@ -262,7 +260,7 @@ def _holds_images(type_: Any) -> bool:
     return "binary" in str(type_)
 
 
-def _holds_texts(type_: Any) -> bool:
+def _holds_texts(type_: "pa.DataType") -> bool:
     """Whether values of an Arrow type are captions: texts, structs with one, or lists of these."""
     import pyarrow as pa
 

@@ -4,8 +4,8 @@ import posixpath
 import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -176,7 +176,7 @@ class TarSource(Source):
         return name.removeprefix(self._below).lstrip("/").split("/")[0] if "/" in name.lstrip("/") else ""
 
     def _classes(self, given: Sequence[str] | None) -> list[str]:
-        self._numbers: dict[Any, int] | None = None
+        self._numbers: dict[object, int] | None = None
         if self._label is None:
             return []
         names, self._numbers = number_classes(map(self._value, range(len(self))), given, self.name)
@@ -232,7 +232,7 @@ class TarSource(Source):
         return bytes(self._retried(path, lambda: self._fs.cat_file(path, start=first, end=last)))
 
     def read_row(self, row: int) -> Record:
-        return self._record(row, lambda suffix: self._part(row, suffix))
+        return self._record(row, partial(self._part, row))
 
     def read_block(self, block: int) -> Sequence[Record]:
         rows = range(int(self.starts[block]), int(self.starts[block + 1]))
@@ -244,9 +244,9 @@ class TarSource(Source):
             offset, size = self._samples[row][1][1].get(suffix, (0, -1))
             return None if size < 0 else data[offset - first : offset - first + size]
 
-        return [self._record(row, lambda suffix, row=row: part(row, suffix)) for row in rows]
+        return [self._record(row, partial(part, row)) for row in rows]
 
-    def _record(self, row: int, part: Any) -> Record:
+    def _record(self, row: int, part: Callable[[str], bytes | None]) -> Record:
         label = None if self._label is None else self._class_index(row)
         name, parts, _ = self._samples[row][1]
         image = next((part(suffix) for suffix in self._images if suffix in parts), None)

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
@@ -11,24 +11,26 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from diffzoo.data.batches import RawBatch
 from diffzoo.errors import UserError
 
 __all__ = ["WorkerLoader", "auto_workers", "worker_failure"]
 
-RawBatch = dict[str, Any]
+
+Make = Callable[[int, int], RawBatch]
 
 
-class _Batches(Dataset[Any]):
+class _Batches(Dataset["RawBatch | UserError"]):
     """The batch of a span; a UserError travels as a batch.
 
     The loader deals spans to its workers in turn and takes the batches back in the same turn, so their order does not
     depend on how many workers there are.
     """
 
-    def __init__(self, make: Any):
+    def __init__(self, make: Make):
         self.make = make
 
-    def __getitem__(self, span: tuple[int, int]) -> Any:
+    def __getitem__(self, span: tuple[int, int]) -> RawBatch | UserError:
         try:
             return self.make(*span)
         except UserError as error:
@@ -77,8 +79,8 @@ class WorkerLoader:
         prefetch: batches under way per worker.
     """
 
-    def __init__(self, make: Any, spans: Iterable[tuple[int, int]], num_workers: int, prefetch: int = 4):
-        loader: DataLoader[Any] = DataLoader(
+    def __init__(self, make: Make, spans: Iterable[tuple[int, int]], num_workers: int, prefetch: int = 4):
+        loader: DataLoader[RawBatch | UserError] = DataLoader(
             _Batches(make),
             batch_size=None,
             sampler=spans,
@@ -88,7 +90,7 @@ class WorkerLoader:
             prefetch_factor=prefetch if num_workers else None,
         )
         with _worker_deaths_wait():
-            self._iterator: Any = iter(loader)
+            self._iterator: Iterator[RawBatch | UserError] = iter(loader)
 
     def __iter__(self) -> Iterator[RawBatch]:
         return self

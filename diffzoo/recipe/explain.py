@@ -62,14 +62,13 @@ def _unknown_key(key: str, known: Sequence[str]) -> str:
 
 
 def _arguments(path: str) -> Iterable[str]:
-    """Arguments of a class, with those of its bases that it passes on."""
+    """Arguments of a class, with those that it passes on."""
+    from jsonargparse._parameter_resolvers import get_signature_parameters
+
     module, _, name = path.rpartition(".")
     made = getattr(importlib.import_module(module), name)
-    found: set[str] = set()
-    for base in made.__mro__ if inspect.isclass(made) else (made,):
-        parameters = inspect.signature(base.__init__ if inspect.isclass(base) else base).parameters
-        found |= {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return found - {"self"}
+    found = get_signature_parameters(made, "__init__") if inspect.isclass(made) else get_signature_parameters(made)
+    return [parameter.name for parameter in found]
 
 
 def _abstract(path: str) -> list[str]:

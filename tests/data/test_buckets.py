@@ -144,7 +144,7 @@ def test_training_takes_every_bucket(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"balance": True}, "balance and buckets do not go together"),
+        ({"balance": True}, "balance and buckets both decide"),
         ({"buckets": [[6, 12, 3]]}, "buckets: expected a positive whole number"),
     ],
 )
