@@ -11,6 +11,7 @@ weight (LoRA, say) is meant to happen before the normalisation.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,12 +25,17 @@ __all__ = ["Fourier", "MPConv2d", "MPLinear", "MPTable", "join", "mix", "normali
 EPS = 1e-4
 
 
+def _rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The root mean square along `dims`, which stay as 1; in float32 at least."""
+    count = math.prod(x.shape[d] for d in dims)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide) / math.sqrt(count)
+
+
 def normalize(x: Float[Tensor, "*shape"], dims: tuple[int, ...] | None = None) -> Float[Tensor, "*shape"]:
     """x over its root mean square along `dims`, in float32; without dims over all but the first."""
-    dims = dims or tuple(range(1, x.ndim))
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    length = wide.square().mean(dims, keepdim=True).sqrt()
-    return (wide / (length + EPS)).to(x.dtype)
+    return (wide / (_rms(x, dims or tuple(range(1, x.ndim))) + EPS)).to(x.dtype)
 
 
 def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -49,18 +55,42 @@ def join(a: Images, b: Float[Tensor, "b c2 h w"], t: float) -> Float[Tensor, "b 
     return torch.cat([scale * (1 - t) / math.sqrt(na) * a, scale * t / math.sqrt(nb) * b], dim=1)
 
 
-def _unit(layer: "MPLinear | MPConv2d | MPTable", dims: tuple[int, ...] | None = None) -> Tensor:
-    """The weight normalised along `dims`, float32; in training what is stored is overwritten first."""
+class _Scaled(torch.autograd.Function):
+    """scale w / (rms + eps) with a given rms of w along `dims`, whose gradient reads w once: weights are many."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, rms: Tensor, dims: tuple[int, ...], scale: float) -> Tensor:
+        ctx.save_for_backward(w, rms)
+        ctx.dims, ctx.scale = dims, scale
+        return w * (scale / (rms + EPS))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (g,), (w, rms) = grads, ctx.saved_tensors
+        count = math.prod(w.shape[d] for d in ctx.dims)
+        along = torch.sum(g * w, ctx.dims, keepdim=True)
+        factor = ctx.scale / (rms + EPS)
+        return (g * factor).addcmul_(w, -along * factor / ((rms + EPS) * rms * count)), None, None, None
+
+
+def _unit(layer: "MPLinear | MPConv2d | MPTable", dims: tuple[int, ...], scale: float = 1.0) -> Tensor:
+    """The weight normalised along `dims` and scaled, float32; in training what is stored is overwritten first."""
+    weight = layer.weight
+    rms = _rms(weight.detach(), dims)
     if layer.training:
         with torch.no_grad():
-            layer.weight.copy_(normalize(layer.weight, dims))
-    return normalize(layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32)), dims)
+            weight.div_(rms + EPS)
+        rms = rms / (rms + EPS)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    scaled: Tensor = _Scaled.apply(wide, rms, dims, scale)  # type: ignore[no-untyped-call]
+    return scaled
 
 
-def _weight(layer: "MPLinear | MPConv2d", x: Tensor, gain: Tensor | float) -> Tensor:
+def _weight(layer: "MPLinear | MPConv2d", x: Tensor, gain: Tensor | None) -> Tensor:
     """The weight to use: of unit length per output after the gain, in the type of x."""
-    weight = _unit(layer)
-    return (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
+    weight = layer.weight
+    unit = _unit(layer, tuple(range(1, weight.ndim)), 1 / math.sqrt(weight[0].numel()))
+    return (unit if gain is None else unit * gain).to(x.dtype)
 
 
 class MPLinear(nn.Linear):
@@ -74,7 +104,7 @@ class MPLinear(nn.Linear):
         if not self.weight.is_meta:
             nn.init.normal_(self.weight)
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         return F.linear(x, _weight(self, x, gain))
 
 
@@ -105,7 +135,7 @@ class MPConv2d(nn.Conv2d):
         if not self.weight.is_meta:
             nn.init.normal_(self.weight)
 
-    def forward(self, x: Images, gain: Tensor | float = 1.0) -> Images:
+    def forward(self, x: Images, gain: Tensor | None = None) -> Images:
         return F.conv2d(x, _weight(self, x, gain), padding=self.padding)
 
 

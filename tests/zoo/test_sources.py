@@ -151,3 +151,13 @@ def test_jit_weights_of_a_mirror_have_another_prefix() -> None:
     for prefix in ("", "net.", "transformer."):
         back = authors.from_official({prefix + k: v for k, v in theirs.items()}, config)
         assert state_sha256(back) == state_sha256(state)
+
+
+@pytest.mark.parametrize(
+    "name", ["sit_b_256", "jit_b_256", "jit_l_512", "lightningdit_b_256", "dit_dh_s_256", "sit_xl_512"]
+)
+def test_a_file_of_another_member_of_the_family_says_which_it_is(name: str) -> None:
+    with torch.device("meta"):
+        theirs = authors.to_official(DiT(registry.entry(name).config).state_dict(), registry.entry(name).config)
+    with pytest.raises(UserError, match=f"these look like weights of .*{name}"):
+        authors.from_official(theirs, registry.entry("dit_xl_256").config)
