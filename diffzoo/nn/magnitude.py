@@ -82,7 +82,7 @@ def _unit(layer: "MPLinear | MPConv2d | MPTable", dims: tuple[int, ...], scale: 
             weight.div_(rms + EPS)
         rms = rms / (rms + EPS)
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    scaled: Tensor = _Scaled.apply(wide, rms, dims, scale)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _Scaled.apply(wide, rms, dims, scale)
     return scaled
 
 

@@ -5,6 +5,7 @@ and made anew on the way back. REPA-E's statistics of its latents (`bn`) belong 
 Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mirror).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -100,7 +101,7 @@ def _members(state: Mapping[str, Tensor]) -> list[str]:
         flags = [c.context_tokens > 0, c.time_features == "gaussian", c.mlp == "swiglu"]
         return [c.depth + c.head_depth, c.bottleneck or c.width, c.in_channels, c.patch, outputs, *flags]
 
-    return [n for n, c in VARIANTS.items() if facts(c) == seen and tokens in (None, c.rows**2)]
+    return [n for n, c in VARIANTS.items() if facts(c) == seen and tokens in (None, math.prod(c.grid))]
 
 
 def to_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
