@@ -19,8 +19,8 @@ from data.pictures import Shards, picture, rows, write_parquet
 from PIL import Image
 
 from diffzoo.data import HFDataset
+from diffzoo.data.decode import load
 from diffzoo.data.inspect import report
-from diffzoo.data.transforms import load
 
 COMMON: dict[str, Any] = {"image_size": 8, "batch_size": 4, "num_workers": 0}
 pytestmark = pytest.mark.filterwarnings("ignore:.*many workers.*")
