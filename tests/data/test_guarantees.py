@@ -19,7 +19,7 @@ from data.pictures import Shards, picture, rows, write_parquet
 from PIL import Image
 
 from diffzoo.data import HFDataset
-from diffzoo.data.decode import load
+from diffzoo.data.decode import Bands, load
 from diffzoo.data.inspect import report
 
 COMMON: dict[str, Any] = {"image_size": 8, "batch_size": 4, "num_workers": 0}
@@ -94,7 +94,9 @@ def test_sixteen_bits_in_three_channels_do_not_wrap(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     np.save(tmp_path / "p" / "0.npy", pixels[0])
     source = HFDataset(str(tmp_path / "p"), value_range=(0, 65535), **COMMON).train_source
-    assert np.array_equal(load(source.read_row(0).image or b""), pixels[0])
+    read = load(source.read_row(0).image or b"")
+    assert isinstance(read, Bands)
+    assert np.array_equal(read.values, pixels[0])
 
 
 @pytest.mark.parametrize(
