@@ -66,10 +66,10 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def hub_answers() -> str:
-    """Why the Hub cannot be reached, in words; "" if it answers, whatever it says."""
+def hub_answers(endpoint: str = "") -> str:
+    """Why the Hub, or another endpoint, cannot be reached, in words; "" if it answers, whatever it says."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(hub_endpoint(), method="HEAD"), timeout=10):
+        with urllib.request.urlopen(urllib.request.Request(endpoint or hub_endpoint(), method="HEAD"), timeout=10):
             return ""
     except urllib.error.HTTPError:
         return ""

@@ -163,12 +163,13 @@ def _saved_to_disk(source: str, path: Path) -> Resolved:
 
 def _published(source: str, config: str | None, revision: str | None) -> Resolved:
     """A data set of the Hub, or a folder of its shards, by the rules of `datasets`."""
+    from datasets import config as client
     from datasets import get_dataset_config_names, load_dataset_builder
 
     path = Path(source).expanduser()
     place = str(path) if path.exists() else source
     # the client tries again for half a minute before it says so
-    if not path.exists() and not is_offline() and (reason := hub_answers()):
+    if not path.exists() and not is_offline() and (reason := hub_answers(client.HF_ENDPOINT)):
         raise UserError(f"could not reach the Hub ({reason}) for the data set {source!r}{_no_folder(source)}")
     try:
         builder = retried(source, lambda: load_dataset_builder(place, config, revision=revision))
