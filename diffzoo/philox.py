@@ -16,17 +16,19 @@ On a CPU or a GPU everything becomes one kernel once that pays: after about as m
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["normals", "words"]
+__all__ = ["compile_now", "normals", "words"]
 
 Word = Int[Tensor, "..."]
 Keys = Int[Tensor, "10 2"]
+RoundKeys = Sequence[Sequence[int | Tensor]]
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
@@ -48,6 +50,7 @@ _CALL = 1 << 16  # what calling a few hundred operations costs, in numbers drawn
 _COMPILE_AFTER = 1 << 28  # numbers drawn in eager code in the time that compilation takes
 
 
+@cache
 def round_keys(key: int) -> list[tuple[int, int]]:
     """The two 32-bit keys of each round from a key of 64 bits; its low half is the first word."""
     low, high = key & _MASK, key >> 32 & _MASK
@@ -70,13 +73,12 @@ def words(key: int, element: Word, draw: Word, place: Word) -> tuple[Word, Word,
     Returns:
         int64, of the broadcast shape.
     """
-    return _rounds(_key_tensor(key, place.device), element, draw, place)
+    return _rounds(round_keys(key), element, draw, place)
 
 
-def _rounds(keys: Keys, element: Word, draw: Word, place: Word) -> tuple[Word, Word, Word, Word]:
+def _rounds(keys: RoundKeys, element: Word, draw: Word, place: Word) -> tuple[Word, Word, Word, Word]:
     a, b, c, d = element, draw, place & _MASK, place >> 32 & _MASK
-    for key in keys.unbind():
-        first, second = key.unbind()
+    for first, second in keys:
         left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
         a = ((right >> 32) ^ b ^ first) & _MASK
         c = ((left >> 32) ^ d ^ second) & _MASK
@@ -94,14 +96,13 @@ def normals(key: int, place: Int[Tensor, " s"], draw: Int[Tensor, " s"], count: 
         count: below 2^34.
     """
     quads = -(-count // 4)
-    keys, total = _key_tensor(key, place.device), 4 * quads * len(place)
-    out = _compiled(total, keys, place, draw, quads)
+    out = _compiled(key, place, draw, quads)
     if out is None:
-        out = _eager(keys, place, draw, quads)
+        out = _eager(round_keys(key), place, draw, quads)
     return out.flatten(1)[:, :count]
 
 
-def _eager(keys: Keys, place: Word, draw: Word, quads: int) -> Float[Tensor, "s 4 quads"]:
+def _eager(keys: RoundKeys, place: Word, draw: Word, quads: int) -> Float[Tensor, "s 4 quads"]:
     element = torch.arange(quads, device=place.device)
     if place.device.type != "cpu" or 4 * quads * len(place) <= _CHUNK:
         return _quads(keys, place, draw, element)
@@ -114,9 +115,13 @@ def _eager(keys: Keys, place: Word, draw: Word, quads: int) -> Float[Tensor, "s 
     return out
 
 
-def _quads(keys: Keys, place: Word, draw: Word, element: Word) -> Float[Tensor, "s 4 quads"]:
+def _quads(keys: RoundKeys, place: Word, draw: Word, element: Word) -> Float[Tensor, "s 4 quads"]:
     """Number i of quarter j belongs to word j of counter i, so that each word is written to consecutive memory."""
     a, b, c, d = _rounds(keys, element, draw[:, None], place[:, None])
+    if torch.compiler.is_compiling():
+        # all that follows depends on the row, so that the compiler keeps rows and columns apart, and to one loop
+        row = place[:, None] & 0
+        a, b, c, d = a | row, b | row, c | row, d | row
     return torch.stack([*_normal_pair(a, b), *_normal_pair(c, d)], 1)
 
 
@@ -165,17 +170,17 @@ class _Kernel:
         self.work, self.failed = 0, False
         self.function: Callable[[Keys, Word, Word, int], Tensor] | None = None
 
-    def __call__(self, total: int, keys: Keys, place: Word, draw: Word, quads: int) -> Tensor | None:
+    def __call__(self, key: int, place: Word, draw: Word, quads: int) -> Tensor | None:
         # one row or one counter would be compiled apart from any number of them
         if self.failed or len(place) < 2 or quads < 2 or torch.compiler.is_compiling():
             return None
         if self.function is None:
-            self.work += max(total, _CALL)
+            self.work += max(4 * quads * len(place), _CALL)
             if self.work < _COMPILE_AFTER:
                 return None
             self.function = compiled_quads()
         try:
-            return self.function(keys, place, draw, quads)
+            return self.function(_key_tensor(key, place.device), place, draw, quads)
         except Exception as error:  # no compiler, or one that fails: whatever it raises, the numbers are the same
             warnings.warn(f"noise is drawn without a compiled kernel: {type(error).__name__}: {error}", stacklevel=2)
             self.failed = True
@@ -185,16 +190,21 @@ class _Kernel:
 _KERNELS = {"cpu": _Kernel(), "cuda": _Kernel()}
 
 
-def _compiled(total: int, keys: Keys, place: Word, draw: Word, quads: int) -> Tensor | None:
+def compile_now(device_type: Literal["cpu", "cuda"]) -> None:
+    """Draw with the compiled kernel from the next call on, without waiting until that pays."""
+    _KERNELS[device_type].work = _COMPILE_AFTER
+
+
+def _compiled(key: int, place: Word, draw: Word, quads: int) -> Tensor | None:
     kernel = _KERNELS.get(place.device.type)
-    return kernel(total, keys, place, draw, quads) if kernel is not None else None
+    return kernel(key, place, draw, quads) if kernel is not None else None
 
 
 def compiled_quads() -> Callable[[Keys, Word, Word, int], Tensor]:
     """All of `normals` as one kernel for any number of counters and numbers."""
 
     def quads(keys: Keys, place: Word, draw: Word, count: int) -> Tensor:
-        return _quads(keys, place, draw, torch.arange(count, device=place.device))
+        return _quads([key.unbind() for key in keys.unbind()], place, draw, torch.arange(count, device=place.device))
 
     # nothing between the first word and the last product may be written to memory
     options: dict[str, str | int | bool | Callable[..., object]] = {

@@ -33,6 +33,7 @@ __all__ = [
     "key",
     "keyed_generator",
     "normal",
+    "places",
     "seed_layers",
     "times",
     "uniform",
@@ -74,7 +75,7 @@ class ImageNoise:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         self.seeds = [int(s) for s in seeds]
         self.device, self.dtype = torch.device(device), dtype
-        self._places = _places(self.seeds, self.device)
+        self._places = places(self.seeds, self.device)
         self._ahead: list[Tensor] = []
         self._draw = 0
 
@@ -90,9 +91,9 @@ class ImageNoise:
         return self._ahead.pop()
 
     def _draws(self, shape: tuple[int, ...]) -> list[Tensor]:
-        """The next draws, the first of them last: as many as were made so far, where they are small."""
+        """The next draws, the first of them last: three times as many as were made so far, where they are small."""
         n, size = len(self), math.prod(shape)
-        count = max(1, min(self._draw, _AHEAD // max(1, n * size)))
+        count = max(1, min(3 * self._draw, _AHEAD // max(1, n * size)))
         draws = torch.arange(self._draw, self._draw + count, device=self.device)
         numbers = philox.normals(
             key("image"), self._places.repeat(count), draws.repeat_interleave(n, output_size=n * count), size
@@ -100,10 +101,12 @@ class ImageNoise:
         return list(numbers.to(self.dtype).reshape(count, n, *shape).unbind())[::-1]
 
 
-def _places(index: Places, device: torch.device) -> Int[Tensor, " b"]:
-    if isinstance(index, Tensor):
-        return index.to(device, torch.int64)
-    return torch.tensor(list(index), dtype=torch.int64).to(device)
+def places(index: Places, device: torch.device) -> Int[Tensor, " b"]:
+    """Places on a device, for `normal`, `times` and `uniform`; the host does not wait for the copy."""
+    held = index if isinstance(index, Tensor) else torch.tensor(list(index), dtype=torch.int64)
+    if device.type == "cuda" and held.device.type == "cpu":
+        held = held.pin_memory()
+    return held.to(device, torch.int64, non_blocking=True)
 
 
 def normal(
@@ -118,22 +121,22 @@ def normal(
         shape: shape per sample.
         device: where to draw.
     """
-    places = _places(index, device)
-    numbers = philox.normals(key(purpose, seed), places, torch.zeros_like(places), math.prod(shape))
-    return numbers.reshape(len(places), *shape)
+    place = places(index, device)
+    numbers = philox.normals(key(purpose, seed), place, torch.zeros_like(place), math.prod(shape))
+    return numbers.reshape(len(place), *shape)
 
 
 def times(seed: int, index: Places, device: torch.device) -> Float[Tensor, " b"]:
     """Times in [0, 1), float32, stratified over consecutive samples."""
     start = key("times", seed) * 2 - 2**63
-    return _fraction((_places(index, device) * _GOLDEN + start) >> 32)
+    return _fraction((places(index, device) * _GOLDEN + start) >> 32)
 
 
 def uniform(purpose: str, seed: int, index: Places, device: torch.device) -> Float[Tensor, " b"]:
     """Independent uniform numbers in [0, 1), float32."""
-    places = _places(index, device)
-    zero = torch.zeros_like(places)
-    return _fraction(philox.words(key(purpose, seed), zero, zero, places)[0])
+    place = places(index, device)
+    zero = torch.zeros_like(place)
+    return _fraction(philox.words(key(purpose, seed), zero, zero, place)[0])
 
 
 def _fraction(word: Int[Tensor, " b"]) -> Float[Tensor, " b"]:

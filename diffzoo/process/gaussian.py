@@ -34,8 +34,9 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.process.noise_conditioning import LogSNRConditioning, NoiseConditioning
 from diffzoo.process.paths import Path, VariancePreserving
-from diffzoo.process.predictions import Eps, Prediction, V
+from diffzoo.process.predictions import Eps, Inverse, Prediction, V
 from diffzoo.process.schedules import Cosine, Schedule
+from diffzoo.process.table import tabulated
 from diffzoo.typing import Data, PerSample, Times
 
 __all__ = ["Estimate", "GaussianProcess", "expand_like"]
@@ -54,7 +55,12 @@ class Estimate(NamedTuple):
 
 
 def expand_like(scalars: PerSample, like: Data) -> Tensor:
-    """`(b,)` or `()` to a shape that broadcasts against `like` `(b, ...)`, in its dtype and on its device."""
+    """`(b,)` or `()` to a shape that broadcasts against `like` `(b, ...)`, in its dtype and on its device.
+
+    A scalar on the CPU stays there: a kernel on any device takes it as an argument, and nothing waits for a copy.
+    """
+    if scalars.ndim == 0 and scalars.device.type == "cpu":
+        return scalars.to(like.dtype)
     return scalars.to(like.device, like.dtype).reshape(scalars.shape + (1,) * (like.ndim - scalars.ndim))
 
 
@@ -101,10 +107,12 @@ class GaussianProcess:
                 f"{ends[0]:.1f} to {ends[1]:.1f}: narrow the bounds of the schedule or predict V"
             )
 
+    @tabulated
     def logsnr(self, t: Times) -> PerSample:
         """Log-SNR at times `t`."""
         return self.schedule.logsnr(t)
 
+    @tabulated
     def coefficients(self, t: Times) -> tuple[PerSample, PerSample]:
         """(alpha, sigma) at times `t`."""
         return self.coefficients_at(self.schedule.logsnr(t))
@@ -123,6 +131,7 @@ class GaussianProcess:
         """(A, S) of (4)."""
         return self.path.coefficients(logsnr + 2 * log(self.data_scale))
 
+    @tabulated
     def noise_level(self, t: Times) -> PerSample:
         """The number the network reads at times `t`."""
         return self.noise_conditioning(t, self.schedule.logsnr(t))
@@ -160,11 +169,18 @@ class GaussianProcess:
         variance = None
         if self.learned_variance:
             output, variance = output.chunk(2, dim=1)
-        inverse = self.prediction.inverse(*self._scaled(self.schedule.logsnr(t)))
-        x_z, x_out, eps_z, eps_out, divisor = (expand_like(c, z) for c in inverse)
-        x_z, x_out = self.data_scale * x_z, self.data_scale * self.output_sign * x_out
-        x, eps = x_z * z + x_out * output, eps_z * z + self.output_sign * eps_out * output
+        inverse = self._inverse(t, z.dtype)
+        x_z, x_out, eps_z, eps_out, divisor = (expand_like(c, z) for c in inverse) if t.ndim else inverse
+        x, eps = x_z * z + x_out * output, eps_z * z + eps_out * output
         return Estimate(x / divisor, eps / divisor, variance)
+
+    @tabulated
+    def _inverse(self, t: Times, dtype: torch.dtype) -> Inverse:
+        """The coefficients of (3) under (4) at times `t`, rounded to the dtype of the data."""
+        inverse = self.prediction.inverse(*self._scaled(self.schedule.logsnr(t)))
+        x_z, x_out, eps_z, eps_out, divisor = (c.to(dtype) for c in inverse)
+        scale, sign = self.data_scale, self.output_sign
+        return Inverse(scale * x_z, scale * sign * x_out, eps_z, sign * eps_out, divisor)
 
     def clip(self, estimate: Estimate, z: Data, t: Times, limit: float) -> Estimate:
         """The estimate with its data clamped to [-limit, limit] and its noise recomputed to fit z — (1)."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate
-from diffzoo.sampling.denoiser import Denoise
+from diffzoo.sampling.denoiser import Denoise, noise_levels
 from diffzoo.sampling.guidance import DenoiserAround
 from diffzoo.typing import Condition, Data, NoiseLevel, Times
 
@@ -63,7 +63,7 @@ class ClassifierGuidance(DenoiserAround):
         """(1), of the shape of z."""
         if cond is None or cond.label is None:
             raise UserError("classifier guidance needs class labels: say which classes to guide towards")
-        level = self.process.noise_level(t).to(z.device, torch.float32).expand(len(z))
+        level = noise_levels(self.process, z, t)
         with torch.enable_grad():
             point = z.detach().requires_grad_()
             logits = self.classifier(point, level).float()

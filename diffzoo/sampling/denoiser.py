@@ -11,7 +11,7 @@ from torch import nn
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.typing import Condition, Data, NoiseLevel, Times
 
-__all__ = ["Denoise", "Denoiser", "NetworkLike", "compile_networks"]
+__all__ = ["Denoise", "Denoiser", "NetworkLike", "compile_networks", "noise_levels"]
 
 
 @runtime_checkable
@@ -54,14 +54,24 @@ class Denoiser:
             t: one time for all, `()`, or one per sample, `(b,)`.
             cond: what to draw.
         """
-        # what depends on t is computed where t lives: samplers keep it on the CPU in float64
-        level = self.process.noise_level(t).to(torch.float32).to(z.device).expand(len(z))
-        output = self.network(z, level, cond)
+        output = self.network(z, noise_levels(self.process, z, t), cond)
         return self.process.interpret(output.to(z.dtype), z, t)
 
     def null_condition(self, cond: Condition | None) -> Condition | None:
         """The condition for "none": the network's null class."""
         return self.network.null_condition(cond)
+
+
+def noise_levels(process: GaussianProcess, z: Data, t: Times) -> NoiseLevel:
+    """What a network reads at `t`, one number per row of `z`, float32 on its device.
+
+    It is computed where t lives. Samplers keep times on the CPU, and a device fills a tensor with a number from there
+    without waiting for a copy.
+    """
+    level = process.noise_level(t)
+    if level.ndim == 0 and level.device.type == "cpu":
+        return z.new_full((len(z),), float(level), dtype=torch.float32)
+    return level.to(torch.float32).to(z.device).expand(len(z))
 
 
 def compile_networks(denoise: Denoise) -> None:

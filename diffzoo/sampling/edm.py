@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.process.table import tabulated
 from diffzoo.sampling.exponential import weights
 from diffzoo.sampling.grids import Grid, Karras
 from diffzoo.sampling.samplers import Denoised, Final, Node, Noise, Sampler, node
@@ -23,6 +24,13 @@ __all__ = ["DPM2", "LMS", "Churned", "EDMEuler", "Heun"]
 
 def _level(n: Node) -> Time:
     return n.sigma / n.alpha
+
+
+@tabulated
+def _level_step(a: Node, b: Node) -> tuple[Time, Time]:
+    """The step in sigma / alpha from node `a` to node `b`, and half of it."""
+    dr = _level(b) - _level(a)
+    return dr, dr / 2
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,11 @@ class Churned(Sampler):
     def churned(self, denoise: Denoised, z: Data, t: Time, noise: Noise) -> tuple[Data, Time]:
         """Add noise, and the time at which there is as much; not beyond the noise end of the schedule."""
         process = denoise.process
+        if not self.churn:
+            return z, t
         a = node(process, t)
         r = _level(a)
-        if not self.churn or not self.churn_min <= r <= self.churn_max:
+        if not self.churn_min <= r <= self.churn_max:
             return z, t
         count = self.steps + (self.final == "denoise")  # the last step, to zero noise, is one of EDM's N
         noisier = r * (1 + min(self.churn / count, math.sqrt(2) - 1))
@@ -95,10 +105,11 @@ class Heun(_TwoCalls):
     def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         z, t = self.churned(denoise, z, t, noise)
         a, b = node(denoise.process, t), node(denoise.process, s)
-        dr = _level(b) - _level(a)
+        dr, half = _level_step(a, b)
         slope = denoise(z, t).eps
-        guess = b.alpha * (z / a.alpha + dr * slope)
-        return b.alpha * (z / a.alpha + dr / 2 * (slope + denoise(guess, s).eps)), None
+        start = z / a.alpha
+        guess = b.alpha * (start + dr * slope)
+        return b.alpha * (start + half * (slope + denoise(guess, s).eps)), None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffzoo.errors import UserError
+from diffzoo.process.gaussian import GaussianProcess
+from diffzoo.process.table import tabulated
 from diffzoo.sampling.samplers import Denoised, Noise, Sampler, node
 from diffzoo.typing import Data, Time
 
@@ -22,11 +24,15 @@ class Euler(Sampler):
     """Euler's method on (1), in t. On flow matching's schedule and path it is DDIM; elsewhere DDIM is more exact."""
 
     def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
-        a = node(denoise.process, t)
         x, eps, _ = denoise(z, t)
-        slope = denoise.process.schedule.derivative(t)
-        d_alpha, d_sigma = denoise.process.derivatives_at(a.logsnr)
-        return z + (s - t) * slope * (d_alpha * x + d_sigma * eps), None
+        change, d_alpha, d_sigma = _euler_weights(denoise.process, t, s)
+        return z + change * (d_alpha * x + d_sigma * eps), None
+
+
+@tabulated
+def _euler_weights(process: GaussianProcess, t: Time, s: Time) -> tuple[Time, Time, Time]:
+    """The change of log-SNR in an Euler step, and the derivatives of alpha and sigma in it."""
+    return (s - t) * process.schedule.derivative(t), *process.derivatives_at(node(process, t).logsnr)
 
 
 @dataclass(frozen=True)

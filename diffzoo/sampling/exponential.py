@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
+from diffzoo.process.table import tabulated
 from diffzoo.sampling.samplers import Denoised, node
 from diffzoo.typing import Data, Time
 
@@ -32,6 +33,7 @@ __all__ = [
     "interpolated",
     "p1",
     "slope",
+    "step_weights",
     "weights",
 ]
 
@@ -59,6 +61,7 @@ def check_form(form: str) -> None:
         raise UserError(f"expected form 'data' or 'noise', got {form!r}")
 
 
+@tabulated
 def frame(process: GaussianProcess, t: Time, form: Form) -> Frame:
     """The process at time `t` in one of the two forms."""
     n = node(process, t)
@@ -78,12 +81,25 @@ def p1(h: Time) -> Time:
 
 def first_order(z: Data, a: Call, b: Frame) -> Data:
     """From `a` to `b` with the estimate of `a` held constant; this is DDIM."""
-    return b.rest / a.at.rest * z - b.signal * p1(b.u - a.at.u) * a.estimate
+    of_z, of_estimate, _ = step_weights(a.at, b)
+    return of_z * z - of_estimate * a.estimate
+
+
+@tabulated
+def step_weights(a: Frame, b: Frame) -> tuple[Time, Time, Time]:
+    """For a step from `a` to `b`: what z is multiplied by, and an estimate and its derivative, with opposite signs."""
+    h = b.u - a.u
+    return b.rest / a.rest, b.signal * p1(h), b.signal * (p1(h) * h / 2)
 
 
 def slope(a: Call, b: Call) -> Data:
     """The divided difference of two estimates."""
-    return (b.estimate - a.estimate) / (b.at.u - a.at.u)
+    return (b.estimate - a.estimate) / _distance(a.at, b.at)
+
+
+@tabulated
+def _distance(a: Frame, b: Frame) -> Time:
+    return b.u - a.u
 
 
 def weights(nodes: Float[Tensor, "k"], moments: Float[Tensor, "k"]) -> Float[Tensor, "k"]:

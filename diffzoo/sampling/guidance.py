@@ -155,6 +155,7 @@ class _Extrapolation(DenoiserAround, ABC):
         if not 0 <= rescale <= 1:
             raise UserError(f"expected a rescale of guidance in [0, 1], got {rescale}")
         self.interval, self.decay, self.channels, self.rescale = interval, decay, channels, rescale
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def rows(self, part: slice) -> Self:
         """The same guidance for a part of the images."""
@@ -177,7 +178,11 @@ class _Extrapolation(DenoiserAround, ABC):
             return self.scale
         if cond is None or cond.label is None:
             raise UserError("a guidance scale per class needs class labels")
-        return self.scale[cond.label.cpu()]
+        label, scales = self._last or (None, self.scale)
+        if label is not cond.label:  # one copy from the device per batch, not one per call
+            scales = self.scale[cond.label.cpu()]
+            self._last = cond.label, scales
+        return scales
 
     def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """The guided estimate; one network call where the weight is 1 for all images."""

@@ -6,6 +6,7 @@ initial noise and every later draw come from the image's own generator (`diffzoo
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -84,6 +85,19 @@ def initial_noise_scale(process: GaussianProcess, t: Time) -> float:
     return float((alpha.square() + sigma.square()).sqrt())
 
 
+def walk(sampler: Steps, process: GaussianProcess) -> tuple[Time, ...]:
+    """The times of a sampler, the same objects for each batch, so that what belongs to them is computed once."""
+    try:
+        return _walk(sampler, process)  # type: ignore[arg-type]
+    except TypeError:  # a sampler or a process that has no hash, such as one with a list in it
+        return sampler.times(process).unbind()
+
+
+@lru_cache(maxsize=16)
+def _walk(sampler: Steps, process: GaussianProcess) -> tuple[Time, ...]:
+    return sampler.times(process).unbind()
+
+
 @torch.no_grad()
 def integrate(
     denoise: Denoise,
@@ -108,7 +122,7 @@ def integrate(
         tick: called after each step.
     """
     settled = _Settled(denoise, cond, sampler.clip)
-    times = sampler.times(denoise.process)
+    times = walk(sampler, denoise.process)
     last = len(times) - 2
     memory: Any = None
     rows = rows or range(len(z))
@@ -209,7 +223,7 @@ def _attempt(
 ) -> Tensor | None:
     """One batch, on the CPU; None if it does not fit into the device's memory."""
     part = slice(rows.start, rows.stop)
-    times = sampler.times(denoise.process)
+    times = walk(sampler, denoise.process)
     shown = bar.n
     try:
         noise = ImageNoise(seeds[part], device)

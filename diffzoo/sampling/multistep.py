@@ -22,6 +22,7 @@ from diffzoo.sampling.exponential import (
     interpolated,
     p1,
     slope,
+    step_weights,
 )
 from diffzoo.sampling.grids import Grid, UniformLogSNR
 from diffzoo.sampling.samplers import Denoised, Noise, Sampler
@@ -122,8 +123,7 @@ def multi_step(z: Data, calls: tuple[Call, ...], b: Frame) -> Data:
     if len(calls) == 3:
         return interpolated(z, calls, b, a)
     base = first_order(z, a, b)
-    h = b.u - a.at.u
-    return base if len(calls) == 1 else base - b.signal * (p1(h) * h / 2) * slope(calls[1], a)
+    return base if len(calls) == 1 else base - step_weights(a.at, b)[2] * slope(calls[1], a)
 
 
 @dataclass(frozen=True)

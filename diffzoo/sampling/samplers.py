@@ -22,6 +22,7 @@ import torch
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
+from diffzoo.process.table import tabulated
 from diffzoo.sampling.grids import Grid, UniformTime
 from diffzoo.typing import Data, Time, Times
 
@@ -55,6 +56,7 @@ class Node(NamedTuple):
     sigma: Time
 
 
+@tabulated
 def node(process: GaussianProcess, t: Time) -> Node:
     """The process at time `t`."""
     logsnr = process.logsnr(t)
@@ -154,16 +156,29 @@ class Ancestral(Sampler):
     def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         mean = posterior_mean(a, b, z, denoise(z, t).x)
-        lower = b.sigma.square()
-        upper = torch.sigmoid(-a.logsnr) * (b.alpha.square() + b.sigma.square())
-        variance = -torch.expm1(a.logsnr - b.logsnr) * lower ** (1 - self.gamma) * upper**self.gamma
-        return mean + variance.sqrt() * noise.normal(z.shape[1:]).to(z), None
+        return mean + _posterior_deviation(a, b, self.gamma) * noise.normal(z.shape[1:]).to(z), None
 
 
 def posterior_mean(a: Node, b: Node, z: Data, x: Data) -> Data:
     """The mean of (1) for a step from node `a` to node `b`."""
+    of_z, of_x = _posterior_weights(a, b)
+    return of_z * z - of_x * x
+
+
+@tabulated
+def _posterior_weights(a: Node, b: Node) -> tuple[Time, Time]:
+    """What the mean of (1) multiplies z by, and x, the latter with the opposite sign."""
     keep = torch.exp(a.logsnr - b.logsnr)
-    return keep * (b.alpha / a.alpha) * z - torch.expm1(a.logsnr - b.logsnr) * b.alpha * x
+    return keep * (b.alpha / a.alpha), torch.expm1(a.logsnr - b.logsnr) * b.alpha
+
+
+@tabulated
+def _posterior_deviation(a: Node, b: Node, gamma: float) -> Time:
+    """The standard deviation between the two bounds, see `Ancestral`."""
+    lower = b.sigma.square()
+    upper = torch.sigmoid(-a.logsnr) * (b.alpha.square() + b.sigma.square())
+    variance = -torch.expm1(a.logsnr - b.logsnr) * lower ** (1 - gamma) * upper**gamma
+    return variance.sqrt()
 
 
 @dataclass(frozen=True)

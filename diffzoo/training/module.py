@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -164,10 +165,11 @@ class DiffusionModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of a batch: diffuse, predict, weigh."""
         index = self._index(batch, batch_idx)
-        x = self.clean(batch, index)
-        cond = self.condition(batch, index)
-        t = self._times(index)
-        eps = rng.normal("eps", self.seed, index, x.shape[1:], self.device)
+        places = rng.places(index, self.device)
+        x = self.clean(batch, places)
+        cond = self.condition(batch, places)
+        t = self._times(places)
+        eps = rng.normal("eps", self.seed, places, x.shape[1:], self.device)
         if self._drops:
             rng.seed_layers(self.seed, index)
         loss = self.losses(x, eps, t, cond, self._images(batch))
@@ -185,17 +187,18 @@ class DiffusionModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
-        index = batch["id"].tolist() if "id" in batch else self._places(batch, batch_idx)
-        x = self.clean(batch, index)
-        t = self._times(index)
-        eps = rng.normal("validation", self.seed, index, x.shape[1:], self.device)
+        index = batch["id"] if "id" in batch else self._places(batch, batch_idx)
+        places = rng.places(index, self.device)
+        x = self.clean(batch, places)
+        t = self._times(places)
+        eps = rng.normal("validation", self.seed, places, x.shape[1:], self.device)
         loss = self.losses(x, eps, t, self.condition(batch, None), self._images(batch)).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
         # Lightning would write the number before
         self.log("step", float(self.global_step), sync_dist=True, batch_size=len(x))
 
-    def _times(self, index: list[int]) -> Tensor:
-        u = rng.times(self.seed, index, self.device)
+    def _times(self, places: Int[Tensor, " b"]) -> Tensor:
+        u = rng.times(self.seed, places, self.device)
         return u if self.time_density is None else self.time_density.times(self.process, u)
 
     def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None, images: Tensor | None = None) -> Tensor:
@@ -239,7 +242,7 @@ class DiffusionModule(L.LightningModule):
         start = (number * self.trainer.world_size + self.global_rank) * n
         return list(range(start, start + n))
 
-    def clean(self, batch: dict[str, Any], index: list[int]) -> Tensor:
+    def clean(self, batch: dict[str, Any], places: rng.Places) -> Tensor:
         """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
         if "moments" in batch:
             mean, std = batch["moments"].float().chunk(2, dim=1)
@@ -250,10 +253,10 @@ class DiffusionModule(L.LightningModule):
                 return images
             with torch.no_grad():
                 mean, std = self.autoencoder.encode(images)
-        return mean + std * rng.normal("latent", self.seed, index, mean.shape[1:], self.device)
+        return mean + std * rng.normal("latent", self.seed, places, mean.shape[1:], self.device)
 
-    def condition(self, batch: dict[str, Any], index: list[int] | None) -> Condition | None:
-        """Class or text of a batch; with `index`, some are dropped, here and nowhere else."""
+    def condition(self, batch: dict[str, Any], places: rng.Places | None) -> Condition | None:
+        """Class or text of a batch; with `places`, some are dropped, here and nowhere else."""
         label = batch.get("label") if self.network.config.num_classes else None
         text = mask = None
         if self.text_encoder is not None:
@@ -261,8 +264,8 @@ class DiffusionModule(L.LightningModule):
         cond = Condition(label=label, text=text, text_mask=mask)
         if not len(cond):
             return None
-        if index is not None and self.condition_dropout > 0:
-            drop = rng.uniform("condition", self.seed, index, self.device) < self.condition_dropout
+        if places is not None and self.condition_dropout > 0:
+            drop = rng.uniform("condition", self.seed, places, self.device) < self.condition_dropout
             null = self.network.null_condition(cond)
             cond = cond.where(~drop, null) if null is not None else cond
         return cond

@@ -281,7 +281,8 @@ def test_one_time_for_all_or_one_each() -> None:
     process, (x, eps, _) = process_of(EVERY_PATH["straight"], V()), data()
     t = torch.tensor(0.3, dtype=torch.float64)
     torch.testing.assert_close(process.add_noise(x, eps, t), process.add_noise(x, eps, t.expand(len(x))))
-    assert expand_like(t, x).shape == (1, 1, 1, 1)
+    assert expand_like(t, x).shape == ()  # a kernel takes it as an argument
+    assert expand_like(t.expand(len(x)), x).shape == (len(x), 1, 1, 1)
 
 
 def test_shapes_must_agree() -> None:
