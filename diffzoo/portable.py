@@ -96,10 +96,10 @@ def export_onnx(pipe: Pipeline, path: Path) -> Portable:
     module, example, sizes = _traced(pipe)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        traced = torch.export.export(module, (), example, dynamic_shapes=_for_forward(sizes), strict=True)
         program = torch.onnx.export(
-            module,
+            traced,
             kwargs=example,
-            dynamic_shapes=_for_forward(sizes),
             input_names=list(example),
             output_names=["denoised"],
             opset_version=OPSET,
