@@ -8,13 +8,14 @@ config (`Config.override`); for networks with resolution levels (`Level`) they a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from diffzoo.errors import UserError, did_you_mean, lacks
 from diffzoo.nn.time_dependent import gate_parameters
@@ -22,7 +23,10 @@ from diffzoo.record import from_plain
 from diffzoo.sizes import Size, as_size, sides, size_text
 from diffzoo.typing import Condition
 
-__all__ = ["Config", "Level", "LevelConfig", "Network", "check_patches"]
+__all__ = ["Config", "Level", "LevelConfig", "Network", "Recompute", "check_patches"]
+
+Recompute = bool | Literal["all_but_attention"]
+"""What activation checkpointing computes again: nothing, all that is inside the blocks, or that but attention."""
 
 # what timm, diffusers and the authors' codes call an argument, and its name here
 ELSEWHERE = {"in_chans": "in_channels", "drop_rate": "dropout", "drop": "dropout"}
@@ -245,6 +249,16 @@ def _place_dropout(levels: tuple[Level, ...], dropout: float | None, start: int 
     return tuple(replace(v, dropout=p if v.resolution <= first else 0.0) for v in levels)
 
 
+def _keeping_attention() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of `checkpoint` in which the outputs of attention are saved and nothing else is."""
+
+    def policy(_: object, operation: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        attention = "scaled_dot_product" in str(operation) and "backward" not in str(operation)
+        return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
 class Network(nn.Module):
     """A denoiser network: `(b, c, h, w)` and a noise level to a tensor of the same shape.
 
@@ -262,7 +276,7 @@ class Network(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.grad_checkpointing = False
+        self.grad_checkpointing: Recompute = False
 
     def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
         """The network's output at full resolution, `(b, c, h, w)`.
@@ -375,8 +389,12 @@ class Network(nn.Module):
         """Names of the parameters that are exempt from weight decay: the gates of time-dependent norms."""
         return gate_parameters(self)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks' activations in the backward pass: less memory, about a quarter more time."""
+    def set_grad_checkpointing(self, enable: Recompute = True) -> None:
+        """Recompute the blocks' activations in the backward pass: less memory, about a quarter more time.
+
+        Args:
+            enable: "all_but_attention" keeps the outputs of attention, the dearest to compute again.
+        """
         self.grad_checkpointing = enable
 
     def compile_units(self, **options: Any) -> None:
@@ -395,7 +413,8 @@ class Network(nn.Module):
     def run(self, block: nn.Module, *args: Any) -> Any:
         """Call a block, through activation checkpointing where it is on."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
+            kept = {"context_fn": _keeping_attention} if self.grad_checkpointing == "all_but_attention" else {}
+            return checkpoint(block, *args, use_reentrant=False, **kept)
         return block(*args)
 
     def num_parameters(self) -> int:

@@ -37,8 +37,9 @@ __all__ = ["Command", "ParsedRecipe", "world_size"]
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
 
-for _name in diffzoo.data.__all__:  # imported on first use: this is it
-    getattr(diffzoo.data, _name)
+for _package in (diffzoo.data, diffzoo.training):  # their classes are imported on first use
+    for _name in _package.__all__:
+        getattr(_package, _name)
 
 
 def _start_from_its_own_defaults(parser_or_action: Any, previous: Any, value: Any) -> None:

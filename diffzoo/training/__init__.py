@@ -1,18 +1,54 @@
-"""Wiring for Lightning: the module, averages, checkpoints, guards and what is seen during training."""
+"""Wiring for Lightning: the module, its EMA, checkpoints, guards and what is seen during training.
 
-from diffzoo.runs import find_resume
-from diffzoo.training.averaging import EMA, averaged
-from diffzoo.training.checkpointing import Checkpointing
-from diffzoo.training.extra_losses import Alignment, CosineDirection, ExtraLoss, LearnedUncertainty, TimmEncoder
-from diffzoo.training.guards import GradientGuard
-from diffzoo.training.held_out import HeldOutDistance, MemorisationReport
-from diffzoo.training.lora import LoRA
-from diffzoo.training.module import DiffusionModule
-from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
-from diffzoo.training.previews import SampleGrid
-from diffzoo.training.progress import RunProgress
-from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
-from diffzoo.training.throughput import CsvLog, TrainingLog
+Importing this package is light; each name is loaded when it is asked for. Planning needs torch alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffzoo.runs import find_resume
+    from diffzoo.training.averaging import EMA, averaged
+    from diffzoo.training.checkpointing import Checkpointing
+    from diffzoo.training.extra_losses import Alignment, CosineDirection, ExtraLoss, LearnedUncertainty, TimmEncoder
+    from diffzoo.training.guards import GradientGuard
+    from diffzoo.training.held_out import HeldOutDistance, MemorisationReport
+    from diffzoo.training.lora import LoRA
+    from diffzoo.training.module import DiffusionModule
+    from diffzoo.training.optimizers import FusedAdam, FusedAdamW, TimmOptimizer, parameter_groups
+    from diffzoo.training.previews import SampleGrid
+    from diffzoo.training.progress import RunProgress
+    from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
+    from diffzoo.training.throughput import CsvLog, TrainingLog
+
+_HOME = {
+    "Alignment": "training.extra_losses",
+    "CosineDirection": "training.extra_losses",
+    "ExtraLoss": "training.extra_losses",
+    "LearnedUncertainty": "training.extra_losses",
+    "TimmEncoder": "training.extra_losses",
+    "CsvLog": "training.throughput",
+    "Checkpointing": "training.checkpointing",
+    "DiffusionModule": "training.module",
+    "EMA": "training.averaging",
+    "FusedAdam": "training.optimizers",
+    "FusedAdamW": "training.optimizers",
+    "GradientGuard": "training.guards",
+    "HeldOutDistance": "training.held_out",
+    "LoRA": "training.lora",
+    "MemorisationReport": "training.held_out",
+    "RunProgress": "training.progress",
+    "SampleGrid": "training.previews",
+    "TimmOptimizer": "training.optimizers",
+    "TrainingLog": "training.throughput",
+    "WarmupConstant": "training.schedules_lr",
+    "WarmupCosine": "training.schedules_lr",
+    "WarmupInverseSqrt": "training.schedules_lr",
+    "WarmupLinear": "training.schedules_lr",
+    "averaged": "training.averaging",
+    "find_resume": "runs",
+    "parameter_groups": "training.optimizers",
+}
 
 __all__ = [
     "EMA",
@@ -42,3 +78,13 @@ __all__ = [
     "find_resume",
     "parameter_groups",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffzoo.training' has no attribute {name!r}")
+    return getattr(import_module(f"diffzoo.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -20,7 +20,7 @@ from diffzoo.encoders.autoencoder import Autoencoder
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError
 from diffzoo.images import to_float
-from diffzoo.models.base import Network
+from diffzoo.models.base import Network, Recompute
 from diffzoo.process import GaussianProcess, TimeDensity, UniformEps, Weighting, denoising_loss
 from diffzoo.process.discrete import hybrid_loss
 from diffzoo.record import from_plain
@@ -75,7 +75,8 @@ class DiffusionModule(L.LightningModule):
         lr_scheduler: called with the optimizer, stepped every step; None = constant.
         autoencoder: frozen codec of a latent model; None = pixel space.
         text_encoder: frozen encoder of captions; None = classes or nothing.
-        grad_checkpointing: recompute the blocks' activations: less memory, about a quarter more time.
+        grad_checkpointing: recompute the blocks' activations: less memory, about a quarter more time; or
+            "all_but_attention".
         compile: compile every block.
         channels_last: keep feature maps in NHWC order, which convolutions prefer.
         seed: seed of noise, times and dropout of conditions.
@@ -106,7 +107,7 @@ class DiffusionModule(L.LightningModule):
         lr_scheduler: SchedulerFactory | None = None,
         autoencoder: Autoencoder | None = None,
         text_encoder: TextEncoder | None = None,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: Recompute = False,
         compile: bool = False,
         channels_last: bool = False,
         seed: int = 0,

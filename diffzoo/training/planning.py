@@ -193,7 +193,7 @@ def network_cost(network: Network, half: bool = True) -> NetworkCost:
         activations=activations,
         fixed=max(0.0, one - small * activations),
         forward=forward / (large - small),
-        recompute=network.grad_checkpointing,
+        recompute=bool(network.grad_checkpointing),
     )
 
 

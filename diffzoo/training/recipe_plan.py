@@ -38,7 +38,7 @@ def plan_content(
     with torch.device("meta"):
         network = build(name, **overrides)
         _choose_trained(network, model)
-    network.set_grad_checkpointing(recompute or bool(model.get("grad_checkpointing")))
+    network.set_grad_checkpointing(recompute or model.get("grad_checkpointing") or False)
     data = (content.get("data") or {}).get("init_args") or {}
     plan = Plan(
         cost=network_cost(network, half="16" in str(trainer.get("precision", "32"))),

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffzoo.errors import UserError
 from diffzoo.models import Config, Level, LevelConfig, Network, build, dit, entry, list_models
+from diffzoo.models.base import Recompute
 from diffzoo.models.dit import DiT
 from diffzoo.models.simple_unet import SimpleUNet, SimpleUNetConfig
 from diffzoo.models.simple_uvit import SimpleUViT
@@ -212,9 +214,10 @@ def test_bfloat16_agrees(family: str) -> None:
 
 
 @every_family
-def test_activation_checkpointing_agrees(family: str) -> None:
+@pytest.mark.parametrize("what", [True, "all_but_attention"])
+def test_activation_checkpointing_agrees(family: str, what: Recompute) -> None:
     plain, saving = make(family), make(family)
-    saving.set_grad_checkpointing()
+    saving.set_grad_checkpointing(what)
     runs = []
     for net in (plain, saving):
         torch.manual_seed(2)  # the same dropout
@@ -232,6 +235,28 @@ def test_checkpointing_recomputes_every_unit(family: str) -> None:
     outputs_and_gradients(net)
     assert set(calls.values()) == {2}
     assert len(calls) == len(list(net.units())) > 0
+
+
+class _Attentions(TorchDispatchMode):
+    """Counts attention in a forward pass, not its derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "scaled_dot_product" in str(func) and "backward" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("what", "times"), [(False, 1), ("all_but_attention", 1), (True, 2)])
+def test_attention_is_kept_and_not_computed_again(what: Recompute, times: int) -> None:
+    net = make("SimpleUViT")
+    blocks = sum(type(m).__name__ == "TransformerBlock" for m in net.units())
+    net.set_grad_checkpointing(what)
+    with _Attentions() as attentions:
+        outputs_and_gradients(net)
+    assert attentions.count == times * blocks > 0
 
 
 def _compiled_agrees(family: str, **options: object) -> None:
