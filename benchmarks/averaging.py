@@ -16,7 +16,7 @@ import torch
 
 import diffzoo.models  # noqa: F401  registers the names
 from diffzoo.models.registry import build
-from diffzoo.training.averaging import EMA
+from diffzoo.training.ema import EMA
 from diffzoo.training.optimizers import FusedAdamW, parameter_groups
 from diffzoo.typing import Condition
 

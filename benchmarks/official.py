@@ -52,7 +52,7 @@ from diffzoo.models.dimr import DiMR
 from diffzoo.models.dit import DiT, DiTConfig
 from diffzoo.models.edm2 import EDM2Config, EDM2UNet
 from diffzoo.models.uvit_bao import UViTBao
-from diffzoo.training.allocation import keep_freed_memory
+from diffzoo.training.host_memory import keep_freed_memory
 from diffzoo.typing import Condition
 from diffzoo.zoo.converters import dimr as dimr_converter
 from diffzoo.zoo.converters import dit as dit_converter

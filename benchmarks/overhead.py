@@ -46,7 +46,7 @@ from diffzoo.training import (
     RunProgress,
     TrainingLog,
 )
-from diffzoo.training.throughput import CsvLog
+from diffzoo.training.training_log import CsvLog
 from diffzoo.typing import Condition
 
 CORE = ("diffusing, network, loss", "backward", "clipping, AdamW")

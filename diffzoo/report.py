@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
-from diffzoo.runs import RESUMED, Run
+from diffzoo.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

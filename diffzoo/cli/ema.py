@@ -71,7 +71,7 @@ class _Measure:
 
     def __init__(self, run: str, config: Path, batches: int):
         from diffzoo.recipe.command import Command
-        from diffzoo.training.averaging import EMA
+        from diffzoo.training.ema import EMA
         from diffzoo.zoo.loading import locate
 
         class Built(Command):

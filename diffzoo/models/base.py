@@ -15,7 +15,12 @@ from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from diffzoo.errors import UserError, did_you_mean, lacks
 from diffzoo.nn.time_dependent import gate_parameters
@@ -413,8 +418,8 @@ class Network(nn.Module):
     def run(self, block: nn.Module, *args: Any) -> Any:
         """Call a block, through activation checkpointing where it is on."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            kept = {"context_fn": _keeping_attention} if self.grad_checkpointing == "all_but_attention" else {}
-            return checkpoint(block, *args, use_reentrant=False, **kept)
+            contexts = _keeping_attention if self.grad_checkpointing == "all_but_attention" else noop_context_fn
+            return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
         return block(*args)
 
     def num_parameters(self) -> int:

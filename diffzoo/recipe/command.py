@@ -29,9 +29,9 @@ from diffzoo.record import RENAMED
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.module import DiffusionModule
+from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.progress import RunProgress
-from diffzoo.training.side_files import write_or_warn
-from diffzoo.training.throughput import CsvLog, TrainingLog
+from diffzoo.training.training_log import CsvLog, TrainingLog
 
 __all__ = ["Command", "ParsedRecipe", "world_size"]
 

@@ -16,8 +16,8 @@ from diffzoo.runs import Run, is_first_process
 
 __all__ = ["dry_run"]
 
-EVALUATION = "--trainer.callbacks+=diffzoo.training.trial.TrialEvaluation"
-FEW_STEPS = "--trainer.callbacks+=diffzoo.training.trial.FewSamplerSteps"
+EVALUATION = "--trainer.callbacks+=diffzoo.training.dry_run.TrialEvaluation"
+FEW_STEPS = "--trainer.callbacks+=diffzoo.training.dry_run.FewSamplerSteps"
 FOLDER = "DIFFZOO_DRY_RUN"  # tells the processes that Lightning starts where the first one works
 
 

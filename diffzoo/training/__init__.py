@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffzoo.runs import find_resume
-    from diffzoo.training.averaging import EMA, averaged
     from diffzoo.training.checkpointing import Checkpointing
+    from diffzoo.training.ema import EMA, averaged
     from diffzoo.training.extra_losses import Alignment, CosineDirection, ExtraLoss, LearnedUncertainty, TimmEncoder
     from diffzoo.training.guards import GradientGuard
     from diffzoo.training.held_out import HeldOutDistance, MemorisationReport
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffzoo.training.previews import SampleGrid
     from diffzoo.training.progress import RunProgress
     from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
-    from diffzoo.training.throughput import CsvLog, TrainingLog
+    from diffzoo.training.training_log import CsvLog, TrainingLog
 
 _HOME = {
     "Alignment": "training.extra_losses",
@@ -27,10 +27,10 @@ _HOME = {
     "ExtraLoss": "training.extra_losses",
     "LearnedUncertainty": "training.extra_losses",
     "TimmEncoder": "training.extra_losses",
-    "CsvLog": "training.throughput",
+    "CsvLog": "training.training_log",
     "Checkpointing": "training.checkpointing",
     "DiffusionModule": "training.module",
-    "EMA": "training.averaging",
+    "EMA": "training.ema",
     "FusedAdam": "training.optimizers",
     "FusedAdamW": "training.optimizers",
     "GradientGuard": "training.guards",
@@ -40,12 +40,12 @@ _HOME = {
     "RunProgress": "training.progress",
     "SampleGrid": "training.previews",
     "TimmOptimizer": "training.optimizers",
-    "TrainingLog": "training.throughput",
+    "TrainingLog": "training.training_log",
     "WarmupConstant": "training.schedules_lr",
     "WarmupCosine": "training.schedules_lr",
     "WarmupInverseSqrt": "training.schedules_lr",
     "WarmupLinear": "training.schedules_lr",
-    "averaged": "training.averaging",
+    "averaged": "training.ema",
     "find_resume": "runs",
     "parameter_groups": "training.optimizers",
 }

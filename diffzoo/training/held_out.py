@@ -20,7 +20,7 @@ from diffzoo.evaluation.reference import make_reference
 from diffzoo.evaluation.run import load_networks
 from diffzoo.images import Rounding, to_uint8
 from diffzoo.training.image_metrics import ImageMetrics
-from diffzoo.training.side_files import write_or_warn
+from diffzoo.training.optional_files import write_or_warn
 
 __all__ = ["HeldOutDistance", "MemorisationReport"]
 

@@ -26,15 +26,15 @@ from diffzoo.process.discrete import hybrid_loss
 from diffzoo.record import from_plain
 from diffzoo.sampling import DDIM, Guidance, Sampler
 from diffzoo.training import fine_tuning, freezing, frozen_encoders, resume, run_record
-from diffzoo.training.allocation import keep_freed_memory
 from diffzoo.training.batch_format import BatchReader, check_data_fits, size_of
 from diffzoo.training.extra_losses import ExtraLoss, StepOutputs, with_terms
 from diffzoo.training.gradients import clip_by_norm, gradient_norm, release
 from diffzoo.training.guards import GradientGuard
+from diffzoo.training.host_memory import keep_freed_memory
 from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.optimizers import OptimizerFactory, SchedulerFactory, network_optimizer, with_scheduler
+from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.sharding import shard
-from diffzoo.training.side_files import write_or_warn
 from diffzoo.typing import Condition
 from diffzoo.zoo.loading import base_of
 from diffzoo.zoo.metadata import Adapter, Metadata

@@ -17,8 +17,8 @@ from diffzoo.generation import Generator
 from diffzoo.generation.classes import Classes
 from diffzoo.images import make_grid, save_image, to_uint8
 from diffzoo.sampling import Guidance
-from diffzoo.training.averaging import averaged
-from diffzoo.training.side_files import write_or_warn
+from diffzoo.training.ema import averaged
+from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.steps import StepCallback
 from diffzoo.typing import Condition
 

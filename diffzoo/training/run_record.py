@@ -7,8 +7,9 @@ from diffzoo import __version__
 from diffzoo.models.adapters import plain_name
 from diffzoo.models.base import Network
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
-from diffzoo.training.averaging import EMA, averaged, whole_state
+from diffzoo.training.ema import EMA, averaged
 from diffzoo.training.lora import adapter_state
+from diffzoo.training.sharding import whole_state
 from diffzoo.zoo.metadata import Base, Metadata, Provenance
 from diffzoo.zoo.saving import write_model
 

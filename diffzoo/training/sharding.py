@@ -1,10 +1,25 @@
-"""FSDP2 by one declaration per family: `Network.fsdp_units()`."""
+"""FSDP2 by one declaration per family, `Network.fsdp_units()`; and tensors as parts and as wholes."""
 
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from diffzoo.models.base import Network
 
-__all__ = ["shard"]
+__all__ = [
+    "clean_name",
+    "is_sharded",
+    "local_part",
+    "part_of_whole",
+    "reshard",
+    "shard",
+    "shard_of",
+    "whole_state",
+    "whole_tensor",
+]
+
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile and of checkpoint_wrapper
 
 OUTPUTS = ("training_outputs", "aligned", "log_variance")  # what a training step calls of a network
 
@@ -25,3 +40,64 @@ def shard(network: Network, mesh: Any) -> Network:
     for method in own:  # the parameters are gathered around `forward` alone unless told otherwise
         register_fsdp_forward_method(network, method)
     return network
+
+
+def whole_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict on the CPU, clean names; gathered from shards, whole on rank 0 alone."""
+    return {clean_name(n): whole_tensor(v, v).cpu() for n, v in network.state_dict().items()}
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without the wrappers of compilation and of activation checkpointing."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which this rank holds a part."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The tensor itself, or this rank's part of a DTensor, sharing its memory."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined]
+
+
+def whole_tensor(local: Tensor, like: Tensor) -> Tensor:
+    """The whole of which `local` is this rank's part, if `like` is sharded: on the CPU, and on rank 0 only."""
+    if not is_sharded(like):
+        return local.detach()
+    from torch.distributed import get_rank
+
+    full = part_of_whole(local_part(local.detach()), like).full_tensor()  # type: ignore[attr-defined]
+    return full.cpu() if get_rank() == 0 else torch.empty(0, dtype=full.dtype)
+
+
+def shard_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, cut without any communication."""
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return local_part(distribute_tensor(whole.to(local_part(like).device), mesh, placements, src_data_rank=None))
+
+
+def part_of_whole(local: Tensor, like: Tensor) -> Tensor:
+    """The DTensor of which `local` is this rank's part, laid out as `like` is."""
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def reshard(network: nn.Module) -> None:
+    """Free gathered parameters of FSDP2 modules, so that what is written to the shards is what is used next."""
+    for module in network.modules():
+        gather_again: object = getattr(module, "reshard", None)
+        if callable(gather_again):
+            gather_again()

@@ -23,11 +23,11 @@ from diffzoo.recipe.parse import read_recipe
 from diffzoo.runs import RunLock
 from diffzoo.sampling import DDIM, DPMSolver
 from diffzoo.training import gpus
+from diffzoo.training.dry_run import FewSamplerSteps
 from diffzoo.training.gpus import GIB, GPU
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.planning import NetworkCost, Plan
 from diffzoo.training.recipe_plan import advice, plan_content
-from diffzoo.training.trial import FewSamplerSteps
 
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

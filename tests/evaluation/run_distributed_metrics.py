@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from diffzoo.models.base import Config
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM
-from diffzoo.training.averaging import EMA, averaged
+from diffzoo.training.ema import EMA, averaged
 from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.module import DiffusionModule
 

@@ -20,7 +20,7 @@ from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 from diffzoo.process import GaussianProcess, V
 from diffzoo.runs import Launch, launch
 from diffzoo.sampling import DDIM
-from diffzoo.training.averaging import EMA
+from diffzoo.training.ema import EMA
 from diffzoo.training.module import DiffusionModule
 
 N, BLOCK = 200, 20

@@ -19,7 +19,7 @@ from diffzoo.generation import Generator, PlannedImages
 from diffzoo.models.base import Config, Network
 from diffzoo.process import GaussianProcess
 from diffzoo.sampling import DDIM
-from diffzoo.training.averaging import EMA, averaged
+from diffzoo.training.ema import EMA, averaged
 from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.module import DiffusionModule
 

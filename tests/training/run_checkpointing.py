@@ -20,9 +20,9 @@ from torch import nn
 
 from diffzoo.runs import RunLock, find_resume, list_checkpoints
 from diffzoo.training import checkpointing
-from diffzoo.training.averaging import EMA
 from diffzoo.training.checkpoint_io import BackgroundCheckpointIO, _HashingFile
 from diffzoo.training.checkpointing import Checkpointing
+from diffzoo.training.ema import EMA
 
 
 class Module(L.LightningModule):

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from diffzoo.training.averaging import EMA
 from diffzoo.training.checkpointing import Checkpointing
+from diffzoo.training.ema import EMA
 
 LABELS = ("ema_0.9", "power_0.100")
 

@@ -27,14 +27,14 @@ import diffzoo.models  # noqa: F401  registers the families
 from diffzoo.data import DemoData
 from diffzoo.models import entry, list_models
 from diffzoo.runs import find_resume
-from diffzoo.training.averaging import EMA
 from diffzoo.training.checkpointing import Checkpointing
+from diffzoo.training.ema import EMA
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.held_out import HeldOutDistance
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.optimizers import FusedAdamW, TimmOptimizer
 from diffzoo.training.previews import SampleGrid
-from diffzoo.training.throughput import TrainingLog
+from diffzoo.training.training_log import TrainingLog
 
 STEPS = 4
 CHANGES: dict[str, dict[str, Any]] = {"UViTBao": {"in_channels": 3}, "DiMR": {"in_channels": 3}}

@@ -21,8 +21,8 @@ import torch
 from diffzoo.errors import UserError
 from diffzoo.runs import RunLock, checksum_file, find_resume, is_first_process, is_sound, list_checkpoints
 from diffzoo.training import checkpoint_io, checkpointing
-from diffzoo.training.averaging import CHECKPOINT_KEY
 from diffzoo.training.checkpointing import Checkpointing
+from diffzoo.training.ema import CHECKPOINT_KEY
 
 sys.path.insert(0, str(Path(__file__).parent))
 import run_checkpointing

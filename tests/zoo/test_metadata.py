@@ -167,7 +167,7 @@ def train(run: Path, network: Any = "uvit_nano", **options: Any) -> Path:
     """A step of training; returns the run's folder."""
     import lightning.pytorch as pl
 
-    from diffzoo.training.averaging import EMA
+    from diffzoo.training.ema import EMA
     from diffzoo.training.module import DiffusionModule
 
     module = DiffusionModule(network, process=PROCESS, **options)

@@ -35,7 +35,7 @@ class Rows(torch.utils.data.Dataset):
 def run(tmp_path: Path) -> Path:
     import lightning.pytorch as pl
 
-    from diffzoo.training.averaging import EMA
+    from diffzoo.training.ema import EMA
     from diffzoo.training.module import DiffusionModule
 
     module = DiffusionModule(

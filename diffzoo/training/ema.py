@@ -27,8 +27,17 @@ from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.tensors import write_tensors
+from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.reconstruction import list_snapshots, power_decay, power_gamma, reconstruct
-from diffzoo.training.side_files import write_or_warn
+from diffzoo.training.sharding import (
+    clean_name,
+    is_sharded,
+    local_part,
+    part_of_whole,
+    reshard,
+    shard_of,
+    whole_tensor,
+)
 from diffzoo.training.steps import StepCallback
 
 __all__ = [
@@ -38,11 +47,9 @@ __all__ = [
     "averages_of",
     "list_snapshots",
     "reconstruct",
-    "whole_state",
 ]
 
 CHECKPOINT_KEY = "diffzoo_averages"
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile and of checkpoint_wrapper
 
 
 def averages_of(checkpoint: Mapping[str, Any], label: str | None = None) -> dict[str, Tensor]:
@@ -171,12 +178,12 @@ class EMA(StepCallback):
 
     @torch.no_grad()
     def _fresh(self) -> dict[str, Tensor]:
-        return {n: _local(p).to(_wide(p.dtype), copy=True) for n, p in self._sources.items()}
+        return {n: local_part(p).to(_wide(p.dtype), copy=True) for n, p in self._sources.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are now. Called by the hooks, once per optimizer step."""
-        sources = [_local(p.detach()) for p in self._sources.values()]
+        sources = [local_part(p.detach()) for p in self._sources.values()]
         for label in self.labels:
             self.updates[label] += 1
             weight = 1 - self.decay(label, self.updates[label])
@@ -189,7 +196,7 @@ class EMA(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.prepare(pl_module)
         if trainer.is_global_zero and self.stds:
-            self._set_aside(self._place(trainer))
+            _set_aside(self._place(trainer), self._step)
 
     def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.update()
@@ -221,8 +228,8 @@ class EMA(StepCallback):
             yield
             return
         self.prepare(pl_module)
-        _reshard(_network(pl_module))
-        places = [_local(p.detach()) for p in self._sources.values()]
+        reshard(_network(pl_module))
+        places = [local_part(p.detach()) for p in self._sources.values()]
         with torch.no_grad():
             kept = [p.clone() for p in places]
         outer = self._inside, self._raw
@@ -241,8 +248,8 @@ class EMA(StepCallback):
         """
         self.prepare(pl_module)
         average = self._gather(self._known(label))
-        rest = {_clean(n): v for n, v in _network(pl_module).state_dict().items()}
-        return {n: average[n] if n in average else _full(v, v).cpu() for n, v in rest.items()}
+        rest = {clean_name(n): v for n, v in _network(pl_module).state_dict().items()}
+        return {n: average[n] if n in average else whole_tensor(v, v).cpu() for n, v in rest.items()}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validate_with is not None:
@@ -275,10 +282,10 @@ class EMA(StepCallback):
         state = checkpoint["state_dict"]
         for key in [k for k in state if k.startswith("network.")] if self._raw else []:
             # saved inside `averaged`: the checkpoint still gets the weights themselves
-            name = _clean(key.removeprefix("network."))
+            name = clean_name(key.removeprefix("network."))
             if name in self._raw:
                 raw, source = self._raw[name], self._sources[name]
-                state[key] = _part(raw, source) if _is_sharded(state[key]) else _full(raw, source)
+                state[key] = part_of_whole(raw, source) if is_sharded(state[key]) else whole_tensor(raw, source)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint.get(CHECKPOINT_KEY)
@@ -290,7 +297,7 @@ class EMA(StepCallback):
         held = state["averages"]
         for label in self.labels:
             if label not in held:
-                self._start_late(label, state)
+                _check_late_start(label, label in self.stds, state)
                 continue
             names = set(held[label]) ^ set(self._sources)
             if names:
@@ -300,22 +307,13 @@ class EMA(StepCallback):
                 )
             for name, source in self._sources.items():
                 _check_shape(label, name, held[label][name], source)
-                self.averages[label][name].copy_(_shard(held[label][name], source))
+                self.averages[label][name].copy_(shard_of(held[label][name], source))
             self.updates[label] = int(state["updates"][label])
-
-    def _start_late(self, label: str, state: dict[str, Any]) -> None:
-        others = [v for k, v in state["updates"].items() if k.startswith("power_")]
-        if label in self.stds and any(others):
-            raise UserError(
-                f"{label} was not kept from the start of this run, so it cannot begin now: leave its width out of "
-                "`stds`; `diffzoo ema reconstruct` makes it from the others"
-            )
-        rank_zero_warn(f"the checkpoint holds no average {label}: it starts from the checkpoint's weights")
 
     def _gather(self, label: str, move: bool = True) -> dict[str, Tensor]:
         """One average as whole tensors; those of shards come to the CPU of rank 0, and are empty elsewhere."""
         average = self.averages[label]
-        whole = {n: _full(average[n], p) for n, p in self._sources.items()}
+        whole = {n: whole_tensor(average[n], p) for n, p in self._sources.items()}
         return {n: v.cpu() for n, v in whole.items()} if move else whole
 
     def write_snapshots(self, trainer: Trainer) -> None:
@@ -332,22 +330,25 @@ class EMA(StepCallback):
     def _place(self, trainer: Trainer) -> Path:
         return self.folder or Path(trainer.default_root_dir) / "averages"
 
-    def _set_aside(self, folder: Path) -> None:
-        """Move snapshots from after this point away: another course of this run wrote them."""
-        late = [p for p in folder.glob("step_*_power_*.safetensors") if int(p.name.split("_")[1]) > self._step]
-        for path in late:
-            (folder / "stale").mkdir(exist_ok=True)
-            path.replace(folder / "stale" / path.name)
-        if late:
-            rank_zero_info(f"moved {len(late)} snapshots from after step {self._step} to {folder / 'stale'}")
+
+def _set_aside(folder: Path, step: int) -> None:
+    """Move snapshots from after this point away: another course of this run wrote them."""
+    late = [p for p in folder.glob("step_*_power_*.safetensors") if int(p.name.split("_")[1]) > step]
+    for path in late:
+        (folder / "stale").mkdir(exist_ok=True)
+        path.replace(folder / "stale" / path.name)
+    if late:
+        rank_zero_info(f"moved {len(late)} snapshots from after step {step} to {folder / 'stale'}")
 
 
-# -- tensors, whole and sharded
-
-
-def whole_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state dict on the CPU, clean names; gathered from shards, whole on rank 0 alone."""
-    return {_clean(n): _full(v, v).cpu() for n, v in network.state_dict().items()}
+def _check_late_start(label: str, power: bool, state: dict[str, Any]) -> None:
+    others = [v for k, v in state["updates"].items() if k.startswith("power_")]
+    if power and any(others):
+        raise UserError(
+            f"{label} was not kept from the start of this run, so it cannot begin now: leave its width out of "
+            "`stds`; `diffzoo ema reconstruct` makes it from the others"
+        )
+    rank_zero_warn(f"the checkpoint holds no average {label}: it starts from the checkpoint's weights")
 
 
 def _network(pl_module: LightningModule) -> nn.Module:
@@ -356,63 +357,17 @@ def _network(pl_module: LightningModule) -> nn.Module:
     return network
 
 
-def _clean(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
-
-
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
 def _network_tensors(network: nn.Module) -> dict[str, Tensor]:
     """What changes in training and is saved, by clean name."""
-    _reshard(network)
+    reshard(network)
     saved = network.state_dict(keep_vars=True).keys()
-    found = {_clean(n): p for n, p in network.named_parameters() if p.requires_grad}
-    floating = {_clean(n): b for n, b in network.named_buffers() if n in saved and b.is_floating_point()}
+    found = {clean_name(n): p for n, p in network.named_parameters() if p.requires_grad}
+    floating = {clean_name(n): b for n, b in network.named_buffers() if n in saved and b.is_floating_point()}
     return found | floating
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "device_mesh")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The tensor itself, or this rank's part of a DTensor, sharing its memory."""
-    if not _is_sharded(tensor):
-        return tensor
-    with torch.no_grad():
-        return tensor.to_local()  # type: ignore[attr-defined]
-
-
-def _full(local: Tensor, like: Tensor) -> Tensor:
-    """The whole of which `local` is this rank's part, if `like` is sharded: on the CPU, and on rank 0 only."""
-    if not _is_sharded(like):
-        return local.detach()
-    from torch.distributed import get_rank
-
-    full = _part(_local(local.detach()), like).full_tensor()  # type: ignore[attr-defined]
-    return full.cpu() if get_rank() == 0 else torch.empty(0, dtype=full.dtype)
-
-
-def _shard(whole: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, cut without any communication."""
-    if not _is_sharded(like):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return _local(distribute_tensor(whole.to(_local(like).device), mesh, placements, src_data_rank=None))
-
-
-def _part(local: Tensor, like: Tensor) -> Tensor:
-    """The DTensor of which `local` is this rank's part, laid out as `like` is."""
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def _check_shape(label: str, name: str, held: Tensor, source: Tensor) -> None:
@@ -423,14 +378,6 @@ def _check_shape(label: str, name: str, held: Tensor, source: Tensor) -> None:
         )
 
 
-def _reshard(network: nn.Module) -> None:
-    """Free gathered parameters of FSDP2 modules, so that what is written to the shards is what is used next."""
-    for module in network.modules():
-        reshard: Any = getattr(module, "reshard", None)
-        if callable(reshard):
-            reshard()
-
-
 @torch.no_grad()
 def _copy(places: list[Tensor], values: list[Tensor]) -> None:
     torch._foreach_copy_(places, values)  # one call, which a signal handler of Python cannot split
@@ -438,9 +385,9 @@ def _copy(places: list[Tensor], values: list[Tensor]) -> None:
 
 def _put_back(network: nn.Module, places: list[Tensor], kept: list[Tensor]) -> None:
     try:
-        _reshard(network)
+        reshard(network)
         _copy(places, kept)
     except KeyboardInterrupt:  # a second Ctrl-C at this very moment
-        _reshard(network)
+        reshard(network)
         _copy(places, kept)
         raise

@@ -15,8 +15,8 @@ from diffzoo.cli.main import main
 from diffzoo.tensors import write_tensors
 from diffzoo.training import held_out, previews
 from diffzoo.training.module import DiffusionModule
-from diffzoo.training.side_files import write_or_warn
-from diffzoo.training.throughput import CsvLog
+from diffzoo.training.optional_files import write_or_warn
+from diffzoo.training.training_log import CsvLog
 
 RECIPE = """
 model:
@@ -104,7 +104,7 @@ def test_rows_come_back_when_there_is_room_again(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(csv.DictWriter, "writerow", half)
         log.log_metrics({"a": 2.0}, 2)
         monkeypatch.setattr(csv.DictWriter, "writerow", writerow)
-        monkeypatch.setattr("diffzoo.training.throughput.write_text", full)
+        monkeypatch.setattr("diffzoo.training.training_log.write_text", full)
         log.log_metrics({"b": 3.0}, 3)
         monkeypatch.undo()
     assert len(said(caught)) == len(caught) == 1

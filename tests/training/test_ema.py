@@ -19,8 +19,8 @@ from diffzoo.models import entry
 from diffzoo.models.simple_uvit import TINY
 from diffzoo.runs import find_resume
 from diffzoo.tensors import write_tensors
-from diffzoo.training import averaging
-from diffzoo.training.averaging import EMA, averaged, averages_of, list_snapshots, reconstruct
+from diffzoo.training import ema
+from diffzoo.training.ema import EMA, averaged, averages_of, list_snapshots, reconstruct
 from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.reconstruction import REACHED, coefficients, mismatch, power_gamma, power_std
 
@@ -316,7 +316,7 @@ def test_nested_blocks(tmp_path: Path) -> None:
 def test_interrupt_while_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     callback = EMA(decays=[0.9])
     module = fit(tmp_path, callback, 4)
-    raw, copy, calls = module.network.last.weight.detach().clone(), averaging._copy, []
+    raw, copy, calls = module.network.last.weight.detach().clone(), ema._copy, []
 
     def interrupted(places: list, values: list) -> None:
         calls.append(1)
@@ -324,7 +324,7 @@ def test_interrupt_while_weights_are_put_back(tmp_path: Path, monkeypatch: pytes
             raise KeyboardInterrupt
         copy(places, values)
 
-    monkeypatch.setattr(averaging, "_copy", interrupted)
+    monkeypatch.setattr(ema, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt), callback.averaged(module):
         pass
     assert torch.equal(module.network.last.weight, raw)
@@ -548,7 +548,7 @@ def test_full_disk_leaves_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(averaging, "write_tensors", full)
+    monkeypatch.setattr(ema, "write_tensors", full)
     callback = EMA(decays=[], stds=[0.1], snapshot_every=4)
     with pytest.warns(UserWarning, match="training goes on without it"):
         fit(tmp_path, callback, 6)

@@ -7,7 +7,7 @@ import sys
 SCRIPT = """
 import resource, sys
 import torch
-from diffzoo.training.allocation import keep_freed_memory
+from diffzoo.training.host_memory import keep_freed_memory
 
 def faults_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

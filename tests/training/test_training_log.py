@@ -12,7 +12,7 @@ from diffzoo.errors import UserError
 from diffzoo.runs import RESUMED, list_checkpoints
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
-from diffzoo.training.throughput import CsvLog, TrainingLog
+from diffzoo.training.training_log import CsvLog, TrainingLog
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|not resumable).*")]
 

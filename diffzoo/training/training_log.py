@@ -23,8 +23,8 @@ from diffzoo.runs import RESUMED
 from diffzoo.training.batch_format import size_of
 from diffzoo.training.gpus import GIB, GPU, present_gpu
 from diffzoo.training.guards import GradientGuard
+from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.planning import flops_per_image
-from diffzoo.training.side_files import write_or_warn
 from diffzoo.training.steps import StepCallback
 
 __all__ = ["CsvLog", "TrainingLog"]
