@@ -418,7 +418,7 @@ def test_recipe_adds_and_drops_averages(tmp_path: Path) -> None:
 
 def test_average_of_another_network(tmp_path: Path) -> None:
     checkpointed(tmp_path, 6, 6)
-    held = torch.load(tmp_path / "step=6.ckpt", weights_only=True)[averaging.CHECKPOINT_KEY]
+    held = torch.load(tmp_path / "step=6.ckpt", weights_only=True)[ema.CHECKPOINT_KEY]
     held["averages"]["ema_0.9"]["other"] = held["averages"]["ema_0.9"].pop("scale")
     callback = EMA(decays=[0.9])
     callback._loaded = held
