@@ -22,7 +22,6 @@ from typing import IO, NamedTuple
 from diffzoo.errors import UserError
 
 __all__ = [
-    "RESUMED",
     "Launch",
     "Run",
     "RunLock",
@@ -37,9 +36,6 @@ __all__ = [
     "run_of",
     "step_of",
 ]
-
-RESUMED = "run/resumed"
-"""Column of metrics.csv that marks the step at which a run went on."""
 
 _CHUNK = 16 << 20
 

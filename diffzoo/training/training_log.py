@@ -19,7 +19,6 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
-from diffzoo.runs import RESUMED
 from diffzoo.training.batch_format import size_of
 from diffzoo.training.gpus import GIB, GPU, present_gpu
 from diffzoo.training.guards import GradientGuard
@@ -161,8 +160,6 @@ class TrainingLog(StepCallback):
         for logger in trainer.loggers:
             if isinstance(logger, CsvLog):
                 logger.rewind(self._step)
-                if self._step:
-                    logger.log_metrics({RESUMED: 1}, self._step)
         self._gpu = present_gpu() if pl_module.device.type == "cuda" else None
         if self._gpu is not None:
             try:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffzoo.errors import UserError
-from diffzoo.runs import RESUMED, list_checkpoints
+from diffzoo.runs import list_checkpoints
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.training_log import CsvLog, TrainingLog
@@ -96,8 +96,6 @@ def test_resumed_curve_is_the_undisturbed_one(tmp_path: Path) -> None:
     assert six.name == "step_00000006.ckpt"
     fit(tmp_path / "run", 12, ckpt_path=six)
     whole, run = rows(tmp_path / "whole"), rows(tmp_path / "run")
-    assert [row["step"] for row in run if row.pop(RESUMED)] == ["6"]
-    run = [row for row in run if row["train/loss"]]
     assert len(whole) == len(run) == 3
     for a, b in zip(whole, run, strict=True):
         assert {k: v for k, v in a.items() if "per_second" not in k} == {
