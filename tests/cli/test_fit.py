@@ -173,7 +173,7 @@ def test_the_quickstart_ends_with_images_a_verdict_and_what_to_do_next(
     shown = capsys.readouterr().out
     assert "1.6 M parameters" in shown
     assert "3000 images in 10 classes" in shown
-    assert "the samples are not finished, train longer" in shown
+    assert "the samples are not finished: train longer" in shown
     last = shown.strip().splitlines()[-3:]
     assert last[0].startswith("trained 2 steps")
     assert str(run / "samples" / "final.png") in last[0]
