@@ -71,7 +71,8 @@ def _network(model: dict[str, Any], recipe: str) -> tuple[str, dict[str, Any]]:
     name = arguments.pop("name", None)
     if name is None:
         raise UserError(f"the recipe {recipe} states no registered network: expected model.network, a name")
-    arguments.pop("pretrained", None)
+    for weights in ("pretrained", "checkpoint_path"):
+        arguments.pop(weights, None)
     return name, {**arguments, **(arguments.pop("overrides", None) or {}), **((network or {}).get("dict_kwargs") or {})}
 
 

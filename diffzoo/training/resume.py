@@ -96,7 +96,7 @@ def check_data(trainer: L.Trainer | None, checkpoint: dict[str, Any]) -> None:
         checkpoint[ours], theirs = checkpoint.pop(theirs), ours
     if trainer is None or not trainer.training or data is None or theirs in (None, "NoneType", ours):
         return
-    if not getattr(data, "allow_changed_source", False):
+    if not getattr(getattr(data, "reading", None), "allow_changed_source", False):
         raise UserError(
             f"this run was trained on {theirs}, and its position in it means nothing in {ours}: go on with the "
             "same data, set allow_changed_source to start with the first of the new, or begin another run with "
