@@ -7,6 +7,7 @@ from diffzoo.process import (
     BoundaryV,
     Cosine,
     DiscreteBetas,
+    EDMWeight,
     Eps,
     Flow,
     Interpolated,
@@ -74,5 +75,6 @@ WEIGHTINGS: dict[str, Weighting] = {
     "sigmoid in time": Sigmoid(-1.0, "time"),
     "min-SNR": MinSNR(),
     "EDM": EDM(),
+    "EDMWeight": EDMWeight(),
     "ELBO": ELBO(),
 }

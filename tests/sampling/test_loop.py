@@ -369,7 +369,8 @@ def test_no_graph_is_kept_but_guidance_may_differentiate() -> None:
 # -- progress and trajectory
 
 
-def test_progress_bar_counts_images(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_counts_images(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffzoo.progress.LINE_EVERY", 0.0)
     sample(denoiser(), DDIM(3), SHAPE, SEEDS, labels(), batch_size=2, progress=True)
     assert "100%" in capsys.readouterr().err
     sample(denoiser(), DDIM(3), SHAPE, SEEDS, labels())

@@ -356,7 +356,7 @@ def test_a_truncated_file_is_said_to_be_damaged(tiny: Network, tmp_path: Path, s
     path = tmp_path / f"w{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(tiny.state_dict(), path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    with pytest.raises(UserError, match="damaged or incomplete"):
+    with pytest.raises(UserError, match="damaged or incomplete" if keep else "is empty"):
         create_model("dimr_tiny", pretrained=path)
 
 
@@ -529,7 +529,7 @@ def test_an_old_pickle_cut_anywhere_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        with pytest.raises(UserError, match=r"damaged|wants to run|an object"):  # half a name is another
+        with pytest.raises(UserError, match=r"damaged|wants to run|an object|is empty"):  # half a name is another
             read_pickle(path)
     for at in range(0, len(data), 3):  # and with a byte that is another
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
