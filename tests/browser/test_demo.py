@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -66,7 +67,9 @@ class Visit:
     def text(self, label: str, number: int = 0) -> str:
         """What stands in a field of code."""
         block = self.page.locator(".block", has=self.page.get_by_text(label, exact=True)).locator(".cm-content")
-        return "\n".join(block.nth(number).locator(".cm-line").all_inner_texts())
+        lines = block.nth(number).locator(".cm-line")
+        lines.filter(has_text=re.compile(r"\S")).first.wait_for(timeout=WAIT)  # the editor fills after the images
+        return "\n".join(lines.all_inner_texts())
 
 
 @pytest.fixture(scope="module")

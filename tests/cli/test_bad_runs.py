@@ -285,8 +285,7 @@ def test_a_dry_run_draws_in_few_steps(recipe: Path, monkeypatch: pytest.MonkeyPa
         + "    - {class_path: diffzoo.training.MemorisationReport, init_args: {network: random-conv, steps: 700}}\n"
     )
     assert main(["fit", "-c", str(recipe), "--dry-run"]) == 0
-    assert len(drawn) > 6
-    assert max(drawn) == 4
+    assert set(drawn) == {4}
 
 
 def test_a_sampler_that_cannot_do_with_few_steps_keeps_its_own() -> None:
