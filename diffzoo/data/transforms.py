@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from diffzoo.data.decode import Pixels
+from diffzoo.data.decode import Pixels, decode
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.rng import key
 from diffzoo.sizes import Size, sides
@@ -23,6 +23,7 @@ __all__ = [
     "Resize",
     "augment",
     "check_choice",
+    "decode",
     "resize_crop",
     "uniform",
 ]
