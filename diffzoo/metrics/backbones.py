@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,7 @@ CLASSIFIERS = ("head.weight", "head.bias", "head.fc.")  # in files of weights; n
 STATISTICS = {0.485: "ImageNet mean and standard deviation", 0.5: "mean and standard deviation 0.5"}
 
 
+@runtime_checkable
 class TimmNet(Protocol):
     """What is used of a network of timm."""
 

@@ -38,7 +38,7 @@ def resize_tf1(images: Shaped[Tensor, "b c h w"], size: int) -> Float[Tensor, "b
     return upper + (lower - upper) * y
 
 
-def resize_bicubic(images: Images, size: Size) -> Images:
+def resize_bicubic(images: Images, size: Size) -> Float[Tensor, "b c to_h to_w"]:
     """Bicubic resize with antialiasing of float `(b, c, h, w)` to this height and width."""
     if tuple(images.shape[-2:]) == sides(size):
         return images
