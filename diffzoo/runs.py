@@ -35,6 +35,7 @@ __all__ = [
     "newest_checkpoint",
     "run_of",
     "step_of",
+    "without_launcher",
 ]
 
 _CHUNK = 16 << 20
@@ -253,6 +254,23 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
             given = Launch(*(int(environment.get(n) or d) for n, d in zip(names, "010", strict=True)))
             return given._replace(world=max(given.world, given.rank + 1))
     return Launch()
+
+
+def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a child that is a job of its own, not one of the processes that torchrun or srun started."""
+    ours = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD",
+        "GROUP_",
+        "ROLE_",
+        "NODE_RANK",
+        "MASTER_",
+        "TORCHELASTIC_",
+        "SLURM_",
+    )
+    return {name: value for name, value in environment.items() if not name.startswith(ours)}
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:

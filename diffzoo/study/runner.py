@@ -27,6 +27,7 @@ from diffzoo.cache import lock
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.report import read_run
+from diffzoo.runs import without_launcher
 from diffzoo.study.spec import Evaluate, Study, options
 
 __all__ = ["Job", "Measured", "jobs_of", "measured", "run_jobs"]
@@ -177,15 +178,12 @@ def _eval(job: Job, evaluate: Evaluate) -> list[str]:
 def _child(arguments: Sequence[str], job: Job, processes: int, running: set[subprocess.Popen[str]]) -> str:
     """Run `diffzoo ARGUMENTS` with its output in the job's log; returns why it failed, or nothing."""
     threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    with open(job.folder / "log.txt", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "diffzoo", *arguments],
-            stdout=log,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+    environment = {"OMP_NUM_THREADS": str(threads), **without_launcher()}
+    command = [sys.executable, "-m", "diffzoo", *arguments]
+    with (
+        open(job.folder / "log.txt", "a", encoding="utf-8") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True, env=environment) as process,
+    ):
         running.add(process)
         assert process.stderr is not None
         last = ""

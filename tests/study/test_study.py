@@ -13,8 +13,9 @@ from scipy import stats
 
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
+from diffzoo.runs import Launch, launch
 from diffzoo.study.report import compare_arms, judge
-from diffzoo.study.runner import Measured
+from diffzoo.study.runner import Job, Measured, _child
 from diffzoo.study.spec import Budget, Claim, read_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
@@ -129,3 +130,17 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
     report = (tmp_path / "out" / "study.md").read_text()
     assert "- broken, seed 0: `diffzoo fit` ended with status 2" in report
     assert "| shifted | 3 | 1 of 1 |" in report
+
+
+def test_runs_are_jobs_of_their_own_under_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that kept the rank of its parent would wait for the others, and write no result."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nenv\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "STAYS"):
+        monkeypatch.setenv(name, "3")
+    assert _child([], Job("a", 0, tmp_path, (), 1, None), 1, set()) == ""
+    seen = dict(line.split("=", 1) for line in (tmp_path / "log.txt").read_text().splitlines() if "=" in line)
+    assert seen["STAYS"] == "3"
+    assert launch(seen) == Launch()
