@@ -197,12 +197,12 @@ class HFDataset(ImageDataModule):
         self, files: list[str], label: str | None, class_names: Sequence[str] | None, shared: dict[str, Any]
     ) -> TarSource:
         first = TarSource(files[:1], self.source, revision=shared["revision"])
-        known, chosen = first.columns(), pick(label, LABEL_COLUMNS, first.columns())
+        chosen = first.pick(label, LABEL_COLUMNS)
         return TarSource(
             files,
-            image=pick(self.columns["image"], (), known),
+            image=first.pick(self.columns["image"], ()),
             label=FOLDER if label == AUTO and chosen is None and first.folders() else chosen,
-            caption=pick(self.columns["caption"], CAPTION_COLUMNS, known),
+            caption=first.pick(self.columns["caption"], CAPTION_COLUMNS),
             class_names=class_names,
             **shared,
         )

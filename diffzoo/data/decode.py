@@ -146,12 +146,13 @@ def _deep_png(data: bytes) -> Bands:
 
 
 def _tiff(data: bytes) -> Bands | None:
-    """A TIFF of several channels with deep values, or with other channels than colours; None: Pillow reads it right."""
+    """A TIFF with deep values, or with other channels than colours; None: Pillow reads it right."""
     tags = tiff_tags(data)
     count, bits, colour = int(tags.get(SAMPLES, (1,))[0]), int(tags.get(BITS, (1,))[0]), tags.get(PHOTOMETRIC, (1,))[0]
     alpha = tags.get(EXTRA, (0,))[-1] in ALPHA
     usual = (count == 3 and colour == 2) or (count in (2, 4) and alpha)
-    if count == 1 or colour not in (1, 2) or (bits <= 8 and usual):
+    usual |= count == 1
+    if colour not in (1, 2) or (bits <= 8 and usual) or (count == 1 and bits % 8):
         return None
     return Bands(read_bands(data, tags), _stated(tags), alpha, colour == 2)
 

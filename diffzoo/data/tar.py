@@ -1,5 +1,10 @@
-"""WebDataset shards as a source: tar files in which the parts of a sample share a name and differ in their suffix."""
+"""WebDataset shards as a source: tar files in which the parts of a sample share a name and differ in their suffix.
 
+The parts of a sample are its columns, and so are the fields of its `.json` part.
+"""
+
+import contextlib
+import json
 import posixpath
 import tarfile
 from collections.abc import Callable, Sequence
@@ -9,7 +14,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from diffzoo.data.metadata import PREFIX, missing_column, number_classes, prefix_of, text_lines
+from diffzoo.data.metadata import (
+    LABEL_COLUMNS,
+    PREFIX,
+    caption_texts,
+    label_of,
+    missing_column,
+    number_classes,
+    pick,
+    prefix_of,
+    text_lines,
+)
 from diffzoo.data.remote import file_system, kept, retried
 from diffzoo.data.sources import (
     Indices,
@@ -30,12 +45,23 @@ FOLDER = "folder"  # as the label
 BLOCK_ROWS = 64  # of a remote shard, fetched in one request
 
 SHORT = 32  # bytes; parts up to this size, such as class indices, are kept in the index
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
+JSON = "json"
 Sample = tuple[str, dict[str, tuple[int, int]], dict[str, str]]  # name, {suffix: (offset, size)}, {suffix: short text}
 
 
 def _shows(suffix: str) -> bool:
     return f".{suffix.lower()}" in SUFFIXES
+
+
+def _fields(data: bytes) -> dict[str, object]:
+    """The fields of a JSON part; none where it is no object.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    found = json.loads(data)
+    return found if isinstance(found, dict) else {}
 
 
 def _at_the_last_dot(sample: Sample) -> list[Sample]:
@@ -60,9 +86,9 @@ class TarSource(Source):
         files: paths or URLs of uncompressed tar files, in order.
         name: for messages.
         image: suffix of the images, such as "jpg"; None: whichever of the usual ones a sample has.
-        label: suffix of a text file with the class or its index, such as "cls"; "folder": the folder inside the file;
-            "prefix": the name of the sample without its number.
-        caption: suffix of a text file with captions, one per line, such as "txt".
+        label: suffix of a text file with the class or its index, such as "cls", or a field of the JSON files; "folder":
+            the folder inside the file; "prefix": the name of the sample without its number.
+        caption: suffix of a text file with captions, one per line, such as "txt", or a field of the JSON files.
         class_names: names of the classes; None: their numbers.
         paths: what the files are called where they are published, so that a copy counts as the same; None: their
             paths below their common folder.
@@ -85,11 +111,13 @@ class TarSource(Source):
         if not files:
             raise UserError(f"{name} has no tar files")
         self.files, self.name, self.revision, self.licence = list(files), name, revision, licence
+        self._label, self._caption = label, caption
+        self._unusual = [label] if label and label not in (*LABEL_COLUMNS, FOLDER, PREFIX) else []
         self._fs, self.remote = file_system(self.files[0])
         self.random_access = not self.remote
         with ThreadPoolExecutor(4) as pool:
             shards = list(pool.map(self._index, self.files))
-        self._samples: list[tuple[int, Sample]] = [(f, s) for f, (_, shard) in enumerate(shards) for s in shard]
+        self._samples: list[tuple[int, Sample]] = [(f, s) for f, shard in enumerate(shards) for s in shard[1]]
         if image is None and not any(_shows(s) for _, (_, parts, _) in self._samples for s in parts):
             self._samples = [(f, again) for f, sample in self._samples for again in _at_the_last_dot(sample)]
         if not self._samples:
@@ -97,38 +125,46 @@ class TarSource(Source):
         self._suffixes = sorted({suffix for _, (_, parts, _) in self._samples for suffix in parts})
         usual = [s for s in self._suffixes if _shows(s)] or ["npy"]
         self._images = [image] if image else usual  # a sample's image is the first of these that it has
-        self._label, self._caption = label, caption
+        fields = [field for _, _, found in shards for field in found]
+        self._columns = list(dict.fromkeys([*self._suffixes, *fields]))
         for kind, suffix in (("image", self._images[0]), ("label", label), ("caption", caption)):
-            if suffix is not None and suffix not in (FOLDER, PREFIX, *self._suffixes):
-                raise missing_column(kind, suffix, self._suffixes, name)
+            if suffix is not None and suffix not in (FOLDER, PREFIX, *self._columns):
+                raise missing_column(kind, suffix, self._columns, name)
         self._set_blocks()
         self.has_captions = caption is not None
         from_name = {FOLDER: "the folders", PREFIX: "the names of the files without their numbers", None: ""}
-        self.labels_from = from_name.get(label, f"the files .{label}")
-        self.captions_from = f"the files .{caption}" if caption else ""
+        from_name |= {s: f"the files .{s}" for s in self._suffixes}
+        self.labels_from, self.captions_from = (
+            from_name.get(column, f"the field {column} of the files .json") for column in (label, caption)
+        )
         self.class_names = self._classes(class_names)
-        prints = [printed for printed, _ in shards]
+        prints = [printed for printed, _, _ in shards]
         self.rows_hash = rows_hash([revision, *zip(paths or below_common_folder(self.files), prints, strict=True)])
 
     def _retried(self, file: str, action: Callable[[], Value]) -> Value:
         return retried(file, action, remote=self.remote)
 
-    def _index(self, file: str) -> tuple[str, list[Sample]]:
-        """(fingerprint, samples) of a file; kept on disk."""
+    def _index(self, file: str) -> tuple[str, list[Sample], list[str]]:
+        """(fingerprint, samples, fields of the JSON parts) of a file; kept on disk."""
         stat = self._retried(file, lambda: self._fs.info(file))
-        identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self.revision])
+        identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self.revision, *self._unusual])
 
-        def make() -> tuple[str, list[Sample]]:
-            parts, samples = self._retried(file, lambda: self._scan(file))
-            return rows_hash([stat["size"], *parts]), samples
+        def make() -> tuple[str, list[Sample], list[str]]:
+            parts, samples, fields = self._retried(file, lambda: self._scan(file))
+            return rows_hash([stat["size"], *parts]), samples, fields
 
-        printed, samples = kept(identity, make)
-        return printed, [(name, {s: (o, n) for s, (o, n) in parts.items()}, short) for name, parts, short in samples]
+        printed, samples, fields = kept(identity, make)
+        known = [(name, {s: (o, n) for s, (o, n) in parts.items()}, short) for name, parts, short in samples]
+        return printed, known, fields
 
-    def _scan(self, file: str) -> tuple[list[str], list[Sample]]:
-        """(what identifies each part, samples). Short parts are read on the way: they lie where the walk passes."""
+    def _scan(self, file: str) -> tuple[list[str], list[Sample], list[str]]:
+        """(what identifies each part, samples, fields of the JSON parts).
+
+        Short parts, and labels in JSON, are read on the way: they lie where the walk passes.
+        """
         samples: dict[str, Sample] = {}
         prints: list[str] = []
+        fields: dict[str, None] = {}
         try:
             with self._fs.open(file, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
                 for entry in tar:
@@ -139,16 +175,23 @@ class TarSource(Source):
                     name = f"{folder}/{stem}"
                     _, parts, short = samples.setdefault(name, (name, {}, {}))
                     parts[suffix] = (entry.offset_data, entry.size)
-                    count = min(entry.size, SHORT)
+                    is_json = suffix.rpartition(".")[2] == JSON
+                    count = entry.size if is_json else min(entry.size, SHORT)
                     handle.seek(entry.offset_data + entry.size - count)
                     end = handle.read(count)
-                    if entry.size <= SHORT:
+                    if is_json:
+                        with contextlib.suppress(ValueError):  # a broken one is told of when its row is read
+                            found = _fields(end)
+                            fields |= dict.fromkeys(found)
+                            labels = {f: found[f] for f in (*LABEL_COLUMNS, *self._unusual) if f in found}
+                            short[suffix] = json.dumps(labels)
+                    elif entry.size <= SHORT:
                         short[suffix] = end.decode("utf-8", "replace")
                     # images of the same size still differ in their last bytes
-                    prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end.hex()}")
+                    prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end[-SHORT:].hex()}")
         except tarfile.ReadError as error:
             raise UserError(f"{file} is no uncompressed tar file, or it is truncated: {error}") from error
-        return prints, list(samples.values())
+        return prints, list(samples.values()), list(fields)
 
     def _set_blocks(self) -> None:
         """Runs of at most BLOCK_ROWS samples of one shard."""
@@ -160,7 +203,11 @@ class TarSource(Source):
         self.block_sizes = np.array(sizes, dtype=np.int64)
 
     def columns(self) -> list[str]:
-        return self._suffixes
+        return self._columns
+
+    def pick(self, wanted: str | None, usual: Sequence[str]) -> str | None:
+        """The column itself, or for "auto" the first usual name among the files, else among the fields of JSON."""
+        return pick(wanted, usual, self._suffixes) or pick(wanted, usual, self._columns)
 
     def folders(self) -> bool:
         """Whether the folders inside are classes: these are archives of images alone, in several folders."""
@@ -198,6 +245,8 @@ class TarSource(Source):
             return self._folder(name)
         if self._label == PREFIX:
             return prefix_of(name)
+        if self._label not in self._suffixes:
+            return label_of(json.loads(short.get(JSON, "{}")).get(self._label), self.name)
         if self._label not in parts:
             return None
         text = short.get(self._label, "").strip()
@@ -250,10 +299,18 @@ class TarSource(Source):
         label = None if self._label is None else self._class_index(row)
         name, parts, _ = self._samples[row][1]
         image = next((part(suffix) for suffix in self._images if suffix in parts), None)
-        captions: tuple[str, ...] = ()
         try:
-            if self._caption is not None:
-                captions = text_lines(part(self._caption) or b"", f"{name}.{self._caption}")
+            captions = self._captions(name, part)
         except ValueError as error:
-            return Record(None, label, captions, self._row_name(row), str(error))
+            if isinstance(error, UserError):
+                raise
+            return Record(None, label, (), self._row_name(row), str(error))
         return Record(image, label, captions, self._row_name(row))
+
+    def _captions(self, name: str, part: Callable[[str], bytes | None]) -> tuple[str, ...]:
+        if self._caption is None:
+            return ()
+        if self._caption in self._suffixes and self._caption != JSON:
+            return text_lines(part(self._caption) or b"", f"{name}.{self._caption}")
+        fields = _fields(part(JSON) or b"{}")
+        return caption_texts(fields if self._caption == JSON else fields.get(self._caption), self.name)

@@ -1,8 +1,8 @@
-"""TIFF images of several channels that Pillow cuts to eight bits or does not read: with deep values, or many bands.
+"""TIFF images that Pillow cuts to eight bits, misreads or does not read: with deep values, or many bands.
 
-Pillow decodes every compression that libtiff knows, but only into its own modes. So the file is given to it as a grey
-image with a pixel for every byte: the bytes of a strip or a tile are the same. What depends on the number of channels,
-differences between neighbours, is left undone there and done here.
+Pillow decodes every compression that libtiff knows, but only into its own modes, and it swaps the bytes of compressed
+big-endian values twice. So the file is given to it as a grey image with a pixel for every byte: the bytes of a strip or
+a tile are the same. Predictors depend on the values and their channels; they are undone here.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image, TiffImagePlugin
 __all__ = ["is_tiff", "read_bands", "tiff_tags"]
 
 # the tags that matter, of TIFF 6.0
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259, 262, 274
 STRIPS, SAMPLES, ROWS, SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT = 322, 323, 324, 325, 338, 339
 ALPHA = (1, 2)  # values of EXTRA
@@ -38,48 +38,62 @@ def tiff_tags(data: bytes) -> dict[int, tuple[Any, ...]]:
 
 
 def read_bands(data: bytes, tags: Tags) -> np.ndarray[Any, Any]:
-    """The channels `(h, w, channels)` of a TIFF as they are.
+    """The channels `(h, w, channels)` of a TIFF as they are, turned as its orientation says.
 
     Raises:
         OSError, SyntaxError, ValueError: the file is truncated, or coded in a way that is not read.
     """
-    count, predictor = int(tags.get(SAMPLES, (1,))[0]), int(tags.get(PREDICTOR, (1,))[0])
-    if predictor == 3:
-        raise ValueError(f"a TIFF of {count} channels with the predictor of floating point: write it without")
-    planar = tags.get(PLANAR, (1,))[0] == 2
-    offsets, sizes = (TILES, TILE_SIZES) if TILES in tags else (STRIPS, SIZES)
-    parts = count if planar else 1
-    each = len(tags[offsets]) // parts
-    planes = []
-    for part in range(parts):
-        here = slice(part * each, (part + 1) * each)
-        one = {**tags, offsets: tags[offsets][here], sizes: tags[sizes][here]}
-        planes.append(_decoded(data, one, 1 if planar else count))
-    values = np.concatenate(planes, axis=2)
-    if predictor == 2:
-        wide = int(tags[TILE_WIDTH][0]) if TILES in tags else values.shape[1]
-        for left in range(0, values.shape[1], wide):
-            part_ = values[:, left : left + wide]
-            np.cumsum(part_, axis=1, dtype=values.dtype, out=part_)
-    return values
-
-
-def _decoded(data: bytes, tags: Tags, channels: int) -> np.ndarray[Any, Any]:
-    """Strips or tiles as an array `(h, w, channels)`, without differences undone."""
-    width, height, bits = int(tags[WIDTH][0]), int(tags[HEIGHT][0]), int(tags[BITS][0])
-    kind = {1: "u", 2: "i", 3: "f"}.get(tags.get(FORMAT, (1,))[0])
-    if bits % 8 or kind is None:
-        raise ValueError(f"a TIFF of {channels} channels of {bits} bits: expected whole bytes, integers or floats")
+    count, (height, width) = int(tags.get(SAMPLES, (1,))[0]), (int(tags[HEIGHT][0]), int(tags[WIDTH][0]))
+    bits, kind = int(tags[BITS][0]), {1: "u", 2: "i", 3: "f"}.get(tags.get(FORMAT, (1,))[0], "")
+    if f"{kind}{bits}" not in ("u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64", "f16", "f32", "f64"):
+        raise ValueError(f"a TIFF of {count} channels of {bits} bits: expected integers of whole bytes or floats")
     dtype = np.dtype(f"{'<' if data[:2] == b'II' else '>'}{kind}{bits // 8}")
-    wider = channels * dtype.itemsize
+    planes = count if tags.get(PLANAR, (1,))[0] == 2 else 1
+    channels = count // planes
+    wide = int(tags[TILE_WIDTH][0]) if TILES in tags else width
+    offsets, sizes = (TILES, TILE_SIZES) if TILES in tags else (STRIPS, SIZES)
+    each = len(tags[offsets]) // planes
+    found = []
+    for plane in range(planes):
+        here = slice(plane * each, (plane + 1) * each)
+        raw = _bytes(data, {**tags, offsets: tags[offsets][here], sizes: tags[sizes][here]}, channels * dtype.itemsize)
+        tiles = raw.reshape(height, -1, wide * channels * dtype.itemsize)
+        found.append(_values(tiles, dtype, channels, int(tags.get(PREDICTOR, (1,))[0])))
+    return _turned(np.concatenate(found, axis=2)[:, :width], int(tags.get(ORIENTATION, (1,))[0]))
+
+
+def _bytes(data: bytes, tags: Tags, wider: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The decompressed bytes of strips or of whole tiles, row by row: `wider` of them for each pixel."""
+    width, height = int(tags[WIDTH][0]), int(tags[HEIGHT][0])
     kept = (COMPRESSION, STRIPS, SIZES, ROWS, TILE_HEIGHT, TILES, TILE_SIZES)
     new: dict[int, Sequence[Any]] = {tag: tags[tag] for tag in kept if tag in tags}
-    new |= {WIDTH: (width * wider,), HEIGHT: (height,), BITS: (8,), PHOTOMETRIC: (1,), SAMPLES: (1,)}
     if TILE_WIDTH in tags:
-        new[TILE_WIDTH] = (int(tags[TILE_WIDTH][0]) * wider,)
+        wide = int(tags[TILE_WIDTH][0])
+        new[TILE_WIDTH], width = (wide * wider,), -(-width // wide) * wide
+    new |= {WIDTH: (width * wider,), HEIGHT: (height,), BITS: (8,), PHOTOMETRIC: (1,), SAMPLES: (1,)}
     with Image.open(io.BytesIO(_with_tags(data, new)), formats=("TIFF",)) as image:
-        values = np.frombuffer(image.tobytes(), dtype).reshape(height, width, channels)
-    return values.astype(dtype.newbyteorder("="))
+        return np.frombuffer(image.tobytes(), np.uint8)
+
+
+def _values(tiles: np.ndarray[Any, Any], dtype: np.dtype[Any], channels: int, predictor: int) -> np.ndarray[Any, Any]:
+    """Values `(h, w, channels)` of bytes `(h, tiles, bytes per row of a tile)`, with the predictor undone."""
+    height, across, _ = tiles.shape
+    if predictor == 3:  # differences of bytes, which lie plane by plane, the highest of each value first
+        steps = tiles.reshape(height, across, -1, channels)
+        whole = np.cumsum(steps, axis=2, dtype=np.uint8).reshape(height, across, dtype.itemsize, -1)
+        tiles, dtype = np.ascontiguousarray(whole.swapaxes(2, 3)), dtype.newbyteorder(">")
+    values = tiles.reshape(-1).view(dtype).astype(dtype.newbyteorder("=")).reshape(height, across, -1, channels)
+    if predictor == 2:
+        np.cumsum(values, axis=2, dtype=values.dtype, out=values)
+    return values.reshape(height, -1, channels)
+
+
+def _turned(values: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+    """An image the right way up; see the tag Orientation of TIFF 6.0."""
+    if 5 <= orientation <= 8:
+        values = values.swapaxes(0, 1)
+    upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return values[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
 
 
 def _with_tags(data: bytes, tags: Tags) -> bytes:

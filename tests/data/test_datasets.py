@@ -1,6 +1,7 @@
 """Published data sets, served by a Hub in memory to the real clients, with its faults."""
 
 import io
+import json
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,6 +183,31 @@ def samples(first: int, count: int) -> list[tuple[str, dict[str, bytes]]]:
         (f"{i:04d}", {"png": picture(i), "cls": str(i % 3).encode(), "txt": f"number {i}\nalso {i}".encode()})
         for i in range(first, first + count)
     ]
+
+
+def test_fields_of_json_in_webdataset_are_columns(hub: FakeHub, tmp_path: Path) -> None:
+    told = [{"caption": f"number {i}", "class": ["cat", "dog"][i % 2], "url": "x" * 99} for i in range(9)]
+    parts = [(f"{i:04d}", {"png": picture(i), "json": json.dumps(told[i]).encode()}) for i in range(9)]
+    hub.add_repo("owner/json", {"train-0.tar": shard(parts)}, "dataset")
+    (tmp_path / "x.tar").write_bytes(shard(parts))
+    for source in (HFDataset(str(tmp_path / "x.tar"), **COMMON), HFDataset("owner/json", **STREAM)):
+        found = source.train_source
+        assert found.class_names == ["cat", "dog"]
+        assert found.labels().tolist() == [i % 2 for i in range(9)]
+        assert [found.read_row(i).captions for i in range(9)] == [(f"number {i}",) for i in range(9)]
+    assert HFDataset(str(tmp_path / "x.tar"), caption="json", **COMMON).train_source.read_row(3).captions == (
+        "number 3",
+    )
+    both = [(name, {**p, "txt": b"of the text", "json": b"{"}) for name, p in parts[:1]] + parts[1:]
+    (tmp_path / "y.tar").write_bytes(shard(both))  # one is no JSON
+    assert HFDataset(str(tmp_path / "y.tar"), label=None, **COMMON).train_source.read_row(0).captions == (
+        "of the text",
+    )
+    broken = HFDataset(str(tmp_path / "y.tar"), label=None, caption="caption", **COMMON).train_source
+    assert broken.read_row(0).image is None
+    assert broken.read_row(1).captions == ("number 1",)
+    with pytest.raises(UserError, match=r"no caption column 'captoin'.*did you mean 'caption'"):
+        HFDataset(str(tmp_path / "x.tar"), caption="captoin", **COMMON).prepare_data()
 
 
 def test_webdataset_local_and_streamed(hub: FakeHub, tmp_path: Path) -> None:

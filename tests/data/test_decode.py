@@ -13,11 +13,13 @@ from diffzoo.data.decode import Bands, decode, decode_bands, load
 from diffzoo.data.tiff import read_bands, tiff_tags
 
 Array = np.ndarray[Any, Any]
+_SINGLE = ("u2", "i2", "u4", "i4", "f2", "f4", "f8")
 
 
 def tiff(
-    bands: Array, order: str = "<", tile: int = 16, deflated: bool = False, differences: bool = False, colour: int = 1
-) -> bytes:
+    bands: Array, order: str = "<", tile: int = 16, deflated: bool = False, predictor: int = 1, colour: int = 1,
+    orientation: int = 1,
+) -> bytes:  # fmt: skip
     """A TIFF of tiles."""
     height, width, count = bands.shape
     bands = bands.astype(bands.dtype.newbyteorder(order))
@@ -26,14 +28,21 @@ def tiff(
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             part = padded[top : top + tile, left : left + tile]
-            if differences:
+            if predictor == 3:  # Adobe's technical note 3: bytes in planes, the highest first, then their differences
+                high_first = part.astype(part.dtype.newbyteorder(">")).reshape(tile, -1, 1).view(np.uint8)
+                part = high_first.swapaxes(1, 2).reshape(tile, -1, count)
+            if predictor > 1:
                 part = np.concatenate([part[:, :1], np.diff(part, axis=1)], axis=1).astype(part.dtype)
             raw = zlib.compress(part.tobytes()) if deflated else part.tobytes()
             places.append((8 + len(body), len(raw)))
             body += raw + bytes(len(raw) % 2)
     tags = {256: [width], 257: [height], 258: [8 * bands.itemsize] * count, 259: [8 if deflated else 1], 262: [colour]}
-    tags |= {277: [count], 284: [1], 317: [2 if differences else 1], 322: [tile], 323: [tile]}
-    tags |= {324: [at for at, _ in places], 325: [n for _, n in places], 339: [{"u": 1, "f": 3}[bands.dtype.kind]]}
+    tags |= {274: [orientation], 277: [count], 284: [1], 317: [predictor], 322: [tile], 323: [tile]}
+    tags |= {
+        324: [at for at, _ in places],
+        325: [n for _, n in places],
+        339: [{"u": 1, "i": 2, "f": 3}[bands.dtype.kind]],
+    }
     entries = b""
     for tag, values in sorted(tags.items()):
         packed = struct.pack(f"{order}{len(values)}I", *values)
@@ -57,13 +66,35 @@ def png(values: Array) -> bytes:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(("deflated", "differences"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize(("dtype", "count"), [("u2", 16), ("u1", 6), ("u2", 3), ("u2", 2), ("f4", 4)])
-def test_tiles_of_a_tiff(order: str, deflated: bool, differences: bool, dtype: str, count: int) -> None:
+@pytest.mark.parametrize(("deflated", "predicted"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [("u2", 16), ("u1", 6), ("u2", 3), ("u2", 2), ("f4", 4), ("f2", 3), ("f8", 5), *((t, 1) for t in _SINGLE)],
+)
+def test_tiles_of_a_tiff(order: str, deflated: bool, predicted: bool, dtype: str, count: int) -> None:
     bands = np.random.default_rng(0).integers(0, 250, (37, 50, count)).astype(dtype)
-    found = load(tiff(bands, order, 16, deflated, differences and dtype != "f4"))
+    if dtype[0] != "u":
+        bands = bands - bands.dtype.type(120.25)
+    predictor = (3 if bands.dtype.kind == "f" else 2) if predicted else 1
+    found = load(tiff(bands, order, 16, deflated, predictor))
     assert isinstance(found, Bands)
     assert np.array_equal(found.values, bands)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_tiffs_are_turned_as_shallow_ones(orientation: int) -> None:
+    bands = np.random.default_rng(4).integers(0, 250, (37, 50, 1)).astype("u1")
+    deep = load(tiff(bands.astype("u2"), orientation=orientation))
+    assert isinstance(deep, Bands)
+    assert np.array_equal(deep.values[..., 0], np.asarray(load(tiff(bands, orientation=orientation))))
+
+
+def test_the_predictor_of_floats_as_libtiff_writes_it() -> None:
+    values = np.random.default_rng(5).normal(size=(40, 30)).astype(np.float32)
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "TIFF", compression="tiff_lzw", tiffinfo={317: 3, 278: 7})
+    assert tiff_tags(out.getvalue())[317] == (3,)
+    assert np.array_equal(read_bands(out.getvalue(), tiff_tags(out.getvalue()))[..., 0], values)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"])
@@ -75,6 +106,12 @@ def test_strips_of_a_tiff(compression: str) -> None:
     tags[278] = 7  # rows per strip
     Image.fromarray(bands.reshape(40, 90)).save(out, "TIFF", compression=compression, tiffinfo=tags)
     known = {**tiff_tags(out.getvalue()), 256: (30,), 258: (16,) * 3, 277: (3,), 262: (2,)}
+    assert np.array_equal(read_bands(out.getvalue(), known), bands)
+    out, tags[278] = io.BytesIO(), 8
+    Image.fromarray(np.concatenate(list(bands.transpose(2, 0, 1)))).save(
+        out, "TIFF", compression=compression, tiffinfo=tags
+    )
+    known |= tiff_tags(out.getvalue()) | {257: (40,), 258: (16,) * 3, 277: (3,), 284: (2,)}  # channel after channel
     assert np.array_equal(read_bands(out.getvalue(), known), bands)
 
 
