@@ -139,6 +139,10 @@ def _cell(values: Mapping[int, float]) -> str:
     return f"{mean(values.values()):.4g} ({low:.4g}–{high:.4g})" if len(values) > 1 else f"{low:.4g}"
 
 
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def _markdown(study: Study, jobs: Sequence[Job], results: Results, verdicts: Sequence[Verdict]) -> str:
     columns = _columns_shown(results)
     lines = [
@@ -148,12 +152,12 @@ def _markdown(study: Study, jobs: Sequence[Job], results: Results, verdicts: Seq
         *filter(None, [study.note]),
     ]
     lines += ["", "Mean over seeds, with the range in brackets.", ""]
-    lines += ["| arm | steps | seeds | " + " | ".join(columns) + " |", "|---|---:|---:|" + "---:|" * len(columns)]
+    lines += [_row(["arm", "steps", "seeds", *columns]), "|---|---:|---:|" + "---:|" * len(columns)]
     steps = {job.arm: job.steps for job in jobs}
     for arm, runs in results.items():
         ended = sum(not run.failure for run in runs.values())
         cells = [_cell(_column(runs, name)) for name in columns]
-        lines.append(f"| {arm} | {steps[arm]} | {ended} of {len(study.seeds)} | " + " | ".join(cells) + " |")
+        lines.append(_row([arm, str(steps[arm]), f"{ended} of {len(study.seeds)}", *cells]))
     failures = [
         f"- {arm}, seed {seed}: {run.failure}"
         for arm, runs in results.items()
