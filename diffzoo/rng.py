@@ -102,7 +102,9 @@ class ImageNoise:
 
 
 def places(index: Places, device: torch.device) -> Int[Tensor, " b"]:
-    """Places on a device, for `normal`, `times` and `uniform`; the host does not wait for the copy."""
+    """Places on a device, for `normal`, `times` and `uniform`; the host does not wait for it."""
+    if isinstance(index, range):
+        return torch.arange(index.start, index.stop, index.step, device=device)
     held = index if isinstance(index, Tensor) else torch.tensor(list(index), dtype=torch.int64)
     if device.type == "cuda" and held.device.type == "cpu":
         held = held.pin_memory()

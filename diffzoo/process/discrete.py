@@ -319,11 +319,10 @@ def _log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     The distribution function is the tanh approximation of the GELU, as in the code that the published bounds come from.
     """
 
-    def cdf(edge: Tensor) -> Tensor:
+    def cdf(edge: float) -> Tensor:
         u = (x - mean + edge) * torch.exp(-log_scale)
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
 
-    half = torch.tensor(1 / 255, dtype=x.dtype, device=x.device)
-    upper, lower = cdf(half), cdf(-half)
+    upper, lower = cdf(1 / 255), cdf(-1 / 255)
     inside = torch.where(x > 0.999, 1 - lower, upper - lower)
     return torch.where(x < -0.999, upper, inside).clamp_min(1e-12).log()

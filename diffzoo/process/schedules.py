@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.process.table import on_device
 from diffzoo.typing import PerSample, Times
 
 __all__ = [
@@ -394,6 +395,11 @@ class DiscreteBetas(Schedule):
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
         return alpha.log().clamp_min(-0.5 * math.log1p(math.exp(self.max_logsnr)))
 
+    @cached_property
+    def _log_alpha_from_data(self) -> Tensor:
+        """log alpha at steps 0..N."""
+        return torch.cat([self.log_alpha.new_zeros(1), self.log_alpha])
+
     def snap(self, t: Times) -> Times:
         """The step at or after each time: uniform times in [0, 1] become the N steps, equally often."""
         # a step's own time, rounded to float32, stays that step
@@ -401,14 +407,14 @@ class DiscreteBetas(Schedule):
 
     def log_alpha_at(self, t: Times) -> PerSample:
         """log alpha at times `t` of any shape, float64; linear between steps, exactly 0 at t = 0, and not capped."""
-        table = torch.cat([self.log_alpha.new_zeros(1), self.log_alpha]).to(t.device)
         position = _precise(t) * self.steps
+        table = on_device(self._log_alpha_from_data, position)
         left = position.floor().long().clamp(0, self.steps - 1)
         return table[left] + (position - left) * (table[left + 1] - table[left])
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log alpha at t and its slope in t."""
-        table = self.log_alpha.to(t.device, t.dtype)
+        table = on_device(self.log_alpha, t)
         left = (t * self.steps - 1).floor().long().clamp(0, self.steps - 2)
         slope = (table[left + 1] - table[left]) * self.steps
         # integers divided by integers would be float32
@@ -422,7 +428,7 @@ class DiscreteBetas(Schedule):
 
     def _time(self, logsnr: Tensor) -> Tensor:
         wanted = -0.5 * F.softplus(-logsnr)
-        table = self.log_alpha.to(wanted.device, wanted.dtype)
+        table = on_device(self.log_alpha, wanted)
         left = ((table > wanted[..., None]).sum(-1) - 1).clamp(0, self.steps - 2)  # exports have no searchsorted
         slope = (table[left + 1] - table[left]) * self.steps
         return (left + 1).to(wanted.dtype) / self.steps + (wanted - table[left]) / slope

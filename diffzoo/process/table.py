@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
-__all__ = ["tabulated"]
+__all__ = ["on_device", "tabulated"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,3 +44,15 @@ def tabulated(function: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return at
+
+
+def on_device(table: Tensor, like: Tensor) -> Tensor:
+    """A table that never changes, on the device and in the dtype of `like`; it is copied there once."""
+    key = on_device, id(table), like.device, like.dtype
+    known = _table.get(key)
+    if known is not None:
+        return known[1]  # type: ignore[return-value]
+    copy = table.to(like.device, like.dtype)
+    if type(copy) is Tensor:  # not the stand-in of a tracer
+        _table[key] = (table,), copy
+    return copy

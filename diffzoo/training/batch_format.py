@@ -6,6 +6,7 @@ Inside, a batch is a dictionary:
     label     `(b,)` integers from 0 to num_classes - 1
     caption   list of strings; or `text` and `text_mask`, encoded captions
     index     place of each sample in the global stream, `id` number of its row; both stay on the host
+    places    `index` once more, on the device
 
 The data modules of diffzoo give exactly that. Of other loaders, usual names and `(image, label)` tuples are understood,
 and floats in [0, 1] or [0, 255] are scaled. The range is read off the first batch, so what was taken for what is said.
@@ -19,6 +20,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from diffzoo import rng
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config
 from diffzoo.sizes import Size, sides, size_text
@@ -212,7 +214,7 @@ class BatchReader:
         self._formats: dict[tuple[str, int], BatchFormat] = {}
 
     def read(self, batch: Any, where: str, loader: int, device: torch.device) -> dict[str, Any]:
-        """A batch in our form on `device`; places and row ids stay on the host, where the generators are keyed.
+        """A batch in our form on `device`; row ids stay on the host, which reports them.
 
         Args:
             batch: as the loader gives it.
@@ -225,10 +227,11 @@ class BatchReader:
             known = self._formats[where, loader] = BatchFormat.of(batch, self.config, self.latent, where, self.sizes)
             if known.note:
                 rank_zero_only(print)(f"{where} {known.note}")
-        return {
+        moved = {
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in ("index", "id") else v
             for k, v in known.read(batch).items()
         }
+        return {**moved, "places": rng.places(moved["index"], device)} if "index" in moved else moved
 
 
 def check_data_fits(data: object, config: Config, name: str, latent: bool) -> None:

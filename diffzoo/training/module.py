@@ -165,8 +165,7 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of a batch: diffuse, predict, weigh."""
-        index = self._index(batch, batch_idx)
-        places = rng.places(index, self.device)
+        index, places = self._index(batch, batch_idx)
         x = self.clean(batch, places)
         cond = self.condition(batch, places)
         t = self._times(places)
@@ -175,7 +174,8 @@ class DiffusionModule(L.LightningModule):
             rng.seed_layers(self.seed, index)
         loss = self.losses(x, eps, t, cond, self._images(batch))
         self.last_losses = (self.process.logsnr(t), loss.detach())
-        self.last_ids = batch["id"].tolist() if "id" in batch else index
+        ids = batch.get("id", index)
+        self.last_ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return loss.mean()
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
@@ -188,7 +188,7 @@ class DiffusionModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
-        index = batch["id"] if "id" in batch else self._places(batch, batch_idx)
+        index = batch["id"] if "id" in batch else self._consecutive(batch, batch_idx)
         places = rng.places(index, self.device)
         x = self.clean(batch, places)
         t = self._times(places)
@@ -229,19 +229,24 @@ class DiffusionModule(L.LightningModule):
         images = batch.get("image") if self.extra_losses else None
         return to_float(images) if images is not None and images.dtype == torch.uint8 else images
 
-    def _index(self, batch: dict[str, Any], batch_idx: int) -> list[int]:
-        """Place of each sample in the global stream; data modules that do not say get consecutive places."""
+    def _index(self, batch: dict[str, Any], batch_idx: int) -> tuple[rng.Places, Int[Tensor, " b"]]:
+        """Place of each sample in the global stream, on the host and on the device.
+
+        Batches that do not say get consecutive places.
+        """
         again: Any = getattr(self._trainer, "overfit_batches", 0)
         if "index" in batch and not again:  # batches that come again get new noise each time
-            return batch["index"].tolist()
+            places = batch.get("places")
+            return batch["index"], rng.places(batch["index"], self.device) if places is None else places
         accumulate = self.trainer.accumulate_grad_batches
-        return self._places(batch, self.global_step * accumulate + batch_idx % accumulate)
+        index = self._consecutive(batch, self.global_step * accumulate + batch_idx % accumulate)
+        return index, rng.places(index, self.device)
 
-    def _places(self, batch: dict[str, Any], number: int) -> list[int]:
+    def _consecutive(self, batch: dict[str, Any], number: int) -> range:
         """Consecutive places for the samples of batch `number`, over all ranks."""
         n = size_of(batch)
         start = (number * self.trainer.world_size + self.global_rank) * n
-        return list(range(start, start + n))
+        return range(start, start + n)
 
     def clean(self, batch: dict[str, Any], places: rng.Places) -> Tensor:
         """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""

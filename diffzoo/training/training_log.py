@@ -140,6 +140,7 @@ class TrainingLog(StepCallback):
         self._gpu: GPU | None = None
         self._flops = 0.0
         self._sums: Tensor | None = None
+        self._borders: Tensor | None = None  # `edges` on the device
         self._loaded: Tensor | None = None
         self._images = 0
         self._stamp = self._pause = 0.0
@@ -205,8 +206,9 @@ class TrainingLog(StepCallback):
         add = torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
         self._sums[:, -1] += add.sum(1)
         if logsnr is not None:
-            edges = torch.tensor(self.edges, dtype=logsnr.dtype, device=logsnr.device)
-            self._sums.index_add_(1, torch.bucketize(logsnr, edges, right=True), add)
+            if self._borders is None:
+                self._borders = torch.tensor(self.edges, dtype=logsnr.dtype, device=logsnr.device)
+            self._sums.index_add_(1, torch.bucketize(logsnr, self._borders, right=True), add)
 
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The values since the last call; every process must call it."""

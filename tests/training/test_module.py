@@ -142,10 +142,11 @@ def test_latents_are_drawn_from_their_moments() -> None:
     assert abs(x.std() - 0.5) < 0.01
 
 
-def test_places_stay_on_the_host() -> None:
+def test_row_ids_stay_on_the_host_and_places_go_along() -> None:
     moved = module().transfer_batch_to_device(batch(2), torch.device("meta"), 0)
     assert moved["image"].device.type == "meta"
     assert moved["index"].device.type == moved["id"].device.type == "cpu"
+    assert moved["places"].device.type == "meta"
 
 
 class Data(L.LightningDataModule):
