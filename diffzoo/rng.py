@@ -146,7 +146,7 @@ def _fraction(word: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     return ((word >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
-def seed_layers(seed: int, index: Sequence[int]) -> None:
+def seed_layers(seed: int, index: Places) -> None:
     """Seed PyTorch's own generators, from which dropout draws, by the places of a micro-batch.
 
     So a resumed run drops what the uninterrupted one did, and ranks drop differently. Unlike all else here, what is
