@@ -3,15 +3,18 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffzoo.errors import UserError
-from diffzoo.sizes import as_size
+from diffzoo.sizes import Size, as_size, size_text
 
 if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
+    from diffzoo.data.batches import Transform
+    from diffzoo.data.sources import Source
 
 __all__ = ["configure", "run"]
 
@@ -51,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     encode.add_argument("--autoencoder", default="stabilityai/sd-vae-ft-ema", help="Hub name, folder, or `identity`")
     encode.add_argument("--autoencoder-revision", help="its commit, tag or branch")
     encode.add_argument("--scaling-factor", type=float, default=0.18215)
+    encode.add_argument("--buckets", nargs="+", metavar="SIZE", help="aspect buckets of the training images, in pixels")
     encode.add_argument("--batch-size", type=int, default=16, help="images at a time")
     encode.add_argument("--shard-rows", type=int, default=1024, help="images per shard")
     encode.add_argument("--no-flips", action="store_true", help="leave the mirror images out")
@@ -69,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do one of them."""
-    if args.action == "inspect" and (Path(args.source) / "train" / CACHE_METADATA).is_file():
+    if args.action == "inspect" and next((Path(args.source) / "train").glob(f"**/{CACHE_METADATA}"), None):
         return _inspect_latents(args)
     args.size = as_size("64" if args.size is None else args.size, "--size")
     args.resize = args.resize or "adm"
@@ -172,16 +176,12 @@ def _encode(args: argparse.Namespace) -> int:
     autoencoder = autoencoder.to(device)
     data = open_data(args)
     missing = 0
-    for part, source in (("train", data.train_source), ("validation", data.val_source)):
-        if source is None:
-            continue
-        cache_metadata = make_cache_metadata(
-            source, data.transform, 1 if args.no_flips else 2, autoencoder, args.shard_rows
-        )
+    for part, source, transform in _parts(data, [as_size(size, "--buckets") for size in args.buckets or ()]):
+        cache_metadata = make_cache_metadata(source, transform, 1 if args.no_flips else 2, autoencoder, args.shard_rows)
         done = encode(
             source,
             args.out / part,
-            data.transform,
+            transform,
             lambda images: autoencoder.encode(images.to(device)),
             cache_metadata,
             args.batch_size,
@@ -199,6 +199,25 @@ def _encode(args: argparse.Namespace) -> int:
     if not missing:
         print(f"complete: train with data: {{class_path: diffzoo.data.Latents, init_args: {{path: {args.out}}}}}")
     return 0
+
+
+def _parts(data: "ImageDataModule", buckets: Sequence[Size]) -> "Iterator[tuple[str, Source, Transform]]":
+    """(folder, rows, how they are cropped) of everything that is encoded."""
+    from diffzoo.data.buckets import aspects, nearest
+    from diffzoo.data.sources import SubSource
+
+    bucket = nearest(aspects(data.train_source), buckets) if buckets else None
+    for number, size in enumerate(buckets):
+        name = size_text(size)
+        if not (bucket == number).any():
+            print(f"no image is nearest to {name}: leave it out of the buckets", file=sys.stderr)
+            continue
+        rows = SubSource(data.train_source, bucket == number, f"bucket {name}")
+        yield f"train/{name}", rows, replace(data.transform, image_size=size)
+    if not buckets:
+        yield "train", data.train_source, data.transform
+    if data.val_source is not None:
+        yield "validation", data.val_source, data.transform
 
 
 def _shard_line(part: str) -> Any:

@@ -23,7 +23,7 @@ from diffzoo.data.latents import CACHE_METADATA, CacheMetadata, Latents, LatentS
 from diffzoo.data.sources import Record, Source
 from diffzoo.errors import UserError
 from diffzoo.images import make_grid, save_image
-from diffzoo.sizes import size_text
+from diffzoo.sizes import as_size, size_text
 
 __all__ = ["contact_sheet", "latent_report", "quiet", "report"]
 
@@ -68,9 +68,7 @@ def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
     """What the metadata of a cache of latents say, and what of it is there."""
     report: dict[str, Any] = {"source": f"latents in {folder}"}
     whole: dict[str, LatentSource] = {}
-    for part in ("train", "validation"):
-        if not (folder / part / CACHE_METADATA).is_file():
-            continue
+    for part in sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob(CACHE_METADATA)):
         cache_metadata = CacheMetadata.read(folder / part)
         there = sum((folder / part / shard_name(k)).is_file() for k in range(cache_metadata.shards))
         report[part] = {
@@ -92,11 +90,13 @@ def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
             continue
         whole[part] = LatentSource(folder / part)
         report[part]["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
-    if "train" in whole:
-        source = whole["train"]
-        report |= {k: v for k, v in _classes(source).items() if k == "class histogram"}
-        mirrored = source.cache_metadata.flips > 1
-        data = Latents(str(folder), source.shape[1], flip=mirrored, num_workers=workers)
+    train = [whole.get(part) for part in report if part.startswith("train")]
+    sources = [source for source in train if source is not None]
+    if sources and len(sources) == len(train):
+        sizes = [as_size(list(source.shape[1:])) for source in sources]
+        buckets, mirrored = None if "train" in whole else sizes, sources[0].cache_metadata.flips > 1
+        data = Latents(str(folder), sizes[0], buckets=buckets, flip=mirrored, num_workers=workers)
+        report |= {k: v for k, v in _classes(data.train_source).items() if k == "class histogram"}
         report["throughput"] = _throughput(data)
     return report
 

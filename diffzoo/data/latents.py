@@ -5,10 +5,12 @@ A cache is a folder with `train/` and perhaps `validation/`; each holds `cache_m
 the source's `row (n,)`. The header holds, as JSON under "diffzoo", the captions, why rows were left out, and the mark
 of the metadata that the shard belongs to. `diffzoo data encode` writes all this; when every shard is there, the
 metadata get the count of images and a hash of their rows. A cache whose shards disagree with it is refused.
+
+A cache in aspect buckets has a folder like this for each bucket in `train/`, named by its size in pixels.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -223,16 +225,53 @@ class LatentSource(Source):
         return {**self.__dict__, "_slices": {}}
 
 
+class LatentBuckets(Source):
+    """The rows of several caches, one for each bucket.
+
+    Args:
+        parts: the caches in the order of the buckets.
+        name: for messages.
+    """
+
+    random_access = True
+
+    def __init__(self, parts: Sequence[LatentSource], name: str):
+        self.parts, self.name, first = parts, name, parts[0]
+        self.block_sizes = np.array([len(part) for part in parts], dtype=np.int64)
+        self.class_names, self.has_captions = first.class_names, first.has_captions
+        self.licence, self.revision = first.licence, first.revision
+
+    @cached_property
+    def rows_hash(self) -> str:  # type: ignore[override]
+        return rows_hash(part.rows_hash for part in self.parts)
+
+    def labels(self) -> Indices | None:
+        return np.concatenate([part._labels for part in self.parts]) if self.class_names else None
+
+    def moments(self, row: int, mirrored: bool) -> NDArray[np.float16]:
+        """As those of `LatentSource`."""
+        part, within = self.locate(row)
+        return self.parts[part].moments(within, mirrored)
+
+    def read_row(self, row: int) -> Record:
+        part, within = self.locate(row)
+        return self.parts[part].read_row(within)
+
+
 class _MomentMaker(BatchMaker):
     """Batches of moments."""
 
     key = "moments"
-    source: LatentSource
+    source: LatentSource | LatentBuckets
 
     def _sample(self, place: Place) -> Sample:
         _, mirrored = augment(self.transform.seed, place.row, place.visit, "center", self.transform.flip)
         record = self._one_caption(self.source.read_row(place.row), place.row, place.visit)
         return self.source.moments(place.row, mirrored), record, place.row
+
+
+def _listed(sizes: Iterable[Size]) -> str:
+    return ", ".join(str(s if isinstance(s, int) else list(s)) for s in sizes)
 
 
 class Latents(ImageDataModule):
@@ -244,6 +283,7 @@ class Latents(ImageDataModule):
     Args:
         path: the cache.
         image_size: height and width of the latents, in latent pixels.
+        buckets: those of a cache in buckets, in latent pixels; held-out latents keep `image_size`.
         pixels: refuse a cache of images of another size than this, in pixels.
         resize: refuse a cache that was made with another resize method than this; None: take what there is.
         flip: use mirror images as well; the cache must hold them.
@@ -263,9 +303,11 @@ class Latents(ImageDataModule):
         seed: int = 0,
         balance: bool = False,
         allow_changed_source: bool = False,
+        buckets: list[Size] | None = None,
     ):
         super().__init__(
             image_size=image_size,
+            buckets=buckets,
             batch_size=batch_size,
             micro_batch_size=micro_batch_size,
             flip=flip,
@@ -281,19 +323,33 @@ class Latents(ImageDataModule):
         folder = Path(self.path).expanduser() / part
         if part == "validation" and not (folder / CACHE_METADATA).is_file():
             return None
-        source = LatentSource(folder)
-        self._check(source)
-        return source
+        caches = sorted(p.parent for p in folder.glob(f"*/{CACHE_METADATA}")) if part == "train" else []
+        if not caches and not (self.buckets and part == "train"):
+            source = LatentSource(folder)
+            self._check(source, self.image_size)
+            return source
+        parts = {as_size(list(s.shape[1:])): s for s in map(LatentSource, caches)}
+        if parts.keys() != {*self.buckets}:
+            raise UserError(
+                f"the latents in {self.path!r} are in the buckets [{_listed(parts)}], but the recipe expects "
+                f"[{_listed(self.buckets)}], in latent pixels: set data.init_args.buckets, or encode the others as well"
+            )
+        for size, source in parts.items():
+            self._check(source, size)
+        return LatentBuckets([parts[size] for size in self.buckets], self.path)
 
-    def _check(self, source: LatentSource) -> None:
+    def bucket_of(self, source: Source) -> Indices:
+        return np.repeat(np.arange(len(self.buckets)), source.block_sizes)
+
+    def _check(self, source: LatentSource, size: Size) -> None:
         cache_metadata, where = source.cache_metadata, f"the latents in {self.path!r}"
-        found, expected = as_size(list(source.shape[1:])), size_text(self.image_size)
-        if found != self.image_size:
+        found, expected = as_size(list(source.shape[1:])), size_text(size)
+        if found != size:
             raise UserError(
                 f"{where} are of {size_text(found)} px (images of {size_text(cache_metadata.image_size)} px), but the "
                 f"recipe expects {expected}: set data.init_args.image_size, or encode at another size"
             )
-        if self.pixels is not None and cache_metadata.image_size != as_size(self.pixels, "pixels"):
+        if self.pixels is not None and not self.buckets and cache_metadata.image_size != as_size(self.pixels, "pixels"):
             made = size_text(cache_metadata.image_size)
             raise UserError(f"{where} were made from images of {made} px, not {size_text(as_size(self.pixels))}")
         if self.resize is not None and cache_metadata.resize != self.resize:
@@ -307,15 +363,14 @@ class Latents(ImageDataModule):
         autoencoder = getattr(module, "autoencoder", None)
         if autoencoder is None:
             return
-        source = self.train_source
-        assert isinstance(source, LatentSource)
-        cache_metadata = source.cache_metadata
-        if autoencoder.hash != cache_metadata.autoencoder_hash:
-            raise UserError(
-                f"the latents in {self.path!r} were made by {cache_metadata.autoencoder} "
-                f"({cache_metadata.autoencoder_hash[:12]}), but the recipe's autoencoder is {autoencoder.id} "
-                f"({autoencoder.hash[:12]}): encode again, or name the same autoencoder"
-            )
+        source: Any = self.train_source
+        for cache_metadata in [part.cache_metadata for part in getattr(source, "parts", [source])]:
+            if autoencoder.hash != cache_metadata.autoencoder_hash:
+                raise UserError(
+                    f"the latents in {self.path!r} were made by {cache_metadata.autoencoder} "
+                    f"({cache_metadata.autoencoder_hash[:12]}), but the recipe's autoencoder is {autoencoder.id} "
+                    f"({autoencoder.hash[:12]}): encode again, or name the same autoencoder"
+                )
 
     def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
         return _MomentMaker(source, order, transform, self.reading.on_bad_image, cache=False)

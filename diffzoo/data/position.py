@@ -21,7 +21,7 @@ from diffzoo.data.batches import Transform
 from diffzoo.data.buckets import Bucketed, aspects, nearest
 from diffzoo.data.order import Balanced, LaneOrder, Layout, Order, full_shuffle, lanes_for
 from diffzoo.data.reading import Reading
-from diffzoo.data.sources import Source
+from diffzoo.data.sources import Indices, Source
 from diffzoo.errors import UserError, lacks
 from diffzoo.sizes import Size, sides
 
@@ -179,10 +179,14 @@ class PositionedData(LightningDataModule):
                 raise UserError(f"balance needs labels and random access, which {source.name} does not have")
             return Balanced(labels, self.seed)
         if self.buckets:
-            return Bucketed(nearest(aspects(source), self.buckets), self.buckets, self.seed, self.batch_size)
+            return Bucketed(self.bucket_of(source), self.buckets, self.seed, self.batch_size)
         if self._layout is None:
             self._layout = _layout_for(source, self.seed, self.batch_size, self.reading)
         return _streamed(source, self._layout)
+
+    def bucket_of(self, source: Source) -> Indices:
+        """Which of `buckets` each row belongs to, `(rows,)`."""
+        return nearest(aspects(source), self.buckets)
 
     def _check_kind(self, kind: str, order: Mapping[str, object]) -> None:
         """Refuse a position in an order of another kind, or of other buckets."""

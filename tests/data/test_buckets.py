@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffzoo.data import ImageFolder
+from diffzoo.cli.main import main
+from diffzoo.data import ImageFolder, Latents
 from diffzoo.data.buckets import Bucketed, aspects, nearest
 from diffzoo.errors import UserError
+from diffzoo.images import to_float
 from diffzoo.models.dit import TINY as TINY_DIT
 from diffzoo.models.simple_unet import TINY, SimpleUNet
 from diffzoo.training import DiffusionModule
@@ -139,6 +141,26 @@ def test_training_takes_every_bucket(folder: Path, tmp_path: Path) -> None:
     data = module(folder, buckets=[8, [6, 12], [12, 6]])
     quiet_trainer(tmp_path, max_steps=9).fit(training, datamodule=data)
     assert set(shapes) == {(8, 8), (6, 12), (12, 6)}
+
+
+def test_latents_in_buckets_come_as_their_pixels_do(folder: Path, tmp_path: Path) -> None:
+    command = f"data encode {folder} --size 8 --buckets 8 6x12 12x6 --out {tmp_path / 'cache'} --autoencoder identity"
+    assert main([*command.split(), "--shard-rows", "4", "--workers", "0"]) == 0
+    data = Latents(str(tmp_path / "cache"), 8, 4, buckets=BUCKETS, num_workers=0, seed=3)
+    pixels = module(folder)
+    for position in (0, 52):  # each epoch has seven batches
+        for either in (data, pixels):
+            either.set_position(position)
+        for latent, raw in zip(data.train_dataloader(), pixels.train_dataloader(), strict=True):
+            assert torch.equal(latent["index"], raw["index"])
+            assert torch.allclose(latent["moments"][:, :3].float(), to_float(raw["image"]), atol=1e-3)
+    state = data.state_dict()
+    again = Latents(str(tmp_path / "cache"), 8, 4, buckets=BUCKETS, num_workers=0, seed=3)
+    again.load_state_dict(state)
+    assert again.images_seen == data.images_seen == 80
+    assert main(["data", "inspect", str(tmp_path / "cache"), "--workers", "0"]) == 0
+    with pytest.raises(UserError, match=r"in the buckets \[\[12, 6\], \[6, 12\], 8\], but the recipe expects \[\]"):
+        Latents(str(tmp_path / "cache"), 8).prepare_data()
 
 
 @pytest.mark.parametrize(
