@@ -203,21 +203,27 @@ def _encode(args: argparse.Namespace) -> int:
 
 def _parts(data: "ImageDataModule", buckets: Sequence[Size]) -> "Iterator[tuple[str, Source, Transform]]":
     """(folder, rows, how they are cropped) of everything that is encoded."""
+    if not buckets:
+        yield "train", data.train_source, data.transform
+    else:
+        yield from _by_bucket(data.train_source, buckets, data.transform)
+    if data.val_source is not None:
+        yield "validation", data.val_source, data.transform
+
+
+def _by_bucket(
+    source: "Source", buckets: Sequence[Size], transform: "Transform"
+) -> "Iterator[tuple[str, Source, Transform]]":
     from diffzoo.data.buckets import aspects, nearest
     from diffzoo.data.sources import SubSource
 
-    bucket = nearest(aspects(data.train_source), buckets) if buckets else None
+    bucket = nearest(aspects(source), buckets)
     for number, size in enumerate(buckets):
-        name = size_text(size)
-        if not (bucket == number).any():
+        name, keep = size_text(size), bucket == number
+        if keep.any():
+            yield f"train/{name}", SubSource(source, keep, f"bucket {name}"), replace(transform, image_size=size)
+        else:
             print(f"no image is nearest to {name}: leave it out of the buckets", file=sys.stderr)
-            continue
-        rows = SubSource(data.train_source, bucket == number, f"bucket {name}")
-        yield f"train/{name}", rows, replace(data.transform, image_size=size)
-    if not buckets:
-        yield "train", data.train_source, data.transform
-    if data.val_source is not None:
-        yield "validation", data.val_source, data.transform
 
 
 def _shard_line(part: str) -> Any:
