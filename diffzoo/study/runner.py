@@ -153,12 +153,14 @@ def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say
 
 
 def _forget_other_settings(job: Job) -> None:
-    """A run of other settings is set aside: resuming it would mix the two."""
+    """A run of other settings is set aside: resuming it would mix the two. One of another evaluation is kept."""
     told = job.folder / "settings.json"
-    if told.is_file() and told.read_text(encoding="utf-8") != job.settings:
+    before = told.read_text(encoding="utf-8") if told.is_file() else job.settings
+    if before != job.settings:
+        same_run = json.loads(before)[:-1] == json.loads(job.settings)[:-1]
         aside = job.folder / f"before-{int(time.time())}"
         aside.mkdir()
-        for name in ("run", "eval.json", "eval", "done.json", "log.txt"):
+        for name in ("eval.json", "eval", "done.json", *(() if same_run else ("run", "log.txt"))):
             with suppress(FileNotFoundError):
                 (job.folder / name).rename(aside / name)
     write_text(told, job.settings)
