@@ -30,7 +30,7 @@ from diffzoo.report import read_run
 from diffzoo.runs import without_launcher
 from diffzoo.study.spec import Evaluate, Study, options
 
-__all__ = ["Job", "Measured", "jobs_of", "measured", "run_jobs"]
+__all__ = ["Job", "Measured", "jobs_of", "measured", "run_jobs", "set_aside"]
 
 LAST = 0.2  # share of a run over which its loss per noise level is averaged
 Say = Callable[[str], None]
@@ -136,7 +136,7 @@ def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say
         before = measured(job)
         if before is not None and not before.failure:
             return
-        _forget_other_settings(job)
+        set_aside(job)
         say(f"{job.arm}, seed {job.seed}: {job.steps} steps")
         start = time.monotonic()
         failure = _child(["fit", *_fit(job)], job, processes, running)
@@ -152,8 +152,8 @@ def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say
         say(f"{job.arm}, seed {job.seed}: done in {(time.monotonic() - start) / 60:.1f} min")
 
 
-def _forget_other_settings(job: Job) -> None:
-    """A run of other settings is set aside: resuming it would mix the two. One of another evaluation is kept."""
+def set_aside(job: Job) -> None:
+    """Set aside what other settings gave: resuming would mix the two. If only the evaluation differs, the run stays."""
     told = job.folder / "settings.json"
     before = told.read_text(encoding="utf-8") if told.is_file() else job.settings
     if before != job.settings:

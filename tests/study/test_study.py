@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.runs import Launch, launch
 from diffzoo.study.report import compare_arms, judge
-from diffzoo.study.runner import Job, Measured, _child
-from diffzoo.study.spec import Budget, Claim, read_study
+from diffzoo.study.runner import Job, Measured, _child, set_aside
+from diffzoo.study.spec import Budget, Claim, Evaluate, read_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
 FIRST = {0: 1.0, 1: 1.3, 2: 0.9}
@@ -98,6 +99,19 @@ def test_bad_studies_are_one_sentence(
 def _study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "diffzoo", "study", str(folder / "toy.yaml"), "--out", str(folder / "out"), *more]
     return subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("change", "stays"), [({"steps": 4}, False), ({"evaluate": Evaluate("demo", 64)}, True), ({}, True)]
+)
+def test_a_run_stays_where_only_its_evaluation_changes(tmp_path: Path, change: dict[str, object], stays: bool) -> None:
+    job = Job("arm", 0, tmp_path, ("-c", "base"), 3, Evaluate("demo", 32))
+    set_aside(job)
+    for name in ("run", "eval"):
+        (tmp_path / name).mkdir()
+    set_aside(replace(job, **change))
+    assert (tmp_path / "run").is_dir() == stays
+    assert (tmp_path / "eval").is_dir() == (not change)
 
 
 @pytest.mark.slow
