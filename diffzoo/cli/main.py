@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 a verdict of "no", 2 bad input, 130 interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # Threads of torch that wait for each other spin. On a CPU shared with other programs they burn the time that the
+    # slowest of them needs: a training step took 2.5 to 10 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if args[:1] == ["help"]:
         args = [*args[1:2], "--help"]
     if args[:1] in (["--version"], ["version"]):
