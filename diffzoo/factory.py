@@ -157,7 +157,7 @@ def _is_registered(name: str) -> bool:
 
 def is_source(name: str) -> bool:
     """Whether `name` can be a source of weights, rather than a mistyped name of a model."""
-    from diffzoo.zoo.formats import SUFFIXES
+    from diffzoo.formats import SUFFIXES
     from diffzoo.zoo.manifest import list_pretrained
 
     return (

@@ -17,10 +17,20 @@ import torch
 from torch import Tensor
 
 from diffzoo.cache import explain_disk
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import atomic_path
 
-__all__ = ["ADAPTER_BASE", "AUTOENCODER", "STATE", "TEXT_ENCODER", "HashForm", "cast", "state_sha256", "write_tensors"]
+__all__ = [
+    "ADAPTER_BASE",
+    "AUTOENCODER",
+    "STATE",
+    "TEXT_ENCODER",
+    "HashForm",
+    "cast",
+    "check_tensors",
+    "state_sha256",
+    "write_tensors",
+]
 
 
 class HashForm(NamedTuple):
@@ -53,6 +63,23 @@ def state_sha256(state: Mapping[str, Tensor], form: HashForm = STATE, start: byt
         digest.update(form.head.format(name=name, dtype=value.dtype, shape=tuple(value.shape)).encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_tensors(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise a `UserError` unless a state dict has exactly the names and shapes of `wanted`; `what` begins it."""
+    unknown, missing = sorted(state.keys() - wanted.keys()), sorted(wanted.keys() - state.keys())
+    if unknown:
+        raise UserError(f"{what}: unknown {_some(unknown)}{did_you_mean(unknown[0], missing)}")
+    if missing:
+        raise UserError(f"{what}: missing {_some(missing)}")
+    for name, tensor in state.items():
+        if tuple(tensor.shape) != wanted[name]:
+            raise UserError(f"{what}: {name} has shape {tuple(tensor.shape)}, this config needs {wanted[name]}")
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def cast(name: str, value: Tensor, dtype: torch.dtype, where: str) -> Tensor:

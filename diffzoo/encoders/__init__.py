@@ -5,6 +5,7 @@ from diffzoo.encoders.autoencoder import (
     AutoencoderSpec,
     Identity,
     KLAutoencoder,
+    LDMAutoencoder,
     RepresentationAutoencoder,
 )
 from diffzoo.encoders.text import CachedText, CLIPEncoder, MiniLMEncoder, T5Encoder, TextEncoder, TextEncoderSpec
@@ -16,6 +17,7 @@ __all__ = [
     "CachedText",
     "Identity",
     "KLAutoencoder",
+    "LDMAutoencoder",
     "MiniLMEncoder",
     "RepresentationAutoencoder",
     "T5Encoder",

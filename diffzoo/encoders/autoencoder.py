@@ -22,13 +22,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffzoo.encoders.ldm import from_ldm, latent_statistics
 from diffzoo.errors import MissingExtraError, UserError
+from diffzoo.formats import read_any
 from diffzoo.hub import hub_file
 from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import AUTOENCODER, state_sha256
 from diffzoo.typing import Images, Latents
 
-__all__ = ["Autoencoder", "AutoencoderSpec", "Identity", "KLAutoencoder", "RepresentationAutoencoder"]
+__all__ = ["Autoencoder", "AutoencoderSpec", "Identity", "KLAutoencoder", "LDMAutoencoder", "RepresentationAutoencoder"]
 
 PixelRange = Literal["[-1, 1]", "[0, 1]"]
 
@@ -97,9 +99,10 @@ class AutoencoderSpec:
         subfolder: folder inside the repository.
         mean, std: of its latents, one per channel, by which they are normalised before that; empty = they are not.
         pixels: range of the images that it takes and gives.
-        kind: "kl" for `diffusers.AutoencoderKL`; "rae" for `diffusers.AutoencoderRAE`, which normalises by itself;
-            "foreign" for one that nothing here can read.
-        where: of a foreign one: which files of the repository, and what reads them.
+        kind: "kl" for `diffusers.AutoencoderKL`; "ldm" for the same in the layout of latent diffusion; "rae" for
+            `diffusers.AutoencoderRAE`, which normalises by itself.
+        file: of "ldm": which file of the repository holds the weights.
+        statistics: of "ldm": which file holds mean and std of the latents; None = that of the weights.
     """
 
     repo: str
@@ -109,21 +112,14 @@ class AutoencoderSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     pixels: PixelRange = "[-1, 1]"
-    kind: Literal["kl", "rae", "foreign"] = "kl"
-    where: str | None = None
+    kind: Literal["kl", "ldm", "rae"] = "kl"
+    file: str = ""
+    statistics: str | None = None
 
     def build(self) -> Autoencoder:
-        """The autoencoder; nothing is loaded before its first use.
-
-        Raises:
-            UserError: for a foreign one, saying which it is and where it lies.
-        """
-        if self.kind == "foreign":
-            raise UserError(
-                f"these weights make latents of an autoencoder that diffzoo cannot read: {self.where} of the Hub "
-                f"repository {self.repo}; pass one, pipeline(..., autoencoder=...); diffzoo.encoders.Identity() gives "
-                "the latents themselves"
-            )
+        """The autoencoder; nothing is loaded before its first use."""
+        if self.kind == "ldm":
+            return LDMAutoencoder(self.repo, self.file, self.statistics, self.revision)
         if self.kind == "rae":
             return RepresentationAutoencoder(self.repo, self.revision, self.subfolder)
         fixed = (self.scaling_factor, self.revision, self.subfolder)
@@ -187,33 +183,30 @@ class KLAutoencoder:
         return self._model
 
     def _load(self) -> Any:
-        try:
-            import diffusers
-        except ImportError as error:
-            raise MissingExtraError("diffusers", "latent", "the autoencoder of a latent model") from error
-        folder = self._folder()
+        diffusers = _diffusers()
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        files = [f"{inside}{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")]
+        folder = self._files(*files)[-1].parent
         try:
             return getattr(diffusers, self.kind).from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder} does not hold an autoencoder in diffusers' layout: {reason}") from error
 
-    def _folder(self) -> Path:
-        inside = f"{self.subfolder}/" if self.subfolder else ""
+    def _files(self, first: str, *more: str) -> list[Path]:
+        """Files of the folder or repository; the first one's download tells the revision."""
         local = Path(self.repo).expanduser()
         if local.is_dir():
-            return local / inside
+            return [local / name for name in (first, *more)]
         if self.repo.count("/") != 1:
             raise UserError(f"there is no folder {self.repo}; a Hub repository is written owner/name")
         what = f"the autoencoder {self.repo}"
-        config, weights = f"{inside}config.json", f"{inside}diffusion_pytorch_model.safetensors"
-        revision = self.revision or first_revision(self.repo, config, what)
-        hub_file(self.repo, config, revision, what)
-        path, commit = hub_file(self.repo, weights, revision, what)
+        revision = self.revision or first_revision(self.repo, first, what)
+        found = {name: hub_file(self.repo, name, revision, what) for name in (first, *more)}
         if self.revision is None:
-            check_files(self.repo, {weights: path})
-        self.revision = commit
-        return path.parent
+            check_files(self.repo, {name: path for name, (path, _) in found.items() if not name.endswith(".json")})
+        self.revision = found[first][1]
+        return [path for path, _ in found.values()]
 
     # -- what it is
 
@@ -240,8 +233,9 @@ class KLAutoencoder:
     def hash(self) -> str:
         """SHA-256 of the weights in float32, by name, of the scaling factor, and of the normalisation."""
         if self._hash is None:
+            state = self._load().state_dict()  # mean and std may be known only then
             start = f"{float(self.scaling_factor)!r}{self._normalised}".encode()
-            self._hash = state_sha256(self._load().state_dict(), AUTOENCODER, start=start)
+            self._hash = state_sha256(state, AUTOENCODER, start=start)
         return self._hash
 
     @property
@@ -310,6 +304,49 @@ class KLAutoencoder:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({os.fspath(self.repo)!r}, scaling_factor={self.scaling_factor:g})"
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtraError("diffusers", "latent", "the autoencoder of a latent model") from error
+    return diffusers
+
+
+class LDMAutoencoder(KLAutoencoder):
+    """A KL autoencoder in the layout of latent diffusion, normalised per channel: VA-VAE's and REPA-E's.
+
+    Args:
+        repo: Hub repository, or a local folder.
+        file: of the weights; a training checkpoint of REPA-E holds them under "vae".
+        statistics: file of mean and std of the latents; None = they lie in that of the weights.
+        revision, dtype, batch_size: as in `KLAutoencoder`.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        file: str,
+        statistics: str | None = None,
+        revision: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ):
+        super().__init__(repo, 1.0, revision, dtype=dtype, batch_size=batch_size)
+        self.file, self.statistics = file, statistics
+
+    def _load(self) -> Any:
+        _diffusers()
+        weights, *statistics = self._files(self.file, *([self.statistics] if self.statistics else []))
+        data = read_any(weights)
+        self.mean, self.std = latent_statistics(read_any(statistics[0]) if statistics else data, self.repo)
+        return from_ldm(data, str(weights))
+
+    @property
+    def spec(self) -> AutoencoderSpec:
+        """What builds it again."""
+        return AutoencoderSpec(self.repo, 1.0, self.revision, kind="ldm", file=self.file, statistics=self.statistics)
 
 
 class RepresentationAutoencoder(KLAutoencoder):

@@ -419,7 +419,7 @@ VARIANTS: dict[str, DiTConfig] = {
     "dit_xl_512": _dit(_XL, 64, learned_variance=True),
     **{f"sit_{k}_256": _dit(v, spare_outputs=True) for k, v in (("s", _S), ("b", _B), ("l", _L), ("xl", _XL))},
     "sit_xl_512": _dit(_XL, 64),
-    "repa_xl_256": _dit(_XL),
+    **{f"repa_{k}_256": _dit(v) for k, v in (("b", _B), ("xl", _XL))},
     "repa_e_xl_256": _dit(_XL, 16, 32, patch=1),
     "jit_b_64": _jit(_B, 64, 4),
     "jit_b_256": _jit(_B, 256, 4),

@@ -9,12 +9,12 @@ from types import ModuleType
 
 from torch import Tensor
 
+from diffzoo import formats
 from diffzoo.cache import cache_dir, free_space_for, lock
 from diffzoo.errors import UserError
 from diffzoo.pins import record_first, weights_record
 from diffzoo.record import to_plain
 from diffzoo.tensors import state_sha256, write_tensors
-from diffzoo.zoo import formats
 from diffzoo.zoo.building import Weights, build_meta, mismatch
 from diffzoo.zoo.fetch import Original, fetch
 from diffzoo.zoo.finding import find_weights

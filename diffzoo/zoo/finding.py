@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.zoo.formats import Tensors
+from diffzoo.formats import Tensors
 
 __all__ = ["emas_in", "find_weights", "state_dicts"]
 

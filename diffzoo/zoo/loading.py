@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
+from diffzoo import formats
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256 as file_sha256
 from diffzoo.hub import HubPlace, check_repo, hub_file, hub_place
 from diffzoo.models.adapters import merge, plain_name
 from diffzoo.runs import newest_checkpoint
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
-from diffzoo.zoo import formats
 from diffzoo.zoo.adapt import adapt_to
 from diffzoo.zoo.building import Loaded, Weights, assign, build_meta, mismatch
 from diffzoo.zoo.entries import converter_of, entry_weights

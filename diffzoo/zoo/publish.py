@@ -22,11 +22,11 @@ from typing import Any
 from diffzoo.cache import explain_disk, gigabytes, hub_cache_dir
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, sha256, write_text
+from diffzoo.formats import INDEX, read_header, weight_map
 from diffzoo.hub import HubPlace, check_repo, explain_hub, hub_endpoint, hub_file, hub_place, is_offline, offline_error
 from diffzoo.models.base import Network
 from diffzoo.runs import Run, run_of
 from diffzoo.zoo.card import model_card
-from diffzoo.zoo.formats import INDEX, read_header, weight_map
 from diffzoo.zoo.licences import licence_id, named_licence
 from diffzoo.zoo.loading import find_adapter, json_metadata, locate, read_adapter
 from diffzoo.zoo.manifest import find_pretrained, is_pretrained

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffzoo.cache import gigabytes
 from diffzoo.errors import UserError
+from diffzoo.formats import read_tensors
 from diffzoo.models.base import Network
 from diffzoo.pins import read_record, record_first, weights_record
 from diffzoo.process import GaussianProcess
@@ -24,7 +25,6 @@ from diffzoo.typing import Condition
 from diffzoo.zoo.building import assign, build_meta
 from diffzoo.zoo.entries import convert, converted_path
 from diffzoo.zoo.fetch import HashMismatchError, Original, fetch
-from diffzoo.zoo.formats import read_tensors
 from diffzoo.zoo.manifest import Fingerprint, Pretrained, find_pretrained
 
 __all__ = ["Report", "fingerprint", "largest_error", "probe", "unverified", "verify"]

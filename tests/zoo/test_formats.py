@@ -27,13 +27,13 @@ from torch import Tensor, nn
 import diffzoo
 from diffzoo import GaussianProcess, create_model, load_any
 from diffzoo.errors import UserError
+from diffzoo.formats import read_any, read_pickle
 from diffzoo.models import dimr
 from diffzoo.models.base import Network
 from diffzoo.process import Eps
 from diffzoo.record import to_plain
 from diffzoo.zoo import save_pretrained
 from diffzoo.zoo.finding import find_weights
-from diffzoo.zoo.formats import read_any, read_pickle
 
 Tensors = dict[str, Tensor]
 PROCESS = GaussianProcess(prediction=Eps())

@@ -8,16 +8,13 @@ value is changed; in particular the layout of the qkv channels stays as it is an
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.models.adm import ADMClassifier, ADMClassifierConfig, ADMEncoderConfig, ADMUNet
-from diffzoo.zoo.converters.renaming import check_tensors
+from diffzoo.models.adm import ADMClassifier, ADMClassifierConfig, ADMConfig, ADMEncoderConfig, ADMUNet
+from diffzoo.zoo.converters.renaming import Renaming, on_meta
 
 __all__ = ["from_official", "to_official"]
-
-# -- names
 
 _RESIDUAL = {
     "norm1": "in_layers.0",
@@ -28,26 +25,22 @@ _RESIDUAL = {
     "skip": "skip_connection",
 }
 _ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
-_TABLES = {"pool.position": "out.2.positional_embedding"}
-_POINTWISE = ("qkv", "proj_out", "qkv_proj", "c_proj")  # their convolutions over positions
+_TABLE = "out.2.positional_embedding"
+_POINTWISE = (".qkv.weight", ".proj_out.weight", ".qkv_proj.weight", ".c_proj.weight")  # convolutions over positions
 
 
-def _residual(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    return ((f"{ours}.{a}", f"{theirs}.{b}") for a, b in _RESIDUAL.items())
-
-
-def _attention(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    return ((f"{ours}.{a}", f"{theirs}.{b}") for a, b in _ATTENTION.items())
+def _part(names: Mapping[str, str], ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    return ((f"{ours}.{a}", f"{theirs}.{b}") for a, b in names.items())
 
 
 def _down(config: ADMEncoderConfig) -> Iterator[tuple[str, str]]:
     n = 1
     for i, level in enumerate(config.levels):
         for j in range(level.depth):
-            yield from _residual(f"down.{i}.blocks.{j}", f"input_blocks.{n}.0")
-            yield from _attention(f"down.{i}.attentions.{j}", f"input_blocks.{n}.1")
+            yield from _part(_RESIDUAL, f"down.{i}.blocks.{j}", f"input_blocks.{n}.0")
+            yield from _part(_ATTENTION, f"down.{i}.attentions.{j}", f"input_blocks.{n}.1")
             n += 1
-        yield from _residual(f"down.{i}.resample", f"input_blocks.{n}.0")
+        yield from _part(_RESIDUAL, f"down.{i}.resample", f"input_blocks.{n}.0")
         yield f"down.{i}.resample.conv", f"input_blocks.{n}.0.op"
         n += 1
 
@@ -56,11 +49,11 @@ def _up(config: ADMEncoderConfig) -> Iterator[tuple[str, str]]:
     n = 0
     for i, level in reversed(list(enumerate(config.levels))):
         for j in range(level.depth + 1):
-            yield from _residual(f"up.{i}.blocks.{j}", f"output_blocks.{n}.0")
-            yield from _attention(f"up.{i}.attentions.{j}", f"output_blocks.{n}.1")
+            yield from _part(_RESIDUAL, f"up.{i}.blocks.{j}", f"output_blocks.{n}.0")
+            yield from _part(_ATTENTION, f"up.{i}.attentions.{j}", f"output_blocks.{n}.1")
             n += 1
         last = f"output_blocks.{n - 1}.{2 if level.attention else 1}"
-        yield from _residual(f"up.{i}.resample", last)
+        yield from _part(_RESIDUAL, f"up.{i}.resample", last)
         yield f"up.{i}.resample.conv", f"{last}.conv"
 
 
@@ -77,66 +70,47 @@ def _modules(config: ADMEncoderConfig) -> dict[str, str]:
         "pool.out": "out.2.c_proj",
     }
     names.update(_down(config))
-    names.update(_residual("middle.block1", "middle_block.0"))
-    names.update(_attention("middle.attention", "middle_block.1"))
-    names.update(_residual("middle.block2", "middle_block.2"))
+    names.update(_part(_RESIDUAL, "middle.block1", "middle_block.0"))
+    names.update(_part(_ATTENTION, "middle.attention", "middle_block.1"))
+    names.update(_part(_RESIDUAL, "middle.block2", "middle_block.2"))
     names.update(_up(config))
     return names
 
 
 @lru_cache(maxsize=32)
-def _layout(config: ADMEncoderConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Our tensor names to theirs and the shapes theirs have."""
+def _renaming(config: ADMEncoderConfig) -> Renaming:
     if config.norm != ADMEncoderConfig.norm:  # the default
         raise UserError(f"the official networks have group norm alone, got a config with norm {config.norm!r}")
-    with torch.device("meta"):
-        network = ADMClassifier(config) if isinstance(config, ADMClassifierConfig) else ADMUNet(config)  # type: ignore[arg-type]
     modules = _modules(config)
-    layout = {}
-    for name, tensor in network.state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        theirs = _TABLES.get(name) or f"{modules[module]}.{leaf}"
-        layout[name] = (theirs, tuple(_to_theirs(theirs, tensor).shape))
-    return layout
 
+    def official_name(ours: str) -> str:
+        module, _, leaf = ours.rpartition(".")
+        return _TABLE if ours == "pool.position" else f"{modules[module]}.{leaf}"
 
-# -- tensors
+    def build() -> ADMClassifier | ADMUNet:
+        if isinstance(config, ADMClassifierConfig):
+            return ADMClassifier(config)
+        assert isinstance(config, ADMConfig)
+        return ADMUNet(config)
 
-
-def _pointwise(theirs: str) -> bool:
-    return theirs.endswith(".weight") and theirs.split(".")[-2] in _POINTWISE
-
-
-def _to_theirs(theirs: str, tensor: Tensor) -> Tensor:
-    if _pointwise(theirs):
-        return tensor[..., None]
-    return tensor.T.contiguous() if theirs in _TABLES.values() else tensor
-
-
-def _to_ours(theirs: str, tensor: Tensor) -> Tensor:
-    if _pointwise(theirs):
-        return tensor[..., 0]
-    return tensor.T.contiguous() if theirs in _TABLES.values() else tensor
+    return Renaming(on_meta(build), official_name, "ADM")
 
 
 def from_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict[str, Tensor]:
     """Their state dict as ours.
 
-    Args:
-        state: a released file's content.
-        config: the network that it is meant for.
-
     Raises:
         UserError: for unknown or missing names and for wrong shapes, naming them.
     """
-    layout = _layout(config)
-    check_tensors(state, dict(layout.values()), "official ADM weights")
-    return {ours: _to_ours(theirs, state[theirs]) for ours, (theirs, _) in layout.items()}
+    flat = {k: v.squeeze(-1) if k.endswith(_POINTWISE) and v.ndim == 3 else v for k, v in state.items()}
+    if _TABLE in flat:
+        flat[_TABLE] = flat[_TABLE].T.contiguous()
+    return _renaming(config).from_official(flat)
 
 
 def to_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict[str, Tensor]:
     """The inverse of `from_official`: our state dict under their names, loadable by their code."""
-    layout = _layout(config)
-    official = {theirs: _to_theirs(theirs, state[ours]) for ours, (theirs, _) in layout.items() if ours in state}
-    check_tensors(official | {k: v for k, v in state.items() if k not in layout}, dict(layout.values()), "ADM weights")
-    return official
+    official = _renaming(config).to_official(state)
+    if _TABLE in official:
+        official[_TABLE] = official[_TABLE].T.contiguous()
+    return {k: v[..., None] if k.endswith(_POINTWISE) else v for k, v in official.items()}

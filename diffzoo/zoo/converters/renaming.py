@@ -5,21 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.tensors import check_tensors
 
-__all__ = ["Renaming", "check_tensors", "on_meta"]
-
-
-def check_tensors(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise a `UserError` unless a state dict has exactly the names and shapes of `wanted`; `what` begins it."""
-    unknown, missing = sorted(state.keys() - wanted.keys()), sorted(wanted.keys() - state.keys())
-    if unknown:
-        raise UserError(f"{what}: unknown {_some(unknown)}{did_you_mean(unknown[0], missing)}")
-    if missing:
-        raise UserError(f"{what}: missing {_some(missing)}")
-    for name, tensor in state.items():
-        if tuple(tensor.shape) != wanted[name]:
-            raise UserError(f"{what}: {name} has shape {tuple(tensor.shape)}, this config needs {wanted[name]}")
+__all__ = ["Renaming", "on_meta"]
 
 
 class Renaming:
@@ -48,11 +36,6 @@ class Renaming:
         """Our names to the official ones."""
         check_tensors(state, self.shapes, f"{self.layout} weights")
         return {official: state[ours] for official, ours in self.ours.items()}
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:

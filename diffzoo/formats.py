@@ -1,6 +1,6 @@
 """Reading tensors from the files that people hold: safetensors, one file or sharded, and what PyTorch writes.
 
-Safetensors are memory-mapped, and so are PyTorch's archives. No file runs code (`diffzoo.zoo.unpickle`). What is
+Safetensors are memory-mapped, and so are PyTorch's archives. No file runs code (`diffzoo.unpickle`). What is
 something else under one of their names is named by its first bytes.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.zoo.unpickle import NotPlainError, load_pickle
+from diffzoo.unpickle import NotPlainError, load_pickle
 
 __all__ = ["INDEX", "SUFFIXES", "Tensors", "read_any", "read_header", "read_pickle", "read_tensors", "weight_map"]
 

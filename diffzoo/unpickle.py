@@ -147,7 +147,7 @@ class _Reader(_Unpickler):
 def _load_torch(source: Path | BinaryIO, mapped: bool = False) -> Any:
     """What `torch.save` wrote, with the reader above in place of Python's."""
     reader = types.SimpleNamespace(
-        __name__="diffzoo.zoo.unpickle", Unpickler=_Reader, load=lambda file, **options: _Reader(file, **options).load()
+        __name__="diffzoo.unpickle", Unpickler=_Reader, load=lambda file, **options: _Reader(file, **options).load()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about protocols and types of storages
