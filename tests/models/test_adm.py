@@ -287,7 +287,7 @@ def test_another_number_of_classes_and_strangers() -> None:
     del state["out.2.weight"]
     with pytest.raises(UserError, match=r"missing out\.2\.weight"):
         from_official(state, MEMBERS["adm_64"])
-    with pytest.raises(UserError, match=r"ADM weights: missing out\.2\.weight"):
+    with pytest.raises(UserError, match=r"ADM weights: missing conv_out\.weight"):
         to_official({k: v for k, v in ADMUNet(TINY).state_dict().items() if k != "conv_out.weight"}, TINY)
 
 
