@@ -14,7 +14,7 @@ from diffzoo.data.remote import file_system, index_folder, kept, retried
 from diffzoo.data.sources import rows_hash
 from diffzoo.errors import UserError
 
-__all__ = ["ArrowFiles", "ParquetFiles"]
+__all__ = ["ArrowFiles", "ParquetFiles", "class_names"]
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -281,12 +281,15 @@ def _file_print(path: Path) -> str:
     return f"{size}-{hashlib.sha256(b''.join(map(bytes, ends))).hexdigest()[:32]}"
 
 
-def _class_prints(schema: "pa.Schema") -> dict[str, str]:
-    """A hash of the class names of each `ClassLabel` column, as `datasets` keeps them in the metadata of a schema."""
+def class_names(schema: "pa.Schema") -> dict[str, list[str]]:
+    """The class names of each `ClassLabel` column, as `datasets` keeps them in the metadata of a schema."""
     kept = (schema.metadata or {}).get(b"huggingface")
     features = json.loads(kept).get("info", {}).get("features", {}) if kept else {}
-    named = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
-    return {column: rows_hash(list(names)) for column, names in named.items()}
+    return {c: list(f["names"]) for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+
+
+def _class_prints(schema: "pa.Schema") -> dict[str, str]:
+    return {column: rows_hash(names) for column, names in class_names(schema).items()}
 
 
 def _read_footer(name: str, handle: BinaryIO) -> "tuple[pq.FileMetaData, str]":

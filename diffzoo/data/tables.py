@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffzoo.data.metadata import TEXT_FIELDS, caption_texts, label_of, missing_column, number_classes
-from diffzoo.data.parquet import ArrowFiles, ParquetFiles
+from diffzoo.data.parquet import ArrowFiles, ParquetFiles, class_names
 from diffzoo.data.sources import Indices, Mask, Record, Source, below_common_folder, rows_hash, unlabelled
 from diffzoo.errors import UserError
 
@@ -88,13 +88,6 @@ class TableSource(Source):
         every = [(f, g, n) for f, rows in enumerate(self._index["rows"]) for g, n in enumerate(rows)]
         return [(f, g) for f, g, n in every if n]
 
-    @cached_property
-    def _features(self) -> Mapping[str, object]:
-        from datasets import Features
-
-        features: Mapping[str, object] = Features.from_arrow_schema(self.reader.schema)
-        return features
-
     def columns(self) -> list[str]:
         return list(self._index["columns"][0])
 
@@ -120,21 +113,20 @@ class TableSource(Source):
     def _classes(self, given: Sequence[str] | None, like: Sequence[str] | None) -> list[str]:
         """Names of the classes, and the number of every label that is not its own number."""
         import pyarrow as pa
-        from datasets import ClassLabel
 
         column = self.wanted.label
         self._numbers: dict[object, int] | None = None
         if column is None:
             return []
-        feature = self._features[column]
-        if isinstance(feature, ClassLabel):
+        stored, type_ = class_names(self.reader.schema).get(column), self.reader.schema.field(column).type
+        if stored and pa.types.is_int64(type_):  # what `datasets` takes for a `ClassLabel`
             self._check_class_names(column)
-            if not given and like is not None and list(feature.names) != list(like):
-                names, numbers = number_classes(feature.names, like, self.name)
-                self._numbers = {i: (numbers or {})[n] for i, n in enumerate(feature.names)}
+            if not given and like is not None and stored != list(like):
+                names, numbers = number_classes(stored, like, self.name)
+                self._numbers = {i: (numbers or {})[n] for i, n in enumerate(stored)}
                 return names
-            return list(given or feature.names)
-        named = (given or like) and pa.types.is_integer(self.reader.schema.field(column).type)
+            return list(given or stored)
+        named = (given or like) and pa.types.is_integer(type_)
         values = () if named else self.reader.column(column)
         names, self._numbers = number_classes(values, given or like, self.name)
         return names

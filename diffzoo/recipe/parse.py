@@ -10,6 +10,7 @@ from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.recipe.files import find_recipe, newer_explained, recipes_folder
+from diffzoo.recipe.imports import postpone_imports
 
 __all__ = ["command_arguments", "parse_recipe", "plain_warnings", "read_recipe", "split_settings", "stated_directory"]
 
@@ -51,6 +52,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | None) -> dict[str, Any]:
     """Recipes and settings as `fit` would take them together, defaults included."""
+    postpone_imports()
     from diffzoo.recipe.command import ParsedRecipe
 
     paths = [find_recipe(name) for name in recipes]
