@@ -4,6 +4,8 @@ raw pixels   uint8 `(b, c, h, w)`, what data modules put on the wire
 images       float in [-1, 1]
 moments      mean and standard deviation of a latent, what a latent cache stores
 latents      unit-variance tensors that a network sees
+maps         feature maps inside a network; tokens and vectors likewise
+output       of a network; twice the channels of its input with learned variance
 noise level  the number a network reads: log-SNR, time or timestep, one per sample
 features     of images, by a feature network, one row per image
 """
@@ -12,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import TypedDict
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 
 __all__ = [
@@ -23,13 +25,16 @@ __all__ = [
     "Images",
     "Labels",
     "Latents",
+    "Maps",
     "Mask",
     "NoiseLevel",
+    "Output",
     "PerSample",
     "RawPixels",
     "Time",
     "Times",
     "Tokens",
+    "Vectors",
 ]
 
 RawPixels = UInt8[Tensor, "b c h w"]
@@ -39,9 +44,12 @@ Data = Float[Tensor, "b *shape"]
 PerSample = Float[Tensor, "*b"]
 Times = Float[Tensor, "*b"]
 Time = Float[Tensor, ""]
-NoiseLevel = Float[Tensor, "b"]
+NoiseLevel = Real[Tensor, "b"]
 Labels = Int[Tensor, "b"]
+Maps = Float[Tensor, "b c h w"]
+Output = Float[Tensor, "b c2 h w"]
 Tokens = Float[Tensor, "b n d"]
+Vectors = Float[Tensor, "b e"]
 Mask = Bool[Tensor, "b n"]
 Features = Float[Tensor, "n d"]
 

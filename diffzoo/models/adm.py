@@ -30,15 +30,17 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError
 from diffzoo.models.base import Level, LevelConfig, Network
 from diffzoo.models.registry import register_variants
-from diffzoo.nn.norms import STANDARD, check_norm, map_norm
+from diffzoo.nn.attention import attend, split_heads, to_image, to_tokens
+from diffzoo.nn.embeddings import cosine_sine
+from diffzoo.nn.norms import STANDARD, check_norm, map_norm, zeroed
 from diffzoo.nn.time_dependent import scaled_level
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Images, Maps, NoiseLevel, Output, Tokens, Vectors
 
 __all__ = [
     "CLASSIFIERS",
@@ -143,14 +145,8 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, width: int):
         super().__init__(GROUPS, width, eps=1e-5)
 
-    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Maps, tau: NoiseLevel | None = None) -> Maps:
         return F.group_norm(x.float(), GROUPS, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
-
-
-def _zero(module: nn.Module) -> nn.Module:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
 
 
 def _resize(x: Tensor, direction: Literal["down", "up"] | None) -> Tensor:
@@ -168,11 +164,8 @@ class TimeEmbedding(nn.Module):
         self.linear1 = nn.Linear(frequencies, 4 * frequencies)
         self.linear2 = nn.Linear(4 * frequencies, 4 * frequencies)
 
-    def forward(self, noise_level: Tensor) -> Tensor:
-        half = self.frequencies // 2
-        steps = torch.arange(half, dtype=torch.float32, device=noise_level.device)
-        angles = noise_level.float()[:, None] * torch.exp(-math.log(10000) / half * steps)
-        waves = F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, self.frequencies % 2))
+    def forward(self, noise_level: NoiseLevel) -> Vectors:
+        waves = cosine_sine(noise_level, self.frequencies)
         return self.linear2(F.silu(self.linear1(waves.to(self.linear1.weight.dtype))))
 
 
@@ -196,10 +189,10 @@ class ResidualBlock(nn.Module):
         self.embedding = nn.Linear(embedding, 2 * width if scale_shift else width)
         self.norm2 = map_norm(norm, width, GroupNorm)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _zero(nn.Conv2d(width, width, 3, padding=1))
+        self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Maps, embedding: Vectors, tau: NoiseLevel | None = None) -> Float[Tensor, "b c2 h2 w2"]:
         h = self.conv1(_resize(F.silu(self.norm1(x, tau)), self.resample))
         e = self.embedding(F.silu(embedding))[:, :, None, None]
         if self.scale_shift:
@@ -211,11 +204,11 @@ class ResidualBlock(nn.Module):
         return self.skip(_resize(x, self.resample)) + h
 
 
-def _split_heads(qkv: Tensor, heads: int, order: AttentionOrder) -> tuple[Tensor, Tensor, Tensor]:
+def _split_heads(qkv: Tokens, heads: int, order: AttentionOrder) -> tuple[Tensor, ...]:
     """`(b, n, 3 c)` to q, k, v of shape `(b, heads, n, d)`."""
-    pattern = "b n (h three d) -> three b h n d" if order == "legacy" else "b n (three h d) -> three b h n d"
-    q, k, v = rearrange(qkv, pattern, three=3, h=heads)
-    return q, k, v
+    if order == "new":
+        return split_heads(qkv, 3, heads)
+    return qkv.unflatten(-1, (heads, 3, -1)).permute(3, 0, 2, 1, 4).unbind(0)
 
 
 class Attention(nn.Module):
@@ -226,13 +219,12 @@ class Attention(nn.Module):
         self.heads, self.order = heads, order
         self.norm = map_norm(norm, width, GroupNorm)
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = _zero(nn.Linear(width, width))
+        self.out = zeroed(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
-        tokens = rearrange(self.norm(x, tau), "b c h w -> b (h w) c")
-        h = F.scaled_dot_product_attention(*_split_heads(self.qkv(tokens), self.heads, self.order))
-        h = self.out(rearrange(h, "b h n d -> b n (h d)"))
-        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+    def forward(self, x: Maps, tau: NoiseLevel | None = None) -> Maps:
+        qkv = self.qkv(to_tokens(self.norm(x, tau)))
+        h = self.out(attend(*_split_heads(qkv, self.heads, self.order)))
+        return x + to_image(h, x.shape[2])
 
 
 class Resample(nn.Module):
@@ -244,7 +236,7 @@ class Resample(nn.Module):
         stride = 2 if direction == "down" else 1
         self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=1) if conv else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Maps) -> Float[Tensor, "b c h2 w2"]:
         if self.conv is None:
             return _resize(x, self.direction)
         return self.conv(x if self.direction == "down" else _resize(x, "up"))
@@ -281,13 +273,12 @@ class AttentionPool(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(x, "b c h w -> b (h w) c")
+    def forward(self, x: Maps) -> Float[Tensor, "b k"]:
+        tokens = to_tokens(x)
         tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + self.position.to(x.dtype)
         # the pool splits heads the new way in every released classifier, whatever the body does
-        q, k, v = _split_heads(self.qkv(tokens), self.heads, "new")
-        h = F.scaled_dot_product_attention(q[:, :, :1], k, v)
-        return self.out(rearrange(h, "b h 1 d -> b (h d)"))
+        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
+        return self.out(attend(q[:, :, :1], k, v)[:, 0])
 
 
 # -- networks
@@ -341,6 +332,8 @@ class _Encoder(Network):
 
     def _encode(self, x: Tensor, embedding: Tensor, tau: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The middle's output and everything that goes across the U, in order."""
+        if not self.training:  # convolutions prefer this layout; in training `channels_last` of the recipe decides
+            x = x.contiguous(memory_format=torch.channels_last)
         h = self.conv_in(x)
         skips = [h]
         for stage in _stages(self.down):
@@ -381,13 +374,13 @@ class ADMUNet(_Encoder):
         self.up = nn.ModuleList(reversed(stages))
         self.norm_out = GroupNorm(width)
         outputs = config.in_channels * (2 if config.learned_variance else 1)
-        self.conv_out = _zero(nn.Conv2d(width, outputs, 3, padding=1))
+        self.conv_out = zeroed(nn.Conv2d(width, outputs, 3, padding=1))
 
     def _attention_up(self, level: Level) -> Attention:
         up = self.config.heads_up
         return self._attention(replace(level, heads=up) if up is not None else level)
 
-    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Output:
         """`(b, c, h, w)`, or `(b, 2c, h, w)` with learned variance.
 
         Args:
@@ -439,7 +432,7 @@ class ADMClassifier(_Encoder):
         self.norm_out = GroupNorm(last.width)
         self.pool = AttentionPool(last.width, math.prod(config.grid(last)), config.heads(last), config.num_classes)
 
-    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Float[Tensor, "b k"]:
         """Logits `(b, num_classes)`.
 
         Args:

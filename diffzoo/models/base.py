@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -26,9 +27,9 @@ from diffzoo.errors import UserError, did_you_mean, lacks
 from diffzoo.nn.time_dependent import gate_parameters
 from diffzoo.record import from_plain
 from diffzoo.sizes import Size, as_size, sides, size_text
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Images, Labels, NoiseLevel, Output, Tokens
 
-__all__ = ["Config", "Level", "LevelConfig", "Network", "Recompute", "check_patches"]
+__all__ = ["Config", "Level", "LevelConfig", "Network", "PatchConfig", "Recompute"]
 
 Recompute = bool | Literal["all_but_attention"]
 """What activation checkpointing computes again: nothing, all that is inside the blocks, or that but attention."""
@@ -123,11 +124,32 @@ class Config:
         return {k: from_plain(hints[k], v, k) if isinstance(v, list | dict) else v for k, v in overrides.items()}
 
 
-def check_patches(config: Config) -> None:
-    """Refuse an image that the patches of a transformer do not divide."""
-    if any(side % config.cell for side in config.sides):
-        size = size_text(config.image_size)
-        raise UserError(f"patches of {config.cell} pixels do not divide an image of {size}")
+@dataclass(frozen=True)
+class PatchConfig(Config):
+    """A config of a transformer on patches.
+
+    Args:
+        patch: height and width of a patch in pixels.
+
+    Raises:
+        UserError: for an image that the patches do not divide.
+    """
+
+    patch: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(side % self.patch for side in self.sides):
+            raise UserError(f"patches of {self.patch} pixels do not divide an image of {size_text(self.image_size)}")
+
+    @property
+    def cell(self) -> int:
+        return self.patch
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.sides[0] // self.patch, self.sides[1] // self.patch
 
 
 @dataclass(frozen=True)
@@ -283,7 +305,7 @@ class Network(nn.Module):
         self.config = config
         self.grad_checkpointing: Recompute = False
 
-    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Float[Tensor, "b ..."]:
         """The network's output at full resolution, `(b, c, h, w)`.
 
         Args:
@@ -293,15 +315,15 @@ class Network(nn.Module):
         """
         raise lacks(self, "forward")
 
-    def training_outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> tuple[Tensor, ...]:
+    def training_outputs(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> tuple[Tensor, ...]:
         """All outputs that are trained, coarse to fine; the last is `forward`'s."""
         return (self(z, noise_level, cond),)
 
-    def aligned(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
+    def aligned(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> tuple[Output, Tokens]:
         """The output, and projected tokens `(b, n, c)` to be aligned with an encoder's, where a family has them."""
         raise UserError(f"{type(self).__name__} has no tokens that could be aligned with an encoder's")
 
-    def log_variance(self, noise_level: Tensor) -> Tensor:
+    def log_variance(self, noise_level: NoiseLevel) -> Float[Tensor, "b"]:
         """The logarithm of the expected error at a noise level, `(b,)`, where a family learns it."""
         raise UserError(f"{type(self).__name__} does not learn its uncertainty")
 
@@ -312,7 +334,7 @@ class Network(nn.Module):
         """Whether it is told anything besides the noise level."""
         return bool(self.config.num_classes or self.config.text_width or self.config.upsampler)
 
-    def labels(self, z: Tensor, cond: Condition | None) -> Tensor | None:
+    def labels(self, z: Tensor, cond: Condition | None) -> Labels | None:
         """The class indices of `cond`, checked; None where this network has no classes.
 
         Raises:
@@ -340,7 +362,7 @@ class Network(nn.Module):
         elif not fits or tuple(z.shape[2:]) != (h, w):
             raise UserError(f"expected an input of shape (b, {c}, {h}, {w}), got {tuple(z.shape)}")
 
-    def check_classes(self, label: Tensor) -> None:
+    def check_classes(self, label: Labels) -> None:
         """Raise if a class index is out of range. Reads the values: for use outside the hot path."""
         rows = self.config.class_rows
         if len(label) and (int(label.min()) < 0 or int(label.max()) >= rows):

@@ -25,22 +25,30 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Config, Network
 from diffzoo.models.registry import register_model
+from diffzoo.nn.attention import attend, split_heads
 from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
 from diffzoo.nn.embeddings import resample_grid
 from diffzoo.nn.time_dependent import NORMS, TimeDependentLayerNorm, build_norm
-from diffzoo.nn.vit_layers import Conv2d, Embedding, Linear
+from diffzoo.nn.vit_layers import Conv2d, Embedding, Linear, with_long_skips
 from diffzoo.sizes import size_text
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Images, NoiseLevel, Tokens
 
 __all__ = ["TINY", "VARIANTS", "DiMR", "DiMRConfig", "DiMRStage"]
 
 Kind = Literal["transformer", "convnext"]
 Run = Callable[..., Tensor]
+Channels = Float[Tensor, "b *n d"]
+LastMaps = Float[Tensor, "b h w d"]  # channels last
+Below = Float[Tensor, "b rows columns features"]
+Places = Float[Tensor, "n 2"]
+Text = Float[Tensor, "b m text"]
+TextMask = Bool[Tensor, "b m"]
 
 
 # -- config
@@ -206,22 +214,18 @@ class Attention(nn.Module):
         self.out = Linear(stage.width, stage.width)
 
     def forward(
-        self, x: Tensor, tau: Tensor, positions: Tensor | None, text: Tensor | None, text_mask: Tensor | None
-    ) -> Tensor:
-        q, k, v = self._split(self.qkv(self.norm(x, tau)), 3)
+        self, x: Tokens, tau: NoiseLevel, positions: Places | None, text: Text | None, text_mask: TextMask | None
+    ) -> Tokens:
+        q, k, v = split_heads(self.qkv(self.norm(x, tau)), 3, self.heads)
         if self.rotary is not None and self.qk_norm is not None and positions is not None:
             q, k = (self.rotary(self.qk_norm(part), positions) for part in (q, k))
         mask = None
         if self.text_kv is not None and text is not None:
-            text_k, text_v = self._split(self.text_kv(text), 2)
+            text_k, text_v = split_heads(self.text_kv(text), 2, self.heads)
             k, v = torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2)
             if text_mask is not None:
                 mask = F.pad(text_mask, (x.shape[1], 0), value=True)[:, None, None]
-        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """`(b, n, parts * c)` to `parts` tensors `(b, heads, n, c / heads)`."""
-        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(attend(q, k, v, mask))
 
 
 class GatedMLP(nn.Module):
@@ -234,7 +238,7 @@ class GatedMLP(nn.Module):
         self.value = Linear(stage.width, stage.hidden)
         self.out = Linear(stage.hidden, stage.width)
 
-    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, x: Channels, tau: NoiseLevel) -> Channels:
         x = self.norm(x, tau)
         return self.out(F.gelu(self.gate(x)) * self.value(x))
 
@@ -250,12 +254,12 @@ class TransformerBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        tau: Tensor,
-        positions: Tensor | None = None,
-        text: Tensor | None = None,
-        text_mask: Tensor | None = None,
-    ) -> Tensor:
+        x: Tokens,
+        tau: NoiseLevel,
+        positions: Places | None = None,
+        text: Text | None = None,
+        text_mask: TextMask | None = None,
+    ) -> Tokens:
         x = x + self.dropout(self.attention(x, tau, positions, text, text_mask))
         return x + self.dropout(self.mlp(x, tau))
 
@@ -270,7 +274,7 @@ class ConvNeXtBlock(nn.Module):
         self.mlp = GatedMLP(stage, config)
         self.dropout = nn.Dropout(stage.dropout)
 
-    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, x: LastMaps, tau: NoiseLevel) -> LastMaps:
         # the permuted view is what PyTorch calls channels_last: no copy on the way in or out
         x = x + self.dropout(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return x + self.dropout(self.mlp(x, tau))
@@ -289,7 +293,7 @@ class Upsample(nn.Module):
         self.expand = Linear(width_in, width * ratio * ratio)
         self.norm_out = TimeDependentLayerNorm(width)
 
-    def forward(self, features: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, features: LastMaps, tau: NoiseLevel) -> Float[Tensor, "b h2 w2 c2"]:
         r = self.ratio
         x = self.expand(self.norm_in(features, tau)).unflatten(-1, (r, r, -1))
         return self.norm_out(x.transpose(2, 3).flatten(3, 4).flatten(1, 2), tau)
@@ -304,7 +308,7 @@ class Head(nn.Module):
         self.norm = TimeDependentLayerNorm(stage.width)
         self.conv = Conv2d(stage.width, channels, k, padding=k // 2)
 
-    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, x: LastMaps, tau: NoiseLevel) -> Float[Tensor, "b c2 h w"]:
         return self.conv(self.norm(x, tau).permute(0, 3, 1, 2))
 
 
@@ -337,8 +341,8 @@ class Stage(nn.Module):
         self.head = Head(stage, config.in_channels)
 
     def forward(
-        self, z: Tensor, tau: Tensor, below: Tensor | None, cond: Condition, run: Run, keep: bool
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, z: Images, tau: NoiseLevel, below: Below | None, cond: Condition, run: Run, keep: bool
+    ) -> tuple[Float[Tensor, "b h2 w2 d"], list[Float[Tensor, "b h2 w2 d"]]]:
         """The last map `(b, h, w, c)`, and all intermediate ones if `keep`."""
         x = self._enter(z, tau, below)
         rows, columns = x.shape[1:3]
@@ -348,7 +352,9 @@ class Stage(nn.Module):
             x = x.flatten(1, 2)
             if self.class_table is not None:
                 x, extra = torch.cat([self.class_table(cond.label)[:, None].to(x.dtype), x], dim=1), 1
-        features = self._blocks(x, tau, self._block_inputs(rows, columns, extra, cond, x), run, keep)
+        inputs = self._block_inputs(rows, columns, extra, cond, x)
+        features = with_long_skips(run, self.blocks, self.skips, x, tau, *inputs, keep=keep)
+        features = [x, *features] if keep else features
         if tokens:
             features = [f[:, extra:].unflatten(1, (rows, columns)) for f in features]
         return features[-1], features
@@ -377,18 +383,6 @@ class Stage(nn.Module):
             positions = F.pad(axial_positions(rows, columns, x.device), (0, 0, extra, 0))  # the origin: no rotation
         return positions, cond.text, cond.text_mask
 
-    def _blocks(self, x: Tensor, tau: Tensor, inputs: tuple[Any, ...], run: Run, keep: bool) -> list[Tensor]:
-        stack: list[Tensor] = []
-        features, half = [x], len(self.skips)
-        for i, block in enumerate(self.blocks):
-            if i > half:
-                x = self.skips[i - half - 1](torch.cat([x, stack.pop()], dim=-1))
-            x = run(block, x, tau, *inputs)
-            features.append(x)
-            if i < half:
-                stack.append(x)
-        return features if keep else features[-1:]
-
 
 class DiMR(Network):
     """The multi-resolution denoiser.
@@ -406,10 +400,10 @@ class DiMR(Network):
         below = (None, *config.stages[:-1])
         self.stages = nn.ModuleList(Stage(s, config, b) for s, b in zip(config.stages, below, strict=True))
 
-    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Float[Tensor, "b c h2 w2"]:
         return self._outputs(z, noise_level, cond, last_only=True)[-1]
 
-    def training_outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> tuple[Tensor, ...]:
+    def training_outputs(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> tuple[Tensor, ...]:
         """The prediction of every stage, coarse to fine."""
         return self._outputs(z, noise_level, cond, last_only=False)
 

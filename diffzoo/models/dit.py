@@ -29,31 +29,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError
-from diffzoo.models.base import Config, Network, check_patches
+from diffzoo.models.base import Network, PatchConfig
 from diffzoo.models.registry import register_variants
+from diffzoo.nn.attention import attend, split_heads
 from diffzoo.nn.axial_rope import grid_angles, rotate_pairs
 from diffzoo.nn.embeddings import cosine_sine, sine_cosine_table
 from diffzoo.nn.norms import RMSNorm
 from diffzoo.nn.patches import from_patches
 from diffzoo.nn.vit_layers import Conv2d, Embedding, XavierLinear
-from diffzoo.typing import Condition, Images, NoiseLevel, Tokens
+from diffzoo.typing import Condition, Images, NoiseLevel, Output, Tokens, Vectors
 
 __all__ = ["TINY", "TINY_HEAD", "TINY_JIT", "VARIANTS", "DiT", "DiTConfig"]
 
 TIME_FEATURES = 256
 EPS = 1e-6
 Turn = tuple[Tensor, Tensor]  # cosines and sines of RoPE, `(n, d / 2)` each
+Given = Float[Tensor, "b #n d"]  # one vector for all tokens, or one each
 
 
 # -- config
 
 
 @dataclass(frozen=True)
-class DiTConfig(Config):
+class DiTConfig(PatchConfig):
     """The facts of an adaLN-Zero transformer.
 
     Args:
-        patch: patches of this many pixels squared.
         width, depth, heads: of the blocks.
         mlp_ratio: hidden over plain width of the MLP; a gated MLP has two thirds of it, which costs the same.
         norm: "layer" (without parameters) or "rms" (with a scale).
@@ -73,7 +74,6 @@ class DiTConfig(Config):
         dropout: probability on the output of attention and inside the MLP, in the middle half of the blocks.
     """
 
-    patch: int = 2
     width: int = 384
     depth: int = 12
     heads: int = 6
@@ -99,7 +99,6 @@ class DiTConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_patches(self)
         for width, heads in ((self.width, self.heads), (self.head_width, self.head_heads)):
             if width % heads or (self.rope and width // heads % 4):
                 step = 4 if self.rope else 1
@@ -108,15 +107,6 @@ class DiTConfig(Config):
             raise UserError(f"the position table needs a width that divides by 4, got {self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must lie in [0, 1), got {self.dropout}")
-
-    @property
-    def cell(self) -> int:
-        return self.patch
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.sides[0] // self.patch, self.sides[1] // self.patch
 
     def summary_rows(self) -> list[dict[str, Any]]:
         """For `diffzoo describe`: the transformer, and the head if there is one."""
@@ -167,7 +157,7 @@ class TimeEmbedding(nn.Module):
         self.linear1 = XavierLinear(2 * TIME_FEATURES if gaussian else TIME_FEATURES, width, std=0.02)
         self.linear2 = XavierLinear(width, width, std=0.02)
 
-    def forward(self, noise_level: NoiseLevel) -> Float[Tensor, "b d"]:
+    def forward(self, noise_level: NoiseLevel) -> Vectors:
         if self.frequencies is None:
             waves = cosine_sine(noise_level, TIME_FEATURES, self.period)
         else:
@@ -184,7 +174,7 @@ class Modulation(nn.Module):
         self.parts = parts
         self.linear = XavierLinear(width, parts * width, zero=True)
 
-    def forward(self, cond: Tokens) -> tuple[Tensor, ...]:
+    def forward(self, cond: Given) -> tuple[Given, ...]:
         return self.linear(F.silu(cond)).chunk(self.parts, dim=-1)
 
 
@@ -207,11 +197,11 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tokens, turn: Turn | None) -> Tokens:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
         q, k = self.norm_q(q), self.norm_k(k)
         if turn is not None:
             q, k = rotate_pairs(q, *turn), rotate_pairs(k, *turn)
-        return self.dropout(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        return self.dropout(self.out(attend(q, k, v)))
 
 
 class MLP(nn.Module):
@@ -245,7 +235,7 @@ class Block(nn.Module):
         self.shift = config.shift
         self.modulation = Modulation(width, 6 if config.shift else 4)
 
-    def forward(self, x: Tokens, cond: Tokens, turn: Turn | None) -> Tokens:
+    def forward(self, x: Tokens, cond: Given, turn: Turn | None) -> Tokens:
         """Tokens `(b, n, d)`, the condition `(b, 1 or n, d)`, and how RoPE turns; the tokens."""
         if self.shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond)
@@ -291,10 +281,10 @@ class DiT(Network):
         self.out = XavierLinear(last, c.patch**2 * channels, zero=True)
         self.projector = _projector(c) if c.projector_width else None
 
-    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Images:
+    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Output:
         return self._forward(z, noise_level, cond)[0]
 
-    def aligned(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> tuple[Images, Tokens]:
+    def aligned(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> tuple[Output, Tokens]:
         """The output, and the projected tokens `(b, n, projector_width)` that REPA compares with an encoder's.
 
         Raises:
@@ -305,7 +295,7 @@ class DiT(Network):
         output, tokens = self._forward(z, noise_level, cond)
         return output, self.projector(tokens)
 
-    def _forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None) -> tuple[Images, Tokens]:
+    def _forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None) -> tuple[Output, Tokens]:
         """The output, and the tokens after block `projector_depth`."""
         self.check_input(z)
         c, label = self.config, self.labels(z, cond)
@@ -339,7 +329,9 @@ class DiT(Network):
         tokens = self.context.expand(batch, -1, -1)
         return tokens if given is None else tokens + given[:, None]
 
-    def _wide(self, z: Images, s: Tokens, grid: tuple[int, int]) -> tuple[Tokens, Tokens]:
+    def _wide(
+        self, z: Images, s: Tokens, grid: tuple[int, int]
+    ) -> tuple[Float[Tensor, "b n w"], Float[Tensor, "b n w"]]:
         """The tokens of the wide head, and the tokens of the deep part that condition it."""
         s, x = self.head_project(s), self.head_embed(z)
         turn = self._turn(self.config.head_width // self.config.head_heads, x, grid)

@@ -33,7 +33,7 @@ from diffzoo.models.base import Level, LevelConfig, Network
 from diffzoo.models.registry import register_variants
 from diffzoo.nn.attention import to_image, to_tokens
 from diffzoo.nn.magnitude import Fourier, MPConv2d, MPLinear, MPTable, join, mix, normalize, silu
-from diffzoo.typing import Condition, Images, NoiseLevel
+from diffzoo.typing import Condition, Images, Maps, NoiseLevel, Vectors
 
 __all__ = ["TINY", "VARIANTS", "EDM2Config", "EDM2UNet", "edm2_levels"]
 
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self.qkv = MPLinear(width, 3 * width)
         self.out = MPLinear(width, width)
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Maps) -> Maps:
         # the rows of qkv are (head, channel, qkv)
         parts = rearrange(self.qkv(to_tokens(x)), "b n (h d three) -> three b h n d", h=self.heads, three=3)
         q, k, v = normalize(parts, (-1,)).unbind(0)
@@ -135,7 +135,7 @@ class Block(nn.Module):
         self.conv2 = MPConv2d(width, width, 3)
         self.attention = Attention(width, heads) if heads else None
 
-    def forward(self, x: Images, embedding: Float[Tensor, "b e"], skip: Images | None = None) -> Images:
+    def forward(self, x: Maps, embedding: Vectors) -> Float[Tensor, "b c2 h2 w2"]:
         """Features `(b, c, h, w)` and the embedding `(b, e)`; the features."""
         if self.resample == "down":
             x = F.avg_pool2d(x, 2)
@@ -230,7 +230,7 @@ class EDM2UNet(Network):
             x = self.run(block, x, embedding)
         return self.conv_out(x, self.gain_out)
 
-    def _embedding(self, noise_level: NoiseLevel, label: Tensor | None, like: Tensor) -> Float[Tensor, "b e"]:
+    def _embedding(self, noise_level: NoiseLevel, label: Tensor | None, like: Tensor) -> Vectors:
         embedding = self.noise(self.noise_features(noise_level).to(like.dtype))
         if self.classes is not None and label is not None:
             embedding = mix(embedding, self.classes(label).to(embedding.dtype), self.config.label_balance)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffzoo.models.base import Config, Network
+from diffzoo.models.base import Network, PatchConfig
 from diffzoo.models.dit import EPS, Block, DiTConfig, PatchEmbedding, TimeEmbedding, Turn
 from diffzoo.models.registry import register_variants
 from diffzoo.nn.embeddings import frequencies
@@ -38,15 +38,14 @@ __all__ = ["TINY", "VARIANTS", "PixNerd", "PixNerdConfig"]
 
 TIME_PERIOD = 10.0
 SPAN = 16.0
-Pixels = Float[Tensor, "bn pp c"]
+Pixels = Float[Tensor, "bn pp p"]
 
 
 @dataclass(frozen=True)
-class PixNerdConfig(Config):
+class PixNerdConfig(PatchConfig):
     """The facts of a PixNerd network.
 
     Args:
-        patch: patches of this many pixels squared.
         width, depth, heads: of the transformer blocks.
         mlp_ratio: hidden over plain width of the MLP, of which the gated MLP has two thirds.
         pixel_width, pixel_depth: channels of a pixel, and MLPs of the neural field.
@@ -71,10 +70,6 @@ class PixNerdConfig(Config):
         _ = self.block  # which checks what the two have in common
 
     @property
-    def cell(self) -> int:
-        return self.patch
-
-    @property
     def block(self) -> DiTConfig:
         """The facts of the transformer blocks."""
         return DiTConfig(
@@ -94,7 +89,7 @@ class PixNerdConfig(Config):
 
     def summary_rows(self) -> list[dict[str, object]]:
         """For `diffzoo describe`: the transformer, and the neural fields."""
-        tokens = math.prod(self.block.grid)
+        tokens = math.prod(self.grid)
         deep = {"part": "blocks", "tokens": tokens, "width": self.width, "depth": self.depth, "heads": self.heads}
         field = {"part": "pixels", "tokens": self.patch**2 * tokens, "width": self.pixel_width}
         return [deep, {**field, "depth": self.pixel_depth, "heads": 0}]

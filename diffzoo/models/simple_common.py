@@ -15,7 +15,7 @@ from diffzoo.nn.embeddings import CaptionTokens, NoiseLevelEmbedding, PositionTa
 from diffzoo.nn.norms import STANDARD, check_norm, group_norm, zeroed
 from diffzoo.nn.patches import InputTransform, transform_factor
 from diffzoo.nn.time_dependent import scaled_level
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Images, Maps, Mask, NoiseLevel, Tokens, Vectors
 
 __all__ = ["Conditioning", "ConvStage", "SimpleConfig", "SimpleNetwork", "Stage", "TransformerStage"]
 
@@ -56,10 +56,10 @@ class SimpleConfig(LevelConfig):
 class Conditioning:
     """What every block may read: the embedding `(b, e)`, caption tokens and which of them are visible, `tau` `(b,)`."""
 
-    emb: Tensor
-    context: Tensor | None = None
-    visible: Tensor | None = None
-    tau: Tensor | None = None
+    emb: Vectors
+    context: Tokens | None = None
+    visible: Mask | None = None
+    tau: NoiseLevel | None = None
 
 
 Runner = Callable[..., Tensor]
@@ -68,7 +68,7 @@ Runner = Callable[..., Tensor]
 class Stage(nn.Module):
     """Consecutive blocks of one level on one way. Feature maps go in and come out, whatever the blocks work on."""
 
-    def forward(self, x: Tensor, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Tensor:
+    def forward(self, x: Maps, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Maps:
         """Run the blocks.
 
         Args:
@@ -90,7 +90,7 @@ class ConvStage(Stage):
         self.skip = skip
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Tensor:
+    def forward(self, x: Maps, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Maps:
         for block in self.blocks:
             x = run(block, x, given.emb, skips.pop() if self.skip else None, given.tau)
             if record:
@@ -119,7 +119,7 @@ class TransformerStage(Stage):
             for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Tensor:
+    def forward(self, x: Maps, given: Conditioning, run: Runner, skips: list[Tensor], record: bool) -> Maps:
         height, width = x.shape[2:]
         x = to_tokens(x)
         if self.position is not None:
@@ -157,11 +157,11 @@ class SimpleNetwork(Network):
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
         return {f"{n}.table": (0, *m.grid) for n, m in self.named_modules() if isinstance(m, PositionTable)}
 
-    def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
+    def trunk(self, h: Maps, given: Conditioning) -> Maps:
         """Feature maps of the first level to feature maps of the first level."""
         raise lacks(self, "trunk")
 
-    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Images:
         self.check_input(z)
         emb = self.conditioning(noise_level, self.labels(z, cond))
         given = Conditioning(emb, *self.read_caption(z, cond), scaled_level(noise_level, *self.config.noise_range))
@@ -169,7 +169,7 @@ class SimpleNetwork(Network):
         h = self.trunk(self.conv_in(x), given)
         return self.transform.inverse(self.conv_out(F.silu(self.norm_out(h))))
 
-    def read_caption(self, z: Tensor, cond: Condition | None) -> tuple[Tensor | None, Tensor | None]:
+    def read_caption(self, z: Images, cond: Condition | None) -> tuple[Tokens | None, Mask | None]:
         """Caption tokens and which are visible, checked; Nones where this network takes no text.
 
         Raises:

@@ -27,6 +27,7 @@ from diffzoo.models.simple_common import Conditioning, ConvStage, SimpleConfig, 
 from diffzoo.nn.attention import ImageAttention
 from diffzoo.nn.convs import Downsample, ResBlock, Upsample
 from diffzoo.nn.norms import STANDARD
+from diffzoo.typing import Maps, NoiseLevel, Vectors
 
 __all__ = ["TINY", "VARIANTS", "SimpleUNet", "SimpleUNetConfig"]
 
@@ -63,9 +64,9 @@ class UNetBlock(nn.Module):
         self.res = ResBlock(level.width, emb_channels, level.dropout, skip, norm)
         self.attention = ImageAttention(level.width, level.heads, norm) if attention else None
 
-    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Maps, emb: Vectors, skip: Maps | None = None, tau: NoiseLevel | None = None) -> Maps:
         """Features `(b, c, h, w)`, conditioning `(b, e)`, a skip of x's shape on the way up, and `tau` `(b,)`."""
-        y: Tensor = self.res(x, emb, skip, tau)
+        y: Maps = self.res(x, emb, skip, tau)
         return y if self.attention is None else self.attention(y, tau)
 
 
@@ -93,7 +94,7 @@ class SimpleUNet(SimpleNetwork):
     def _stage(self, level: Level, depth: int, skip: bool = False) -> Stage:
         return ConvStage((self._block(level, skip) for _ in range(depth)), skip)
 
-    def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
+    def trunk(self, h: Maps, given: Conditioning) -> Maps:
         skips: list[Tensor] = []
         for i, stage in enumerate(self.down):
             h = self.shrink[i - 1](h) if i else h

@@ -29,6 +29,7 @@ from diffzoo.models.registry import register_model
 from diffzoo.models.simple_common import Conditioning, ConvStage, SimpleConfig, SimpleNetwork, Stage, TransformerStage
 from diffzoo.nn.attention import TransformerBlock
 from diffzoo.nn.convs import Downsample, ResBlock, Upsample
+from diffzoo.typing import Maps
 
 __all__ = ["TINY", "TINY_TEXT", "VARIANTS", "SimpleUViT", "SimpleUViTConfig"]
 
@@ -69,7 +70,7 @@ class SimpleUViT(SimpleNetwork):
         grid = None if skip else self.config.grid(level)
         return TransformerStage(level, depth, emb, context, skip, grid, norm)
 
-    def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
+    def trunk(self, h: Maps, given: Conditioning) -> Maps:
         skips: list[Tensor] = []
         for stage, shrink in zip(self.down, self.shrink, strict=True):
             skips.append(h)

@@ -19,13 +19,14 @@ projections (1x1, after pooling and before upsampling, which the multiply-adds c
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffzoo.models.base import Level
 from diffzoo.models.registry import register_variants
 from diffzoo.models.simple_common import Conditioning, ConvStage, SimpleConfig, SimpleNetwork, Stage, TransformerStage
 from diffzoo.nn.attention import TransformerBlock
 from diffzoo.nn.convs import Downsample, ResBlock, Upsample
+from diffzoo.typing import Maps
 
 __all__ = ["TINY", "VARIANTS", "SimplerUViT", "SimplerUViTConfig"]
 
@@ -62,7 +63,7 @@ class SimplerUViT(SimpleNetwork):
         grid = self.config.grid(level) if position else None
         return TransformerStage(level, level.depth, emb, context, grid=grid, norm=norm)
 
-    def trunk(self, h: Tensor, given: Conditioning) -> Tensor:
+    def trunk(self, h: Maps, given: Conditioning) -> Maps:
         entered = []
         for stage, shrink in zip(self.down, self.shrink, strict=True):
             before = stage(h, given, self.run, [], record=False)

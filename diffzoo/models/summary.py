@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffzoo.models.base import Config, LevelConfig, Network
 from diffzoo.models.registry import entry, list_models
 from diffzoo.sizes import Size, sides, size_text
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Images, NoiseLevel
 
 __all__ = ["Summary", "describe", "example_inputs", "multiply_adds", "summarise", "zoo_table"]
 
@@ -94,7 +94,7 @@ def _levels(config: Config) -> list[dict[str, Any]]:
 
 def example_inputs(
     config: Config, batch: int = 1, device: torch.device | str = "meta"
-) -> tuple[torch.Tensor, torch.Tensor, Condition | None]:
+) -> tuple[Images, NoiseLevel, Condition | None]:
     """Noise of the right shapes for a network of this config: z, noise level, and what the network wants to be told."""
     (h, w), text_width = config.sides, config.text_width
     given: dict[str, torch.Tensor] = {}

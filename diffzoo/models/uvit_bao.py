@@ -24,17 +24,19 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError
-from diffzoo.models.base import Config, Network, check_patches
+from diffzoo.models.base import Network, PatchConfig
 from diffzoo.models.registry import register_model
+from diffzoo.nn.attention import attend, split_heads
 from diffzoo.nn.embeddings import cosine_sine, resample_grid
 from diffzoo.nn.norms import STANDARD, check_norm, token_norm
 from diffzoo.nn.patches import from_patches
 from diffzoo.nn.time_dependent import scaled_level
-from diffzoo.nn.vit_layers import Conv2d, Linear, UnitEmbedding
-from diffzoo.typing import Condition
+from diffzoo.nn.vit_layers import Conv2d, Linear, UnitEmbedding, with_long_skips
+from diffzoo.typing import Condition, Images, NoiseLevel, Tokens
 
 __all__ = ["TINY", "TINY_TEXT", "VARIANTS", "UViTBao", "UViTBaoConfig"]
 
@@ -43,11 +45,10 @@ __all__ = ["TINY", "TINY_TEXT", "VARIANTS", "UViTBao", "UViTBaoConfig"]
 
 
 @dataclass(frozen=True)
-class UViTBaoConfig(Config):
+class UViTBaoConfig(PatchConfig):
     """The config of a U-ViT.
 
     Args:
-        patch: patches of this many pixels squared.
         width: channels.
         depth: blocks, an odd number: some down, one in the middle, as many up.
         heads: attention heads.
@@ -62,7 +63,6 @@ class UViTBaoConfig(Config):
             classes, the time. The norm before the output stays as it is.
     """
 
-    patch: int = 2
     width: int = 512
     depth: int = 13
     heads: int = 8
@@ -78,22 +78,12 @@ class UViTBaoConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_norm(self.norm)
-        check_patches(self)
         if self.width % self.heads:
             raise UserError(f"{self.heads} heads do not divide the width {self.width}")
         if self.depth % 2 == 0:
             raise UserError(f"the depth is odd (down, middle, up), got {self.depth}")
         if self.num_classes and self.text_width:
             raise UserError("a U-ViT reads classes or text, not both: set num_classes or text_width to 0")
-
-    @property
-    def cell(self) -> int:
-        return self.patch
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches that the position table is for."""
-        return self.sides[0] // self.patch, self.sides[1] // self.patch
 
     @property
     def extras(self) -> int:
@@ -113,9 +103,8 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    def forward(self, x: Tokens) -> Tokens:
+        return self.out(attend(*split_heads(self.qkv(x), 3, self.heads)))
 
 
 class MLP(nn.Module):
@@ -127,7 +116,7 @@ class MLP(nn.Module):
         self.hidden = Linear(config.width, hidden)
         self.out = Linear(hidden, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tokens) -> Tokens:
         return self.out(F.gelu(self.hidden(x)))
 
 
@@ -141,7 +130,7 @@ class Block(nn.Module):
         self.mlp_norm = token_norm(config.norm, config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tokens, tau: NoiseLevel | None = None) -> Tokens:
         x = x + self.attention(self.attention_norm(x, tau))
         return x + self.mlp(self.mlp_norm(x, tau))
 
@@ -183,17 +172,10 @@ class UViTBao(Network):
         if not self.positions.is_meta:
             nn.init.trunc_normal_(self.positions, std=0.02)
 
-    def forward(self, z: Tensor, noise_level: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Images:
         self.check_input(z)
         x, tau = self._tokens(z.to(self.positions.dtype), noise_level, cond), scaled_level(noise_level, 0, 1000)
-        stack: list[Tensor] = []
-        half = len(self.blocks) // 2
-        for i, block in enumerate(self.blocks):
-            if i > half and self.config.skip:
-                x = self.skips[i - half - 1](torch.cat([x, stack.pop()], dim=-1))
-            x = self.run(block, x, tau)
-            if i < half and self.config.skip:
-                stack.append(x)
+        (x,) = with_long_skips(self.run, self.blocks, self.skips, x, tau)
         tokens = self.head(self.norm(x[:, self.config.extras :]))
         image = from_patches(tokens, z.shape[2] // self.config.patch, self.config.patch)
         return image if self.smooth is None else self.smooth(image)
@@ -239,7 +221,7 @@ class UViTBao(Network):
     def position_tables(self) -> dict[str, tuple[int, int, int]]:
         return {"positions": (self.config.extras, *self.config.grid)}
 
-    def set_null_text(self, embedding: Tensor) -> None:
+    def set_null_text(self, embedding: Float[Tensor, "*b n d"]) -> None:
         """Say what "no text" is: the text encoder's embedding of '', `(text_tokens, text_width)` or with a batch of 1.
 
         Raises:

@@ -4,6 +4,7 @@ Queries and keys are normalised per head (RMS, with a learned scale), which boun
 `scaled_dot_product_attention`. Tokens are `(b, n, c)`.
 """
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,18 +12,46 @@ from diffzoo.errors import UserError
 from diffzoo.nn.convs import HALF_ROOT
 from diffzoo.nn.embeddings import Film
 from diffzoo.nn.norms import STANDARD, RMSNorm, map_norm, token_norm, zeroed
+from diffzoo.typing import Maps, NoiseLevel, Tokens, Vectors
 
-__all__ = ["CrossAttention", "FilmMLP", "ImageAttention", "SelfAttention", "TransformerBlock", "to_image", "to_tokens"]
+__all__ = [
+    "CrossAttention",
+    "FilmMLP",
+    "ImageAttention",
+    "SelfAttention",
+    "TransformerBlock",
+    "attend",
+    "split_heads",
+    "to_image",
+    "to_tokens",
+]
+
+Context = Float[Tensor, "b m d2"]
+Visible = Bool[Tensor, "b m"]
+Heads = Float[Tensor, "b heads n c"]
+AttentionMask = Bool[Tensor, "b 1 1 m"]
 
 
-def to_tokens(x: Tensor) -> Tensor:
+def to_tokens(x: Maps) -> Tokens:
     """`(b, c, h, w)` to `(b, h w, c)`; free of copies in the channels-last layout."""
     return x.flatten(2).mT
 
 
-def to_image(x: Tensor, height: int) -> Tensor:
+def to_image(x: Tokens, height: int) -> Maps:
     """The inverse of `to_tokens`, for feature maps of the given height."""
     return x.mT.unflatten(2, (height, -1))
+
+
+def split_heads(x: Tokens, parts: int, heads: int) -> tuple[Heads, ...]:
+    """`(b, n, parts heads c)` to `parts` tensors `(b, heads, n, c)`, such as queries, keys and values."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend(
+    q: Heads, k: Float[Tensor, "b heads m c"], v: Float[Tensor, "b heads m c"], mask: AttentionMask | None = None
+) -> Tokens:
+    """What queries find, `(b, n, heads c)`; `mask` is True where a key may be seen, `(b, 1, 1, m)`."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def _check_heads(channels: int, heads: int) -> None:
@@ -47,11 +76,10 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(channels // heads, eps=1e-6)
         self.out = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tokens) -> Tokens:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)
         q, k = self.norm_q(q), self.norm_k(k)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)))
 
 
 class CrossAttention(nn.Module):
@@ -73,15 +101,12 @@ class CrossAttention(nn.Module):
         self.norm_k = RMSNorm(channels // heads, eps=1e-6)
         self.out = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, x: Tokens, context: Context, visible: Visible) -> Tokens:
         """Tokens `(b, n, c)`, context `(b, m, c')`, and which context tokens may be seen, `(b, m)`."""
         q = self.q(x).unflatten(2, (self.heads, -1))
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).unbind(2)
         q, k = self.norm_q(q), self.norm_k(k)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible[:, None, None]
-        )
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible[:, None, None]))
 
 
 class ImageAttention(nn.Module):
@@ -98,7 +123,7 @@ class ImageAttention(nn.Module):
         self.norm = map_norm(norm, channels)
         self.attention = SelfAttention(channels, heads)
 
-    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Maps, tau: NoiseLevel | None = None) -> Maps:
         return x + to_image(self.attention(to_tokens(self.norm(x, tau))), x.shape[2])
 
 
@@ -116,7 +141,7 @@ class FilmMLP(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.linear2 = zeroed(nn.Linear(ratio * channels, channels))
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tokens, emb: Vectors) -> Tokens:
         scale, shift = self.film(emb)
         h = F.silu(self.linear1(x)) * scale[:, None] + shift[:, None]
         return self.linear2(self.dropout(h))
@@ -157,13 +182,13 @@ class TransformerBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        emb: Tensor,
-        skip: Tensor | None = None,
-        context: Tensor | None = None,
-        visible: Tensor | None = None,
-        tau: Tensor | None = None,
-    ) -> Tensor:
+        x: Tokens,
+        emb: Vectors,
+        skip: Tokens | None = None,
+        context: Context | None = None,
+        visible: Visible | None = None,
+        tau: NoiseLevel | None = None,
+    ) -> Tokens:
         """Tokens `(b, n, c)`, conditioning `(b, e)`, a skip of x's shape, caption tokens and which are visible.
 
         `tau` `(b,)`, the noise level in about [-1, 1], is for time-dependent norms.

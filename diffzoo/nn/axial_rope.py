@@ -15,8 +15,11 @@ from diffzoo.nn.embeddings import frequencies
 
 __all__ = ["AxialRotary", "QueryKeyNorm", "axial_positions", "grid_angles", "rotate_pairs"]
 
+Positions = Float[Tensor, "n 2"]
+Heads = Float[Tensor, "b heads n d"]
 
-def axial_positions(rows: int, columns: int, device: torch.device | str | None = None) -> Tensor:
+
+def axial_positions(rows: int, columns: int, device: torch.device | str | None = None) -> Positions:
     """Centres (row, column) of the cells of a grid, `(rows * columns, 2)`, row by row.
 
     The longer side spans [-1, 1], the shorter one as much as keeps cells square.
@@ -67,7 +70,7 @@ class AxialRotary(nn.Module):
         self.log_frequencies_row = nn.Parameter(start.expand(heads, -1).clone())
         self.log_frequencies_column = nn.Parameter(start.expand(heads, -1).clone())
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x: Heads, positions: Positions) -> Heads:
         """Turn channel pairs (2i, 2i + 1) of `x` `(b, heads, n, head_width)`; `positions` is `(n, 2)`."""
         row, column = positions[:, 0, None], positions[:, 1, None]
         angles = torch.cat(
@@ -97,7 +100,7 @@ class QueryKeyNorm(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.full((heads,), math.log(10.0)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Heads) -> Heads:
         """Normalise `x` `(b, heads, n, head_width)` over its last dimension."""
         if self.training:
             with torch.no_grad():

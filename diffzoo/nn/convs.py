@@ -4,11 +4,13 @@ The first normalisation of a block is also where a skip of the U-Net enters, by 
 (Norm(x) + Norm(skip)) / sqrt(2).
 """
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.nn.embeddings import Film
 from diffzoo.nn.norms import STANDARD, map_norm, zeroed
+from diffzoo.typing import Maps, NoiseLevel, Vectors
 
 __all__ = ["Downsample", "ResBlock", "Upsample"]
 
@@ -38,7 +40,7 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Maps, emb: Vectors, skip: Maps | None = None, tau: NoiseLevel | None = None) -> Maps:
         """Features `(b, c, h, w)`, conditioning `(b, e)`, a skip of x's shape where the block has one.
 
         `tau` `(b,)`, the noise level in about [-1, 1], is for time-dependent norms.
@@ -59,7 +61,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Maps) -> Float[Tensor, "b c2 h2 w2"]:
         return self.conv(F.avg_pool2d(x, 2))
 
 
@@ -70,5 +72,5 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Maps) -> Float[Tensor, "b c2 h2 w2"]:
         return F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")

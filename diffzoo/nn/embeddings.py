@@ -3,12 +3,12 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.nn.norms import zeroed
-from diffzoo.typing import NoiseLevel, Tokens
+from diffzoo.typing import Labels, Mask, NoiseLevel, Tokens, Vectors
 
 __all__ = [
     "CaptionTokens",
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def sinusoid(position: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
+def sinusoid(position: NoiseLevel, channels: int, max_period: float = 10_000.0) -> Vectors:
     """Sines and cosines of `position` `(b,)`, `(b, channels)`, at geometrically spaced frequencies 1 to 1/max_period.
 
     Computed in float32 without a stored table, so that a network built on the meta device has nothing to restore.
@@ -35,7 +35,7 @@ def sinusoid(position: Tensor, channels: int, max_period: float = 10_000.0) -> T
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def cosine_sine(t: NoiseLevel, width: int, period: float = 10_000.0) -> Float[Tensor, "b d"]:
+def cosine_sine(t: NoiseLevel, width: int, period: float = 10_000.0) -> Vectors:
     """`(b,)` to `(b, width)`, float32: cosines, then sines, of t at frequencies 1 to 1/period; odd widths end in 0."""
     half = width // 2
     # multiply before dividing: angles reach 1000, where another rounding of the frequencies costs the fifth digit
@@ -89,7 +89,7 @@ class NoiseLevelEmbedding(nn.Module):
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=0.05)
 
-    def forward(self, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, noise_level: NoiseLevel, label: Labels | None = None) -> Vectors:
         low, high = self.value_range
         position = 1000.0 * (noise_level.float() - low) / (high - low)
         wave = sinusoid(position, self.channels).to(self.linear1.weight.dtype)
@@ -109,7 +109,7 @@ class Film(nn.Module):
         super().__init__()
         self.linear = zeroed(nn.Linear(embedding, 2 * channels))
 
-    def forward(self, emb: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, emb: Vectors) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
         """(1 + scale, shift), each `(b, channels)`."""
         scale, shift = self.linear(F.silu(emb)).chunk(2, dim=1)
         return scale + 1, shift
@@ -162,7 +162,7 @@ class CaptionTokens(nn.Module):
         self.null = nn.Parameter(torch.empty(channels))
         nn.init.normal_(self.null, std=0.02)
 
-    def forward(self, text: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, text: Tokens, mask: Mask | None = None) -> tuple[Float[Tensor, "b m c"], Bool[Tensor, "b m"]]:
         """Tokens `(b, 1 + n, channels)` and which of them are visible `(b, 1 + n)`."""
         weight = self.linear.weight
         tokens = self.linear(self.norm(text.to(weight.dtype)))

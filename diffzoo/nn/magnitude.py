@@ -14,11 +14,11 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffzoo.typing import Images, NoiseLevel
+from diffzoo.typing import Labels, Maps, NoiseLevel, Vectors
 
 __all__ = ["Fourier", "MPConv2d", "MPLinear", "MPTable", "join", "mix", "normalize", "silu"]
 
@@ -48,7 +48,7 @@ def mix(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], t: float) -> Flo
     return torch.lerp(a, b, t) / math.sqrt((1 - t) ** 2 + t**2)
 
 
-def join(a: Images, b: Float[Tensor, "b c2 h w"], t: float) -> Float[Tensor, "b c3 h w"]:
+def join(a: Maps, b: Float[Tensor, "b c2 h w"], t: float) -> Float[Tensor, "b c3 h w"]:
     """`a` and `b` along the channels; `a` has a share 1 - t of what is read from them."""
     na, nb = a.shape[1], b.shape[1]
     scale = math.sqrt((na + nb) / ((1 - t) ** 2 + t**2))
@@ -104,7 +104,7 @@ class MPLinear(nn.Linear):
         if not self.weight.is_meta:
             nn.init.normal_(self.weight)
 
-    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "*b d"], gain: Float[Tensor, ""] | None = None) -> Float[Tensor, "*b e"]:
         return F.linear(x, _weight(self, x, gain))
 
 
@@ -120,7 +120,7 @@ class MPTable(nn.Module):
         if not self.weight.is_meta:
             nn.init.normal_(self.weight)
 
-    def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+    def forward(self, label: Labels) -> Vectors:
         return F.pad(_unit(self, (0,)).to(self.weight.dtype), (0, 0, 0, 1))[label]
 
 
@@ -135,7 +135,7 @@ class MPConv2d(nn.Conv2d):
         if not self.weight.is_meta:
             nn.init.normal_(self.weight)
 
-    def forward(self, x: Images, gain: Tensor | None = None) -> Images:
+    def forward(self, x: Maps, gain: Float[Tensor, ""] | None = None) -> Float[Tensor, "b c2 h w"]:
         return F.conv2d(x, _weight(self, x, gain), padding=self.padding)
 
 
@@ -149,6 +149,6 @@ class Fourier(nn.Module):
         self.frequencies: Tensor
         self.phases: Tensor
 
-    def forward(self, x: NoiseLevel) -> Float[Tensor, "b d"]:
+    def forward(self, x: NoiseLevel) -> Vectors:
         """`(b,)` to `(b, width)`, float32."""
         return math.sqrt(2) * torch.cos(torch.outer(x.float(), self.frequencies.float()) + self.phases.float())

@@ -7,16 +7,19 @@ The config of a family names the norm of its blocks: `STANDARD`, what the family
 from collections.abc import Callable
 from typing import TypeVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.errors import UserError
 from diffzoo.nn.time_dependent import NORMS, build_norm
+from diffzoo.typing import Maps, NoiseLevel
 
 __all__ = ["STANDARD", "GroupNorm", "LayerNorm", "MapNorm", "RMSNorm", "check_norm", "group_norm", "map_norm",
            "token_norm", "zeroed"]  # fmt: skip
 
 STANDARD = "standard"
+Shaped = Float[Tensor, "b *shape"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,14 +27,14 @@ M = TypeVar("M", bound=nn.Module)
 class GroupNorm(nn.GroupNorm):
     """Group normalisation of `(b, c, ...)`; `tau` is ignored."""
 
-    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Shaped, tau: NoiseLevel | None = None) -> Shaped:
         return super().forward(x)
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation of the last axis; `tau` is ignored."""
 
-    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Shaped, tau: NoiseLevel | None = None) -> Shaped:
         return super().forward(x)
 
 
@@ -46,7 +49,7 @@ class MapNorm(nn.Module):
         super().__init__()
         self.norm = norm
 
-    def forward(self, x: Tensor, tau: Tensor | None) -> Tensor:
+    def forward(self, x: Maps, tau: NoiseLevel | None) -> Maps:
         # a view both ways, and of maps in the channels-last layout a contiguous one
         normed: Tensor = self.norm(x.permute(0, 2, 3, 1), tau)
         return normed.permute(0, 3, 1, 2)
@@ -91,7 +94,7 @@ class RMSNorm(nn.RMSNorm):
     Under autocast the input may be narrower than the weight, for which torch leaves its fused kernel.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Shaped) -> Shaped:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 

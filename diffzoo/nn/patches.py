@@ -7,12 +7,13 @@ convolution); `dwt-n` is n levels of the LeGall 5/3 wavelet (`wavelet.py`).
 
 import re
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffzoo.errors import UserError
 from diffzoo.nn.wavelet import dwt, idwt
-from diffzoo.typing import Images, Tokens
+from diffzoo.typing import Images, Maps, Tokens
 
 __all__ = ["InputTransform", "from_patches", "transform_factor"]
 
@@ -56,12 +57,12 @@ class InputTransform(nn.Module):
         # after patching, the neighbourhood is already in the channels
         self.kernel_size = 1 if self.kind == "patch" else 3
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> Float[Tensor, "b c2 h2 w2"]:
         if self.kind == "dwt":
             return dwt(x, self.number)
         return F.pixel_unshuffle(x, self.factor) if self.factor > 1 else x
 
-    def inverse(self, y: Tensor) -> Tensor:
+    def inverse(self, y: Maps) -> Float[Tensor, "b c2 h2 w2"]:
         """The exact inverse of `forward`."""
         if self.kind == "dwt":
             return idwt(y, self.number)

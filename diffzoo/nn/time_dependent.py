@@ -13,10 +13,12 @@ All norms here have one call, `norm(x, tau)`, with channels last, so that a fami
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.nn.vit_layers import Linear
+from diffzoo.typing import NoiseLevel
 
 __all__ = [
     "NORMS",
@@ -29,6 +31,9 @@ __all__ = [
     "gate_parameters",
     "scaled_level",
 ]
+
+Channels = Float[Tensor, "b *n c"]
+FirstRow = Float[Tensor, "b 1 *rest"]
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -55,7 +60,7 @@ def _over_rms(x: Tensor, eps: float = 1e-8) -> Tensor:
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5 + eps)
 
 
-def scaled_level(noise_level: Tensor, low: float, high: float) -> Tensor:
+def scaled_level(noise_level: NoiseLevel, low: float, high: float) -> Float[Tensor, "b"]:
     """`tau`: noise levels `(b,)` with `low` at -1 and `high` at 1, linearly and also beyond; at least float32.
 
     Whether `tau` grows or falls with noise does not matter: in (1) the two ends may change places.
@@ -80,7 +85,7 @@ class TimeDependentParameter(nn.Module):
         self.slope = nn.Parameter(torch.zeros(width))
         self.shift = nn.Parameter(torch.zeros(width))
 
-    def forward(self, tau: Tensor) -> Tensor:
+    def forward(self, tau: NoiseLevel) -> Float[Tensor, "b c"]:
         """Values `(b, width)` at `tau` `(b,)`, at least float32."""
         slope = 1 + _wide(self.slope)
         gate = torch.sigmoid(torch.addcmul(_wide(self.shift), tau.to(slope.dtype)[:, None], slope))
@@ -99,7 +104,7 @@ class TimeDependentLayerNorm(nn.Module):
         self.weight = TimeDependentParameter(width, 1.0)
         self.bias = TimeDependentParameter(width, 0.0)
 
-    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, x: Channels, tau: NoiseLevel) -> Channels:
         """Normalise `x` `(b, ..., c)` over channels at `tau` `(b,)`."""
         weight, bias = (_over_positions(p(tau), x) for p in (self.weight, self.bias))
         return _working(torch.addcmul(bias, weight, F.layer_norm(_wide(x), x.shape[-1:], eps=1e-5)), x)
@@ -118,7 +123,7 @@ class TimeDependentRMSNorm(nn.Module):
         self.scale = TimeDependentParameter(width, 1.0)
         self.offset = TimeDependentParameter(width, 0.0) if bias else None
 
-    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, x: Channels, tau: NoiseLevel) -> Channels:
         """Normalise `x` `(b, ..., c)` over channels at `tau` `(b,)`."""
         scale = _over_positions(self.scale(tau), x)
         if self.offset is None:
@@ -137,7 +142,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor, tau: Tensor | None = None) -> Tensor:
+    def forward(self, x: Channels, tau: NoiseLevel | None = None) -> Channels:
         """Normalise `x` `(b, ..., c)` over channels."""
         return _working(_over_rms(x) * _wide(self.scale), x)
 
@@ -157,7 +162,7 @@ class AdaRMSNorm(nn.Module):
         self.linear = Linear(width, width, bias=False)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, x: Tensor, tau: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x: Channels, tau: NoiseLevel | None = None, condition: FirstRow | None = None) -> Channels:
         """Normalise `x` `(b, ..., c)`; `condition` `(b, 1, ..., c)` replaces the first row."""
         scale = 1 + self.linear(x[:, :1] if condition is None else condition)
         wide = _wide(x)

@@ -1,12 +1,49 @@
-"""Linear and embedding layers with the first weights of vision transformers: normal, std 0.02, cut at 2; no bias.
+"""Layers of vision transformers with their first weights (normal, std 0.02, cut at 2; no bias), and long skips.
 
 PyTorch's own layers draw uniform weights first, which a network would then draw again; and on the meta device, where
 there is nothing to draw, the drawing alone costs more than building the network.
 """
 
-from torch import nn
+from collections.abc import Callable
 
-__all__ = ["Conv2d", "Embedding", "Linear", "UnitEmbedding", "XavierLinear"]
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Conv2d", "Embedding", "Linear", "UnitEmbedding", "XavierLinear", "with_long_skips"]
+
+Channels = Float[Tensor, "b *n d"]
+
+
+def with_long_skips(
+    run: Callable[..., Tensor],
+    blocks: nn.ModuleList,
+    fusions: nn.ModuleList,
+    x: Channels,
+    *inputs: object,
+    keep: bool = False,
+) -> list[Channels]:
+    """Run blocks of which the last read the outputs of the first, in reverse order, beside their own input.
+
+    Args:
+        run: calls a block (`Network.run`).
+        blocks: called with x and `inputs`.
+        fusions: one linear layer `2 d -> d` for each block that reads another; none = no skips.
+        x: tokens or maps with channels last.
+        keep: return the outputs of all blocks instead of the last one's.
+    """
+    outputs: list[Tensor] = []
+    early: list[Tensor] = []
+    first = len(blocks) - len(fusions)
+    for i, block in enumerate(blocks):
+        if i >= first:
+            x = fusions[i - first](torch.cat([x, early.pop()], dim=-1))
+        x = run(block, x, *inputs)
+        if i < len(fusions):
+            early.append(x)
+        if keep:
+            outputs.append(x)
+    return outputs if keep else [x]
 
 
 class Linear(nn.Linear):

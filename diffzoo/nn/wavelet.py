@@ -13,8 +13,11 @@ bands, so that what the network reads stays near unit scale; the paper does not 
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from diffzoo.typing import Maps
 
 __all__ = ["dwt", "idwt"]
 
@@ -54,7 +57,7 @@ def _unbands(low: Tensor, others: Tensor) -> Tensor:
     return _join(_join(low.mT, lh.mT).mT, _join(hl.mT, hh.mT).mT)
 
 
-def dwt(x: Tensor, levels: int) -> Tensor:
+def dwt(x: Maps, levels: int) -> Float[Tensor, "b c2 h2 w2"]:
     """Wavelet transform of images: `(b, c, h, w)` to `(b, c 4^levels, h / 2^levels, w / 2^levels)`.
 
     The bands of the finer levels are brought to the coarsest resolution by space-to-depth, so that 3 x 512 x 512
@@ -69,7 +72,7 @@ def dwt(x: Tensor, levels: int) -> Tensor:
     return torch.cat([low, *reversed(finer)], dim=1).to(dtype)
 
 
-def idwt(y: Tensor, levels: int) -> Tensor:
+def idwt(y: Maps, levels: int) -> Float[Tensor, "b c2 h2 w2"]:
     """The exact inverse of `dwt`."""
     dtype = y.dtype
     y = y.float() if dtype.itemsize < 4 else y
