@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError, did_you_mean
@@ -71,11 +73,21 @@ def _weights_row(item: "Pretrained") -> dict[str, str | float | None]:
 
 
 def _table(rows: list[dict[str, str | float | None]], as_json: bool) -> int:
+    """Print the rows; lines are cut at the width of a terminal, where there is one."""
     if as_json:
         print(json.dumps({str(row.pop("name")): row for row in rows}, indent=2))
         return 0
-    lines = [list(rows[0]), *(["-" if v is None else str(v) for v in row.values()] for row in rows)]
+    head = ["name", "family", "px", "space", "FID", "licence"]
+    lines = [head, *([_text(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    room = shutil.get_terminal_size((sys.maxsize, 0)).columns
     for line in lines:
-        print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+        text = "  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
+        print(text if len(text) <= room else f"{text[: room - 1]}…")
     return 0
+
+
+def _text(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "-" if value is None else value.partition(" ")[0] if value.startswith("latent") else value

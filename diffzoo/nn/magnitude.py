@@ -25,11 +25,18 @@ __all__ = ["Fourier", "MPConv2d", "MPLinear", "MPTable", "join", "mix", "normali
 EPS = 1e-4
 
 
+def _count(x: Tensor, dims: tuple[int, ...]) -> int:
+    """The numbers along `dims`; a loop, since `math.prod` of a generator would end a compiled graph."""
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    return count
+
+
 def _rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The root mean square along `dims`, which stay as 1; in float32 at least."""
-    count = math.prod(x.shape[d] for d in dims)
     wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide) / math.sqrt(count)
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide) / math.sqrt(_count(x, dims))
 
 
 def normalize(x: Float[Tensor, "*shape"], dims: tuple[int, ...] | None = None) -> Float[Tensor, "*shape"]:
@@ -67,7 +74,7 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (g,), (w, rms) = grads, ctx.saved_tensors
-        count = math.prod(w.shape[d] for d in ctx.dims)
+        count = _count(w, ctx.dims)
         along = torch.sum(g * w, ctx.dims, keepdim=True)
         factor = ctx.scale / (rms + EPS)
         return (g * factor).addcmul_(w, -along * factor / ((rms + EPS) * rms * count)), None, None, None

@@ -78,7 +78,7 @@ def test_zoo_table_is_the_summaries() -> None:
 # -- command line
 
 
-def test_list_prints_what_the_registry_has(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_prints_what_the_registry_has(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list_models()
     assert main(["list", "simpler_*", "--json"]) == 0
@@ -90,8 +90,11 @@ def test_list_prints_what_the_registry_has(capsys: pytest.CaptureFixture[str]) -
     assert "adm_64" in shown
     assert main(["list", "--pretrained", "dit_xl*"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "family", "resolution", "space", "FID", "licence"]
-    assert lines[1].split()[:4] == ["dit_xl_256.in1k", "DiT", "256", "latent"]
+    assert lines[0].split() == ["name", "family", "px", "space", "FID", "licence"]
+    assert lines[1].split()[:5] == ["dit_xl_256.in1k", "DiT", "256", "latent", "2.27"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "--pretrained"]) == 0
+    assert {len(line) <= 80 for line in capsys.readouterr().out.splitlines()} == {True}
     assert main(["list", "--kind", "classifier"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list_models(kind="classifier")
 

@@ -277,7 +277,7 @@ def test_compiled_units_agree(family: str) -> None:
 
 @pytest.mark.slow
 @quiet_compiler
-@pytest.mark.parametrize("family", ["SimpleUViT", "SimpleUNet"])
+@every_family
 def test_units_compile_without_graph_breaks(family: str) -> None:
     _compiled_agrees(family, backend="aot_eager", fullgraph=True)
 
@@ -403,7 +403,7 @@ def test_unknown_level_lists_the_levels(family: str) -> None:
             make(family, **{argument: {5: 3}})
 
 
-@pytest.mark.parametrize("family", ["UViTBao", "DiT"])
+@pytest.mark.parametrize("family", [k for k, (_, c) in TINY.items() if not hasattr(c, "levels") and k != "DiMR"])
 def test_families_without_levels_refuse_by_name(family: str) -> None:
     with pytest.raises(UserError, match="has no resolution levels, so depth_at does not apply"):
         make(family, depth_at={16: 2})
@@ -448,6 +448,23 @@ def test_dropout_of_the_uvits_is_in_the_transformer_only(name: str, count: int) 
         assert dropouts(build(name)) == {16: count}
         wider = dropouts(build(name, dropout_from_resolution=32))
     assert wider.keys() == {16, 32}
+
+
+@every_family
+def test_dropout_acts_in_training_alone(family: str) -> None:
+    if family.startswith("UViTBao"):  # whose code has none
+        with pytest.raises(UserError, match="no argument 'dropout'"):
+            make(family, dropout=0.25)
+        return
+    deep = {"depth": 4} if family == "DiT-head" else {}  # dropout sits in the middle half of the blocks
+    net, none = make(family, dropout=0.25, **deep), make(family, dropout=0.0, **deep)
+    probabilities = [m.p for m in net.modules() if isinstance(m, nn.Dropout) and m.p]
+    assert set(probabilities) == {0.25}
+    assert not any(isinstance(m, nn.Dropout) and m.p for m in none.modules())
+    given = inputs(net)
+    with torch.no_grad():
+        assert not torch.equal(net(*given), net(*given))
+        torch.testing.assert_close(net.eval()(*given), none(*given), rtol=1e-3, atol=1e-6)  # EDM2 normalises weights
 
 
 def test_dropout_out_of_range() -> None:

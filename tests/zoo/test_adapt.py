@@ -1,5 +1,6 @@
 """Weights that start a network of other classes or another resolution."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,15 @@ from torch import Tensor
 from diffzoo import create_model
 from diffzoo.errors import UserError
 from diffzoo.factory import copy_classes
-from diffzoo.models import adm, dimr, registry, simple_uvit, uvit_bao
+from diffzoo.models import registry, uvit_bao
 from diffzoo.models.base import Network
 from diffzoo.typing import Condition
 from diffzoo.zoo import save_pretrained
 from diffzoo.zoo.adapt import resample_positions
 
 FAMILIES: dict[str, Any] = {
-    "adm_tiny": (adm.ADMUNet, adm.TINY),
-    "dimr_tiny": (dimr.DiMR, dimr.TINY),
-    "simple_tiny": (simple_uvit.SimpleUViT, simple_uvit.TINY),
-    "bao_tiny": (uvit_bao.UViTBao, uvit_bao.TINY),
+    f"{(e := registry.entry(name)).network.__name__.lower()}_tiny": (e.network, sys.modules[e.network.__module__].TINY)
+    for name in registry.list_models()
 }
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -59,11 +58,15 @@ def test_a_network_without_classes_gets_some(name: str, policy: Any, tmp_path: P
     new = create_model(name, pretrained=tmp_path, num_classes=4, null_class=True, classes=policy)
     z = torch.randn(2, old.config.in_channels, old.config.image_size, old.config.image_size)
     before, null = output(old, z, None), output(new, z, 4)
-    if name in ("adm_tiny", "simple_tiny"):  # where the class is added to the conditioning, nothing has changed
+    if name not in (
+        "dimr_tiny",
+        "edm2unet_tiny",
+        "uvitbao_tiny",
+    ):  # where the class is added to the conditioning, nothing has changed
         torch.testing.assert_close(null, before)
         same = torch.allclose(output(new, z, 1), before)
         assert same == (policy == "mean")
-    else:  # where it is a token, that token is zero
+    else:  # a token that is zero, or a mean with zero
         assert (null - before).norm() < 0.5 * before.norm()
     with pytest.raises(UserError, match="classes='mean' or 'random'"):
         create_model(name, pretrained=tmp_path, num_classes=1, null_class=True, classes="copy", class_names=["a"])
@@ -77,7 +80,6 @@ def test_another_resolution_keeps_all_but_the_positions(name: str, tmp_path: Pat
     z = torch.randn(1, new.config.in_channels, size, size)
     assert output(new, z, 0).shape[2:] == z.shape[2:]
     tables = new.position_tables()
-    assert bool(tables) == (name != "adm_tiny")
     before, after = old.state_dict(), new.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before if k not in tables)
     assert {k for k in before if after[k].shape != before[k].shape} == set(tables)
@@ -101,20 +103,22 @@ def test_positions_follow_the_place_in_the_picture() -> None:
 
 
 def test_another_name_of_the_family_may_differ_in_size_alone(tmp_path: Path) -> None:
-    small = saved("bao_tiny", tmp_path)
+    small = saved("uvitbao_tiny", tmp_path)
     registry.register_model("bao_large", uvit_bao.UViTBao, replace(uvit_bao.TINY, image_size=32))
     registry.register_model("bao_deep", uvit_bao.UViTBao, replace(uvit_bao.TINY, depth=7))
     large = create_model("bao_large", pretrained=tmp_path)
     assert large.config.image_size == 32
     assert large.metadata.name == "bao_large"
     assert torch.equal(large.head.weight, small.head.weight)
-    with pytest.raises(UserError, match="got those of bao_tiny, which differs in depth"):
+    with pytest.raises(UserError, match="got those of uvitbao_tiny, which differs in depth"):
         create_model("bao_deep", pretrained=tmp_path)
 
 
 def test_another_architecture_is_named(tmp_path: Path) -> None:
-    saved("bao_tiny", tmp_path)
-    with pytest.raises(UserError, match=r"expected weights of dimr_tiny, a DiMR, in .*, got those of bao_tiny, a UViT"):
+    saved("uvitbao_tiny", tmp_path)
+    with pytest.raises(
+        UserError, match=r"expected weights of dimr_tiny, a DiMR, in .*, got those of uvitbao_tiny, a UViT"
+    ):
         create_model("dimr_tiny", pretrained=tmp_path)
 
 
