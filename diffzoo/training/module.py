@@ -11,7 +11,6 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from jaxtyping import Int
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -37,11 +36,9 @@ from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.sharding import shard
 from diffzoo.typing import Condition
 from diffzoo.zoo.loading import base_of
-from diffzoo.zoo.metadata import Adapter, Metadata
+from diffzoo.zoo.metadata import Metadata
 
 __all__ = ["DiffusionModule"]
-
-_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
 
 
 class DiffusionModule(L.LightningModule):
@@ -56,14 +53,14 @@ class DiffusionModule(L.LightningModule):
             `image_size`, they are adapted: see `diffzoo.zoo.adapt`. "copy" goes by the names of the data's classes.
         shift_schedule: where the weights are of another image size, shift the schedule of `process`, which is then the
             weights' own, by the ratio of the two (Eq. 4 of arXiv:2301.11093).
-        freeze: what does not train: "blocks", "first_half", "all_but_classes", or patterns of parameter names.
-        layer_decay: share of the learning rate that a block gets of the next one's; the output layer and the class
-            table have it whole. None = the same for all.
-        lora: train low-rank adapters and the class table alone; checkpoints then hold nothing else.
-        process: schedule, path, prediction and what the network reads.
+        freeze: parameters that do not train: "blocks", "first_half", "all_but_classes", or patterns of parameter names.
+        layer_decay: learning rate of a block as a share of the next block's; the output layer and the class table keep
+            the full rate. None = the same rate for all.
+        lora: train only low-rank adapters and the class table; checkpoints then hold nothing else.
+        process: schedule, path, prediction and noise conditioning.
         weighting: which noise levels matter.
-        time_density: where training times are drawn, which weighs noise levels too (`process/time_density.py`); None =
-            uniformly.
+        time_density: distribution of the training times, which weighs noise levels too (`process/time_density.py`);
+            None = uniform.
         extra_losses: terms beside the denoising loss, in this order (`training/extra_losses.py`).
         loss_resolutions: the resolutions of Simple Diffusion's multiscale loss, in pixels; None = plain loss.
         loss_coefficients: weight of each output of a multi-resolution network; None = 1 / ratio^2.
@@ -84,6 +81,119 @@ class DiffusionModule(L.LightningModule):
 
     autoencoder: Autoencoder | None
     text_encoder: TextEncoder | None
+    last_losses: tuple[Tensor, Tensor] | None  # of a step: log-SNR and loss per sample
+    last_ids: list[int]  # of its rows
+
+    # -- Algorithm 1
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch: sample times and noise, diffuse, predict, weigh."""
+        index, places = self._index(batch, batch_idx)
+        x = self.clean(batch, places)
+        cond = self.condition(batch, places)
+        t = self._times(places)
+        eps = rng.normal("eps", self.seed, places, x.shape[1:], self.device)
+        if self.drops:
+            rng.seed_layers(self.seed, index)
+        loss = self.losses(x, eps, t, cond, self._images(batch))
+        self.last_losses = (self.process.logsnr(t), loss.detach())
+        ids = batch.get("id", index)
+        self.last_ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return loss.mean()
+
+    def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None, images: Tensor | None = None) -> Tensor:
+        """Weighted loss per sample, `(b,)`; `images` are the clean ones in [-1, 1] where x are their latents."""
+        t = self.process.schedule.snap(t)
+        z = self.process.add_noise(x, eps, t)
+        if self.channels_last:
+            z = z.contiguous(memory_format=torch.channels_last)
+        level, network = self.process.noise_level(t), self.network
+        tokens = None
+        if any(term.needs_tokens for term in self.extra_losses):
+            output, tokens = network.aligned(z, level, cond)
+            outputs: tuple[Tensor, ...] = (output,)
+        else:
+            outputs = network.training_outputs(z, level, cond)
+        if self.process.learned_variance:
+            return hybrid_loss(self.process, outputs[-1].float(), x, z, eps, t)
+        outputs = tuple(out.float() for out in outputs)
+        loss = denoising_loss(
+            self.process, self.weighting, outputs, x, eps, t, self.loss_resolutions, self.loss_coefficients
+        )
+        step = StepOutputs(network, self.process, x, eps, t, level, outputs[-1], tokens, images)
+        return with_terms(loss, self.extra_losses, step)
+
+    def clean(self, batch: dict[str, Any], places: rng.Places) -> Tensor:
+        """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
+        if "moments" in batch:
+            mean, std = batch["moments"].float().chunk(2, dim=1)
+        else:
+            images = batch["image"]
+            images = to_float(images) if images.dtype == torch.uint8 else images.float()
+            if self.autoencoder is None:
+                return images
+            with torch.no_grad():
+                mean, std = self.autoencoder.encode(images)
+        return mean + std * rng.normal("latent", self.seed, places, mean.shape[1:], self.device)
+
+    def condition(self, batch: dict[str, Any], places: rng.Places | None) -> Condition | None:
+        """Class or text of a batch; with `places`, some are dropped, here and nowhere else."""
+        label = batch.get("label") if self.network.config.num_classes else None
+        text = mask = None
+        if self.text_encoder is not None:
+            text, mask = frozen_encoders.encoded_text(batch, self.text_encoder, self.device)
+        cond = Condition(label=label, text=text, text_mask=mask)
+        if not len(cond):
+            return None
+        if places is not None and self.condition_dropout > 0:
+            drop = rng.uniform("condition", self.seed, places, self.device) < self.condition_dropout
+            null = self.network.null_condition(cond)
+            cond = cond.where(~drop, null) if null is not None else cond
+        return cond
+
+    def _times(self, places: Int[Tensor, " b"]) -> Tensor:
+        u = rng.times(self.seed, places, self.device)
+        return u if self.time_density is None else self.time_density.times(self.process, u)
+
+    def _images(self, batch: dict[str, Any]) -> Tensor | None:
+        """The images of a batch in [-1, 1], for the terms of the loss that look at them."""
+        images = batch.get("image") if self.extra_losses else None
+        return to_float(images) if images is not None and images.dtype == torch.uint8 else images
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
+        index = batch["id"] if "id" in batch else self._consecutive(batch, batch_idx)
+        places = rng.places(index, self.device)
+        x = self.clean(batch, places)
+        t = self._times(places)
+        eps = rng.normal("validation", self.seed, places, x.shape[1:], self.device)
+        loss = self.losses(x, eps, t, self.condition(batch, None), self._images(batch)).mean()
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
+        # Lightning would write the number before
+        self.log("step", float(self.global_step), sync_dist=True, batch_size=len(x))
+
+    # -- which sample gets which noise
+
+    def _index(self, batch: dict[str, Any], batch_idx: int) -> tuple[rng.Places, Int[Tensor, " b"]]:
+        """Place of each sample in the global stream, on the host and on the device.
+
+        Batches that do not say get consecutive places.
+        """
+        again: Any = getattr(self._trainer, "overfit_batches", 0)
+        if "index" in batch and not again:  # batches that come again get new noise each time
+            places = batch.get("places")
+            return batch["index"], rng.places(batch["index"], self.device) if places is None else places
+        accumulate = self.trainer.accumulate_grad_batches
+        index = self._consecutive(batch, self.global_step * accumulate + batch_idx % accumulate)
+        return index, rng.places(index, self.device)
+
+    def _consecutive(self, batch: dict[str, Any], number: int) -> range:
+        """Consecutive places for the samples of batch `number`, over all ranks."""
+        n = size_of(batch)
+        start = (number * self.trainer.world_size + self.global_rank) * n
+        return range(start, start + n)
+
+    # -- what is trained
 
     def __init__(
         self,
@@ -122,7 +232,7 @@ class DiffusionModule(L.LightningModule):
         self._class_policy = (network_args or {}).get("classes")
         self.network = fine_tuning.build_network(network, network_args, weights)
         self.network_class = type(self.network)  # sharding changes the class
-        self._base = base_of(self.network.metadata, weights) if isinstance(self.network.metadata, Metadata) else None
+        self.base = base_of(self.network.metadata, weights) if isinstance(self.network.metadata, Metadata) else None
         if weights:
             fine_tuning.check_process(self.network, process, weights)
         if shift_schedule:
@@ -130,11 +240,12 @@ class DiffusionModule(L.LightningModule):
         if freeze is not None:
             freezing.freeze(self.network, freeze)
         self.guidance = from_plain(Guidance, guidance, "guidance") if guidance is not None else None
-        self._recipe_settings: resume.Settings | None = None
-        self._resumed: resume.Resumed | None = None  # until the first step
+        self.recipe_settings: resume.Settings | None = None
+        self.resumed: resume.Resumed | None = None  # until the first step
+        self.frozen_sha256: str | None = None  # of what adapters belong to
         if lora is not None:
             inject(self.network, lora)
-        self._drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.network.modules())
+        self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.network.modules())
         self.process, self.weighting, self.sampler = process, weighting, sampler
         self.time_density = time_density
         self.extra_losses = list(extra_losses or ())
@@ -156,27 +267,10 @@ class DiffusionModule(L.LightningModule):
         self.seed = seed
         self.class_names: list[str] = []
         self.recipe: str | None = None
-        self.images_seen = 0
-        self.last_losses: tuple[Tensor, Tensor] | None = None
-        self.last_ids: list[int] = []
+        self.last_losses, self.last_ids = None, []
         self._reader = BatchReader(self.network.config, latent=autoencoder is not None)
 
-    # -- a step
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of a batch: diffuse, predict, weigh."""
-        index, places = self._index(batch, batch_idx)
-        x = self.clean(batch, places)
-        cond = self.condition(batch, places)
-        t = self._times(places)
-        eps = rng.normal("eps", self.seed, places, x.shape[1:], self.device)
-        if self._drops:
-            rng.seed_layers(self.seed, index)
-        loss = self.losses(x, eps, t, cond, self._images(batch))
-        self.last_losses = (self.process.logsnr(t), loss.detach())
-        ids = batch.get("id", index)
-        self.last_ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        return loss.mean()
+    # -- around a step
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Hand the loss to callbacks that watch it; `TrainingLog` writes it."""
@@ -186,98 +280,6 @@ class DiffusionModule(L.LightningModule):
             loss = self.last_losses[1]
             self.log("train/loss", loss.mean(), logger=False, on_step=True, on_epoch=True, batch_size=len(loss))
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
-        index = batch["id"] if "id" in batch else self._consecutive(batch, batch_idx)
-        places = rng.places(index, self.device)
-        x = self.clean(batch, places)
-        t = self._times(places)
-        eps = rng.normal("validation", self.seed, places, x.shape[1:], self.device)
-        loss = self.losses(x, eps, t, self.condition(batch, None), self._images(batch)).mean()
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
-        # Lightning would write the number before
-        self.log("step", float(self.global_step), sync_dist=True, batch_size=len(x))
-
-    def _times(self, places: Int[Tensor, " b"]) -> Tensor:
-        u = rng.times(self.seed, places, self.device)
-        return u if self.time_density is None else self.time_density.times(self.process, u)
-
-    def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None, images: Tensor | None = None) -> Tensor:
-        """Weighted loss per sample, `(b,)`; `images` are the clean ones in [-1, 1] where x are their latents."""
-        t = self.process.schedule.snap(t)
-        z = self.process.add_noise(x, eps, t)
-        if self.channels_last:
-            z = z.contiguous(memory_format=torch.channels_last)
-        level, network = self.process.noise_level(t), self.network
-        tokens = None
-        if any(term.needs_tokens for term in self.extra_losses):
-            output, tokens = network.aligned(z, level, cond)
-            outputs: tuple[Tensor, ...] = (output,)
-        else:
-            outputs = network.training_outputs(z, level, cond)
-        if self.process.learned_variance:
-            return hybrid_loss(self.process, outputs[-1].float(), x, z, eps, t)
-        outputs = tuple(out.float() for out in outputs)
-        loss = denoising_loss(
-            self.process, self.weighting, outputs, x, eps, t, self.loss_resolutions, self.loss_coefficients
-        )
-        step = StepOutputs(network, self.process, x, eps, t, level, outputs[-1], tokens, images)
-        return with_terms(loss, self.extra_losses, step)
-
-    def _images(self, batch: dict[str, Any]) -> Tensor | None:
-        """The images of a batch in [-1, 1], for the terms of the loss that look at them."""
-        images = batch.get("image") if self.extra_losses else None
-        return to_float(images) if images is not None and images.dtype == torch.uint8 else images
-
-    def _index(self, batch: dict[str, Any], batch_idx: int) -> tuple[rng.Places, Int[Tensor, " b"]]:
-        """Place of each sample in the global stream, on the host and on the device.
-
-        Batches that do not say get consecutive places.
-        """
-        again: Any = getattr(self._trainer, "overfit_batches", 0)
-        if "index" in batch and not again:  # batches that come again get new noise each time
-            places = batch.get("places")
-            return batch["index"], rng.places(batch["index"], self.device) if places is None else places
-        accumulate = self.trainer.accumulate_grad_batches
-        index = self._consecutive(batch, self.global_step * accumulate + batch_idx % accumulate)
-        return index, rng.places(index, self.device)
-
-    def _consecutive(self, batch: dict[str, Any], number: int) -> range:
-        """Consecutive places for the samples of batch `number`, over all ranks."""
-        n = size_of(batch)
-        start = (number * self.trainer.world_size + self.global_rank) * n
-        return range(start, start + n)
-
-    def clean(self, batch: dict[str, Any], places: rng.Places) -> Tensor:
-        """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
-        if "moments" in batch:
-            mean, std = batch["moments"].float().chunk(2, dim=1)
-        else:
-            images = batch["image"]
-            images = to_float(images) if images.dtype == torch.uint8 else images.float()
-            if self.autoencoder is None:
-                return images
-            with torch.no_grad():
-                mean, std = self.autoencoder.encode(images)
-        return mean + std * rng.normal("latent", self.seed, places, mean.shape[1:], self.device)
-
-    def condition(self, batch: dict[str, Any], places: rng.Places | None) -> Condition | None:
-        """Class or text of a batch; with `places`, some are dropped, here and nowhere else."""
-        label = batch.get("label") if self.network.config.num_classes else None
-        text = mask = None
-        if self.text_encoder is not None:
-            text, mask = frozen_encoders.encoded_text(batch, self.text_encoder, self.device)
-        cond = Condition(label=label, text=text, text_mask=mask)
-        if not len(cond):
-            return None
-        if places is not None and self.condition_dropout > 0:
-            drop = rng.uniform("condition", self.seed, places, self.device) < self.condition_dropout
-            null = self.network.null_condition(cond)
-            cond = cond.where(~drop, null) if null is not None else cond
-        return cond
-
-    # -- around a step
-
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> dict[str, Any]:
         """Bring a batch of any loader into our form (`batch_format`) and move it."""
         where = "training" if self._trainer is None or self._trainer.training else "validation"
@@ -285,12 +287,12 @@ class DiffusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the network alone, with the family's own no-decay groups."""
-        decay, resumed = self.layer_decay, self._resumed
+        decay, resumed = self.layer_decay, self.resumed
         shares = None if decay is None else freezing.learning_rate_shares(self.network, decay)
         sizes = resumed.group_sizes if resumed is not None else None
         optimizer = network_optimizer(self.optimizer, self.network, shares, sizes)
         scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
-        self._recipe_settings = resume.settings_of(optimizer, scheduler)
+        self.recipe_settings = resume.settings_of(optimizer, scheduler)
         return with_scheduler(optimizer, scheduler)
 
     def configure_gradient_clipping(
@@ -313,16 +315,8 @@ class DiffusionModule(L.LightningModule):
             clip_by_norm(inner, norm, gradient_clip_val, self.trainer)
 
     def on_train_start(self) -> None:
-        """After a resume: what the recipe has changed since wins over what the checkpoint stored."""
-        resumed, self._resumed = self._resumed, None
-        if resumed is None or resumed.settings is None or self._recipe_settings is None:
-            return
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        scheduler: Any = self.lr_schedulers()
-        theirs, ours = resumed.settings, self._recipe_settings
-        changed = resume.apply_changes(optimizer, scheduler, theirs, ours, self.trainer.global_step)
-        if changed:
-            _say(f"set as the recipe says, not as the checkpoint: {', '.join(changed)}")
+        """After a resume, what the recipe has changed since wins over what the checkpoint stored."""
+        resume.follow_recipe(self)
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit, and say what disagrees."""
@@ -351,51 +345,17 @@ class DiffusionModule(L.LightningModule):
 
     on_validate_start = on_fit_start
 
-    def adapter(self) -> Adapter | None:
-        """What the low-rank adapters of this run belong to; None = it trains none."""
-        if self.lora is None:
-            return None
-        source = (self._base and self._base.source) or self.weights
-        return Adapter(str(source), self.lora.rank, float(self.lora.scale * self.lora.rank), self._base_digest)
-
-    @functools.cached_property
-    def _base_digest(self) -> str:
-        return run_record.frozen_sha256(self.network)
-
     def metadata(self) -> Metadata:
         """What is known about the weights that this run makes."""
-        return run_record.run_metadata(self, self._base)
+        return run_record.run_metadata(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the model without its recipe (`diffzoo.zoo.load_any`)."""
-        checkpoint["diffzoo"] = {
-            **self.metadata().to_plain(),
-            "recipe_settings": self._recipe_settings,
-            "data": type(getattr(self.trainer, "datamodule", None)).__qualname__,
-            "channels_last": self.channels_last,
-            "noise": rng.NOISE,
-        }
-        if self.lora is not None:
-            trained = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        run_record.complete(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs here; beside adapters, the network keeps the weights it started from."""
-        self._resumed = resumed = resume.Resumed.of(checkpoint)
-        resume.note_noise(resumed.noise)
-        if self._drops:
-            resume.note_layout(resumed.channels_last, self.channels_last)
-        resume.check_data(self._trainer, checkpoint)
-        theirs = resumed.metadata
-        if theirs is not None:
-            resume.check_class_order(theirs.class_names, self.class_names)
-            self._base = self._base or theirs.provenance.base  # the recipe need not name it again
-        resume.check_adapter(theirs.adapter if theirs is not None else None, self.adapter())
-        state = self.state_dict()
-        network = (self.name, self.network_class, self.network.config)
-        resume.check_architecture(checkpoint["state_dict"], state, theirs, *network)
-        if self.lora is not None:
-            checkpoint["state_dict"] = {**state, **checkpoint["state_dict"]}
+        """Check that the checkpoint belongs to this run."""
+        resume.check_checkpoint(self, checkpoint)
 
     def on_train_end(self) -> None:
         """Leave the adapters in the run's folder `adapter`."""

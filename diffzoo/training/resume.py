@@ -9,7 +9,7 @@ touched, so that a resume with the same recipe stays exact.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,21 +18,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffzoo.errors import UserError
-from diffzoo.models.base import Config, Network
 from diffzoo.record import to_plain
 from diffzoo.rng import EARLIER_NOISE, NOISE
+from diffzoo.training.run_record import adapter_of
 from diffzoo.zoo.metadata import Adapter, Metadata, held_metadata
+
+if TYPE_CHECKING:
+    from diffzoo.training.module import DiffusionModule
 
 __all__ = [
     "Resumed",
     "Settings",
     "apply_changes",
-    "check_adapter",
-    "check_architecture",
+    "check_checkpoint",
     "check_class_order",
     "check_data",
-    "note_layout",
-    "note_noise",
+    "follow_recipe",
     "settings_of",
 ]
 
@@ -70,22 +71,35 @@ class Resumed:
         return cls(metadata, held.get("recipe_settings"), sizes, held.get("channels_last"), noise)
 
 
-def note_noise(theirs: str) -> None:
-    """Say that a run goes on with other noise than it began with."""
-    if theirs != NOISE:
-        _say(
-            f"the noise of this run was drawn by {theirs} and is drawn by {NOISE} from here on: it goes on with other "
-            "noise, times and dropped conditions than an uninterrupted run would have had"
-        )
+def check_checkpoint(module: "DiffusionModule", checkpoint: dict[str, Any]) -> None:
+    """Check that a checkpoint is of this run, and keep what the run compares later in `module.resumed`.
 
+    Beside adapters, the network keeps the weights that it started from.
 
-def note_layout(theirs: bool | None, ours: bool) -> None:
-    """Say that a network with dropout goes on in another memory layout."""
-    if theirs is not None and theirs != ours:
+    Raises:
+        UserError: for a checkpoint of other data, classes in another order, other adapters or another architecture.
+    """
+    module.resumed = resumed = Resumed.of(checkpoint)
+    if resumed.noise != NOISE:
         _say(
-            f"channels_last is {ours} here and was {theirs}: dropout draws in the order of memory, so the run goes on "
-            "with other draws"
+            f"the noise of this run was drawn by {resumed.noise} and is drawn by {NOISE} from here on: it goes on with "
+            "other noise, times and dropped conditions than an uninterrupted run would have had"
         )
+    if module.drops and resumed.channels_last not in (None, module.channels_last):
+        _say(
+            f"channels_last is {module.channels_last} here and was {resumed.channels_last}: dropout draws in the order "
+            "of memory, so the run goes on with other draws"
+        )
+    check_data(module._trainer, checkpoint)
+    theirs = resumed.metadata
+    if theirs is not None:
+        check_class_order(theirs.class_names, module.class_names)
+        module.base = module.base or theirs.provenance.base  # the recipe need not name it again
+    _check_adapter(theirs.adapter if theirs is not None else None, adapter_of(module))
+    state = module.state_dict()
+    _check_architecture(checkpoint["state_dict"], state, theirs, module)
+    if module.lora is not None:
+        checkpoint["state_dict"] = {**state, **checkpoint["state_dict"]}
 
 
 def check_data(trainer: L.Trainer | None, checkpoint: dict[str, Any]) -> None:
@@ -113,7 +127,7 @@ def check_class_order(theirs: Sequence[str], ours: Sequence[str]) -> None:
         )
 
 
-def check_adapter(theirs: Adapter | None, ours: Adapter | None) -> None:
+def _check_adapter(theirs: Adapter | None, ours: Adapter | None) -> None:
     """The adapters of a checkpoint go on over the weights that they were trained on, and nothing else does."""
     if ours is None:
         if theirs is not None:
@@ -127,28 +141,17 @@ def check_adapter(theirs: Adapter | None, ours: Adapter | None) -> None:
             )
 
 
-def check_architecture(
-    theirs: Mapping[str, Any],
-    ours: Mapping[str, Any],
-    held: Metadata | None,
-    name: str,
-    network: type[Network],
-    config: Config,
+def _check_architecture(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], held: Metadata | None, module: "DiffusionModule"
 ) -> None:
     """Raise if tensors of a checkpoint have no place in this run, and say which fields of the config differ.
 
-    Args:
-        theirs: state of the checkpoint.
-        ours: state of the module.
-        held: metadata of the checkpoint; None = an unknown one, which Lightning reports on.
-        name: registered name of the network.
-        network: its class.
-        config: its config.
+    Of a checkpoint without metadata Lightning reports.
     """
     shapes = {k: v.shape for k, v in ours.items() if isinstance(v, Tensor)}
     if held is None or all(shapes.get(k) == v.shape for k, v in theirs.items() if isinstance(v, Tensor)):
         return
-    here = {**to_plain(config), "network": f"{name} ({network.__name__})"}
+    here = {**to_plain(module.network.config), "network": f"{module.name} ({module.network_class.__name__})"}
     there = {**to_plain(held.config), "network": f"{held.name} ({held.network.__name__})"}
     if there["network"] != here["network"]:
         differ = ["network"]
@@ -166,6 +169,19 @@ def settings_of(optimizer: Optimizer, scheduler: LRScheduler | None) -> Settings
     groups = [_plain({k: v for k, v in g.items() if k != "params"}) for g in optimizer.param_groups]
     kind = type(scheduler).__name__ if scheduler is not None else None
     return {"groups": groups, "scheduler": _plain(vars(scheduler)) if scheduler is not None else {}, "kind": kind}
+
+
+def follow_recipe(module: "DiffusionModule") -> None:
+    """After a resume, set what the recipe has changed since, and say what that was."""
+    resumed, module.resumed = module.resumed, None
+    if resumed is None or resumed.settings is None or module.recipe_settings is None:
+        return
+    optimizer: Any = module.optimizers(use_pl_optimizer=False)
+    scheduler: Any = module.lr_schedulers()
+    step = module.trainer.global_step
+    changed = apply_changes(optimizer, scheduler, resumed.settings, module.recipe_settings, step)
+    if changed:
+        _say(f"set as the recipe says, not as the checkpoint: {', '.join(changed)}")
 
 
 def apply_changes(

@@ -1,37 +1,38 @@
 """What a run writes about its weights, and the weights themselves in the form that `load_any` reads."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from diffzoo import __version__
+from diffzoo import __version__, rng
 from diffzoo.models.adapters import plain_name
-from diffzoo.models.base import Network
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.training.ema import EMA, averaged
 from diffzoo.training.lora import adapter_state
 from diffzoo.training.sharding import whole_state
-from diffzoo.zoo.metadata import Base, Metadata, Provenance
+from diffzoo.zoo.metadata import Adapter, Metadata, Provenance
 from diffzoo.zoo.saving import write_model
 
 if TYPE_CHECKING:
     from diffzoo.training.module import DiffusionModule
 
-__all__ = ["frozen_sha256", "run_metadata", "write_weights"]
+__all__ = ["adapter_of", "complete", "run_metadata", "write_weights"]
 
 
-def frozen_sha256(network: Network) -> str:
-    """Hash of the parameters that do not train, which low-rank adapters belong to."""
-    frozen = {plain_name(n): p for n, p in network.named_parameters() if not p.requires_grad}
-    return state_sha256(frozen, ADAPTER_BASE)
+def adapter_of(module: "DiffusionModule") -> Adapter | None:
+    """What the low-rank adapters of a run belong to; None = it trains none."""
+    if module.lora is None:
+        return None
+    if module.frozen_sha256 is None:  # it takes a while, and what is frozen stays
+        frozen = {plain_name(n): p for n, p in module.network.named_parameters() if not p.requires_grad}
+        module.frozen_sha256 = state_sha256(frozen, ADAPTER_BASE)
+    source = (module.base and module.base.source) or module.weights
+    lora = module.lora
+    return Adapter(str(source), lora.rank, float(lora.scale * lora.rank), module.frozen_sha256)
 
 
-def run_metadata(module: "DiffusionModule", base: Base | None) -> Metadata:
-    """What is known about the weights that a run makes.
-
-    Args:
-        module: attached to its trainer.
-        base: the weights that the run started from; None = random ones.
-    """
+def run_metadata(module: "DiffusionModule") -> Metadata:
+    """What is known about the weights that a run makes; the module is attached to its trainer."""
+    base = module.base
     return Metadata(
         module.network_class,
         module.network.config,
@@ -43,12 +44,26 @@ def run_metadata(module: "DiffusionModule", base: Base | None) -> Metadata:
         # other encoders than those of the package have to be passed to the pipeline by hand
         getattr(module.autoencoder, "spec", None),
         getattr(module.text_encoder, "spec", None),
-        adapter=module.adapter(),
+        adapter=adapter_of(module),
         licence=base.licence if base is not None else None,
         provenance=Provenance(base=base, global_step=module.global_step or None),
         recipe=module.recipe,
         version=__version__,
     )
+
+
+def complete(module: "DiffusionModule", checkpoint: dict[str, Any]) -> None:
+    """Add to a checkpoint what rebuilds the model and what a resumed run compares; of a LoRA, keep what trains."""
+    checkpoint["diffzoo"] = {
+        **run_metadata(module).to_plain(),
+        "recipe_settings": module.recipe_settings,
+        "data": type(getattr(module.trainer, "datamodule", None)).__qualname__,
+        "channels_last": module.channels_last,
+        "noise": rng.NOISE,
+    }
+    if module.lora is not None:
+        trained = {f"network.{n}" for n, p in module.network.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
 
 def write_weights(module: "DiffusionModule", folder: Path) -> Path:
