@@ -2,7 +2,7 @@
 
 import math
 import sys
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from tqdm import tqdm
 
@@ -22,10 +22,13 @@ class _Lines:
         sys.stderr.flush()
 
 
+@runtime_checkable
 class Bar(Protocol):
     """What is used of a bar."""
 
-    def update(self, n: int) -> object: ...
+    n: float
+
+    def update(self, n: float) -> object: ...
 
     def refresh(self) -> object: ...
 

@@ -9,7 +9,6 @@ this is `DDIM(eta=1)`, k-diffusion's euler_ancestral.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +51,7 @@ class _SecondOrder(Sampler):
 class DPMSolverAncestral(_SecondOrder):
     """k-diffusion's dpmpp_2s_ancestral: DPM-Solver++(2S) down to r_down, then noise."""
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         process = denoise.process
         a, b = node(process, t), node(process, s)
         r, (down, up) = a.sigma / a.alpha, self._split(a.sigma / a.alpha, b.sigma / b.alpha)
@@ -72,7 +71,7 @@ class DPMSolverSDE(_SecondOrder):
     Independent draws would converge with order 1.
     """
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         process = denoise.process
         a, b = node(process, t), node(process, s)
         middle = process.schedule.time((a.logsnr + b.logsnr) / 2)

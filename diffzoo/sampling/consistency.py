@@ -8,7 +8,6 @@ One step is one network call.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -65,7 +64,7 @@ class MultistepConsistency(Sampler):
     grid: Grid = field(default_factory=KarrasStops)
     clip: float | None = 1.0
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         end, b = node(denoise.process, torch.zeros_like(s)), node(denoise.process, s)
         kept = (b.alpha * end.sigma / end.alpha).square()
         added = (b.sigma.square() - kept).clamp_min(0).sqrt()

@@ -11,7 +11,6 @@ step. `Respaced` is the grid, so any sampler can use it; `RespacedDDIM` is DDIM 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,10 +90,11 @@ class RespacedAncestral(Sampler):
         if self.variance not in known:
             raise UserError(f"unknown variance {self.variance!r}{did_you_mean(self.variance, known)}")
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, Time]:
         """One step; `memory` is the logarithm of the last step's variance, which the very last one inherits."""
         schedule = discrete_schedule(denoise.process)
-        step = reverse_step(schedule.log_alpha_at(t), schedule.log_alpha_at(s), memory)
+        last = memory if isinstance(memory, Tensor) else None
+        step = reverse_step(schedule.log_alpha_at(t), schedule.log_alpha_at(s), last)
         estimate, score = _parts(denoise, z, t)
         moments = reverse_moments(step, estimate, z, self.variance)
         mean = moments.mean if score is None else moments.mean + moments.variance * score

@@ -8,7 +8,7 @@ are the integrals of the polynomial's terms.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,8 +111,8 @@ class DPMSolver(Sampler):
             times += [process.schedule.time(inside), outer[i + 1 : i + 2]]
         return torch.cat(times)
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
-        group: _Group = memory or _Group(0)
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Group]:
+        group = memory if isinstance(memory, _Group) else _Group(0)
         start = z if group.z is None else group.z
         calls = (*group.calls, call(denoise, z, t, self.form))
         last = len(calls) == self.orders[group.number]

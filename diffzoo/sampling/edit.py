@@ -7,26 +7,23 @@ inversion        walk DDIM's step up the grid; sampling from there gives the ima
 interpolation    along the great circle between two starts, which keeps the norm of noise
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Unpack
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.process.gaussian import GaussianProcess
-from diffzoo.progress import progress_bar
+from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.sampling.grids import Given
-from diffzoo.sampling.guidance import rows_of
-from diffzoo.sampling.loop import Moment, Precision, autocast, initial_noise_scale, integrate
+from diffzoo.sampling.loop import SampleOptions, initial_noise_scale, sample
 from diffzoo.sampling.samplers import DDIM, Denoised, Noise, Sampler
-from diffzoo.typing import Condition, Data, Latents, Time
+from diffzoo.typing import Condition, Data, Latents, Time, Times
 
 __all__ = ["inpaint", "interpolate", "invert", "noised", "seed_noise", "shortened"]
 
@@ -61,16 +58,22 @@ def noised(process: GaussianProcess, sampler: Sampler, x: Latents, seeds: Sequen
 
 
 class _Replacing:
-    """A sampler whose steps put the known part of the image back at each noise level, for one batch."""
+    """A sampler whose steps put the known part of the images back at each noise level."""
 
-    def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor, resample: int):
+    __hash__ = None  # type: ignore[assignment]  # or the loop would keep it, and the images with it
+
+    def __init__(self, sampler: Sampler, known: Latents, mask: Bool[Tensor, "b 1 h w"], resample: int):
         self.sampler, self.known, self.mask, self.resample = sampler, known, mask, resample
+        self.clip, self.final, self.times, self.finish = sampler.clip, sampler.final, sampler.times, sampler.finish
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sampler, name)
+    def rows(self, part: slice) -> "_Replacing":
+        """For a part of the images."""
+        return _Replacing(self.sampler, self.known[part], self.mask[part], self.resample)
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, object]:
         process = denoise.process
+        if self.known.device != z.device:
+            self.known, self.mask = self.known.to(z.device), self.mask.to(z.device)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = process.coefficients(t), process.coefficients(s)
         for left in reversed(range(self.resample)):
             unknown, after = self.sampler.step(denoise, z, t, s, memory, noise)
@@ -83,22 +86,16 @@ class _Replacing:
         return there, after
 
 
-@torch.no_grad()
 def inpaint(
     denoise: Denoise,
     sampler: Sampler,
     x: Latents,
-    mask: Tensor,
+    mask: Shaped[Tensor, "*n rows columns"],
     seeds: Sequence[int],
     cond: Condition | None = None,
     *,
-    start: Latents | None = None,
     resample: int = 10,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-    precision: Precision | None = None,
-    progress: bool | None = False,
-    trajectory: Callable[[Moment], object] | None = None,
+    **options: Unpack[SampleOptions],
 ) -> Latents:
     """New content where a mask is true, that goes with what is known elsewhere.
 
@@ -109,11 +106,8 @@ def inpaint(
         mask: true where to sample, `(h, w)` or `(n, 1, h, w)`.
         seeds: one per image.
         cond: what to sample, one row per image.
-        start: the state at the start of the grid; default: noise from the seeds.
         resample: how often each step is made; each time but the last goes back to its start with fresh noise.
-        device: where to compute.
-        batch_size: images at a time; default all at once.
-        precision, progress, trajectory: as for `sample`.
+        options: of `sample`.
 
     Returns:
         Data `(n, c, h, w)`, float32, on the CPU; equal to x where the mask is false.
@@ -128,21 +122,8 @@ def inpaint(
             f"a mask {tuple(mask.shape)} and resample={resample}"
         )
     mask = mask.bool().expand(n, 1, *x.shape[-2:])
-    start = seed_noise(denoise.process, sampler, seeds, x.shape[1:]) if start is None else start
-    done = []
-    for i in range(0, n, batch_size or max(n, 1)):
-        part = slice(i, i + (batch_size or n))
-        noise = ImageNoise(seeds[part], device)
-        noise.normal(x.shape[1:])  # the first draw is that of the start
-        replacing: Any = _Replacing(sampler, x[part].to(device), mask[part].to(device), resample)
-        rows = cond[part].to(device) if cond is not None else None
-        which, first = range(i, min(i + (batch_size or n), n)), start[part].to(device)
-        with autocast(device, precision), progress_bar(sampler.steps, progress, desc="inpainting") as bar:
-            z = integrate(
-                rows_of(denoise, part), replacing, first, noise, rows, trajectory, which, partial(bar.update, 1)
-            )
-        done.append(z.float().cpu())
-    return torch.where(mask, torch.cat(done), x.cpu()) if done else x.cpu()
+    replacing = _Replacing(sampler, x, mask, resample)
+    return torch.where(mask, sample(denoise, replacing, x.shape[1:], seeds, cond, **options), x.cpu())
 
 
 @torch.no_grad()
@@ -174,7 +155,7 @@ def invert(
     if sampler.final == "x_hat":
         times = times[1:]  # the last step down ends at zero noise, so the first step up begins there
     step, rows = DDIM(), cond.to(device) if cond is not None else None
-    settled: Any = _Plain(denoise, rows)
+    settled = _Plain(denoise, rows)
     z = x.to(device)
     first = times[0]
     # from the data to the first time: what the network believes of the noise there, found by repetition
@@ -196,7 +177,7 @@ class _Plain:
     def __init__(self, denoise: Denoise, cond: Condition | None):
         self.denoise, self.cond, self.process = denoise, cond, denoise.process
 
-    def __call__(self, z: Tensor, t: Tensor) -> Any:
+    def __call__(self, z: Data, t: Times) -> Estimate:
         return self.denoise(z, t, self.cond)
 
 

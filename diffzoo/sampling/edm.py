@@ -7,10 +7,9 @@ on every path. EDM's churn adds noise before a step and lets the step remove it 
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.table import tabulated
@@ -83,7 +82,7 @@ class Churned(Sampler):
 class EDMEuler(Churned):
     """Euler's method on (1), with churn; without it this is DDIM."""
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         z, t = self.churned(denoise, z, t, noise)
         b = node(denoise.process, s)
         x, eps, _ = denoise(z, t)
@@ -102,7 +101,7 @@ class _TwoCalls(Churned):
 class Heun(_TwoCalls):
     """EDM's sampler: Heun's method on (1), with optional churn (arXiv:2206.00364, Algorithm 2). Second order."""
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         z, t = self.churned(denoise, z, t, noise)
         a, b = node(denoise.process, t), node(denoise.process, s)
         dr, half = _level_step(a, b)
@@ -116,7 +115,7 @@ class Heun(_TwoCalls):
 class DPM2(_TwoCalls):
     """The midpoint method on (1), the middle taken in log-SNR, with churn; k-diffusion's dpm_2. Second order."""
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         z, t = self.churned(denoise, z, t, noise)
         process = denoise.process
         a, b = node(process, t), node(process, s)
@@ -124,6 +123,12 @@ class DPM2(_TwoCalls):
         m = node(process, middle)
         guess = m.alpha * (z / a.alpha + (_level(m) - _level(a)) * denoise(z, t).eps)
         return b.alpha * (z / a.alpha + (_level(b) - _level(a)) * denoise(guess, middle).eps), None
+
+
+class _Slopes(NamedTuple):
+    """Noise levels sigma / alpha and the noise estimates there, newest first."""
+
+    past: tuple[tuple[Time, Data], ...]
 
 
 @dataclass(frozen=True)
@@ -145,11 +150,12 @@ class LMS(Sampler):
         if self.order not in (1, 2, 3, 4):
             raise UserError(f"LMS has orders 1 to 4, got {self.order}")
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Slopes]:
         a, b = node(denoise.process, t), node(denoise.process, s)
-        past: tuple[tuple[Tensor, Tensor], ...] = ((_level(a), denoise(z, t).eps), *(memory or ()))[: self.order]
+        before = memory.past if isinstance(memory, _Slopes) else ()
+        past = ((_level(a), denoise(z, t).eps), *before)[: self.order]
         dr = _level(b) - _level(a)
         nodes = torch.stack([(r - _level(a)) / dr for r, _ in past])
         found = weights(nodes, 1 / torch.arange(1, len(past) + 1, dtype=nodes.dtype))
         total = sum(w * slope for w, (_, slope) in zip(found, past, strict=True))
-        return b.alpha * (z / a.alpha + dr * total), past
+        return b.alpha * (z / a.alpha + dr * total), _Slopes(past)

@@ -8,7 +8,7 @@ for any diffusion D(t) >= 0: noise and drift balance, and every marginal stays w
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
@@ -23,7 +23,7 @@ __all__ = ["Euler", "EulerMaruyama"]
 class Euler(Sampler):
     """Euler's method on (1), in t. On flow matching's schedule and path it is DDIM; elsewhere DDIM is more exact."""
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         x, eps, _ = denoise(z, t)
         change, d_alpha, d_sigma = _euler_weights(denoise.process, t, s)
         return z + change * (d_alpha * x + d_sigma * eps), None
@@ -57,7 +57,7 @@ class EulerMaruyama(Sampler):
         if self.strength < 0:
             raise UserError(f"the strength of the diffusion must not be negative, got {self.strength}")
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         a = node(denoise.process, t)
         x, eps, _ = denoise(z, t)
         slope = denoise.process.schedule.derivative(t)

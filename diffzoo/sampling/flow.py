@@ -10,7 +10,6 @@ by t = 0.05 at least, in training and in sampling (arXiv:2511.13720), so its las
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -45,13 +44,13 @@ class FlowHeun(Sampler):
         short = self.euler_end or self.final == "x_hat"
         return 2 * self.steps - short + (self.final == "denoise")
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, int]:
         """One step; `memory` counts them."""
-        number = 0 if memory is None else memory
+        number = memory if isinstance(memory, int) else 0
         first = self._velocity(denoise, z, t)
         guess = z + (s - t) * first
         if number == self.steps - 1 and self.euler_end:
-            return guess, None
+            return guess, self.steps
         return z + (s - t) / 2 * (first + self._velocity(denoise, guess, s)), number + 1
 
     def _velocity(self, denoise: Denoised, z: Tensor, t: Tensor) -> Tensor:

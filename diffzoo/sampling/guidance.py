@@ -31,7 +31,7 @@ import math
 from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,7 @@ __all__ = [
     "rows_of",
 ]  # fmt: skip
 
+W = TypeVar("W")
 Formula = Literal["uncond", "cond"]
 
 
@@ -385,10 +386,10 @@ class Guidance:
         return guided if self.threshold is None else DynamicThresholding(guided, self.threshold)
 
 
-def rows_of(denoise: Denoise, part: slice) -> Denoise:
-    """The denoiser for a part of the images: guidance with a scale per image takes those of the part."""
-    select = getattr(denoise, "rows", None)
-    return denoise if select is None else select(part)
+def rows_of(whole: W, part: slice) -> W:
+    """A denoiser or sampler for a part of the images: guidance with a scale per image takes those of the part."""
+    select = getattr(whole, "rows", None)
+    return whole if select is None else select(part)
 
 
 def _half(estimate: Estimate, part: slice) -> Estimate:

@@ -8,21 +8,21 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess
-from diffzoo.progress import progress_bar
+from diffzoo.progress import Bar, progress_bar
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise, compile_networks
 from diffzoo.sampling.guidance import rows_of
-from diffzoo.sampling.samplers import Noise, Sampler, Steps
-from diffzoo.typing import Condition, Data, Time, Times
+from diffzoo.sampling.samplers import Noise, Steps
+from diffzoo.typing import Condition, Data, Latents, Time, Times
 
-__all__ = ["Moment", "Precision", "autocast", "initial_noise_scale", "integrate", "sample"]
+__all__ = ["Moment", "Precision", "SampleOptions", "autocast", "initial_noise_scale", "integrate", "sample"]
 
 Precision = Literal["bf16", "fp16"]
 OUT_OF_MEMORY = (
@@ -105,9 +105,9 @@ def integrate(
     z: Data,
     noise: Noise,
     cond: Condition | None = None,
-    trajectory: Callable[[Moment], Any] | None = None,
+    trajectory: Callable[[Moment], object] | None = None,
     rows: range | None = None,
-    tick: Callable[[], Any] | None = None,
+    tick: Callable[[], object] | None = None,
 ) -> Data:
     """Walk one batch from `z` at the start of the sampler's grid to its end, in the dtype of `z`.
 
@@ -124,7 +124,7 @@ def integrate(
     settled = _Settled(denoise, cond, sampler.clip)
     times = walk(sampler, denoise.process)
     last = len(times) - 2
-    memory: Any = None
+    memory: object = None
     rows = rows or range(len(z))
     for i, (t, s) in enumerate(pairwise(times)):
         settled.first = None
@@ -144,9 +144,21 @@ def integrate(
     return z
 
 
+class SampleOptions(TypedDict, total=False):
+    """What `sample` takes besides what to sample; for those that call it."""
+
+    device: torch.device | str
+    batch_size: int | None
+    progress: bool | None
+    precision: Precision | None
+    start: Latents | None
+    trajectory: Callable[[Moment], object] | None
+    compile: bool
+
+
 def sample(
     denoise: Denoise,
-    sampler: Sampler,
+    sampler: Steps,
     shape: Sequence[int],
     seeds: Sequence[int],
     cond: Condition | None = None,
@@ -156,7 +168,7 @@ def sample(
     progress: bool | None = False,
     precision: Precision | None = None,
     start: Tensor | None = None,
-    trajectory: Callable[[Moment], Any] | None = None,
+    trajectory: Callable[[Moment], object] | None = None,
     compile: bool = False,
 ) -> Tensor:
     """Sample one image per seed.
@@ -210,16 +222,16 @@ def sample(
 
 def _attempt(
     denoise: Denoise,
-    sampler: Sampler,
+    sampler: Steps,
     shape: tuple[int, ...],
     seeds: Sequence[int],
     cond: Condition | None,
     device: torch.device | str,
     precision: Precision | None,
     start: Tensor | None,
-    trajectory: Callable[[Moment], Any] | None,
+    trajectory: Callable[[Moment], object] | None,
     rows: range,
-    bar: Any,
+    bar: Bar,
 ) -> Tensor | None:
     """One batch, on the CPU; None if it does not fit into the device's memory."""
     part = slice(rows.start, rows.stop)
@@ -233,7 +245,7 @@ def _attempt(
         with autocast(device, precision):
             images = integrate(
                 rows_of(denoise, part),
-                sampler,
+                rows_of(sampler, part),
                 z,
                 noise,
                 cond[part].to(device) if cond is not None else None,
@@ -257,7 +269,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def autocast(device: torch.device | str, precision: Precision | None) -> AbstractContextManager[Any]:
+def autocast(device: torch.device | str, precision: Precision | None) -> AbstractContextManager[object]:
     """Networks in the block compute in this precision; None changes nothing."""
     if precision is None:
         return nullcontext()

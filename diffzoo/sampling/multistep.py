@@ -5,7 +5,7 @@ remember yet; by default so have the last ones of a short run.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,8 +98,8 @@ class DPMSolverMultistep(Multistep):
         if self.eta and self.form == "noise":
             raise UserError("the SDE variant of DPM-Solver needs form 'data'")
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
-        past: _Past = memory or _Past()
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Past]:
+        past = memory if isinstance(memory, _Past) else _Past()
         calls = (call(denoise, z, t, self.form), *past.calls)[: self.order]
         used, end = calls[: self.order_at(past.steps)], frame(denoise.process, s, self.form)
         z = self._sde_step(z, used, end, noise) if self.eta else multi_step(z, used, end)
@@ -135,8 +135,8 @@ class DEIS(Multistep):
 
     order: int = 3
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
-        past: _Past = memory or _Past()
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Past]:
+        past = memory if isinstance(memory, _Past) else _Past()
         calls = (call(denoise, z, t, "noise"), *past.calls)[: self.order]
         used = calls[: self.order_at(past.steps)]
         return interpolated(z, used, frame(denoise.process, s, "noise"), used[0]), _Past(past.steps + 1, calls)
@@ -159,8 +159,8 @@ class UniPC(Multistep):
         super().__post_init__()
         check_form(self.form)
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
-        past: _Past = memory or _Past()
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Past]:
+        past = memory if isinstance(memory, _Past) else _Past()
         here = call(denoise, z, t, self.form)
         if past.state is not None:
             z = _corrected(past.state, past.calls[: self.order_at(past.steps - 1)], here)

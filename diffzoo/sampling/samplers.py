@@ -16,7 +16,7 @@ With c = exp(logsnr_t - logsnr_s) < 1 the posterior of the forward process is
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -75,7 +75,9 @@ class Steps(Protocol):
 
     def times(self, process: GaussianProcess) -> Times: ...
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]: ...
+    def step(
+        self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise
+    ) -> tuple[Data, object]: ...
 
     def finish(self, denoise: Denoised, z: Data, t: Time, noise: Noise) -> Data: ...
 
@@ -120,7 +122,7 @@ class Sampler(ABC):
         return self.grid.times(process, self.steps)
 
     @abstractmethod
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, object]:
         """From z at `t` to z at `s` < `t`.
 
         Args:
@@ -153,7 +155,7 @@ class Ancestral(Sampler):
         if not 0 <= self.gamma <= 1:
             raise UserError(f"gamma must lie in [0, 1], got {self.gamma}")
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         mean = posterior_mean(a, b, z, denoise(z, t).x)
         return mean + _posterior_deviation(a, b, self.gamma) * noise.normal(z.shape[1:]).to(z), None
@@ -196,7 +198,7 @@ class DDIM(Sampler):
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie in [0, 1], got {self.eta}")
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         x, eps, _ = denoise(z, t)
         if self.eta == 0:
@@ -227,7 +229,7 @@ class AdjustedDDIM(Sampler):
                 f"expected strength >= 0 and prior_variance > 0, got {self.strength} and {self.prior_variance}"
             )
 
-    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: Any, noise: Noise) -> tuple[Data, Any]:
+    def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, None]:
         a, b = node(denoise.process, t), node(denoise.process, s)
         x, eps, _ = denoise(z, t)
         posterior = self.strength / (1 / self.prior_variance + torch.exp(a.logsnr))

@@ -5,16 +5,16 @@ large = upsample(denoiser_64_to_256, RespacedAncestral(steps=250), small, (3, 25
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.sampling.denoiser import Denoise
-from diffzoo.sampling.loop import sample
+from diffzoo.sampling.loop import SampleOptions, sample
 from diffzoo.sampling.samplers import Sampler
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Images, Labels
 
 __all__ = ["quantise", "upsample"]
 
@@ -28,12 +28,12 @@ def quantise(images: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def upsample(
     denoise: Denoise,
     sampler: Sampler,
-    images: Tensor,
+    images: Images,
     shape: Sequence[int],
     seeds: Sequence[int],
-    label: Tensor | None = None,
-    **options: Any,
-) -> Tensor:
+    label: Labels | None = None,
+    **options: Unpack[SampleOptions],
+) -> Float[Tensor, "b c h2 w2"]:
     """Sample images like these, of another size.
 
     Upsamplers were trained on image files, so the images are rounded to 256 levels first.
