@@ -20,12 +20,13 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256 as file_sha256
 from diffzoo.hub import HubPlace, check_repo, hub_file, hub_place
 from diffzoo.models.adapters import merge, plain_name
+from diffzoo.models.registry import entry, list_models
 from diffzoo.runs import newest_checkpoint
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.zoo.adapt import adapt_to
 from diffzoo.zoo.building import Loaded, Weights, assign, build_meta, mismatch
 from diffzoo.zoo.entries import converter_of, entry_weights
-from diffzoo.zoo.finding import emas_in, find_weights
+from diffzoo.zoo.finding import emas_in, find_weights, state_dicts
 from diffzoo.zoo.manifest import find_pretrained, is_pretrained, load_manifest
 from diffzoo.zoo.metadata import Base, Metadata, held_metadata, read_metadata
 
@@ -146,7 +147,7 @@ def _file_weights(path: Path, weights: str, metadata: Metadata | None = None) ->
 def _find(data: Mapping[str, Any], metadata: Metadata, path: Path, weights: str) -> tuple[formats.Tensors, str]:
     """The tensors of a network in a file, and their place there."""
     names = build_meta(metadata.network, metadata.config).state_dict()
-    mine = metadata.name or ""
+    mine = metadata.title
     layouts = [v for n, v in load_manifest().items() if n.split(".")[0] == mine and v.converter != "diffzoo"]
 
     def convert(tensors: formats.Tensors) -> formats.Tensors | None:
@@ -158,10 +159,35 @@ def _find(data: Mapping[str, Any], metadata: Metadata, path: Path, weights: str)
                     return state
         return None
 
-    state, place = find_weights(data, names, str(path), weights, convert)
+    try:
+        state, place = find_weights(data, names, str(path), weights, convert)
+    except UserError:
+        found = _look_alikes(data)
+        if not found or mine in found:
+            raise
+        theirs = " or ".join(found)
+        raise UserError(
+            f"{path} holds the weights of another model than {mine}: by names and shapes, {theirs}"
+        ) from None
     if problem := mismatch(names, state):
         raise UserError(f"the weights in {path} do not fit this network: {problem}")
     return state, place
+
+
+def _look_alikes(data: Mapping[str, Any]) -> list[str]:
+    """Registered models whose official layout these tensors have, without remainder."""
+    layouts = {(item.converter, item.metadata.network): item for item in load_manifest().values()}
+    for _, tensors in state_dicts(data):
+        found: dict[str, None] = {}
+        for (converter, network), item in layouts.items():
+            for name in list_models() if converter != "diffzoo" else ():
+                if entry(name).network is network:
+                    with suppress(UserError, KeyError, AttributeError):
+                        converter_of(item).from_official(tensors, entry(name).config)
+                        found[name] = None
+        if found:
+            return list(found)
+    return []
 
 
 # -- low-rank adapters

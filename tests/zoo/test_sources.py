@@ -5,6 +5,7 @@ import io
 import shutil
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 from zoo_entry import ENTRY
 
+from diffzoo import create_model
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError
 from diffzoo.models import dit, registry
@@ -25,6 +27,7 @@ from diffzoo.typing import Condition
 from diffzoo.zoo import load_any, manifest, verify
 from diffzoo.zoo.converters import dit as authors
 from diffzoo.zoo.converters import dit_diffusers
+from diffzoo.zoo.converters import guided_diffusion as adm_layout
 from diffzoo.zoo.fetch import HashMismatchError
 
 CONFIG = dit.TINY.override(num_classes=1000, learned_variance=True)
@@ -154,10 +157,13 @@ def test_jit_weights_of_a_mirror_have_another_prefix() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sit_b_256", "jit_b_256", "jit_l_512", "lightningdit_b_256", "dit_dh_s_256", "sit_xl_512"]
+    ("asked", "given", "converter"),
+    [("sit_s_256", "jit_l_512", authors), ("dit_dh_xl_256", "sit_b_256", authors), ("edm_64", "adm_64", adm_layout)],
 )
-def test_a_file_of_another_member_of_the_family_says_which_it_is(name: str) -> None:
+def test_a_file_of_another_model_says_which_it_is(asked: str, given: str, converter: Any, tmp_path: Path) -> None:
     with torch.device("meta"):
-        theirs = authors.to_official(DiT(registry.entry(name).config).state_dict(), registry.entry(name).config)
-    with pytest.raises(UserError, match=f"these look like weights of .*{name}"):
-        authors.from_official(theirs, registry.entry("dit_xl_256").config)
+        network = registry.build(given)
+    state = converter.to_official(network.state_dict(), network.config)
+    torch.save({"ema": {k: torch.zeros(()).expand(v.shape) for k, v in state.items()}}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"w\.pt holds the weights of another model than {asked}: .*{given}"):
+        create_model(asked, pretrained=tmp_path / "w.pt")

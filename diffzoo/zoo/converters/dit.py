@@ -5,15 +5,13 @@ and made anew on the way back. REPA-E's statistics of its latents (`bn`) belong 
 Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mirror).
 """
 
-import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 
 from torch import Tensor
 
-from diffzoo.errors import UserError
-from diffzoo.models.dit import VARIANTS, DiT, DiTConfig
+from diffzoo.models.dit import DiT, DiTConfig
 from diffzoo.nn.embeddings import sine_cosine_table
 from diffzoo.zoo.converters.renaming import Renaming, on_meta
 
@@ -78,30 +76,7 @@ def from_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, T
     plain = {_PREFIX.sub("", k): v for k, v in state.items()}
     spare = "projectors." if not config.projector_width else "net."
     kept = {k: v for k, v in plain.items() if not _CONSTANTS.fullmatch(k) and not k.startswith(spare)}
-    try:
-        return _renaming(config).from_official(kept)
-    except UserError as error:
-        found = _members(plain)
-        raise UserError(f"{error}; these look like weights of {' or '.join(found)}" if found else str(error)) from None
-
-
-def _members(state: Mapping[str, Tensor]) -> list[str]:
-    """Registered members of the family whose facts the names and shapes of an official state dict show."""
-    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
-    embeds = [f"{part}_embedder.{name}.weight" for part in "sx" for name in ("proj", "proj1")]
-    shapes = [state[name].shape for name in embeds if name in state and state[name].ndim == 4]
-    if not blocks or not shapes or "final_layer.linear.weight" not in state:
-        return []
-    flags = [name in state for name in ("in_context_posemb", "t_embedder.W", "blocks.0.mlp.w12.weight")]
-    seen = [len(blocks), *shapes[0][:3], len(state["final_layer.linear.weight"]), *flags]
-    tokens = state["pos_embed"].shape[1] if "pos_embed" in state else None
-
-    def facts(c: DiTConfig) -> list[int]:
-        outputs = c.patch**2 * c.in_channels * (2 if c.learned_variance or c.spare_outputs else 1)
-        flags = [c.context_tokens > 0, c.time_features == "gaussian", c.mlp == "swiglu"]
-        return [c.depth + c.head_depth, c.bottleneck or c.width, c.in_channels, c.patch, outputs, *flags]
-
-    return [n for n, c in VARIANTS.items() if facts(c) == seen and tokens in (None, math.prod(c.grid))]
+    return _renaming(config).from_official(kept)
 
 
 def to_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
