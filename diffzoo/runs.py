@@ -28,6 +28,7 @@ __all__ = [
     "checksum_file",
     "checksum_lines",
     "find_resume",
+    "free_directory",
     "is_first_process",
     "is_sound",
     "launch",
@@ -87,6 +88,17 @@ def run_of(source: str | os.PathLike[str]) -> Run | None:
     """The run that a path belongs to: its folder, the folder of its checkpoints, or a file in one of these."""
     path = Path(source)
     return next((Run(p) for p in (path, path.parent, path.parent.parent) if Run(p).exists), None)
+
+
+def free_directory(directory: Path) -> Path:
+    """The directory itself, or the next free number of it; says of a stopped run on the way how to go on with it."""
+    candidate, number = directory, 2
+    while candidate.exists() and any(candidate.iterdir()):
+        if list_checkpoints(candidate) and not (Run(candidate).samples / "final.png").exists():
+            print(f"{candidate} was stopped; go on with it by: diffzoo fit --run {candidate} --resume auto")
+        candidate = directory.with_name(f"{directory.name}-{number}")
+        number += 1
+    return candidate
 
 
 # -- checkpoints
@@ -258,7 +270,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
 
 def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a child that is a job of its own, not one of the processes that torchrun or srun started."""
-    ours = (
+    ours: tuple[str, ...] = (
         "RANK",
         "WORLD_SIZE",
         "LOCAL_RANK",
@@ -267,9 +279,8 @@ def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, s
         "ROLE_",
         "NODE_RANK",
         "MASTER_",
-        "TORCHELASTIC_",
-        "SLURM_",
     )
+    ours += ("TORCHELASTIC_", "SLURM_")
     return {name: value for name, value in environment.items() if not name.startswith(ours)}
 
 

@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "portable": {"interop", "generation", "models", "process", "encoders", "zoo"},
     "report": set(),
     "study": {"record", "report"},
-    "recipe": {"data", "encoders", "process", "sampling", "training", "study"},
+    "recipe": {"data", "encoders", "evaluation", "models", "process", "sampling", "study", "training", "zoo"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},

@@ -2,6 +2,7 @@
 
 import argparse
 
+from diffzoo.cli.eval_options import sampling_arguments
 from diffzoo.errors import UserError
 
 __all__ = ["configure", "run"]
@@ -20,10 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[None], metavar="N", help="of the sampler")
     parser.add_argument("--guidance", nargs="+", type=float, default=[None], metavar="W", help="strengths")
     parser.add_argument("--out", default="compare.png", help="the sheet: .png, .webp or .jpg (default: compare.png)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: 16)")
-    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
-    parser.add_argument("--precision", choices=["bf16", "fp16"], help="of the network; default: float32")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,8 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffzoo.errors import UserError
-
 if TYPE_CHECKING:
     from diffzoo.zoo import Metadata, Pretrained
 
@@ -30,31 +28,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """`key=value` words as a dict; values are read as YAML."""
-    import yaml
-
-    overrides = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"expected key=value, got {word!r}")
-        try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(
-                f"cannot read the value of {word!r}: expected a number, a word or {{pixels: value}}"
-            ) from None
-    return overrides
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the summary, and what is known of the weights."""
-    overrides = parse_overrides(args.overrides)
     from diffzoo.models import is_model
     from diffzoo.models.summary import describe, summarise
+    from diffzoo.recipe.parse import parse_overrides
     from diffzoo.zoo.manifest import find_pretrained, list_pretrained
 
+    overrides = parse_overrides(args.overrides)
     if is_model(args.name) and "." not in args.name:
         summary = describe(args.name, **overrides)
         weights = [_published(find_pretrained(name)) for name in list_pretrained(args.name)]

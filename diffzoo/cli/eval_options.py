@@ -1,4 +1,4 @@
-"""Arguments that `diffzoo eval` and `diffzoo sweep` share, and what they mean."""
+"""Options that verbs share: those that sample, and `diffzoo eval` and `diffzoo sweep`; and what they mean."""
 
 import argparse
 import json
@@ -24,8 +24,17 @@ __all__ = [
     "plan_arguments",
     "read_protocol",
     "run_options",
+    "sampling_arguments",
     "shared_arguments",
 ]
+
+
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How images are sampled on this machine."""
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: 16)")
+    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    parser.add_argument("--precision", choices=["bf16", "fp16"], help="of the network; default: float32")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def shared_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,15 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if args.format != "safetensors":
         return _portable(args)
     guidance = None if args.guidance is None else Guidance(args.guidance)
-    made = export(
-        args.source,
-        args.file,
-        dtype=args.dtype,
-        licence=args.licence,
-        weights=args.weights,
-        guidance=guidance,
-    )
-    print(made)
+    options = {"dtype": args.dtype, "licence": args.licence, "weights": args.weights}
+    print(export(args.source, args.file, guidance=guidance, **options))
     return 0
 
 

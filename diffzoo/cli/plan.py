@@ -2,14 +2,10 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.recipe.parse import parse_recipe, read_recipe, split_settings
-
-if TYPE_CHECKING:
-    from diffzoo.training.gpus import GPU
-    from diffzoo.training.planning import Plan
 
 __all__ = ["configure", "run", "split_settings"]
 
@@ -40,8 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
+    from diffzoo.recipe.plan import numbers, plan_content, shown
     from diffzoo.training.gpus import find_gpu, present_gpu
-    from diffzoo.training.recipe_plan import plan_content
 
     stated = [n for n in (args.devices, args.shards) if n is not None]
     if min(stated, default=1) < 1 or not 0 < args.mfu <= 1:
@@ -50,15 +46,14 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         raise UserError("no recipe: give a file or a name that ships, `diffzoo recipes list` shows all")
     gpu = find_gpu(args.gpu) if args.gpu else present_gpu() or find_gpu("h100")
-    shown = " + ".join(names)
     plain = len(names) == 1 and not args.settings and not args.folder
     content = read_recipe(names[0]) if plain else parse_recipe(names, args.settings, args.folder)
     trainer = content.get("trainer") or {}
     devices = args.devices or _devices(trainer)
     shards = args.shards or (devices if "ModelParallelStrategy" in str(trainer.get("strategy")) else 1)
-    plan, micro = plan_content(content, shown, devices, shards, args.mfu, args.grad_checkpointing)
-    numbers = _numbers(plan, gpu, micro)
-    print(json.dumps(numbers, indent=1) if args.json else _text(shown, plan, gpu, numbers))
+    plan, micro = plan_content(content, " + ".join(names), devices, shards, args.mfu, args.grad_checkpointing)
+    found = numbers(plan, gpu, micro)
+    print(json.dumps(found, indent=1) if args.json else shown(" + ".join(names), plan, gpu, found))
     return 0
 
 
@@ -69,57 +64,3 @@ def _devices(trainer: dict[str, Any]) -> int:
     from diffzoo.recipe.command import world_size
 
     return world_size(trainer)
-
-
-def _numbers(plan: "Plan", gpu: "GPU", micro: int | None) -> dict[str, Any]:
-    largest, fitting = plan.largest_micro_batch(gpu), plan.fitting_micro_batch(gpu)
-    chosen = micro or fitting or 1
-    return {
-        "gpu": gpu.name,
-        "devices": plan.devices,
-        "parameters": plan.cost.parameters,
-        "gflops_per_image": plan.cost.flops / 1e9,
-        "training_gflops_per_image": plan.cost.hardware_flops / 1e9,
-        "bytes": {
-            **plan.parts(),
-            "gradients": plan.gradients(),
-            "activations, fixed part": plan.cost.fixed,
-            "activations per image": plan.cost.activations,
-            "evaluation step": plan.evaluation(),
-        },
-        "micro_batch": chosen,
-        "peak_bytes": plan.peak(chosen),
-        "usable_bytes": plan.usable(gpu),
-        "fits": plan.peak(chosen) <= plan.usable(gpu),
-        "largest_micro_batch": largest,
-        "largest_fitting_micro_batch": fitting,
-        "images_per_second": plan.images_per_second(gpu),
-        "hours": plan.hours(gpu),
-    }
-
-
-def _text(recipe: str, plan: "Plan", gpu: "GPU", numbers: dict[str, Any]) -> str:
-    gib = 2**30
-    lines = [
-        f"{recipe} on {plan.devices} x {gpu.name}",
-        f"  parameters          {plan.cost.parameters / 1e6:.1f} M",
-        f"  FLOPs per image     {numbers['gflops_per_image']:.1f} G forward, "
-        f"{numbers['training_gflops_per_image']:.1f} G in training (two per multiply-add)",
-        "  memory per GPU",
-    ]
-    lines += [f"    {name:<28} {size / gib:9.3f} GiB" for name, size in numbers["bytes"].items()]
-    verdict = "fits" if numbers["fits"] else "does NOT fit"
-    lines += [
-        f"  micro-batch {numbers['micro_batch']}: peak {numbers['peak_bytes'] / gib:.1f} GiB of "
-        f"{numbers['usable_bytes'] / gib:.1f} GiB usable: {verdict}",
-        f"  largest micro-batch {numbers['largest_micro_batch']}, "
-        f"largest that divides the batch of {plan.batch}: {numbers['largest_fitting_micro_batch']}",
-    ]
-    if not numbers["largest_fitting_micro_batch"]:
-        lines.append("  nothing fits: set model.grad_checkpointing to true (--grad-checkpointing), or shard (--shards)")
-    lines.append(
-        f"  speed               {numbers['images_per_second']:.0f} images/s at {100 * plan.mfu:.0f} % MFU (assumed)"
-    )
-    if plan.steps:
-        lines.append(f"  whole run           {numbers['hours']:.1f} h for {plan.steps * plan.batch / 1e6:.1f} M images")
-    return "\n".join(lines)

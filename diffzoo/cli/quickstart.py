@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from diffzoo.errors import UserError
-from diffzoo.runs import Run, list_checkpoints
+from diffzoo.runs import Run, free_directory
 
 RECIPE = "emoji/simple_uvit_xs_32"
 FEWEST, MOST = 1500, 6000  # steps that make the classes recognisable, and steps that still pay on this data
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.minutes <= 0 or (args.steps is not None and args.steps < 1):
         raise UserError("--minutes and --steps are positive")
     recipe = find_recipe(RECIPE)
-    directory = _free(Path(args.run))
+    directory = free_directory(Path(args.run))
     _announce(args, directory)
     steps = args.steps or MOST
     options = [
@@ -73,14 +73,3 @@ def _announce(args: argparse.Namespace, directory: Path) -> None:
     print(f"simple_uvit_xs_32, {parameters / 1e6:.2g} M parameters, on {device}", flush=True)
     print(f"{args.folder or 'demo set of emoji'}: {images} images{kinds}, at 32 px", flush=True)
     print(f"training {length}; a grid of samples every {GRIDS} steps in {Run(directory).samples}", flush=True)
-
-
-def _free(directory: Path) -> Path:
-    """The directory itself, or the next free number of it."""
-    candidate, number = directory, 2
-    while candidate.exists() and any(candidate.iterdir()):
-        if list_checkpoints(candidate) and not (Run(candidate).samples / "final.png").exists():
-            print(f"{candidate} was stopped; go on with it by: diffzoo fit --run {candidate} --resume auto")
-        candidate = directory.with_name(f"{directory.name}-{number}")
-        number += 1
-    return candidate

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffzoo.cli.eval_options import sampling_arguments
 from diffzoo.errors import UserError
 from diffzoo.sizes import as_size
 
@@ -82,11 +83,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what the model believed on the way: an animation (.gif) or a sheet with a row per image (.png)",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: 16)")
-    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
-    parser.add_argument("--precision", choices=["bf16", "fp16"], help="of the network; default: float32")
+    sampling_arguments(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: worth it for many images")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _guidance(args: argparse.Namespace) -> Any:

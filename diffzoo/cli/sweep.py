@@ -47,19 +47,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     plan_arguments(parser)
 
 
-def parse_interval(text: str) -> tuple[float, float] | None:
-    """ "0.2-0.8" as a pair; "all" as None."""
-    if text == "all":
-        return None
-    try:
-        low, high = (float(part) for part in text.split("-"))
-    except ValueError as error:
-        raise UserError(f"expected an interval such as 0.2-0.8, or all, got {text!r}") from error
-    if not 0 <= low < high <= 1:
-        raise UserError(f"an interval lies in t between 0 and 1, low before high; got {text!r}")
-    return low, high
-
-
 def run(args: argparse.Namespace) -> int:
     """Try all, print the table, write plot and plan."""
     if args.what not in WHAT:
@@ -78,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     source = open_model(args, device)
     protocol, reference = open_reference(protocol, args.reference, source.image_size)
     base = source.sample_plan
-    intervals = [parse_interval(v) for v in args.intervals] if args.intervals else [sweep.KEEP]
+    intervals = [sweep.parse_interval(v) for v in args.intervals] if args.intervals else [sweep.KEEP]
     weights: list[str | None] = list(args.weights) if len(args.weights) > 1 else []
     if args.stds:
         weights = [*args.weights, *(str(path) for path in write_reconstructed(args.target[0], args.stds))]

@@ -27,11 +27,34 @@ from diffzoo.generation.plan import SamplePlan
 from diffzoo.record import digest
 from diffzoo.sampling import Guidance, Interval
 
-__all__ = ["KEEP", "Candidate", "Trial", "candidates", "plot", "sweep_guidance", "table", "write_plan"]
+__all__ = [
+    "KEEP",
+    "Candidate",
+    "Trial",
+    "candidates",
+    "parse_interval",
+    "plot",
+    "sweep_guidance",
+    "table",
+    "write_plan",
+]
 
 KEEP: Literal["keep"] = "keep"
 Where = tuple[float, float] | Literal["keep"] | None
 HIGHER_IS_BETTER = ("inception-score", "precision", "recall", "density", "coverage", "clip-score", "authpct", "vendi")
+
+
+def parse_interval(text: str) -> tuple[float, float] | None:
+    """ "0.2-0.8" as a pair; "all" as None."""
+    if text == "all":
+        return None
+    try:
+        low, high = (float(part) for part in text.split("-"))
+    except ValueError as error:
+        raise UserError(f"expected an interval such as 0.2-0.8, or all, got {text!r}") from error
+    if not 0 <= low < high <= 1:
+        raise UserError(f"an interval lies in t between 0 and 1, low before high; got {text!r}")
+    return low, high
 
 
 @dataclass(frozen=True)

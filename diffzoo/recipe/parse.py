@@ -12,7 +12,15 @@ from diffzoo.errors import UserError
 from diffzoo.recipe.files import find_recipe, newer_explained, recipes_folder
 from diffzoo.recipe.imports import postpone_imports
 
-__all__ = ["command_arguments", "parse_recipe", "plain_warnings", "read_recipe", "split_settings", "stated_directory"]
+__all__ = [
+    "command_arguments",
+    "parse_overrides",
+    "parse_recipe",
+    "plain_warnings",
+    "read_recipe",
+    "split_settings",
+    "stated_directory",
+]
 
 
 def command_arguments(verb: str, recipes: Sequence[Path], rest: Sequence[str], folder: str | None = None) -> list[str]:
@@ -48,6 +56,24 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """`key=value` words as a dict; values are read as YAML."""
+    import yaml
+
+    overrides = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"expected key=value, got {word!r}")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(
+                f"cannot read the value of {word!r}: expected a number, a word or {{pixels: value}}"
+            ) from None
+    return overrides
 
 
 def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | None) -> dict[str, Any]:

@@ -205,8 +205,8 @@ def memory_explained(arguments: Sequence[str]) -> Iterator[None]:
 def _sentence(arguments: Sequence[str]) -> str:
     """What to change, from the recipe as it was parsed."""
     from diffzoo.recipe.command import ParsedRecipe, world_size
+    from diffzoo.recipe.plan import advice, plan_content
     from diffzoo.training.gpus import this_gpu
-    from diffzoo.training.recipe_plan import advice, plan_content
 
     config = ParsedRecipe(list(arguments)).config
     content = config[arguments[0]].as_dict()

@@ -21,34 +21,22 @@ if TYPE_CHECKING:
     from diffzoo.training.schedules_lr import WarmupConstant, WarmupCosine, WarmupInverseSqrt, WarmupLinear
     from diffzoo.training.training_log import CsvLog, TrainingLog
 
-_HOME = {
-    "Alignment": "training.extra_losses",
-    "CosineDirection": "training.extra_losses",
-    "ExtraLoss": "training.extra_losses",
-    "LearnedUncertainty": "training.extra_losses",
-    "TimmEncoder": "training.extra_losses",
-    "CsvLog": "training.training_log",
-    "Checkpointing": "training.checkpointing",
-    "DiffusionModule": "training.module",
-    "EMA": "training.ema",
-    "FusedAdam": "training.optimizers",
-    "FusedAdamW": "training.optimizers",
-    "GradientGuard": "training.guards",
-    "HeldOutDistance": "training.held_out",
-    "LoRA": "training.lora",
-    "MemorisationReport": "training.held_out",
-    "RunProgress": "training.progress",
-    "SampleGrid": "training.previews",
-    "TimmOptimizer": "training.optimizers",
-    "TrainingLog": "training.training_log",
-    "WarmupConstant": "training.schedules_lr",
-    "WarmupCosine": "training.schedules_lr",
-    "WarmupInverseSqrt": "training.schedules_lr",
-    "WarmupLinear": "training.schedules_lr",
-    "averaged": "training.ema",
-    "find_resume": "runs",
-    "parameter_groups": "training.optimizers",
+_HOMES = {
+    "runs": "find_resume",
+    "training.checkpointing": "Checkpointing",
+    "training.ema": "EMA averaged",
+    "training.extra_losses": "Alignment CosineDirection ExtraLoss LearnedUncertainty TimmEncoder",
+    "training.guards": "GradientGuard",
+    "training.held_out": "HeldOutDistance MemorisationReport",
+    "training.lora": "LoRA",
+    "training.module": "DiffusionModule",
+    "training.optimizers": "FusedAdam FusedAdamW TimmOptimizer parameter_groups",
+    "training.previews": "SampleGrid",
+    "training.progress": "RunProgress",
+    "training.schedules_lr": "WarmupConstant WarmupCosine WarmupInverseSqrt WarmupLinear",
+    "training.training_log": "CsvLog TrainingLog",
 }
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "EMA",

@@ -10,7 +10,7 @@ activations are recomputed; GiB are 2^30 bytes.
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffzoo.models.base import Network
+from diffzoo.models.summary import example_inputs, multiply_adds
 from diffzoo.training.gpus import GIB, GPU
-from diffzoo.typing import Condition
 
 __all__ = ["NetworkCost", "Plan", "flops_per_image", "network_cost"]
 
@@ -101,21 +100,8 @@ def fake_pass(network: Network, prepare: Callable[[Network], None]) -> None:
     """A forward pass of a twin without data, given to `prepare` first, which may register hooks."""
     twin = _twin(network).eval()
     prepare(twin)
-    with FakeTensorMode(), torch.no_grad():
-        _fill(twin)
-        twin.training_outputs(*_inputs(twin, 2, _text_shape(network)))
-
-
-def _inputs(network: Network, batch: int, text: tuple[int, int] | None) -> tuple[Tensor, Tensor, Condition | None]:
-    config = network.config
-    h, w = config.sides
-    z = torch.randn(batch, config.in_channels, h, w)
-    label = torch.zeros(batch, dtype=torch.long) if config.num_classes else None
-    tokens = torch.randn(batch, *text) if text else None
-    mask = torch.ones(batch, text[0], dtype=torch.bool) if text else None
-    low_res = torch.randn(batch, 3, h // 4, w // 4) if config.upsampler else None
-    cond = Condition(label=label, text=tokens, text_mask=mask, low_res=low_res)
-    return z, torch.rand(batch), cond if len(cond) else None
+    with torch.no_grad():
+        twin.training_outputs(*example_inputs(network.config, 2))
 
 
 def _twin(network: Network) -> Network:
@@ -141,22 +127,9 @@ def _fill(twin: Network) -> Network:
     return twin
 
 
-def _text_shape(network: Network) -> tuple[int, int] | None:
-    """Tokens and width of the captions that a text-conditional network reads, by its config."""
-    config = network.config
-    width = config.text_width
-    return (config.text_tokens or 128, width) if width else None
-
-
 def flops_per_image(network: Network) -> float:
     """Operations of one forward pass per image, two per multiply-add: products, convolutions and attention."""
-    twin = _twin(network).eval()
-    with FakeTensorMode(), torch.no_grad():
-        _fill(twin)
-        z, level, cond = _inputs(twin, 1, _text_shape(network))
-        with FlopCounterMode(display=False) as counter:
-            twin(z, level, cond)
-    return float(counter.get_total_flops())
+    return 2.0 * multiply_adds(_twin(network))
 
 
 def _peak(network: Network, batch: int, half: bool, train: bool) -> int:
@@ -164,7 +137,9 @@ def _peak(network: Network, batch: int, half: bool, train: bool) -> int:
     twin = _twin(network).train(train)
     with FakeTensorMode():
         _fill(twin)
-        z, level, cond = _inputs(twin, batch, _text_shape(network))
+        z, level, cond = example_inputs(network.config, batch, "cpu")
+        if cond is not None and cond.text is not None:  # captions have a mask in training
+            cond = replace(cond, text_mask=torch.ones(cond.text.shape[:2], dtype=torch.bool))
         live = _LiveBytes()
         live.ignore([*twin.parameters(), *twin.buffers(), z, level])
         with live, torch.set_grad_enabled(train):

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.process import GaussianProcess
+from diffzoo.recipe.dry_run import FewSamplerSteps
 from diffzoo.recipe.files import stated_version
 from diffzoo.recipe.parse import read_recipe
+from diffzoo.recipe.plan import advice, plan_content
 from diffzoo.runs import RunLock
 from diffzoo.sampling import DDIM, DPMSolver
 from diffzoo.training import gpus
-from diffzoo.training.dry_run import FewSamplerSteps
 from diffzoo.training.gpus import GIB, GPU
 from diffzoo.training.module import DiffusionModule
 from diffzoo.training.planning import NetworkCost, Plan
-from diffzoo.training.recipe_plan import advice, plan_content
 
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from diffzoo import create_model, get_pretrained_cfg, is_model, list_models, register_model, save_pretrained
-from diffzoo.cli.describe import parse_overrides
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.models import Network, build, entry, registry
 from diffzoo.models.simple_unet import TINY, SimpleUNet, SimpleUNetConfig
 from diffzoo.models.summary import Summary, describe, multiply_adds, zoo_table
+from diffzoo.recipe.parse import parse_overrides
 from diffzoo.zoo.manifest import list_pretrained
 
 SMALL = "simple_uvit_xs_32"

@@ -16,10 +16,10 @@ from diffzoo.models import Network, entry
 from diffzoo.recipe.command import ParsedRecipe
 from diffzoo.recipe.files import find_recipe, recipe_names
 from diffzoo.recipe.parse import read_recipe
+from diffzoo.recipe.plan import plan_content
 from diffzoo.sampling import Denoiser, sample
 from diffzoo.training.gpus import find_gpu
 from diffzoo.training.module import DiffusionModule
-from diffzoo.training.recipe_plan import plan_content
 from diffzoo.typing import Condition
 
 HEADER = ("Command:", "Hardware:", "Cost:", "Expected:", "Source:", "Evaluate:")

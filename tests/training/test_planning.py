@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config, Network
+from diffzoo.models.summary import example_inputs
 from diffzoo.recipe.files import find_recipe
-from diffzoo.training import planning
 from diffzoo.training.gpus import GIB, GPU, GPUS, find_gpu, present_gpu
 from diffzoo.training.planning import NetworkCost, Plan, flops_per_image, network_cost
 
@@ -69,7 +69,7 @@ def test_activations_are_those_that_a_real_pass_keeps() -> None:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    z, level, cond = planning._inputs(network, 8, None)
+    z, level, cond = example_inputs(network.config, 8, "cpu")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         outputs = network.training_outputs(z, level, cond)
     saved = sum(kept.values()) / 8

@@ -1,5 +1,6 @@
 """From a recipe to its plan, and from a plan to advice when the memory of a device runs out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from diffzoo.training.gpus import GIB, GPU
 from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.planning import Plan, network_cost
 
-__all__ = ["advice", "plan_content"]
+__all__ = ["advice", "network_of", "numbers", "plan_content", "shown"]
 
 
 def plan_content(
@@ -33,11 +34,7 @@ def plan_content(
         UserError: for a recipe whose network is not a registered name.
     """
     model, trainer = content.get("model") or {}, content.get("trainer") or {}
-    name, overrides = _network(model, where)
-    overrides = {k: v for k, v in overrides.items() if k not in ("classes", "class_names")}  # of the weights
-    with torch.device("meta"):
-        network = build(name, **overrides)
-        _choose_trained(network, model)
+    network = network_of(model, where)
     network.set_grad_checkpointing(recompute or model.get("grad_checkpointing") or False)
     data = (content.get("data") or {}).get("init_args") or {}
     plan = Plan(
@@ -55,25 +52,34 @@ def plan_content(
     return plan, None if micro is None else int(micro)
 
 
-def _choose_trained(network: Network, model: dict[str, Any]) -> None:
-    """Freeze what the recipe freezes: it has neither gradients nor optimizer states nor an EMA."""
-    if model.get("freeze"):
-        freezing.freeze(network, model["freeze"])
-    if model.get("lora"):
-        inject(network, LoRA(**model["lora"]))
+def network_of(model: Mapping[str, Any], where: str) -> Network:
+    """The network of a recipe on the device "meta", with adapters, and frozen as the recipe says.
 
+    Args:
+        model: the key `model` of the recipe.
+        where: it came from, for messages.
 
-def _network(model: dict[str, Any], recipe: str) -> tuple[str, dict[str, Any]]:
-    network = model.get("network")
-    if isinstance(network, str):
-        return network, dict(model.get("network_args") or {})
-    arguments = dict((network or {}).get("init_args") or {})
-    name = arguments.pop("name", None)
-    if name is None:
-        raise UserError(f"the recipe {recipe} states no registered network: expected model.network, a name")
-    for weights in ("pretrained", "checkpoint_path"):
-        arguments.pop(weights, None)
-    return name, {**arguments, **(arguments.pop("overrides", None) or {}), **((network or {}).get("dict_kwargs") or {})}
+    Raises:
+        UserError: if it is no registered name.
+    """
+    stated = model.get("network")
+    if isinstance(stated, str):
+        name, overrides = stated, dict(model.get("network_args") or {})
+    else:  # `create_model` as a class of version 0.1
+        overrides = dict((stated or {}).get("init_args") or {})
+        name = overrides.pop("name", "")
+        overrides |= {**(overrides.pop("overrides", None) or {}), **((stated or {}).get("dict_kwargs") or {})}
+    if not name:
+        raise UserError(f"the recipe {where} states no registered network: expected model.network, a name")
+    of_weights = ("pretrained", "checkpoint_path", "classes", "class_names")
+    with torch.device("meta"):
+        network = build(name, **{k: v for k, v in overrides.items() if k not in of_weights})
+        # what is frozen has neither gradients nor optimizer states nor an EMA
+        if model.get("freeze"):
+            freezing.freeze(network, model["freeze"])
+        if model.get("lora"):
+            inject(network, LoRA(**model["lora"]))
+    return network
 
 
 def _class(part: Any) -> tuple[str, dict[str, Any]]:
@@ -136,3 +142,58 @@ def advice(plan: Plan, recomputing: Plan, gpu: GPU, micro: int) -> str:
     if again:
         return f"{said}; set --model.grad_checkpointing true and --data.init_args.micro_batch_size {again}"
     return f"{said}, and no micro-batch fits: shard it over more devices (ModelParallelStrategy) or take a larger card"
+
+
+def numbers(plan: Plan, gpu: GPU, micro: int | None) -> dict[str, Any]:
+    """A plan as JSON-ready data; `micro` is the recipe's micro-batch, None = the largest that divides the batch."""
+    largest, fitting = plan.largest_micro_batch(gpu), plan.fitting_micro_batch(gpu)
+    chosen = micro or fitting or 1
+    return {
+        "gpu": gpu.name,
+        "devices": plan.devices,
+        "parameters": plan.cost.parameters,
+        "gflops_per_image": plan.cost.flops / 1e9,
+        "training_gflops_per_image": plan.cost.hardware_flops / 1e9,
+        "bytes": {
+            **plan.parts(),
+            "gradients": plan.gradients(),
+            "activations, fixed part": plan.cost.fixed,
+            "activations per image": plan.cost.activations,
+            "evaluation step": plan.evaluation(),
+        },
+        "micro_batch": chosen,
+        "peak_bytes": plan.peak(chosen),
+        "usable_bytes": plan.usable(gpu),
+        "fits": plan.peak(chosen) <= plan.usable(gpu),
+        "largest_micro_batch": largest,
+        "largest_fitting_micro_batch": fitting,
+        "images_per_second": plan.images_per_second(gpu),
+        "hours": plan.hours(gpu),
+    }
+
+
+def shown(recipe: str, plan: Plan, gpu: GPU, numbers: dict[str, Any]) -> str:
+    """A plan in words, from its `numbers`."""
+    lines = [
+        f"{recipe} on {plan.devices} x {gpu.name}",
+        f"  parameters          {plan.cost.parameters / 1e6:.1f} M",
+        f"  FLOPs per image     {numbers['gflops_per_image']:.1f} G forward, "
+        f"{numbers['training_gflops_per_image']:.1f} G in training (two per multiply-add)",
+        "  memory per GPU",
+    ]
+    lines += [f"    {name:<28} {size / GIB:9.3f} GiB" for name, size in numbers["bytes"].items()]
+    verdict = "fits" if numbers["fits"] else "does NOT fit"
+    lines += [
+        f"  micro-batch {numbers['micro_batch']}: peak {numbers['peak_bytes'] / GIB:.1f} GiB of "
+        f"{numbers['usable_bytes'] / GIB:.1f} GiB usable: {verdict}",
+        f"  largest micro-batch {numbers['largest_micro_batch']}, "
+        f"largest that divides the batch of {plan.batch}: {numbers['largest_fitting_micro_batch']}",
+    ]
+    if not numbers["largest_fitting_micro_batch"]:
+        lines.append("  nothing fits: set model.grad_checkpointing to true (--grad-checkpointing), or shard (--shards)")
+    lines.append(
+        f"  speed               {numbers['images_per_second']:.0f} images/s at {100 * plan.mfu:.0f} % MFU (assumed)"
+    )
+    if plan.steps:
+        lines.append(f"  whole run           {numbers['hours']:.1f} h for {plan.steps * plan.batch / 1e6:.1f} M images")
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""Which width of the EMA is best: the loss on the held-out data of a run, over a grid of reconstructed widths."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from diffzoo.errors import UserError
+from diffzoo.recipe.command import Command
+from diffzoo.runs import Run
+from diffzoo.training.ema import EMA
+from diffzoo.training.reconstruction import REACHED, list_snapshots, mismatch, reconstruct
+from diffzoo.zoo.loading import locate
+
+__all__ = ["sweep_widths"]
+
+
+class _Built(Command):
+    """Builds everything and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, batches: int = 16) -> list[float]:
+    """Print the loss of every width and the best; returns the losses.
+
+    Args:
+        run: directory of a run with snapshots.
+        stds: relative widths.
+        updates: time of the EMAs in optimizer steps; None = the last snapshot.
+        batches: validation batches per width.
+
+    Raises:
+        UserError: if the directory is no run, or its data has no held-out part.
+    """
+    config = Run(Path(run)).config
+    if not config.is_file():
+        raise UserError(f"no config.yaml in {run}: `ema sweep` needs the directory of a run, to know its data")
+    snapshots = list_snapshots(run)
+    end = updates or max(s.updates for s in snapshots)
+    used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
+    options = ["--trainer.logger=false", f"--trainer.limit_val_batches={batches}"]
+    built = _Built(["fit", f"--config={config}", *options])
+    # an EMA would put its own weights in place of those that are measured
+    built.trainer.callbacks = [c for c in built.trainer.callbacks if not isinstance(c, EMA)]  # type: ignore[attr-defined]
+    built.model.network.load_state_dict(locate(run, "raw").state)
+    losses = []
+    for std in stds:
+        losses.append(_held_out_loss(built, reconstruct(snapshots, std, end)))
+        off = mismatch(used, end, std)
+        note = f"  (not reached: the profile is off by {100 * off:.2g} %)" if off > REACHED else ""
+        print(f"width {std:<6g} loss {losses[-1]:.6f}{note}", flush=True)
+    loss, std = min(zip(losses, stds, strict=True))
+    print(f"best: width {std:g}, loss {loss:.6f}. Write it with `diffzoo ema reconstruct {run} --std {std:g}`")
+    print("The loss is a proxy: compare widths near it by Fréchet distance with `diffzoo eval`")
+    return losses
+
+
+def _held_out_loss(built: Command, tensors: Mapping[str, Tensor]) -> float:
+    network = built.model.network
+    network.load_state_dict(network.state_dict() | dict(tensors))
+    found = built.trainer.validate(built.model, built.datamodule, verbose=False)
+    if not found or "val/loss" not in found[0]:
+        raise UserError("this run's data has no held-out part: `ema sweep` has nothing to measure on")
+    return float(found[0]["val/loss"])
