@@ -1,14 +1,34 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that are something else than their name says."""
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_path", "sha256", "to_json", "write_text"]
+__all__ = ["HEAD", "STRANGERS", "atomic_path", "kind_of", "sha256", "to_json", "write_text"]
+
+Kinds = tuple[tuple[bytes, str, str], ...]
+
+# what stands where a download was expected: its first bytes, its name, and what to do about it
+STRANGERS: Kinds = (
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "fetch that with `git lfs pull`"),
+    (
+        rb"\s*<(!doctype|html|head|\?xml)",
+        "a web page",
+        "download the file itself, not the page that shows it: on the Hub its address has /resolve/ for /blob/",
+    ),
+)
+_GZIP: Kinds = ((rb"\x1f\x8b", "compressed", "unpack it"),)
+HEAD = 512  # bytes that say what a file is
+
+
+def kind_of(head: bytes, kinds: Kinds = STRANGERS + _GZIP) -> tuple[str, str]:
+    """(what a file is, what to do about it) by its first bytes; two empty texts for other files."""
+    return next(((k, a) for p, k, a in kinds if re.match(p, head, re.DOTALL | re.IGNORECASE)), ("", ""))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffzoo.errors import UserError
+from diffzoo.files import HEAD, STRANGERS, kind_of
 from diffzoo.unpickle import NotPlainError, load_pickle
 
 __all__ = ["INDEX", "SUFFIXES", "Tensors", "read_any", "read_header", "read_pickle", "read_tensors", "weight_map"]
@@ -26,12 +27,7 @@ SAFETENSORS, PYTORCH = "a safetensors file", "a PyTorch file"
 UNPACK = "unpack it and give the file of weights in it"
 # what a file is by its first bytes, and what to do where something else was expected
 KINDS = (
-    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "fetch that with `git lfs pull`"),
-    (
-        rb"\s*<(!doctype|html|head|\?xml)",
-        "a web page",
-        "download the file itself, not the page that shows it: on the Hub its address has /resolve/ for /blob/",
-    ),
+    *STRANGERS,
     (rb"GGUF", "a GGUF file, for llama.cpp and its relatives", "fetch the same weights as .safetensors"),
     (rb"\x89HDF", "an HDF5 file, as Keras writes it", "fetch the weights for PyTorch"),
     (rb"\x93NUMPY", "a NumPy array", "expected the weights of a network"),
@@ -120,8 +116,8 @@ def weight_map(index: Path) -> dict[str, str]:
 def _check_kind(path: Path, wanted: str) -> None:
     """Raise a `UserError` for a file that is something else than `wanted` by its first bytes."""
     with path.open("rb") as file:
-        head = file.read(512)
-    kind, advice = next(((k, a) for p, k, a in KINDS if re.match(p, head, re.DOTALL | re.IGNORECASE)), ("", ""))
+        head = file.read(HEAD)
+    kind, advice = kind_of(head, KINDS)
     if head.startswith(b"PK"):
         kind, advice = _archive(path)
     if kind and kind != wanted:

@@ -16,7 +16,7 @@ from diffzoo.data.sources import Indices, LazyRows, Record, Source, rows_hash
 from diffzoo.errors import UserError
 from diffzoo.images import SUFFIXES
 
-__all__ = ["ImageFiles", "Listing", "walk"]
+__all__ = ["ImageFiles", "Listing", "by_kind", "walk"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Listing:
     folder: the name of the root in the place that it is a split of, such as "train"; "" for the whole place.
     below:  the folder in which class folders lie, such as "train/"; "" for the root.
     broken: links that lead nowhere or in a circle.
+    unread: all other files.
     """
 
     root: str
@@ -39,6 +40,7 @@ class Listing:
     folder: str = ""
     below: str = ""
     broken: Sequence[str] = ()
+    unread: Sequence[str] = ()
 
     @classmethod
     def of(cls, root: str, paths: Sequence[str], broken: Sequence[str] = ()) -> "Listing":
@@ -49,7 +51,9 @@ class Listing:
         images = sorted(p for s, found in by_suffix.items() if s in SUFFIXES for p in found)
         tables = [path for path in paths if posixpath.basename(path) in METADATA]
         images = images or sorted(by_suffix.get(".npy", []))
-        return cls(root, images, frozenset(by_suffix.get(".txt", [])), sorted(tables), broken=broken)
+        texts = frozenset(by_suffix.get(".txt", [])) & {posixpath.splitext(image)[0] + ".txt" for image in images}
+        unread = sorted({*paths} - {*images, *texts, *tables})
+        return cls(root, images, texts, sorted(tables), broken=broken, unread=unread)
 
     def split(self, folder: str) -> "Listing":
         """What lies in a folder of it, with the metadata above."""
@@ -101,6 +105,14 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(broken)
 
 
+def by_kind(files: Sequence[str]) -> str:
+    """Names of files; of several with one suffix, how many there are: "labels.csv, 12 .json"."""
+    kinds: dict[str, list[str]] = {}
+    for file in files:
+        kinds.setdefault(posixpath.splitext(file)[1] or file, []).append(file)
+    return ", ".join(f"{len(found)} {kind}" if len(found) > 1 else found[0] for kind, found in kinds.items())
+
+
 class ImageFiles(Source):
     """Single image files; the folders in which they lie are their classes, unless metadata files say more.
 
@@ -133,7 +145,10 @@ class ImageFiles(Source):
         licence: str = "",
     ):
         if not listing.images:
-            raise UserError(f"no images below {name!r}: expected files ending in {', '.join(sorted(SUFFIXES))}, .npy")
+            there = f", found {by_kind(listing.unread)}" if listing.unread else ""
+            raise UserError(
+                f"no images below {name!r}: expected files ending in {', '.join(sorted(SUFFIXES))}, .npy{there}"
+            )
         self.name, self.revision, self.licence = name, revision, licence
         self._root, self._zip, self._labels_from = listing.root, listing.root.startswith("zip://"), ""
         self._fs, self.remote = file_system(listing.root)

@@ -33,9 +33,9 @@ def pick(wanted: str | None, usual: Sequence[str], known: Sequence[str]) -> str 
 
 def missing_column(kind: str, name: str, known: Sequence[str], where: str) -> UserError:
     """The error for a column that is not there; lists those that are."""
-    return UserError(
-        f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{did_you_mean(name, known)}"
-    )
+    near = did_you_mean(name, known)
+    said = "" if near.startswith("; known") else near
+    return UserError(f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{said}")
 
 
 # ---- labels

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
 from diffzoo.data.remote import file_system, index_folder, kept, retried
 from diffzoo.data.sources import rows_hash
 from diffzoo.errors import UserError
+from diffzoo.files import HEAD, kind_of
 
 __all__ = ["ArrowFiles", "ParquetFiles", "class_names"]
 
@@ -310,8 +311,10 @@ def _read_footer(name: str, handle: BinaryIO) -> "tuple[pq.FileMetaData, str]":
     tail = last(FOOTER_GUESS)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if size < 12 or tail[-4:] != b"PAR1" or length > size:
-        what = "is empty" if not size else "is truncated or no Parquet file"
-        raise UserError(f"{name} {what} ({size} bytes): write or fetch it again")
+        handle.seek(0)
+        kind, advice = kind_of(handle.read(HEAD)) if size else ("empty", "")
+        what = f"{kind or 'truncated or no Parquet file'} ({size} bytes)"
+        raise UserError(f"{name} is {what}: {advice or 'write or fetch it again'}")
     footer = tail[-length:] if length <= len(tail) else last(length)
     return pq.read_metadata(pa.BufferReader(footer)), f"{size}-{hashlib.sha256(footer).hexdigest()[:32]}"
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffzoo.data.folders import Listing, walk
+from diffzoo.data.folders import Listing, by_kind, walk
 from diffzoo.data.metadata import METADATA
 from diffzoo.data.remote import ACCEPT, file_system, hub_file_of, retried
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.hub import LOG_IN, hub_answers, is_offline
+from diffzoo.files import HEAD, kind_of
+from diffzoo.hub import LOG_IN, hub_answers, hub_place, is_offline
 
 __all__ = ["Resolved", "download", "downloaded", "resolve"]
 
@@ -38,6 +39,7 @@ class Resolved:
     listings:    the images of each split, if they are.
     licence:     as stated, or "".
     class_names: by column, where the place says.
+    unread:      files beside the images that say nothing here.
     """
 
     source: str
@@ -46,6 +48,7 @@ class Resolved:
     listings: Mapping[str, Listing] = field(default_factory=dict)
     licence: str = ""
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unread: Sequence[str] = ()
 
     @property
     def splits(self) -> list[str]:
@@ -71,17 +74,20 @@ class Resolved:
         """In words, such as "image files, splits train (in train), validation (in val)"."""
         counts = {s: f"in {x.folder}" if x.folder else "" for s, x in self.listings.items()}
         counts |= {s: f"{len(f)} files" for s, f in self.files.items()}
-        if not any(counts.values()):
-            return WORDS[self.kind]
-        return f"{WORDS[self.kind]}, splits {', '.join(s + (f' ({c})' if c else '') for s, c in counts.items())}"
+        splits = ", ".join(s + (f" ({c})" if c else "") for s, c in counts.items())
+        unread = f"; not read: {by_kind(self.unread)}" if self.unread else ""
+        return WORDS[self.kind] + (f", splits {splits}" if any(counts.values()) else "") + unread
 
 
 def resolve(source: str, config: str | None = None, revision: str | None = None) -> Resolved:
-    """Find the files of a place: a Hub name, a folder, or one file.
+    """Find the files of a place: a Hub name, also as the address of its page, a folder, or one file.
 
     Raises:
         UserError: it does not exist, is gated, has no files, or the configuration or revision is unknown.
     """
+    page = hub_place(source.replace("datasets/", "", 1))
+    if page is not None:
+        return resolve(page.repo, config, revision or page.revision)
     path = Path(source).expanduser()
     if not path.exists():
         if source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
@@ -114,7 +120,9 @@ def _zip(source: str, file: str) -> Resolved:
     try:
         inside = sorted(file_system(root, fresh=True)[0].find(""))
     except Exception as error:
-        raise UserError(f"{source!r} is no zip file, or it is damaged ({error})") from error
+        kind, advice = kind_of(Path(file).read_bytes()[:HEAD]) if Path(file).is_file() else ("", "")
+        what = f"{kind}: {advice}" if kind else f"no zip file, or it is damaged ({error})"
+        raise UserError(f"{source!r} is {what}") from error
     return _images(source, Listing.of(root, [f for f in inside if not re.search(r"(^|/)(\.|__MACOSX/)", f)]))
 
 
@@ -128,12 +136,12 @@ def _images(source: str, whole: Listing) -> Resolved:
         stray = any("/" not in image for image in images)
         known = {top: split for top in sorted(tops) if (split := _split_of(top))}
         if known and not stray and (known.keys() == tops or {"train"} < set(known.values())):
-            return Resolved(source, "images", listings=_splits(whole, below, known))
+            return Resolved(source, "images", listings=_splits(whole, below, known), unread=whole.unread)
         inner = [image.split("/", 1)[1] for image in images if "/" in image]
         if stray or len(tops) > 1 or any("/" not in image for image in inner):
             break
         below, images = f"{below}{next(iter(tops))}/", inner
-    return Resolved(source, "images", listings={"train": replace(whole, below=below)})
+    return Resolved(source, "images", listings={"train": replace(whole, below=below)}, unread=whole.unread)
 
 
 def _split_of(folder: str) -> str | None:

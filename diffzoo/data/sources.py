@@ -202,7 +202,8 @@ def held_out(names: Iterable[str], fraction: float, labels: Indices | None = Non
 
 def unlabelled(row: str, source: str) -> UserError:
     """The error for a row without a label in a source that has labels."""
-    return UserError(f"{row or 'a row'} of {source} has no label")
+    where = row if source in row else f"{row or 'a row'} of {source}"
+    return UserError(f"{where} has no label")
 
 
 def below_common_folder(files: Sequence[str]) -> list[str]:

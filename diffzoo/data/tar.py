@@ -35,6 +35,7 @@ from diffzoo.data.sources import (
     unlabelled,
 )
 from diffzoo.errors import UserError
+from diffzoo.files import HEAD, kind_of
 from diffzoo.images import SUFFIXES
 
 __all__ = ["TarSource"]
@@ -190,7 +191,9 @@ class TarSource(Source):
                     # images of the same size still differ in their last bytes
                     prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end[-SHORT:].hex()}")
         except tarfile.ReadError as error:
-            raise UserError(f"{file} is no uncompressed tar file, or it is truncated: {error}") from error
+            kind, advice = kind_of(bytes(self._fs.cat_file(file, start=0, end=HEAD)))
+            found = f"{kind}: {advice}" if kind else f"no tar file, or truncated: {error}"
+            raise UserError(f"{file} is {found}") from error
         return prints, list(samples.values()), list(fields)
 
     def _set_blocks(self) -> None:

@@ -108,8 +108,8 @@ class Config:
         """Overrides with plain lists and mappings decoded.
 
         Raises:
-            UserError: for a name that is neither a field nor a rewrite, with the one that was meant; for a list or a
-                mapping that does not fit its field.
+            UserError: for a name that is neither a field nor a rewrite, with the one that was meant; for a list, a
+                mapping or a text that does not fit its field.
         """
         known = {f.name for f in fields(self)} | set(rewrites)
         for name in overrides:
@@ -121,7 +121,11 @@ class Config:
             hint = f"; here it is called {meant!r}" if meant in known else did_you_mean(name, known)
             raise UserError(f"{type(self).__name__} has no argument {name!r}{hint}")
         hints = get_type_hints(type(self))
-        return {k: from_plain(hints[k], v, k) if isinstance(v, list | dict) else v for k, v in overrides.items()}
+        numbers = {k for k, hint in hints.items() if hint in (int, float, bool)}
+        return {
+            k: from_plain(hints[k], v, k) if isinstance(v, list | dict) or (isinstance(v, str) and k in numbers) else v
+            for k, v in overrides.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -108,16 +108,16 @@ class Command(LightningCLI):
         """Recipe and command line win over what a checkpoint stores."""
 
     def instantiate_classes(self) -> None:
-        """Build everything; a sentence of ours comes out of the parser's wrapping as it was."""
+        """Build everything; a sentence of ours, or a package that is missing, comes out of the parser's wrapping."""
         try:
             super().instantiate_classes()
         except Exception as error:
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
+            while cause is not None and not isinstance(cause, UserError | ImportError):
                 cause = cause.__cause__ or cause.__context__
             if cause is None or cause is error:
                 raise
-            raise cause from None
+            raise (cause if isinstance(cause, UserError) else UserError(str(cause))) from None
         recipes = self._get(self.config_init, "config") or []
         self.model.recipe = " + ".join(recipe_name(Path(str(path))) for path in recipes) or None
 

@@ -120,10 +120,13 @@ def settings_explained() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise UserError(_one_sentence(error)) from error
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, ZeroDivisionError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if not frames or not LIGHTNING.search(frames[-1].filename):
             raise
+        setting = re.search(r"% self\.trainer\.(\w+)", frames[-1].line or "")
+        if isinstance(error, ZeroDivisionError) and setting:
+            raise UserError(f"trainer.{setting[1]}: expected a positive whole number, got 0") from error
         raise UserError(_one_sentence(error)) from error
 
 

@@ -168,13 +168,18 @@ class TimmOptimizer(Optimizer):
         options: dict[str, Any] | None = None,
         fallback_list: list[str] | None = None,
     ) -> Optimizer:
-        from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+        from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 
         known = [str(n) for n in list_optimizers()]
         if name.lower() not in known:
             raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
+        if get_optimizer_info(name.lower()).second_order:
+            raise UserError(f"the optimizer {name!r} needs second derivatives, which training here does not compute")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
-        made: Any = get_optimizer_class(name.lower(), bind_defaults=False)
+        try:
+            made: Any = get_optimizer_class(name.lower(), bind_defaults=False)
+        except (AssertionError, ImportError) as error:
+            raise UserError(f"the optimizer {name!r} does not run here: {error}") from error
         takes = set(inspect.signature(made).parameters) - {"params", "lr", "weight_decay"}
         for option in given.keys() - takes:
             raise UserError(f"the optimizer {name!r} does not take {option!r}{did_you_mean(option, takes)}")
@@ -203,7 +208,12 @@ class TimmOptimizer(Optimizer):
 def _with_fallback(groups: list[Any], patterns: list[str]) -> list[dict[str, Any]]:
     """The groups with class tables and parameters of these names apart, marked for AdamW."""
     found: list[dict[str, Any]] = []
-    for group in (g if isinstance(g, dict) else {"params": [g]} for g in groups):
+    dicts = [g if isinstance(g, dict) else {"params": [g]} for g in groups]
+    names = [getattr(p, "diffzoo_name", "") for group in dicts for p in group["params"]]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"fallback_list: no parameter that trains matches {pattern!r}")
+    for group in dicts:
         apart = [p for p in group["params"] if _falls_back(p, patterns)]
         rest = [p for p in group["params"] if not _falls_back(p, patterns)]
         found += [{**group, "params": rest}] if rest else []

@@ -18,6 +18,7 @@ import pytest
 from data.pictures import picture
 
 from diffzoo.data import HFDataset, ImageFolder
+from diffzoo.data.resolve import resolve
 from diffzoo.data.sources import Source, held_out
 from diffzoo.errors import UserError
 
@@ -361,3 +362,34 @@ def test_the_value_range_is_one_for_all_and_kept_by_a_resume(tmp_path: Path) -> 
     assert next(iter(said.one_pass("train")))["image"][3].max() == 128
     said.load_state_dict(data.state_dict())
     assert next(iter(said.one_pass("train")))["image"][3].max() == 249
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.tar", "x.zip", "images/x.png"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"), (b"<!DOCTYPE html>", "a web page")],
+)
+def test_what_was_downloaded_in_place_of_data_is_named(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content * 2)
+    with pytest.raises(UserError, match=rf"x\.{file.suffix[1:]}'?.* {what}"):
+        next(iter(HFDataset(str(file.parent if "/" in name else file), **COMMON).train_dataloader()))
+
+
+def test_files_that_say_nothing_here_are_listed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "kaggle", ["train/0.png", "train/1.png"])
+    (folder / "train.csv").write_text("id,label\n0.png,1\n")
+    for name in ("0.json", "1.json", "0.txt"):
+        (folder / "train" / name).write_text("{}")
+    assert "not read: train.csv, 2 .json;" in HFDataset(str(folder), **COMMON).decision
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "0.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no images .* found 0\.heic"):
+        HFDataset(str(tmp_path / "phone"), **COMMON).prepare_data()
+
+
+def test_the_page_of_a_data_set_is_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffzoo.data.resolve._published", lambda *given: given)
+    for page in ("https://huggingface.co/datasets/owner/name/tree/v1", "hf://datasets/owner/name@v1"):
+        assert resolve(page) == ("owner/name", None, "v1")
