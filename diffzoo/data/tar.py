@@ -192,8 +192,8 @@ class TarSource(Source):
                     prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end[-SHORT:].hex()}")
         except tarfile.ReadError as error:
             kind, advice = kind_of(bytes(self._fs.cat_file(file, start=0, end=HEAD)))
-            found = f"{kind}: {advice}" if kind else f"no tar file, or truncated: {error}"
-            raise UserError(f"{file} is {found}") from error
+            what = f"{kind}: {advice}" if kind else f"no tar file, or truncated: {error}"
+            raise UserError(f"{file} is {what}") from error
         return prints, list(samples.values()), list(fields)
 
     def _set_blocks(self) -> None:
