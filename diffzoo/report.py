@@ -76,7 +76,7 @@ def read_run(folder: Path) -> RunRecord:
         folder=folder,
         columns=columns,
         recipe=dict(_flat(yaml.safe_load(places.config.read_text(encoding="utf-8")) or {})),
-        grids=sorted(places.samples.glob("*.png")),
+        grids=sorted(places.samples.glob("*.png"), key=lambda path: (path.stem == "final", path.stem)),
         evaluations=_evaluations(folder),
         memorisation=sheet if sheet.is_file() else None,
         starts=_starts(places.starts),
@@ -143,10 +143,13 @@ def _axes(title: str) -> tuple["Figure", "Axes"]:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimizer steps", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -167,6 +170,8 @@ def _curves(runs: Sequence[RunRecord], title: str, names: Sequence[str], log: bo
             axes.axvline(step, color="gray", linestyle=":", linewidth=0.8)
     if log:
         axes.set_yscale("log")
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks("{x:g}")
     if len(drawn) > 1:
         axes.legend(fontsize=7)
     return _svg(figure)
@@ -202,15 +207,16 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; font-size: 13px }}
 td, th {{ border: 1px solid #ddd; padding: .2rem .5rem; text-align: left }}
-.plot svg {{ width: 100%; height: auto }} .grid img {{ image-rendering: pixelated; max-width: 100%; min-width: 50% }}
+.plot svg {{ width: 100%; height: auto }}
+.grid {{ margin: 0 }} .grid img {{ max-width: 100% }} .grid input {{ width: 50% }}
 code, td {{ overflow-wrap: anywhere }}
 </style>
 <h1>{title}</h1>
 {body}
 <script>
 document.querySelectorAll("figure.grid").forEach(f => {{
-  const frames = f.querySelectorAll("img"), slider = f.querySelector("input");
-  const show = () => frames.forEach((g, i) => g.hidden = i != slider.value);
+  const frames = f.querySelectorAll("img"), slider = f.querySelector("input"), caption = f.querySelector("output");
+  const show = () => frames.forEach((g, i) => {{ if (!(g.hidden = i != slider.value)) caption.value = g.title; }});
   if (slider) {{ slider.oninput = show; show(); }}
 }});
 </script>
@@ -281,8 +287,9 @@ def _samples(run: RunRecord, budget: int) -> str:
         f"{' hidden' if k + 1 < len(grids) else ''}>"
         for k, path in enumerate(grids)
     )
-    slider = f'<input type="range" min="0" max="{len(grids) - 1}" value="{len(grids) - 1}">' if len(grids) > 1 else ""
-    return f"<h2>Samples of {html.escape(str(run.folder))}</h2><figure class=grid>{images}{slider}</figure>"
+    last = len(grids) - 1
+    slider = f'<input type="range" max="{last}" value="{last}"><output></output><br>' if last else ""
+    return f"<h2>Samples of {html.escape(str(run.folder))}</h2><figure class=grid>{slider}{images}</figure>"
 
 
 def _evaluated(runs: Sequence[RunRecord]) -> str:

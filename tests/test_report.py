@@ -32,8 +32,8 @@ def run(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text("seed_everything: 3\nmodel: {network: tiny, network_args: {num_classes: 2}}\n")
     rows = [f"{step},{2 / step},{1 / step},{1.5 / step},,{8 * step}\n" for step in (10, 20, 30)]
     (folder / "metrics.csv").write_text(HEADER + "".join(rows) + "30,,,,0.04,\n40,0.01,0.0")  # cut by a kill
-    for step in (10, 20, 30):
-        Image.effect_noise((64, 64), 50).save(folder / "samples" / f"step_{step:08}.png")
+    for name in ("step_00000010", "step_00000020", "final"):
+        Image.effect_noise((64, 64), 50).save(folder / "samples" / f"{name}.png")
     return folder
 
 
@@ -55,6 +55,8 @@ def test_the_page_is_whole_in_itself(run: Path, capsys: pytest.CaptureFixture[st
     sources = [attributes.get("src") for tag, attributes in page.tags if tag in ("img", "script", "link")]
     assert len([s for s in sources if s and s.startswith("data:image/png")]) == 3
     assert not [s for s in sources if s and not s.startswith("data:")]
+    shown = [attributes["title"] for tag, attributes in page.tags if tag == "img" and "hidden" not in attributes]
+    assert shown == ["final"]  # the last one first seen
     assert [tag for tag, _ in page.tags].count("svg") == 2  # loss, and loss by noise level
     assert "0.04" in page.text
     assert (run / "report.html").stat().st_size < 6_000_000
@@ -78,7 +80,7 @@ def test_many_grids_stay_below_the_limit(run: Path) -> None:
     assert sum(p.stat().st_size for p in (run / "samples").iterdir()) > 2 * IMAGE_BYTES
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").stat().st_size < 6_000_000
-    assert "step_00000099" in (run / "report.html").read_text()
+    assert 'title="final"' in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

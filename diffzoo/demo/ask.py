@@ -1,36 +1,29 @@
 """One setting as the page states it, as the call that it is: run it, or write it down as a command or as Python."""
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal
 
 from diffzoo.errors import UserError
 from diffzoo.generation import Pipeline, Samples
+from diffzoo.generation.seeds import parse_seeds
 from diffzoo.sampling import Trajectory
 from diffzoo.sizes import sides
 
-__all__ = ["MOST_IMAGES", "MOST_PIXELS", "MOST_STEPS", "Ask", "Kind", "as_command", "as_python", "sampled"]
+__all__ = ["Ask", "Kind", "first_of"]
 
 MOST_IMAGES = 64  # of one setting
 MOST_PIXELS = 64 * 512 * 512  # of all images of one setting together
 MOST_STEPS = 500
 
-Kind = Literal["sample", "variations", "interpolation", "edit"]
-METHODS: dict[Kind, str] = {
-    "sample": "",
-    "variations": ".variations",
-    "interpolation": ".interpolate",
-    "edit": ".edit",
-}
+Kind = Literal["__call__", "variations", "interpolate", "edit"]
 
 
-class _How(TypedDict, total=False):
-    steps: int
-    guidance: float
-    sampler: str
+def first_of(pipe: Pipeline) -> Pipeline:
+    """What samples first: of a cascade the model of the small images, which knows the classes."""
+    return pipe.base or pipe
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,9 @@ class Ask:
         source: what `diffzoo.pipeline` takes.
         device: where to compute.
         weights: of a checkpoint: "ema", "raw" or the label of an EMA.
-        kind: from noise, around one seed, between two, or from an image.
+        kind: the method of the pipeline.
         classes: names, numbers or captions; empty for unconditional models.
-        seeds: one image per class and seed; of an interpolation the first two are its ends.
+        seeds: such as "0-7"; one image per class and seed. The two ends of an interpolation.
         steps, guidance, sampler: None = as published.
         around: of variations: the seed that is varied.
         amount: of variations: how far to go towards the other seeds, in [0, 1].
@@ -55,9 +48,9 @@ class Ask:
     source: str
     device: str
     weights: str = "ema"
-    kind: Kind = "sample"
+    kind: Kind = "__call__"
     classes: tuple[str | int, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: str = "0"
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
@@ -70,9 +63,8 @@ class Ask:
 
     def count(self) -> int:
         """How many images these are."""
-        if self.kind == "interpolation":
-            return self.frames
-        return max(1, len(self.classes)) * len(self.seeds)
+        each = len(parse_seeds(self.seeds))
+        return self.frames if self.kind == "interpolate" else max(1, len(self.classes)) * each
 
     def check(self, pipe: Pipeline) -> None:
         """Refuse what a page that others may open should not start.
@@ -82,106 +74,71 @@ class Ask:
         """
         fitting = min(MOST_IMAGES, max(1, MOST_PIXELS // prod(sides(pipe.generator.image_size))))
         if not 1 <= self.count() <= fitting:
-            raise UserError(
-                f"{self.count()} images are asked for: this page makes 1 to {fitting} of this size at a time"
-            )
+            raise UserError(f"you ask for {self.count()} images: this page makes 1 to {fitting} of this size at a time")
         if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"expected 1 to {MOST_STEPS} steps, got {self.steps}")
-        if pipe.generator.kind in ("class", "caption") and not self.classes:
-            raise UserError(f"this model samples from a {pipe.generator.kind}: choose one")
-        if self.kind == "interpolation" and (len(self.seeds) != 2 or len(self.classes) > 1):
+        kind = first_of(pipe).generator.kind
+        if kind in ("class", "caption") and not self.classes:
+            raise UserError(f"this model samples from a {kind}: choose one")
+        if self.kind == "interpolate" and (len(parse_seeds(self.seeds)) != 2 or len(self.classes) > 1):
             raise UserError("between two seeds: give two seeds, such as 3,7, and one class")
         if self.kind == "variations" and len(self.classes) > 1:
             raise UserError("variations of one seed: choose one class")
         if self.kind == "edit" and self.image is None:
             raise UserError("from an image: upload one first")
 
-    def how(self) -> _How:
-        """The options that are not as published."""
-        how = _How()
-        if self.steps is not None:
-            how["steps"] = self.steps
-        if self.guidance is not None:
-            how["guidance"] = self.guidance
-        if self.sampler is not None:
-            how["sampler"] = self.sampler
-        return how
+    def _options(self, *names: str) -> dict[str, Any]:
+        """Those of some fields that are given."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def arguments(self) -> tuple[list[object], dict[str, object]]:
-        """Of the call of the pipeline: by position and by name."""
-        classes, seeds = list(self.classes) or None, list(self.seeds)
-        one = classes[0] if classes else None
-        how: dict[str, object] = {**self.how()}
+    def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Of the method of the pipeline: by position and by name."""
+        classes, seeds = list(self.classes) or None, parse_seeds(self.seeds)
+        one, how = classes[0] if classes else None, self._options("steps", "guidance", "sampler")
         if self.kind == "variations":
             return [self.around, one], {"seeds": seeds, "amount": self.amount, **how}
-        if self.kind == "interpolation":
+        if self.kind == "interpolate":
             return [*seeds, one], {"frames": self.frames, **how}
-        if self.kind == "edit":
-            given = {"strength": self.strength, "mask": self.mask}
-            return [self.image, classes], {"seeds": seeds, **{k: v for k, v in given.items() if v is not None}, **how}
-        return [classes], {"seeds": seeds, **how}
+        first = [self.image] if self.kind == "edit" else []
+        return [*first, classes], {"seeds": seeds, **self._options("mask", "strength"), **how}
 
+    def sampled(self, pipe: Pipeline, trajectory: Trajectory | None = None) -> Samples:
+        """The images."""
+        positional, named = self._arguments()
+        made: Samples = getattr(pipe, self.kind)(*positional, **named, trajectory=trajectory)
+        return made
 
-def sampled(pipe: Pipeline, ask: Ask, trajectory: Trajectory | None = None) -> Samples:
-    """The images."""
-    positional, named = ask.arguments()
-    method = getattr(pipe, METHODS[ask.kind].removeprefix(".") or "__call__")
-    made: Samples = method(*positional, **named, trajectory=trajectory)
-    return made
+    def beside(self) -> "Ask":
+        """The same where image and mask lie in the current directory."""
+        image, mask = (path and Path(path).name for path in (self.image, self.mask))
+        return replace(self, image=image, mask=mask)
 
+    def as_python(self) -> str:
+        """Python that makes the same images."""
+        positional, named = self._arguments()
+        written = [repr(value) for value in positional] + [f"{name}={value!r}" for name, value in named.items()]
+        method = "" if self.kind == "__call__" else f".{self.kind}"
+        return (
+            "import diffzoo\n\n"
+            f"pipe = diffzoo.pipeline({self.source!r}, {self.device!r}, weights={self.weights!r})\n"
+            f"samples = pipe{method}({', '.join(written)})\n"
+            'samples.save_png("samples")\n'
+        )
 
-def as_python(ask: Ask, pictured: Sequence[str] = ()) -> str:
-    """Python that makes the same images.
-
-    Args:
-        ask: the setting.
-        pictured: names of the uploaded image and mask where they lie at the reader's.
-    """
-    positional, named = _with_names(ask, pictured).arguments()
-    written = [repr(value) for value in positional] + [f"{name}={value!r}" for name, value in named.items()]
-    return (
-        "import diffzoo\n\n"
-        f"pipe = diffzoo.pipeline({ask.source!r}, {ask.device!r}, weights={ask.weights!r})\n"
-        f"samples = pipe{METHODS[ask.kind]}({', '.join(written)})\n"
-        'samples.save_png("samples")\n'
-    )
-
-
-def as_command(ask: Ask, pictured: Sequence[str] = ()) -> str:
-    """The command that makes the same images."""
-    ask = _with_names(ask, pictured)
-    words = ["diffzoo", "sample", ask.source, "--device", ask.device]
-    if ask.weights != "ema":
-        words += ["--weights", ask.weights]
-    if ask.classes:
-        words += ["--classes", *map(str, ask.classes)]
-    if ask.kind == "interpolation":
-        words += ["--between", *map(str, ask.seeds), "--frames", str(ask.frames)]
-    else:
-        words += ["--seeds", _ranges(ask.seeds)]
-    if ask.kind == "variations":
-        words += ["--around", str(ask.around), "--amount", str(ask.amount)]
-    if ask.kind == "edit":
-        for option, value in (("--init", ask.image), ("--mask", ask.mask), ("--strength", ask.strength)):
-            words += [option, str(value)] if value is not None else []
-    for option, given in ask.how().items():
-        words += [f"--{option}", str(given)]
-    return shlex.join([*words, "--dir", "samples"])
-
-
-def _with_names(ask: Ask, pictured: Sequence[str]) -> Ask:
-    from dataclasses import replace
-
-    names = [Path(name).name for name in pictured]
-    return replace(ask, image=names[0] if names else ask.image, mask=names[1] if len(names) > 1 else ask.mask)
-
-
-def _ranges(seeds: Sequence[int]) -> str:
-    """Seeds as `--seeds` takes them: "0-7,20"."""
-    runs: list[list[int]] = []
-    for seed in seeds:
-        if runs and seed == runs[-1][1] + 1:
-            runs[-1][1] = seed
+    def as_command(self) -> str:
+        """The command that makes the same images."""
+        words: list[object] = ["diffzoo", "sample", self.source, "--device", self.device, "--weights", self.weights]
+        if self.classes:
+            words += ["--classes", *self.classes]
+        if self.kind == "interpolate":
+            words += ["--between", *parse_seeds(self.seeds), "--frames", self.frames]
         else:
-            runs.append([seed, seed])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+            words += ["--seeds", self.seeds.replace(" ", "")]
+        options = self._options("mask", "strength", "steps", "guidance", "sampler")
+        if self.kind == "variations":
+            options = {"around": self.around, "amount": self.amount, **options}
+        if self.kind == "edit":
+            options = {"init": self.image, **options}
+        for name, value in options.items():
+            words += [f"--{name}", value]
+        return shlex.join(map(str, [*words, "--dir", "samples"]))

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -30,7 +30,7 @@ class Update:
 
     Args:
         pixels: what the network believes of all images now, uint8 `(n, c, h, w)`.
-        done: share of the steps of all images.
+        done: share of the steps of all images; a cascade begins anew with its upsampler.
         left: seconds, about.
     """
 
@@ -44,16 +44,20 @@ class Watch(Trajectory):
 
     Args:
         images: that are sampled.
-        steps: of the sampler.
         tell: called with updates.
         stop: set when somebody wants to stop.
     """
 
-    def __init__(self, images: int, steps: int, tell: Callable[[Update], None], stop: threading.Event):
+    def __init__(self, images: int, tell: Callable[[Update], None], stop: threading.Event):
         super().__init__(images=images)
-        self.tell, self.stop, self.steps = tell, stop, steps
+        self.tell, self.stop = tell, stop
+        self.enlarging()
+
+    def enlarging(self) -> Self:
+        """This again, for images of another size."""
         self.start = self.told = time.monotonic()
-        self.latest: Tensor | None = None
+        self.decode, self.latest = None, torch.empty(0, dtype=torch.uint8)
+        return self
 
     def __call__(self, moment: Moment) -> None:
         """Take note of one step of one batch.
@@ -69,15 +73,15 @@ class Watch(Trajectory):
         rows, size = moment.rows, len(moment.rows)
         x = moment.x_hat.float()
         pixels = to_uint8((x if self.decode is None else self.decode(x)).nan_to_num()).cpu()
-        if self.latest is None:
+        if not len(self.latest):
             self.latest = torch.full((self.images, *pixels.shape[1:]), 255, dtype=torch.uint8)
-        self.latest[rows.start : rows.start + size] = pixels
-        done = min(1.0, (rows.start + size * (moment.step + 1) / self.steps) / self.images)
+        self.latest[rows.start : rows.stop] = pixels
+        done = (rows.start + size * (moment.step + 1) / moment.steps) / self.images
         self.tell(Update(self.latest.clone(), done, (now - self.start) * (1 - done) / done))
         self.told = time.monotonic()
 
 
-def watched(images: int, steps: int, work: Callable[[Watch], T], stop: threading.Event) -> Iterator[Update | T]:
+def watched(images: int, work: Callable[[Watch], T], stop: threading.Event) -> Iterator[Update | T]:
     """Updates while `work` runs in a thread, then what it returns; its exception is raised here.
 
     Closing the iterator stops the work.
@@ -88,7 +92,7 @@ def watched(images: int, steps: int, work: Callable[[Watch], T], stop: threading
 
     def run() -> None:
         try:
-            result.append(work(Watch(images, steps, said.put, stop)))
+            result.append(work(Watch(images, said.put, stop)))
         except BaseException as error:  # raised again in the thread that waits
             errors.append(error)
         finally:
@@ -97,13 +101,9 @@ def watched(images: int, steps: int, work: Callable[[Watch], T], stop: threading
     thread = threading.Thread(target=run, name="sampling", daemon=True)
     thread.start()
     try:
-        while True:
-            update = said.get()
-            while update is not None and not said.empty():  # the last one counts
-                update = said.get()
-            if update is None:
-                break
-            yield update
+        while (update := said.get()) is not None:
+            if said.empty():  # the newest one is enough
+                yield update
     finally:
         if not result and not errors:
             stop.set()

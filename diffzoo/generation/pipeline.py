@@ -134,6 +134,7 @@ class Pipeline(Edits):
             few = max(1, batch_size // 4) if batch_size else None  # its images are sixteen times as large
             again = [record["seed"] for record in small.records]
             options |= {"guidance": guidance, "steps": steps, "sampler": sampler, "batch_size": few}
+            options["trajectory"] = trajectory.enlarging() if trajectory is not None else None
             return self.upsample(small, each, again, **options)
         request = self.published.request(classes, seeds, guidance, steps, sampler)
         images = self.generator.at(size).images(
@@ -161,6 +162,7 @@ class Pipeline(Edits):
         batch_size: int | None = 4,
         progress: bool | None = None,
         precision: Precision | None = None,
+        trajectory: Trajectory | None = None,
     ) -> Samples:
         """Sample images like these, larger; only for upsamplers.
 
@@ -169,7 +171,7 @@ class Pipeline(Edits):
             classes: name or index of the class of each image, for class-conditional upsamplers.
             seeds: one per image.
             guidance: scale of the classifier, if the pipeline has one.
-            steps, sampler, batch_size, progress, precision: as for sampling.
+            steps, sampler, batch_size, progress, precision, trajectory: as for sampling.
         """
         if self.generator.kind != "image":
             raise UserError("this model does not enlarge images: use an upsampler, such as adm_64_to_256")
@@ -194,6 +196,7 @@ class Pipeline(Edits):
             batch_size=batch_size,
             progress=progress,
             precision=precision,
+            trajectory=trajectory,
         )
         made = self.published.samples(large, request, precision)
         if isinstance(images, Samples):

@@ -46,6 +46,7 @@ class Moment(NamedTuple):
     z:     the state at `t`, `(b, c, h, w)`.
     x_hat: what the denoiser believed there, `(b, c, h, w)`; of the first call where a step makes several.
     rows:  which images of the run these are.
+    steps: of the walk.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Moment(NamedTuple):
     z: Tensor
     x_hat: Tensor
     rows: range
+    steps: int
 
 
 class _Settled:
@@ -134,13 +136,13 @@ def integrate(
         else:
             z, memory = sampler.step(settled, z, t, s, memory, noise)
         if trajectory is not None and settled.first is not None:
-            trajectory(Moment(i, float(t), before, settled.first, rows))
+            trajectory(Moment(i, float(t), before, settled.first, rows, last + 1))
         if tick is not None:
             tick()
     if sampler.final == "denoise":
         z = sampler.finish(settled, z, times[-1], noise)
     if trajectory is not None:
-        trajectory(Moment(-1, float(times[-1]), z, z, rows))
+        trajectory(Moment(-1, float(times[-1]), z, z, rows, last + 1))
     return z
 
 

@@ -45,6 +45,10 @@ class Trajectory:
         self.times[moment.step] = moment.t
         self._pixels.setdefault(moment.step, {}).update(zip(rows, pixels, strict=True))
 
+    def enlarging(self) -> "Trajectory | None":
+        """What follows the upsampler of a cascade, once the small images are finished; None = nothing does."""
+        return None
+
     def frames(self) -> list[Tensor]:
         """Raw pixels `(n, c, h, w)` for each step that was kept, from noise to the finished images."""
         if not self._pixels:

@@ -57,11 +57,21 @@ class Visit:
         field.fill(text)
         field.blur()
 
+    def upload(self, path: Path) -> None:
+        """An image to begin with."""
+        self.page.get_by_label("from an image").check()
+        hint = self.page.get_by_text("Upload an image")
+        hint.wait_for(timeout=WAIT)
+        editor = self.page.locator(".block", has=self.page.get_by_text("image; paint what to change"))
+        editor.locator("input[type=file]").first.set_input_files(path)
+        hint.wait_for(state="hidden", timeout=WAIT)
+
     def sample(self) -> None:
         self.page.get_by_role("button", name="Sample", exact=True).click()
 
     def images(self) -> int:
-        self.page.get_by_role("button", name="Download all").first.wait_for(timeout=WAIT)
+        self.page.get_by_role("button", name="Download images and command").first.wait_for(timeout=WAIT)
+        self.page.locator(".grid-container img").last.wait_for(timeout=WAIT)
         return self.page.locator(".grid-container img").count()
 
     def text(self, label: str, number: int = 0) -> str:
@@ -70,6 +80,17 @@ class Visit:
         lines = block.nth(number).locator(".cm-line")
         lines.filter(has_text=re.compile(r"\S")).first.wait_for(timeout=WAIT)  # the editor fills after the images
         return "\n".join(lines.all_inner_texts())
+
+    def download(self, folder: Path) -> None:
+        """Images, and what their command needs."""
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name="Download images and command").first.click()
+        shutil.unpack_archive(download.value.path(), folder, "zip")
+
+    def run(self, folder: Path) -> None:
+        """The command that the page shows."""
+        words = shlex.split(self.text("as command"))
+        subprocess.run([sys.executable, "-m", *words], cwd=folder, check=True, env={**os.environ})
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +123,10 @@ def test_a_visitor_samples_and_the_copied_lines_give_the_same_images(visit: Visi
     visit.fill("steps", "6")
     visit.sample()
     assert visit.images() == 2
-    with visit.page.expect_download() as download:
-        visit.page.get_by_role("button", name="Download all").first.click()
-    shutil.unpack_archive(download.value.path(), folder / "page", "zip")
-    command, code = visit.text("as command"), visit.text("as Python")
-    assert "--seeds 2,5" in command
-    subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=folder, check=True, env={**os.environ})
+    visit.download(folder / "page")
+    code = visit.text("as Python")
+    assert "--seeds 2,5" in visit.text("as command")
+    visit.run(folder)
     (folder / "python").mkdir()
     subprocess.run([sys.executable, "-c", code], cwd=folder / "python", check=True)
     names = sorted(p.name for p in (folder / "page").glob("*.png"))
@@ -147,22 +166,47 @@ def test_another_model_and_an_uploaded_image(visit: Visit, folder: Path, second:
     Image.new("RGB", (40, 32), (200, 30, 30)).save(folder / "red.png")
     visit.page.get_by_label("model").click()
     visit.page.get_by_role("option", name=str(second)).click()
-    visit.page.get_by_label("from an image").check()
-    visit.page.locator("input[type=file]").first.set_input_files(folder / "red.png")
-    visit.page.get_by_text("red.png").first.wait_for()
+    visit.upload(folder / "red.png")
     visit.fill("seeds, such as 0-7 or 3,20", "0")
     visit.fill("steps", "4")
     visit.sample()
     assert visit.images() == 1
     command = visit.text("as command")
     assert f"sample {second}" in command
-    assert "--init red.png" in command
+    assert "--init image.png" in command
+
+
+def test_what_is_painted_is_the_mask_of_the_command(visit: Visit, folder: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 256, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "noise.png")
+    visit.upload(folder / "noise.png")
+    canvas = visit.page.locator("canvas").first.bounding_box()
+    x, y = (canvas[a] + canvas[side] / 2 for a, side in (("x", "width"), ("y", "height")))
+    visit.page.mouse.move(x, y)
+    visit.page.mouse.down()
+    visit.page.mouse.move(x + 40, y, steps=5)
+    visit.page.mouse.up()
+    visit.fill("seeds, such as 0-7 or 3,20", "1")
+    visit.fill("steps", "2")
+    visit.sample()
+    assert visit.images() == 1
+    visit.download(folder / "painted")
+    assert np.array_equal(np.asarray(Image.open(folder / "painted" / "image.png")), noise)
+    mask = np.asarray(Image.open(folder / "painted" / "mask.png"))
+    assert mask.shape == (200, 256)
+    assert set(np.unique(mask)) == {0, 255}
+    assert 0.01 < (mask > 0).mean() < 0.3
+    visit.run(folder / "painted")
+    name = next((folder / "painted" / "samples").iterdir()).name
+    ours, theirs = (np.asarray(Image.open(folder / "painted" / path)) for path in (name, f"samples/{name}"))
+    assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
     ("seeds", "steps", "sentence"),
     [
-        ("0-100", "2", "101 images are asked for: this page makes 1 to 64 of this size at a time"),
+        ("0-100", "2", "you ask for 101 images: this page makes 1 to 64 of this size at a time"),
+        ("0", "2.5", "steps: expected a whole number, got '2.5'"),
         ("many", "2", "expected seeds such as 0-7 or 0-15,20, got 'many'"),
     ],
 )
@@ -181,10 +225,10 @@ def test_paths_that_a_page_sends_are_not_read(url: str) -> None:
         assert error.value.code in (403, 404)
     config = json.load(urllib.request.urlopen(f"{url}config"))
     sample = next(d for d in config["dependencies"] if d["api_name"] == "sample")
-    kinds = {c["id"]: c["type"] for c in config["components"]}
-    values = [c["props"].get("value") for i in sample["inputs"] for c in config["components"] if c["id"] == i]
-    at = next(i for i, component in enumerate(sample["inputs"]) if kinds[component] == "file")
-    values[1], values[at] = "from an image", {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    inputs = [c for i in sample["inputs"] for c in config["components"] if c["id"] == i]
+    sent = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    given = {"begin": "from an image", "or a mask, white where to change": sent}
+    values = [given.get(c["props"].get("label"), c["props"].get("value")) for c in inputs]
     body = json.dumps({"data": values, "fn_index": sample["id"], "session_hash": "reader"}).encode()
     join = urllib.request.Request(f"{url}gradio_api/queue/join", body, {"Content-Type": "application/json"})
     urllib.request.urlopen(join).read()

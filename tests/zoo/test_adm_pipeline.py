@@ -1,6 +1,7 @@
 """ADM from a name to pictures: guided by a classifier, enlarged by an upsampler, in Python and on the command line."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from PIL import Image
 
 from diffzoo import pipeline
 from diffzoo.cli.main import main
+from diffzoo.demo import job
+from diffzoo.demo.ask import Ask
+from diffzoo.demo.job import Stopped, Update, Watch
 from diffzoo.errors import UserError
 from diffzoo.generation import Pipeline
 from diffzoo.models import registry
@@ -173,6 +177,31 @@ def test_an_upsampler_draws_its_small_pictures_itself(published: None, tmp_path:
     with Image.open(next((tmp_path / "a").iterdir())) as picture:
         want = pipeline("adm_16_to_32", "cpu", preset="guided")(1, seeds=[3])
         assert np.abs(np.asarray(picture).astype(int) - want.pixels[0].astype(int)).max() <= 1
+
+
+def test_a_cascade_on_the_page_shows_both_sizes_and_stops_in_its_upsampler(
+    published: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "EVERY", 0.0)
+    pipe = pipeline("adm_16_to_32", "cpu")
+    asked = Ask("adm_16_to_32", "cpu", classes=(1,), seeds="3,4", steps=6)
+    asked.check(pipe)
+    with pytest.raises(UserError, match="samples from a class: choose one"):
+        Ask("adm_16_to_32", "cpu").check(pipe)
+    updates: list[Update] = []
+    stop = threading.Event()
+    watch = Watch(2, updates.append, stop)
+    assert np.array_equal(asked.sampled(pipe, watch).pixels, pipe([1], seeds=[3, 4], steps=6).pixels)
+    assert [(u.pixels.shape[-1], round(6 * u.done)) for u in updates] == [(16, k) for k in range(1, 7)] + [
+        (32, k) for k in range(1, 7)
+    ]
+
+    def stop_once_large(update: Update) -> None:
+        if update.pixels.shape[-1] == 32:
+            stop.set()
+
+    with pytest.raises(Stopped):
+        asked.sampled(pipe, Watch(2, stop_once_large, stop))
 
 
 def test_a_classifier_draws_nothing(zoo: dict[str, str]) -> None:
