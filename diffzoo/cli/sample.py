@@ -10,7 +10,7 @@ from diffzoo.sizes import as_size
 
 if TYPE_CHECKING:
     from diffzoo.generation import Pipeline, Samples
-    from diffzoo.generation.edits import Options
+    from diffzoo.generation.published import Options
     from diffzoo.sampling import Trajectory
 
 __all__ = ["configure", "run"]
@@ -183,11 +183,16 @@ def _edited(
     clash = [f for f in ("upsample", "trajectory", "compile", "size") if getattr(args, f)] + begin[1:]
     if clash:
         raise UserError(f"--{begin[0]} and --{clash[0]} do not go together")
-    guidance, how = _guidance(args), {"steps": args.steps, "sampler": args.sampler}
-    options: Options = {"batch_size": args.batch_size, "precision": args.precision, "progress": not args.quiet}
+    options: Options = {
+        "guidance": _guidance(args),
+        "steps": args.steps,
+        "sampler": args.sampler,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "progress": not args.quiet,
+    }
     if begin == ["init"]:
-        edit = {"strength": args.strength, "mask": args.mask, **how}
-        return pipe.edit(args.init, classes, seeds, guidance=guidance, **edit, **options)
+        return pipe.edit(args.init, classes, seeds, strength=args.strength, mask=args.mask, **options)
     if args.classes is not None and len(args.classes) > 1:
         raise UserError(f"--{begin[0]} takes one class or caption, got {len(args.classes)}")
     one = classes[0] if classes else None
@@ -196,8 +201,8 @@ def _edited(
 
         bounded(args.frames)
         first, last = args.between
-        return pipe.interpolate(first, last, one, frames=args.frames, guidance=guidance, **how, **options)
-    return pipe.variations(args.around, one, seeds, amount=args.amount, guidance=guidance, **how, **options)
+        return pipe.interpolate(first, last, one, frames=args.frames, **options)
+    return pipe.variations(args.around, one, seeds, amount=args.amount, **options)
 
 
 def _write(args: argparse.Namespace, samples: "Samples") -> int:

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from diffzoo.cache import hub_cache_dir
-from diffzoo.errors import MissingExtraError, UserError, lacks
+from diffzoo.errors import MissingExtraError, UserError
 from diffzoo.files import sha256
 from diffzoo.pins import check_files, first_revision
 from diffzoo.tensors import TEXT_ENCODER, state_sha256, write_tensors
@@ -47,10 +47,13 @@ _MINILM_FILES = {
 class TextEncoder(Protocol):
     """What a text-conditional model needs to know about a text encoder."""
 
-    width: int
-    """Channels of a token embedding."""
-    max_tokens: int
-    """Tokens per caption; longer captions are cut, shorter ones padded."""
+    @property
+    def width(self) -> int:
+        """Channels of a token embedding."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens per caption; longer captions are cut, shorter ones padded."""
 
     def encode(self, captions: Sequence[str]) -> tuple[Tokens, Mask]:
         """Embeddings `(b, max_tokens, width)` in float32, zero at padding, and the mask `(b, max_tokens)`, True at
@@ -125,9 +128,8 @@ class TextEncoderSpec:
         """The encoder; nothing is loaded before its first use."""
         given = {"max_tokens": self.max_tokens, "keep_padding": self.keep_padding}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        cls: Any = {"CLIPEncoder": CLIPEncoder, "MiniLMEncoder": MiniLMEncoder, "T5Encoder": T5Encoder}[self.encoder]
-        encoder: TextEncoder = cls(self.source, self.revision, **options)
-        return encoder
+        classes = {"CLIPEncoder": CLIPEncoder, "MiniLMEncoder": MiniLMEncoder, "T5Encoder": T5Encoder}
+        return classes[self.encoder](self.source, self.revision, **options)
 
 
 class _Transformer:
@@ -135,6 +137,10 @@ class _Transformer:
 
     So a recipe is read, and its network built on the meta device, without the weights of its encoder.
     """
+
+    title: ClassVar[str]
+    model_class: ClassVar[str]
+    tokenizer_class: ClassVar[str] = "AutoTokenizer"
 
     def __init__(self, source: str, revision: str | None, max_tokens: int | None, keep_padding: bool):
         if max_tokens is not None and max_tokens < 1:
@@ -152,16 +158,18 @@ class _Transformer:
                 return TextEncoderSpec(cls, self.source, self.revision, self.max_tokens, self.keep_padding)
         return None
 
-    def _load_model(self) -> nn.Module:
-        raise lacks(self, "_load_model")
+    def _part(self, cls: str, what: str) -> Any:
+        """An object of a class of transformers, from the files of the encoder."""
+        folder = self._place()  # before transformers: the extra that brings MiniLM brings both
+        return _load(getattr(_transformers(), cls).from_pretrained, f"{self.title} {what}", folder, self.revision)
 
-    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        raise lacks(self, "_load_tokenizer")
+    def _place(self) -> str:
+        return self.source
 
     @cached_property
     def model(self) -> nn.Module:
         """The encoder, in eval mode and without gradients."""
-        model = self._load_model().to(self._device).eval().requires_grad_(False)
+        model: nn.Module = self._part(self.model_class, "encoder").to(self._device).eval().requires_grad_(False)
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and self._max_tokens is not None and self._max_tokens > positions:
             raise UserError(f"{self.source!r} has {positions} positions, so max_tokens cannot be {self._max_tokens}")
@@ -170,7 +178,8 @@ class _Transformer:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer."""
-        return self._load_tokenizer()
+        made: PreTrainedTokenizerBase = self._part(self.tokenizer_class, "tokenizer")
+        return made
 
     @property
     def width(self) -> int:
@@ -240,6 +249,8 @@ class CLIPEncoder(_Transformer):
         keep_padding: treat padding as real tokens, with states and a mask of True.
     """
 
+    title, model_class, tokenizer_class = "CLIP", "CLIPTextModel", "CLIPTokenizer"
+
     def __init__(
         self,
         source: str = "openai/clip-vit-large-patch14",
@@ -248,18 +259,6 @@ class CLIPEncoder(_Transformer):
         keep_padding: bool = False,
     ):
         super().__init__(source, revision, max_tokens, keep_padding)
-
-    def _load_model(self) -> nn.Module:
-        model: nn.Module = _load(
-            _transformers().CLIPTextModel.from_pretrained, "CLIP text model", self.source, self.revision
-        )
-        return model
-
-    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        made: PreTrainedTokenizerBase = _load(
-            _transformers().CLIPTokenizer.from_pretrained, "CLIP tokenizer", self.source, self.revision
-        )
-        return made
 
 
 class T5Encoder(_Transformer):
@@ -277,6 +276,8 @@ class T5Encoder(_Transformer):
         keep_padding: treat padding as real tokens, with states and a mask of True.
     """
 
+    title, model_class = "T5", "T5EncoderModel"
+
     def __init__(
         self,
         source: str = "google/t5-v1_1-xxl",
@@ -285,18 +286,6 @@ class T5Encoder(_Transformer):
         keep_padding: bool = False,
     ):
         super().__init__(source, revision, max_tokens, keep_padding)
-
-    def _load_model(self) -> nn.Module:
-        model: nn.Module = _load(
-            _transformers().T5EncoderModel.from_pretrained, "T5 encoder", self.source, self.revision
-        )
-        return model
-
-    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        made: PreTrainedTokenizerBase = _load(
-            _transformers().AutoTokenizer.from_pretrained, "T5 tokenizer", self.source, self.revision
-        )
-        return made
 
 
 class MiniLMEncoder(_Transformer):
@@ -313,26 +302,15 @@ class MiniLMEncoder(_Transformer):
         keep_padding: treat padding as real tokens, with states and a mask of True.
     """
 
+    title, model_class = "MiniLM", "BertModel"
+
     def __init__(
         self, source: str = MINILM, revision: str | None = None, max_tokens: int = 24, keep_padding: bool = False
     ):
         super().__init__(source, revision, max_tokens, keep_padding)
 
-    @cached_property
-    def _where(self) -> str:
+    def _place(self) -> str:
         return str(_minilm_folder()) if self.source == MINILM else self.source
-
-    def _load_model(self) -> nn.Module:
-        where = self._where  # before transformers: the extra that brings MiniLM brings both
-        model: nn.Module = _load(_transformers().BertModel.from_pretrained, "MiniLM encoder", where, self.revision)
-        return model
-
-    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        where = self._where
-        made: PreTrainedTokenizerBase = _load(
-            _transformers().AutoTokenizer.from_pretrained, "MiniLM tokenizer", where, self.revision
-        )
-        return made
 
 
 def _minilm_folder() -> Path:

@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from diffzoo.sizes import Size, as_size, pixels_text, sides
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FolderImages", "ImagesPlan", "NpzImages", "as_protocol_asks", "open_images"]
+__all__ = ["FolderImages", "ImagesPlan", "NpzImages", "array_header", "as_protocol_asks", "open_images"]
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a member of a zip file; its last two fields are lengths
 LOCAL_HEADER_LENGTHS = struct.Struct("<2H")  # of the name and of the extra field, which lie between header and data
@@ -159,6 +159,13 @@ def _check_mode(path: Path, image: "Image.Image") -> None:
         raise UserError(f"{path} is partly transparent: put it on a background of your choice first")
 
 
+def array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and dtype of a `.npy` file, which is then read up to its data."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(member)
+
+
 @dataclass(frozen=True)
 class NpzImages:
     """The images of an ADM `.npz` file, read piece by piece.
@@ -174,9 +181,7 @@ class NpzImages:
         """Shape, dtype and offset of the data within the member `arr_0.npy`."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(member)
+                shape, fortran, dtype = array_header(member)
                 offset = member.tell()
         except (KeyError, ValueError, zipfile.BadZipFile, OSError) as error:
             raise UserError(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffzoo.cache import cache_dir
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.evaluation.image_files import FolderImages, NpzImages
+from diffzoo.evaluation.image_files import FolderImages, NpzImages, array_header
 from diffzoo.files import atomic_path, sha256
 from diffzoo.metrics.features import FeatureNetwork, extract
 from diffzoo.metrics.moments import Moments
@@ -144,9 +144,7 @@ class Reference:
     def _shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array, without reading it."""
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return read(member)[0]
+            return array_header(member)[0]
 
     def features(self, network: FeatureNetwork, layer: str) -> Tensor:
         """Features of the reference images, `(m, d)`: those in the file, else computed (once) from its images."""

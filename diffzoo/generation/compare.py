@@ -8,8 +8,8 @@ from typing import TypeVar, Unpack
 import numpy as np
 
 from diffzoo.errors import UserError
-from diffzoo.generation.edits import Options
 from diffzoo.generation.pipeline import Pipeline, pipeline
+from diffzoo.generation.published import Speed
 from diffzoo.generation.samples import Samples
 
 __all__ = ["Way", "compare", "every_way"]
@@ -50,7 +50,7 @@ def compare(
     classes: Sequence[str | int] | None,
     seeds: Sequence[int],
     device: str | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Speed],
 ) -> Samples:
     """Sample every class and seed in every way: a row for each class and seed, a column for each way.
 

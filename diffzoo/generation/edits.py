@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -14,12 +14,11 @@ from PIL.Image import Image as PillowImage
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.generation.published import Published, Request
+from diffzoo.generation.published import Options, Published, Request
 from diffzoo.generation.samples import Samples
 from diffzoo.images import to_float
-from diffzoo.sampling import Sampler, Trajectory
+from diffzoo.sampling import Sampler
 from diffzoo.sampling.edit import inpaint, interpolate, invert, noised, seed_noise, shortened
-from diffzoo.sampling.loop import Precision
 from diffzoo.sizes import Size, as_size, sides
 from diffzoo.typing import Latents
 
@@ -27,22 +26,6 @@ __all__ = ["Edits", "fitted"]
 
 Image = str | Path | np.ndarray | PillowImage
 STRENGTH = 0.6  # of image-to-image where a call names none
-
-
-BATCH = 16  # images at a time where a call says nothing
-
-
-class Options(TypedDict, total=False):
-    """How to sample: images at a time, progress bar, precision of the network, and who sees x_hat on the way."""
-
-    batch_size: int | None
-    progress: bool | None
-    precision: Precision | None
-    trajectory: Trajectory | None
-
-
-def _with_defaults(options: Options) -> Options:
-    return {"batch_size": BATCH, **options}
 
 
 class Edits:
@@ -59,9 +42,6 @@ class Edits:
         strength: float | None = None,
         mask: Image | None = None,
         resample: int = 10,
-        guidance: float | Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        sampler: Sampler | str | None = None,
         **options: Unpack[Options],
     ) -> Samples:
         """Sample from a noised image; with a mask, only where it is white, so that it goes with the rest.
@@ -73,13 +53,13 @@ class Edits:
                 with a mask.
             mask: a file, or uint8 `(h, w)` of the image's size, white where to sample; fitted as the image is.
             resample: with a mask: how often each step is made (arXiv:2201.09865); more fits better and costs more.
-            guidance, steps, sampler, options: as for sampling.
+            options: as for sampling.
 
         Raises:
             UserError: for an image that cannot be read, a mask of another size, or a strength out of range.
         """
         generator = self.published.generator
-        request = self.published.request(classes, seeds, guidance, steps, sampler)
+        request = self.published.request(classes, seeds, **options)
         pixels, about = fitted(image, generator.image_size)
         known = generator.encode(to_float(pixels)[None])
         strength = (STRENGTH if mask is None else 1.0) if strength is None else strength
@@ -88,11 +68,11 @@ class Edits:
         rows = known.expand(len(request.seeds), -1, -1, -1)
         start = noised(generator.process, short, rows, request.seeds)
         if mask is None:
-            request = replace(request, sampler=short)
-            return self._started(request, start, options, edit={"kind": "image to image", **about})
+            edit = {"kind": "image to image", **about}
+            return self.published.sample(replace(request, sampler=short), start=start, edit=edit)
         where = self._mask(mask, pixels, image)
         latent = F.max_pool2d(where.float()[None, None], generator.autoencoder.ratio)[0, 0] > 0
-        generator.show_images(options.get("trajectory"))
+        generator.show_images(request.speed.get("trajectory"))
         latents = inpaint(
             generator.guided(request.guidance),
             short,
@@ -103,24 +83,12 @@ class Edits:
             start=start if strength < 1 else None,
             resample=resample,
             device=generator.device,
-            **_with_defaults(options),
+            **request.speed,
         )
         images = torch.where(where, generator.decode(latents), to_float(pixels))  # an autoencoder changes all pixels
         about |= {"mask_share": float(where.float().mean()), "resample": resample}
         edit = {"kind": "inpainting", **about}
-        return self.published.samples(images, request, options.get("precision"), edit=edit)
-
-    def _started(self, request: Request, start: Latents, options: Options, **more: Any) -> Samples:
-        """Samples from given states."""
-        images = self.published.generator.images(
-            request.seeds,
-            request.cond,
-            sampler=request.sampler,
-            guidance=request.guidance,
-            start=start,
-            **_with_defaults(options),
-        )
-        return self.published.samples(images, request, options.get("precision"), **more)
+        return self.published.samples(images, request, edit=edit)
 
     def _mask(self, mask: Image, pixels: Tensor, image: Image) -> Tensor:
         """Where to sample, bool `(h, w)`, fitted as the image was."""
@@ -167,9 +135,6 @@ class Edits:
         classes: str | int | None = None,
         *,
         frames: int = 8,
-        guidance: float | Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        sampler: Sampler | str | None = None,
         **options: Unpack[Options],
     ) -> Samples:
         """Images between two: of starts along the great circle between those of two seeds, or of two inversions.
@@ -178,18 +143,17 @@ class Edits:
             a, b: a seed, or a start such as that of `invert`.
             classes: one class or caption.
             frames: how many images, the two ends among them; at least 2.
-            guidance, steps, sampler, options: as for sampling.
+            options: as for sampling.
         """
         if frames < 2:
             raise UserError(f"expected at least 2 frames, got {frames}")
         # the seed is that of what a stochastic sampler draws on the way
         seeds = [a if isinstance(a, int) else 0] * frames
-        request = self.published.request(classes, seeds, guidance, steps, sampler)
+        request = self.published.request(classes, seeds, **options)
         weights = [i / (frames - 1) for i in range(frames)]
         start = interpolate(self._start(a, request), self._start(b, request), weights)
-        between = [end if isinstance(end, int) else "given" for end in (a, b)]
-        edit = {"kind": "interpolation", "between": between}
-        return _each(self._started(request, start, options, edit=edit), "weight", weights)
+        edit = {"kind": "interpolation", "between": [end if isinstance(end, int) else "given" for end in (a, b)]}
+        return _each(self.published.sample(request, start=start, edit=edit), "weight", weights)
 
     def variations(
         self,
@@ -198,9 +162,6 @@ class Edits:
         seeds: Sequence[int] = range(8),
         *,
         amount: float = 0.3,
-        guidance: float | Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        sampler: Sampler | str | None = None,
         **options: Unpack[Options],
     ) -> Samples:
         """Images near one: of starts that lie some way from that of a seed, towards those of other seeds.
@@ -210,16 +171,16 @@ class Edits:
             classes: one class or caption.
             seeds: what to go towards, one image each.
             amount: share of the way along the great circle, in [0, 1]: 0 is the seed itself, 1 the other ones.
-            guidance, steps, sampler, options: as for sampling.
+            options: as for sampling.
         """
         if not 0 <= amount <= 1:
             raise UserError(f"expected an amount in [0, 1], got {amount}: 0 is the image itself, 1 another one")
         own = of if isinstance(of, int) else 0
-        request = self.published.request(classes, [own] * len(seeds), guidance, steps, sampler)
+        request = self.published.request(classes, [own] * len(seeds), **options)
         first = self._start(of, request)
         start = torch.cat([interpolate(first, self._start(int(seed), request), [amount]) for seed in seeds])
         edit = {"kind": "variations", "of": of if isinstance(of, int) else "given", "amount": amount}
-        return _each(self._started(request, start, options, edit=edit), "towards", [int(seed) for seed in seeds])
+        return _each(self.published.sample(request, start=start, edit=edit), "towards", [int(seed) for seed in seeds])
 
     def _start(self, end: int | Latents, request: Request) -> Float[Tensor, "c h w"]:
         """The state that sampling from a seed starts with, or one that is given."""

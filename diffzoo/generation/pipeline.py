@@ -20,7 +20,7 @@ from diffzoo.errors import UserError
 from diffzoo.generation.classes import Classes
 from diffzoo.generation.edits import Edits
 from diffzoo.generation.generator import Generator, device_of
-from diffzoo.generation.published import Published, Request, listed
+from diffzoo.generation.published import Published, Request, Speed, listed
 from diffzoo.generation.samples import Samples
 from diffzoo.images import to_float
 from diffzoo.sampling import Sampler, Trajectory
@@ -136,19 +136,9 @@ class Pipeline(Edits):
             options |= {"guidance": guidance, "steps": steps, "sampler": sampler, "batch_size": few}
             options["trajectory"] = trajectory.enlarging() if trajectory is not None else None
             return self.upsample(small, each, again, **options)
-        request = self.published.request(classes, seeds, guidance, steps, sampler)
-        images = self.generator.at(size).images(
-            request.seeds,
-            request.cond,
-            sampler=request.sampler,
-            guidance=request.guidance,
-            batch_size=batch_size,
-            compile=compile,
-            trajectory=trajectory,
-            start=start,
-            **options,
-        )
-        return self.published.samples(images, request, precision, **({"start": "given"} if start is not None else {}))
+        options |= {"guidance": guidance, "steps": steps, "sampler": sampler, "batch_size": batch_size}
+        request = self.published.request(classes, seeds, trajectory=trajectory, **options)
+        return self.published.sample(request, size, start, compile)
 
     def upsample(
         self,
@@ -185,20 +175,16 @@ class Pipeline(Edits):
         columns = images.columns if isinstance(images, Samples) else n
         cond = Condition(label=torch.tensor(ids) if ids else None, low_res=quantise(small))
         solver = self.published.sampler(sampler, steps)
-        request = Request(list(seeds), labels, ids, cond, solver, applied, record, columns)
+        speed: Speed = {
+            "batch_size": batch_size,
+            "progress": progress,
+            "precision": precision,
+            "trajectory": trajectory,
+        }
+        request = Request(list(seeds), labels, ids, cond, solver, applied, record, columns, speed)
         h, w = small.shape[-2:]
         short = min(sides(self.generator.image_size))
-        large = self.generator.at(as_size([h * short // min(h, w), w * short // min(h, w)])).images(
-            seeds,
-            cond,
-            sampler=solver,
-            guidance=applied,
-            batch_size=batch_size,
-            progress=progress,
-            precision=precision,
-            trajectory=trajectory,
-        )
-        made = self.published.samples(large, request, precision)
+        made = self.published.sample(request, as_size([h * short // min(h, w), w * short // min(h, w)]))
         if isinstance(images, Samples):
             made.records = [{**r, "enlarged": small} for r, small in zip(made.records, images.records, strict=True)]
         return made

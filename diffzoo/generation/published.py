@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -18,13 +18,16 @@ from diffzoo.images import to_uint8
 from diffzoo.pins import encoder_record, read_record
 from diffzoo.record import from_plain, to_plain
 from diffzoo.rng import NOISE
-from diffzoo.sampling import Guidance, Sampler
+from diffzoo.sampling import Guidance, Sampler, Trajectory
 from diffzoo.sampling.loop import Precision
-from diffzoo.typing import Condition, Images
+from diffzoo.sizes import Size
+from diffzoo.typing import Condition, Images, Latents
 from diffzoo.zoo.building import Loaded
 from diffzoo.zoo.metadata import Metadata, class_list
 
-__all__ = ["Published", "Request", "listed"]
+__all__ = ["Options", "Published", "Request", "Speed", "listed"]
+
+BATCH = 16  # images at a time where a call says nothing
 
 _DTYPES: dict[Precision | None, str] = {None: "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -34,6 +37,23 @@ def listed(classes: Sequence[str | int] | str | int | None) -> list[str | int] |
     if classes is None:
         return None
     return [classes] if isinstance(classes, str | int) else list(classes)
+
+
+class Speed(TypedDict, total=False):
+    """Images at a time, progress bar, precision of the network, and what collects x_hat on the way."""
+
+    batch_size: int | None
+    progress: bool | None
+    precision: Precision | None
+    trajectory: Trajectory | None
+
+
+class Options(Speed, total=False):
+    """How to sample, where a call does not take the published way."""
+
+    guidance: float | Mapping[str, Any] | None
+    steps: int | None
+    sampler: Sampler | str | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,7 @@ class Request:
         guidance: as a generator takes it; None where it changes nothing.
         record: of the guidance.
         columns: images per class.
+        speed: with the batch size.
     """
 
     seeds: list[int]
@@ -59,6 +80,7 @@ class Request:
     guidance: AnyGuidance | None
     record: dict[str, Any] | None
     columns: int
+    speed: Speed
 
 
 @dataclass
@@ -90,6 +112,7 @@ class Published:
         guidance: float | Mapping[str, Any] | None = None,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
+        **speed: Unpack[Speed],
     ) -> Request:
         """Every class with every seed, class by class.
 
@@ -111,7 +134,36 @@ class Published:
             applied,
             record,
             len(seeds),
+            {"batch_size": BATCH, **speed},
         )
+
+    def sample(
+        self,
+        request: Request,
+        size: Size | None = None,
+        start: Latents | None = None,
+        compile: bool = False,
+        **more: Any,
+    ) -> Samples:
+        """The images of a request, with a record each.
+
+        Args:
+            request: what to sample, and how.
+            size: height and width in pixels; None = those of the model.
+            start: the states to begin with, in place of noise from the seeds.
+            compile: compile the network first.
+            more: what goes into the records besides.
+        """
+        images = self.generator.at(size).images(
+            request.seeds,
+            request.cond,
+            sampler=request.sampler,
+            guidance=request.guidance,
+            start=start,
+            compile=compile,
+            **request.speed,
+        )
+        return self.samples(images, request, **(more or ({} if start is None else {"start": "given"})))
 
     def condition(self, items: Sequence[str | int] | None) -> tuple[list[str], list[int], Condition | None]:
         """A label, a class where there are classes, and a row of conditions for each item."""
@@ -159,12 +211,12 @@ class Published:
         chosen: Sampler = from_plain(Sampler, asked, "sampler")  # type: ignore[type-abstract]
         return replace(chosen, steps=steps) if steps is not None else chosen
 
-    def samples(self, images: Images, request: Request, precision: Precision | None, **more: Any) -> Samples:
+    def samples(self, images: Images, request: Request, **more: Any) -> Samples:
         """Samples with a record each; `more` goes into all of them."""
         shared = {
             "guidance": request.record,
             "sampler": to_plain(request.sampler),
-            "dtype": _DTYPES[precision],
+            "dtype": _DTYPES[request.speed.get("precision")],
             **self.encoders(),
             "weights": to_plain(self.metadata.provenance, sparse=True),
             "model": self.metadata.name,

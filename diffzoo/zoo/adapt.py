@@ -1,12 +1,13 @@
-"""Weights for a config that differs from their own: what may differ, and how tables follow.
+"""Weights for a config that differs from their own: what may differ, and what happens to tables.
 
-classes     a change of `num_classes` or `null_class` needs a policy (`build_with`); the null class keeps its row.
-            A table that is new, in a network that had no classes, begins at zero: a network that adds the class
-            to its conditioning then computes exactly what it did, one that reads it as a token nearly so.
-resolution  another `image_size` keeps all weights; learned positions are resampled, bicubically, with
-            antialiasing on the way down. Each place keeps its relative position in the picture.
-names       weights of one registered name may start another of the same family, if nothing but classes, dropout
-            and resolution differs: `uvit_bao_l_512` from the weights of `uvit_bao_l_256`.
+classes     A change of `num_classes` or `null_class` needs a policy (`build_with`); the null class keeps its row.
+            In a network that had no classes, the new table begins at zero: a network that adds the class to its
+            conditioning then computes exactly what it did, and one that reads it as a token, or averages it with
+            the noise level as EDM2 does, computes nearly the same.
+resolution  Another `image_size` keeps all weights. Learned positions are resampled bicubically, with antialiasing
+            when the grid shrinks, so each keeps its relative position in the image.
+names       Weights of one registered name may start another of the same family if only classes, dropout and
+            resolution differ: `uvit_bao_l_512` from the weights of `uvit_bao_l_256`.
 """
 
 from collections import Counter
@@ -56,9 +57,8 @@ def build_with(
     Raises:
         UserError: if an override changes what the weights mean, or `classes` is needed and absent.
     """
-    base = weights.metadata.config
-    _check(overrides, base, weights.where, classes)
-    return _adapted(weights, base, base.override(**overrides), classes, class_names)
+    _check(overrides, weights, classes)
+    return _adapted(weights, weights.metadata.config.override(**overrides), classes, class_names)
 
 
 def build_as(
@@ -90,17 +90,16 @@ def build_as(
         )
     if theirs.name in (None, name, theirs.network.__name__):
         return build_with(weights, overrides, classes, class_names)
-    base = weights.metadata.config
-    _check({}, base, weights.where, classes)
+    _check({}, weights, classes)
     config = found.config.override(**overrides)
-    ours, old = _fixed(to_plain(config)), _fixed(to_plain(base))
+    ours, old = _fixed(to_plain(config)), _fixed(to_plain(theirs.config))
     for field in ours:
         if ours[field] != old.get(field):
             raise UserError(
                 f"expected weights of {name} in {weights.where}, got those of {theirs.name}, which differs in "
                 f"{field}: only classes, dropout and the resolution may differ"
             )
-    made = _adapted(weights, base, config, classes, class_names)
+    made = _adapted(weights, config, classes, class_names)
     made.metadata = replace(metadata_of(made), name=name)
     return made
 
@@ -110,9 +109,12 @@ def adapt_to(weights: Weights, config: Config) -> Network:
 
     For callers that know the config and bring the class table themselves.
     """
+    return _adapted(weights, config, "random" if _other_classes(weights, config) else None, None)
+
+
+def _other_classes(weights: Weights, config: Config) -> bool:
     base = weights.metadata.config
-    differ = (config.num_classes, config.null_class) != (base.num_classes, base.null_class)
-    return _adapted(weights, base, config, "random" if differ else None, None)
+    return (config.num_classes, config.null_class) != (base.num_classes, base.null_class)
 
 
 def copy_classes(network: Network, weights: Weights, class_names: Sequence[str]) -> list[str]:
@@ -151,21 +153,17 @@ def _fixed(data: Any) -> Any:
 
 
 def _adapted(
-    weights: Weights,
-    base: Config,
-    config: Config,
-    classes: ClassPolicy | None,
-    class_names: Sequence[str] | None,
+    weights: Weights, config: Config, classes: ClassPolicy | None, class_names: Sequence[str] | None
 ) -> Network:
-    cls = weights.metadata.network
+    cls, base = weights.metadata.network, weights.metadata.config
     network = build_meta(cls, config)
     state = dict(weights.state)
     old, new = build_meta(cls, base).position_tables(), network.position_tables()
     for name in new:
         if old.get(name) != new[name] and name in old:
             state[name] = resample_positions(state[name], old[name], new[name])
-    if classes is not None or (config.num_classes, config.null_class) != (base.num_classes, base.null_class):
-        state = _reclassed(replace(weights, state=state), base, config, network, classes, class_names)
+    if classes is not None or _other_classes(weights, config):
+        state = _reclassed(replace(weights, state=state), network, classes, class_names)
     changed = {k: getattr(base, k) for k in ("image_size", "num_classes") if getattr(base, k) != getattr(config, k)}
     metadata = replace(weights.metadata.derived(adapted_from=changed), config=config)
     if config.num_classes != base.num_classes or class_names is not None:
@@ -191,33 +189,31 @@ def resample_positions(table: Tensor, old: tuple[int, int, int], new: tuple[int,
     return torch.cat([head, resample_grid(places, (rows, columns), new[1:])], dim=-2)
 
 
-def _check(overrides: Mapping[str, Any], base: Config, where: str, classes: str | None) -> None:
+def _check(overrides: Mapping[str, Any], weights: Weights, classes: str | None) -> None:
     if classes is not None and classes not in POLICIES:
         raise UserError(
             f"expected classes to be one of {', '.join(POLICIES)}, got {classes!r}{did_you_mean(classes, POLICIES)}"
         )
+    base = weights.metadata.config
     base.override(**overrides)  # names a misspelt argument before anything else
     known = to_plain(base)
     for name, value in overrides.items():
         if not _keeps_weights(name) and to_plain(value) != known.get(name, object()):
             raise UserError(
-                f"{name} changes the network that the weights in {where} belong to: leave it out, or create the model "
-                "without pretrained weights"
+                f"{name} changes the network that the weights in {weights.where} belong to: leave it out, or create "
+                "the model without pretrained weights"
             )
 
 
 def _reclassed(
-    weights: Weights,
-    base: Config,
-    config: Config,
-    network: Network,
-    policy: ClassPolicy | None,
-    names: Sequence[str] | None,
+    weights: Weights, network: Network, policy: ClassPolicy | None, names: Sequence[str] | None
 ) -> dict[str, Tensor]:
+    """The state for another class table."""
+    config = network.config
     if policy is None and config.num_classes:
         raise UserError(
-            f"the weights in {weights.where} have {base.num_classes} classes and a change of num_classes or null_class "
-            "gives up some of what they learnt: say what the class table should become with "
+            f"the weights in {weights.where} have {weights.metadata.config.num_classes} classes and a change of "
+            "num_classes or null_class gives up some of what they learnt: say what the class table should become with "
             "classes='random', 'mean' or 'copy'"
         )
     wanted = network.state_dict()
@@ -225,28 +221,24 @@ def _reclassed(
     tables = network.class_tables()
     fresh = type(network)(config).state_dict() if tables else {}
     for key in tables:
-        if key not in state or state[key].shape[1:] != wanted[key].shape[1:]:
-            if policy == "copy":
-                raise UserError(f"{key} has no rows to copy in {weights.where}: use classes='mean' or 'random'")
-            state[key] = torch.zeros_like(fresh[key]) if policy == "mean" else fresh[key].clone()
-            state[key][config.num_classes :] = 0  # the null class: the network as it was
+        if key in state and state[key].shape[1:] == wanted[key].shape[1:]:
+            state[key] = _table(state[key], fresh[key], weights, config, policy, names)
             continue
-        state[key] = _table(state[key], fresh[key], weights, base, config, policy, names)
+        if policy == "copy":
+            raise UserError(f"{key} has no rows to copy in {weights.where}: use classes='mean' or 'random'")
+        state[key] = torch.zeros_like(fresh[key]) if policy == "mean" else fresh[key].clone()
+        state[key][config.num_classes :] = 0  # under the null class the network computes what it did
     return {k: v for k, v in state.items() if k in wanted}
 
 
 def _table(
-    old: Tensor,
-    new: Tensor,
-    weights: Weights,
-    base: Config,
-    config: Config,
-    policy: ClassPolicy | None,
-    names: Sequence[str] | None,
+    old: Tensor, new: Tensor, weights: Weights, config: Config, policy: ClassPolicy | None, names: Sequence[str] | None
 ) -> Tensor:
+    """A class table `new` that begins as the policy says, from the table `old` of the weights."""
+    count = weights.metadata.config.num_classes
     new = new.clone()
     if policy != "random":
-        new[: config.num_classes] = old[: base.num_classes].mean(0)
+        new[: config.num_classes] = old[:count].mean(0)
     if policy == "copy":
         known = _by_name(weights)
         if not known or names is None or len(names) != config.num_classes:
@@ -254,10 +246,9 @@ def _table(
                 f"classes='copy' needs the names of the old classes and {config.num_classes} class_names of the new "
                 f"ones, got {len(class_list(weights.metadata.class_names))} and {len(names or ())}"
             )
-        pairs = [(i, known[name]) for i, name in enumerate(names) if name in known]
-        if pairs:
-            target, origin = torch.tensor(pairs).T
-            new[target] = old[origin].to(new.dtype)
-    if len(old) > base.num_classes and len(new) > config.num_classes:
-        new[config.num_classes] = old[base.num_classes]
+        for i, name in enumerate(names):
+            if name in known:
+                new[i] = old[known[name]].to(new.dtype)
+    if len(old) > count and len(new) > config.num_classes:
+        new[config.num_classes] = old[count]
     return new
