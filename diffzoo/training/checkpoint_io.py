@@ -4,7 +4,8 @@ The state is set aside at the end of a step and written afterwards:
 
     on a device    it is copied to the host, and the thread that waits for the file writes the copy;
     on the host    a forked child writes the memory as it was at the fork. The system copies the pages that training
-                   changes before they are written, and no others;
+                   changes before they are written, and no others: forward and backward passes change none of them,
+                   so the next optimizer step waits for the child, but not for long (`checkpointing.PATIENCE`);
     elsewhere      (a system without fork) it is written at once.
 
 A checkpoint goes straight to its file and is hashed on the way; Lightning's own way builds it in memory first.
@@ -148,12 +149,14 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
 
     def __init__(self) -> None:
         self._unfinished: Callable[[], str] | None = None
+        self.shares_memory = False  # whether what is being written is the memory that training changes
 
     def save_checkpoint(
         self, checkpoint: Mapping[str, object], path: str | Path, storage_options: object | None = None
     ) -> None:
         """Set the state aside; `finish` must be called before the next one."""
         place, parent = Path(path), os.getpid()
+        self.shares_memory = False
         with suppress(OSError):  # opening the file fails with the same error
             place.parent.mkdir(parents=True, exist_ok=True)
         if tree_any(lambda leaf: isinstance(leaf, Tensor) and leaf.device.type != "cpu", checkpoint):
@@ -163,6 +166,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         if sys.platform == "linux":
             with suppress(OSError):  # the system may refuse to promise so much memory
                 self._unfinished = _Child(lambda: _write(checkpoint, place, parent)).result
+                self.shares_memory = True
                 return
         try:
             digest = _write(checkpoint, place)

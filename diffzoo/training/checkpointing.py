@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
@@ -33,12 +34,11 @@ from diffzoo.training.steps import StepCallback
 
 __all__ = ["Checkpointing", "Preempted"]
 
+PATIENCE = 2.0  # seconds that an optimizer step waits for a checkpoint that shares memory with it
+
 
 class Preempted(SystemExit):
     """The run was asked to leave and did, its checkpoint saved; the exit status is 128 + the signal's number."""
-
-
-# -- the callback
 
 
 def _forget_unfinished_step(trainer: Trainer) -> None:
@@ -79,6 +79,7 @@ class Checkpointing(StepCallback, Checkpoint):
         self.keep, self.keep_every_n_steps = keep, keep_every_n_steps
         self._io: BackgroundCheckpointIO | None = None
         self._finishing: threading.Thread | None = None  # of the checkpoint that is being written
+        self._sharing: threading.Thread | None = None  # the same, until an optimizer step has waited for it
         self._agreement: Any = None
         self._saved_step = -1
         self._failed = False  # whether the disk refused the last one
@@ -113,6 +114,12 @@ class Checkpointing(StepCallback, Checkpoint):
     ) -> None:
         self._between_batches = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # the step changes all memory that a forked child has not written yet, and the system would keep it twice
+        writer, self._sharing = self._sharing, None
+        if writer is not None:
+            writer.join(PATIENCE)
 
     def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _is_trial(trainer):
@@ -198,6 +205,7 @@ class Checkpointing(StepCallback, Checkpoint):
         if trainer.is_global_zero:
             self._finishing = threading.Thread(target=self._finish, args=(partial, final), daemon=True)
             self._finishing.start()
+            self._sharing = self._finishing if self._io is not None and self._io.shares_memory else None
         if wait or partial.is_dir():  # shards are written already
             self._wait()
         trainer.strategy.barrier("diffzoo.checkpoints")

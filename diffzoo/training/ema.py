@@ -238,7 +238,8 @@ class EMA(StepCallback):
             _copy(places, list(self.averages[label].values()))
             yield
         finally:
-            _put_back(_network(pl_module), places, kept)
+            reshard(_network(pl_module))
+            _copy(places, kept)
             self._inside, self._raw = outer
 
     def network_state(self, pl_module: LightningModule, label: str | None = None) -> dict[str, Tensor]:
@@ -381,13 +382,3 @@ def _check_shape(label: str, name: str, held: Tensor, source: Tensor) -> None:
 @torch.no_grad()
 def _copy(places: list[Tensor], values: list[Tensor]) -> None:
     torch._foreach_copy_(places, values)  # one call, which a signal handler of Python cannot split
-
-
-def _put_back(network: nn.Module, places: list[Tensor], kept: list[Tensor]) -> None:
-    try:
-        reshard(network)
-        _copy(places, kept)
-    except KeyboardInterrupt:  # a second Ctrl-C at this very moment
-        reshard(network)
-        _copy(places, kept)
-        raise

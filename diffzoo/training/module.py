@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,7 +34,7 @@ from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.optimizers import OptimizerFactory, SchedulerFactory, network_optimizer, with_scheduler
 from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.sharding import shard
-from diffzoo.typing import Condition
+from diffzoo.typing import Condition, Data, Images, PerSample
 from diffzoo.zoo.loading import base_of
 from diffzoo.zoo.metadata import Metadata
 
@@ -86,7 +86,7 @@ class DiffusionModule(L.LightningModule):
 
     # -- Algorithm 1
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Float[Tensor, ""]:
         """Loss of a batch: sample times and noise, diffuse, predict, weigh."""
         index, places = self._index(batch, batch_idx)
         x = self.clean(batch, places)
@@ -101,7 +101,9 @@ class DiffusionModule(L.LightningModule):
         self.last_ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return loss.mean()
 
-    def losses(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None, images: Tensor | None = None) -> Tensor:
+    def losses(
+        self, x: Data, eps: Data, t: PerSample, cond: Condition | None, images: Images | None = None
+    ) -> Float[Tensor, " b"]:
         """Weighted loss per sample, `(b,)`; `images` are the clean ones in [-1, 1] where x are their latents."""
         t = self.process.schedule.snap(t)
         z = self.process.add_noise(x, eps, t)
@@ -123,7 +125,7 @@ class DiffusionModule(L.LightningModule):
         step = StepOutputs(network, self.process, x, eps, t, level, outputs[-1], tokens, images)
         return with_terms(loss, self.extra_losses, step)
 
-    def clean(self, batch: dict[str, Any], places: rng.Places) -> Tensor:
+    def clean(self, batch: dict[str, Any], places: rng.Places) -> Data:
         """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
         if "moments" in batch:
             mean, std = batch["moments"].float().chunk(2, dim=1)
@@ -151,11 +153,11 @@ class DiffusionModule(L.LightningModule):
             cond = cond.where(~drop, null) if null is not None else cond
         return cond
 
-    def _times(self, places: Int[Tensor, " b"]) -> Tensor:
+    def _times(self, places: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         u = rng.times(self.seed, places, self.device)
         return u if self.time_density is None else self.time_density.times(self.process, u)
 
-    def _images(self, batch: dict[str, Any]) -> Tensor | None:
+    def _images(self, batch: dict[str, Any]) -> Images | None:
         """The images of a batch in [-1, 1], for the terms of the loss that look at them."""
         images = batch.get("image") if self.extra_losses else None
         return to_float(images) if images is not None and images.dtype == torch.uint8 else images

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -78,7 +79,12 @@ def power_decay(updates: int, gamma: float) -> float:
     return (1 - 1 / updates) ** (gamma + 1)
 
 
-def _products(t_a: Tensor, gamma_a: Tensor, t_b: Tensor, gamma_b: Tensor) -> Tensor:
+def _products(
+    t_a: Float64[Tensor, " a"],
+    gamma_a: Float64[Tensor, " a"],
+    t_b: Float64[Tensor, " b"],
+    gamma_b: Float64[Tensor, " b"],
+) -> Float64[Tensor, "a b"]:
     """Inner products (4) of every profile of the first list with every one of the second."""
     t_a, gamma_a = t_a[:, None], gamma_a[:, None]
     later = torch.where(t_a < t_b, gamma_b, gamma_a)
@@ -87,13 +93,13 @@ def _products(t_a: Tensor, gamma_a: Tensor, t_b: Tensor, gamma_b: Tensor) -> Ten
     return factor * ratio**later / torch.maximum(t_a, t_b)
 
 
-def _vectors(profiles: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
+def _vectors(profiles: Sequence[tuple[float, float]]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]:
     table = torch.tensor(profiles, dtype=torch.float64).reshape(-1, 2)
     return table[:, 0], torch.tensor([power_gamma(s) for s in table[:, 1].tolist()], dtype=torch.float64)
 
 
-def coefficients(profiles: Sequence[tuple[float, float]], updates: float, std: float) -> Tensor:
-    """Weights of the snapshots that come closest to a profile, float64 `(number of snapshots,)`; their sum is 1.
+def coefficients(profiles: Sequence[tuple[float, float]], updates: float, std: float) -> Float64[Tensor, " n"]:
+    """Weights of the snapshots that come closest to a profile; their sum is 1.
 
     Args:
         profiles: time (number of updates) and relative width of each snapshot.

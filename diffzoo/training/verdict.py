@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int, UInt8
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from diffzoo.metrics.features import load_features
 from diffzoo.metrics.frechet import FrechetReference
 from diffzoo.metrics.moments import Moments
 from diffzoo.training.previews import sampling_from
-from diffzoo.typing import Condition, RawPixels
+from diffzoo.typing import Condition, Features, RawPixels
 
 __all__ = ["GridVerdict", "Verdict", "compare"]
 
@@ -115,7 +116,9 @@ class Verdict:
         return f"Fréchet distance {self.distance:.2g}, of coarse real images {self.coarse:.2g}{classes}"
 
 
-def compare(sampled: RawPixels, first: RawPixels, others: RawPixels, labels: Tensor) -> Verdict:
+def compare(
+    sampled: RawPixels, first: RawPixels, others: UInt8[Tensor, "n c h w"], labels: Int[Tensor, "b+n"]
+) -> Verdict:
     """The verdict on samples.
 
     Args:
@@ -125,7 +128,7 @@ def compare(sampled: RawPixels, first: RawPixels, others: RawPixels, labels: Ten
     """
     network = load_features("random-conv")
 
-    def features(pixels: RawPixels) -> Tensor:
+    def features(pixels: RawPixels) -> Features:
         return torch.cat([network(part)["spatial"] for part in pixels.split(200)])
 
     real, known = features(first), features(others)
@@ -133,7 +136,7 @@ def compare(sampled: RawPixels, first: RawPixels, others: RawPixels, labels: Ten
     target = FrechetReference.of(moments.mean, moments.covariance())
     made = features(sampled)
 
-    def right(queries: Tensor) -> float:
+    def right(queries: Features) -> float:
         near = torch.cdist(queries, known).topk(min(5, len(known)), largest=False).indices
         return float((labels[len(first) :][near].mode(1).values == labels[: len(first)]).float().mean())
 

@@ -281,6 +281,26 @@ def test_what_is_written_is_the_state_when_training_saved(tmp_path: Path, monkey
     assert held["state"]["w"].data_ptr() == held["state"]["tied"].data_ptr()
 
 
+@pytest.mark.parametrize("patience", [20.0, 0.1])
+def test_the_next_optimizer_step_waits_for_the_file_but_not_for_long(tmp_path: Path, monkeypatch, patience) -> None:
+    """It would change the memory that the forked child writes, so that the system had to hold it twice."""
+    write, seen = checkpoint_io._HashingFile.write, []
+
+    def slow(self, data) -> int:
+        time.sleep(0.02)
+        return write(self, data)
+
+    class Looks(L.Callback):
+        def on_train_batch_end(self, trainer, *args) -> None:
+            if trainer.global_step == 4:  # the optimizer step after the checkpoint of step 3 has been taken
+                seen.append(checksum_file(tmp_path / "checkpoints" / "step_00000003.ckpt").exists())
+
+    monkeypatch.setattr(checkpoint_io._HashingFile, "write", slow)
+    monkeypatch.setattr(checkpointing, "PATIENCE", patience)
+    run_checkpointing.train(tmp_path, 4, callbacks=[Looks()])
+    assert seen == [patience > 1]
+
+
 def test_a_state_that_cannot_be_pickled_is_an_error_of_the_run(tmp_path: Path) -> None:
     class Unpicklable(L.Callback):
         def state_dict(self):

@@ -313,23 +313,6 @@ def test_nested_blocks(tmp_path: Path) -> None:
     assert torch.equal(module.network.last.weight, raw)
 
 
-def test_interrupt_while_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    callback = EMA(decays=[0.9])
-    module = fit(tmp_path, callback, 4)
-    raw, copy, calls = module.network.last.weight.detach().clone(), ema._copy, []
-
-    def interrupted(places: list, values: list) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        copy(places, values)
-
-    monkeypatch.setattr(ema, "_copy", interrupted)
-    with pytest.raises(KeyboardInterrupt), callback.averaged(module):
-        pass
-    assert torch.equal(module.network.last.weight, raw)
-
-
 def test_validation_and_its_end_see_the_average(tmp_path: Path) -> None:
     callback = EMA(decays=[0.9])
     module = fit(tmp_path, callback, 16, validation=data(8), val_check_interval=16)
