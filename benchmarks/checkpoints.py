@@ -4,16 +4,16 @@
     python benchmarks/checkpoints.py --millions 500       # 8 GB of state; needs 16 GB of memory
 
 A training step of linear layers with AdamW and a copy of the weights in place of the EMA, as a checkpoint holds them.
-Three ways to save take turns: `in the loop` waits for the file, `meanwhile` goes on, and `as a run does` goes on too, but
-the first optimizer step waits for the file, at most two seconds. Memory is the proportional set size of the process and
-its children (Linux), sampled every 20 ms through saving and three steps; the peak of three steps without a checkpoint
-is 1.
-The time that training stands still is that of saving and of waiting.
+Three ways to save take turns: `in the loop` waits for the file, `meanwhile` goes on, and `as a run does` goes on too,
+but the first optimizer step waits for the file, at most two seconds. Memory is the proportional set size of the
+process and its children (Linux), sampled every 20 ms through saving and three steps; the peak of three steps without
+a checkpoint is 1. The time that training stands still is that of saving and of waiting.
 
-A forked child writes the memory of training itself. Forward and backward passes leave weights, moments and EMA alone, so
-nothing is held twice until the optimizer's step, which changes all of it; what has not been written by then is held
-twice. A step that is long beside the disk therefore costs neither time nor memory (real networks: hundreds of FLOPs per
-parameter and image; here `--rows` sets it), and with a slow disk one has to choose: wait, or hold the rest twice.
+A forked child writes the memory of training itself. Forward and backward passes leave weights, moments and EMA alone,
+so nothing is held twice until the optimizer's step, which changes all of it; what has not been written by then is
+held twice. A step that is long beside the disk therefore costs neither time nor memory (real networks: hundreds of
+FLOPs per parameter and image; here `--rows` sets it), and with a slow disk one has to choose: wait, or hold the rest
+twice.
 """
 
 import argparse
