@@ -3,11 +3,13 @@
     git clone https://github.com/qihao067/DiMR && git clone https://github.com/baofff/U-ViT
     git clone https://github.com/facebookresearch/DiT && git clone https://github.com/willisma/SiT
     git clone https://github.com/LTH14/JiT && git clone https://github.com/NVlabs/edm2
+    git clone https://github.com/openai/guided-diffusion
     python benchmarks/official.py --dimr DiMR --uvit U-ViT                      # five blocks a stage, a few minutes
     python benchmarks/official.py --dimr DiMR --uvit U-ViT --full               # the published depths
     python benchmarks/official.py --dimr DiMR --full --dtype bf16 --modes train --compile
     python benchmarks/official.py --uvit U-ViT --full --device cuda --dtype bf16 --batch 32 --compile
     python benchmarks/official.py --dit DiT --sit SiT --edm2 edm2 --modes train
+    python benchmarks/official.py --adm guided-diffusion --batch 2              # and diffusers' network of this shape
     TORCHDYNAMO_DISABLE=1 python benchmarks/official.py --jit JiT --modes train      # both without the compiler
     python benchmarks/official.py --jit JiT --modes train --compile                  # both with it
 
@@ -21,8 +23,9 @@ alternates; printed are medians over `--rounds` and the median of the ratios our
     --compile       ours block by block (`compile_units`); the official code runs as it is published
     --recompute     the official U-ViT with its recomputation (`use_checkpoint=True`), as its authors trained it
 
-DiMR's official blocks always recompute in training, and JiT's are always compiled. Reduced, EDM2 keeps its four
-levels with one block each. On CUDA ratios are of wall time after a synchronisation; on a CPU
+DiMR's official blocks always recompute in training, and JiT's are always compiled. Reduced, EDM2 and ADM keep their
+four levels with one block each. `UNet2DModel` of diffusers has ADM's blocks but other weights and fewer operations, so
+its ratio is of the time per FLOP. On CUDA ratios are of wall time after a synchronisation; on a CPU
 of one thread (OMP_NUM_THREADS=1) of the process's own time, which other programs disturb little. On a CPU the process
 keeps the memory that it frees, as in `diffzoo fit`, for both sides; `--default-malloc` leaves that to the C library,
 and then what ran before decides how fast a pass is. Needs einops, timm and ml_collections, as the official codes do.
@@ -46,8 +49,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 from official_configs import dimr_config, dit_config, uvit_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffzoo.models import Network, entry
+from diffzoo.models.adm import ADMConfig, ADMUNet
 from diffzoo.models.dimr import DiMR
 from diffzoo.models.dit import DiT, DiTConfig
 from diffzoo.models.edm2 import EDM2Config, EDM2UNet
@@ -57,19 +62,24 @@ from diffzoo.typing import Condition
 from diffzoo.zoo.converters import dimr as dimr_converter
 from diffzoo.zoo.converters import dit as dit_converter
 from diffzoo.zoo.converters import edm2 as edm2_converter
+from diffzoo.zoo.converters import guided_diffusion
 from diffzoo.zoo.converters import uvit_bao as uvit_converter
 
 Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 WIDTHS = {"uvit_bao_l_256": (1024, 20), "uvit_bao_h_256": (1152, 28)}
-MODELS = ["dimr_xl_256", *WIDTHS, "dit_xl_256", "sit_xl_256", "jit_b_256", "edm2_s_64"]
+MODELS = ["dimr_xl_256", *WIDTHS, "dit_xl_256", "sit_xl_256", "jit_b_256", "edm2_s_64", "adm_64", "adm_64:diffusers"]
 
 
 class Side(NamedTuple):
-    """A network, how it is called on (images or latents, times in [0, 1], labels), and the shape of an image."""
+    """A network, how it is called on (images or latents, times in [0, 1], labels), and the shape of an image.
+
+    `gflops` of an image are given where the two sides do not compute the same.
+    """
 
     network: nn.Module
     call: Call
     shape: tuple[int, int, int] = (4, 32, 32)
+    gflops: float = 1.0
 
 
 # -- the two sides
@@ -204,6 +214,66 @@ def edm2(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
     return Side(ours, call_ours, shape), Side(official, call_official, shape)
 
 
+def adm_network(depth: int | None) -> ADMUNet:
+    """ADM at 64 px, its zeros stirred, without dropout; reduced, with one block a level."""
+    published = entry("adm_64").config
+    assert isinstance(published, ADMConfig)
+    c = published.override(dropout=0.0)
+    network = ADMUNet(c.override(depth_at={level.resolution: 1 for level in c.levels}) if depth else c)
+    stirred(network)
+    return network
+
+
+def adm(name: str, clone: Path, depth: int | None) -> tuple[Side, Side]:
+    """ADM at 64 px, and guided-diffusion's or diffusers' network of its shape."""
+    ours = adm_network(depth)
+    c, size = ours.config, ours.config.sides[0]
+    shape = (c.in_channels, size, size)
+
+    def call_ours(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (ours(z, 999 * t, Condition(label=label)),)
+
+    if name.endswith("diffusers"):
+        from diffusers import UNet2DModel
+
+        other = UNet2DModel(
+            size, 3, 2 * 3, block_out_channels=[v.width for v in c.levels], layers_per_block=c.levels[0].depth,
+            down_block_types=["AttnDownBlock2D" if v.attention else "DownBlock2D" for v in c.levels],
+            up_block_types=["AttnUpBlock2D" if v.attention else "UpBlock2D" for v in reversed(c.levels)],
+            attention_head_dim=c.head_channels, norm_num_groups=32, resnet_time_scale_shift="scale_shift",
+            downsample_type="resnet", upsample_type="resnet", num_class_embeds=c.num_classes,
+        )  # fmt: skip
+
+        def call_other(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+            return (other(z, 999 * t, label).sample,)
+
+        sides = Side(ours, call_ours, shape), Side(other, call_other, shape)
+        return tuple(side._replace(gflops=gflops(side)) for side in sides)  # type: ignore[return-value]
+
+    with imports_from(clone):
+        build = importlib.import_module("guided_diffusion.unet").UNetModel
+        attention = tuple(size // v.resolution for v in c.levels if v.attention)
+        multipliers = tuple(v.width // c.base_width for v in c.levels)
+        official = build(
+            size, 3, c.base_width, 6, c.levels[0].depth, attention, channel_mult=multipliers,
+            num_classes=c.num_classes, num_head_channels=c.head_channels, use_scale_shift_norm=True,
+            resblock_updown=True, use_new_attention_order=True,
+        )  # fmt: skip
+    official.load_state_dict(guided_diffusion.to_official(ours.state_dict(), c))
+
+    def call_official(z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        return (official(z, 999 * t, label),)
+
+    return Side(ours, call_ours, shape), Side(official, call_official, shape)
+
+
+def gflops(side: Side) -> float:
+    """Of one image's forward pass."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        side.call(*inputs(1, "cpu", side.shape))
+    return float(counter.get_total_flops()) / 1e9
+
+
 # -- timing
 
 
@@ -252,7 +322,7 @@ def compare(title: str, ours: Side, official: Side, mode: str, autocast: tuple[b
         if i:
             rounds.append((times[0], times[1]))
     mine, theirs = (1e3 * statistics.median(column) / args.batch for column in zip(*rounds, strict=True))
-    ratios = sorted(a / b for a, b in rounds)
+    ratios = sorted(a / b * official.gflops / ours.gflops for a, b in rounds)
     print(
         f"{title:<44} {mine:9.1f} {theirs:9.1f} ms/image   ratio {statistics.median(ratios):.3f}"
         f"   ({ratios[0]:.3f} to {ratios[-1]:.3f})",
@@ -264,9 +334,11 @@ def measure(name: str, ours: Side, official: Side, args: Any) -> None:
     """All modes of one model."""
     for side in (ours, official):
         side.network.to(args.device).eval()
-    worst = agreement(ours, official, args.device)
+    same = ours.gflops == official.gflops
+    worst = agreement(ours, official, args.device) if same else 0.0
     millions = sum(p.numel() for p in ours.network.parameters()) / 1e6
-    print(f"{name}: {millions:.1f} M parameters, outputs agree to {worst:.1e}", flush=True)
+    how = f"outputs agree to {worst:.1e}" if same else f"{ours.gflops:.1f} against {official.gflops:.1f} GFLOPs"
+    print(f"{name}: {millions:.1f} M parameters, {how}", flush=True)
     if worst > 1e-3:
         sys.exit("the two do not compute the same: nothing is timed")
     assert isinstance(ours.network, Network)
@@ -293,6 +365,7 @@ def main() -> None:
     parser.add_argument("--sit", type=Path, help="a clone of github.com/willisma/SiT")
     parser.add_argument("--jit", type=Path, help="a clone of github.com/LTH14/JiT")
     parser.add_argument("--edm2", type=Path, help="a clone of github.com/NVlabs/edm2")
+    parser.add_argument("--adm", type=Path, help="a clone of github.com/openai/guided-diffusion")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--full", action="store_true", help="the published depths, not five blocks a stage")
     parser.add_argument("--modes", nargs="+", default=["forward", "train"], choices=["forward", "train"])
@@ -316,7 +389,7 @@ def main() -> None:
         clone = getattr(args, family)
         if clone is None:
             continue
-        builders = {"dimr": dimr, "uvit": partial(uvit, recompute=args.recompute), "edm2": edm2}
+        builders = {"dimr": dimr, "uvit": partial(uvit, recompute=args.recompute), "edm2": edm2, "adm": adm}
         pair = builders.get(family, transformer)(name, clone, depth)
         measure(name, *pair, args)
 

@@ -366,15 +366,6 @@ class Network(nn.Module):
         elif not fits or tuple(z.shape[2:]) != (h, w):
             raise UserError(f"expected an input of shape (b, {c}, {h}, {w}), got {tuple(z.shape)}")
 
-    def check_classes(self, label: Labels) -> None:
-        """Raise if a class index is out of range. Reads the values: for use outside the hot path."""
-        rows = self.config.class_rows
-        if len(label) and (int(label.min()) < 0 or int(label.max()) >= rows):
-            wrong = int(label.max()) if int(label.max()) >= rows else int(label.min())
-            raise UserError(
-                f"class {wrong} is out of range: this network has classes 0 to {self.config.num_classes - 1}"
-            )
-
     def null_condition(self, cond: Condition | None) -> Condition | None:
         """The condition that stands for "none", of the same batch size: the null class, no text."""
         if cond is None:

@@ -19,8 +19,6 @@ All tables are float64; coefficients reach float32 only where they meet an image
 """
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,7 +29,6 @@ from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.process.schedules import DiscreteBetas
 
 __all__ = [
-    "RespacedSteps",
     "ReverseMoments",
     "ReverseStep",
     "ReverseVariance",
@@ -143,10 +140,6 @@ class ReverseStep(NamedTuple):
     log_variance: Tensor
     log_beta: Tensor
 
-    def __getitem__(self, index: Tensor | int) -> "ReverseStep":  # type: ignore[override]
-        """The steps at some indices of a table."""
-        return ReverseStep(*(field[index] for field in tuple(self)))
-
 
 def reverse_step(log_alpha_t: Tensor, log_alpha_s: Tensor, log_variance: Tensor | None = None) -> ReverseStep:
     """(1) and (2).
@@ -197,41 +190,6 @@ def reverse_moments(step: ReverseStep, estimate: Estimate, z: Tensor, variance: 
         share = (estimate.variance + 1) / 2
         log_variance = share * expand_like(step.log_beta, z) + (1 - share) * expand_like(step.log_variance, z)
     return ReverseMoments(mean, log_variance.exp(), log_variance)
-
-
-@dataclass(frozen=True)
-class RespacedSteps:
-    """A chain of kept steps and its tables, ascending; entry i is the step from kept index i to the one before it.
-
-    Args:
-        schedule: the full chain.
-        respacing: as in `kept_steps`.
-    """
-
-    schedule: DiscreteBetas
-    respacing: str | int | None = None
-
-    @cached_property
-    def indices(self) -> Tensor:
-        """Kept indices of the full chain, which the network reads, int64 `(k,)`."""
-        return torch.tensor(kept_steps(self.respacing, self.schedule.steps))
-
-    @cached_property
-    def times(self) -> Tensor:
-        """Times t of the kept steps, float64 `(k,)`."""
-        return (self.indices.double() + 1) / self.schedule.steps
-
-    @cached_property
-    def log_alpha(self) -> Tensor:
-        """log alpha at the kept steps, float64 `(k,)`."""
-        return self.schedule.log_alpha[self.indices]
-
-    @cached_property
-    def reverse(self) -> ReverseStep:
-        """The reverse steps, each field `(k,)`."""
-        before = torch.cat([torch.zeros(1, dtype=torch.float64), self.log_alpha[:-1]])
-        steps = reverse_step(self.log_alpha, before)
-        return reverse_step(self.log_alpha, before, steps.log_variance[1] if len(before) > 1 else None)
 
 
 # -- the loss

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from discrete_chain import RespacedSteps
 from golden_case import Handler, Json, Tensors, assert_close, load_case, roots, section
 from official_configs import adm_config
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from diffzoo.models.adm import ADMUNet
 from diffzoo.process import DiscreteBetas, Eps, GaussianProcess, TimeConditioning, UniformEps, denoising_loss
 from diffzoo.process.discrete import (
-    RespacedSteps,
     ReverseVariance,
     hybrid_loss,
     kept_steps,
@@ -120,7 +120,7 @@ def run_reverse_moments(case: Json, tensors: Tensors, folder: Path) -> None:
         estimate = process.interpret(output, z, t)
         if entry["clip_denoised"]:
             estimate = process.clip(estimate, z, t, 1.0)
-        moments = reverse_moments(chain.reverse[index], estimate, z, kind)
+        moments = reverse_moments(chain.step(index), estimate, z, kind)
         got = {
             "network_timesteps": process.noise_level(t).float(),
             "mean": moments.mean,

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from discrete_chain import RespacedSteps
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.process import Cosine, DiscreteBetas, Eps, Estimate, GaussianProcess, TimeConditioning
 from diffzoo.process.discrete import (
-    RespacedSteps,
     _log_likelihood,
     discrete_schedule,
     hybrid_loss,
@@ -182,7 +182,7 @@ def test_the_true_reverse_step_costs_nothing(schedule: DiscreteBetas) -> None:
 
 def test_a_too_large_variance_costs_its_divergence() -> None:
     p, x, eps, z, t = noised(SCHEDULES[0], [300])
-    step = RespacedSteps(SCHEDULES[0]).reverse[300]
+    step = RespacedSteps(SCHEDULES[0]).step(300)
     ratio = torch.exp(step.log_variance - step.log_beta)
     want = 0.5 * (ratio - 1 - ratio.log()) / math.log(2)
     got = variational_bound(p, torch.cat([eps, torch.ones_like(eps)], dim=1), x, z, t)
@@ -191,7 +191,7 @@ def test_a_too_large_variance_costs_its_divergence() -> None:
 
 def test_an_error_of_the_mean_costs_its_square() -> None:
     p, x, eps, z, t = noised(SCHEDULES[0], [300])
-    step = RespacedSteps(SCHEDULES[0]).reverse[300]
+    step = RespacedSteps(SCHEDULES[0]).step(300)
     alpha, sigma = p.coefficients(t)
     error = 0.1
     got = variational_bound(p, torch.cat([eps + error, -torch.ones_like(eps)], dim=1), x, z, t)

@@ -11,6 +11,7 @@ from diffzoo.sampling import (
     DDIM,
     Ancestral,
     ClassifierFree,
+    ClassifierGuidance,
     Denoiser,
     DPMSolverMultistep,
     Euler,
@@ -56,6 +57,15 @@ def test_a_batch_makes_no_copy_between_devices(sampler: Sampler, guided: bool) -
     with counted_copies() as copies:
         out = integrate(denoiser(guided), sampler, z, noise, Condition(label=label) if guided else None)
     assert out.shape == z.shape
+    assert copies == []
+
+
+def test_classifier_guidance_makes_no_copy_either() -> None:
+    z, label = torch.empty(4, 3, 8, 8, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    guided = ClassifierGuidance(denoiser(guided=False), lambda z, level: z.flatten(1) + level[:, None], 2.0)
+    noise = ImageNoise(range(4), "meta")
+    with counted_copies() as copies:
+        integrate(guided, DDIM(steps=3, clip=1.0), z, noise, Condition(label=label))
     assert copies == []
 
 
