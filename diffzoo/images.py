@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font = FreeTypeFont | ImageFont
 
 __all__ = [
     "SUFFIXES",
@@ -46,6 +51,7 @@ _EXIF_DESCRIPTION = 0x010E
 
 SEEN = 128  # height or width in pixels to which `make_grid` enlarges, fourfold at most
 LINE = 14  # height of a line of text in a grid, in pixels
+LINES = 2  # of a label at most
 
 Rounding = Literal["round", "truncate"]
 
@@ -100,15 +106,18 @@ def make_grid(
         pixels: grey is repeated to three channels, of more than three the first three are shown.
         columns: images per row.
         margin: pixels between images.
-        labels: what to write below each image, cut to its width; none by default.
-        heads: what to write above each column; none by default.
+        labels: what to write below each image, in lines of its width; none by default.
+        heads: what to write above each column, likewise; none by default.
     """
     n, c = pixels.shape[:2]
     pixels = enlarged(pixels[:, :3] if c > 2 else pixels[:, :1])
     h, w = pixels.shape[-2:]
     pixels = pixels.expand(n, 3, h, w)
     rows = -(-n // columns)
-    below, above = LINE * any(labels), LINE * any(heads)
+    font = _font()
+    under = [_wrapped(label, w, font) for label in labels[:n]]
+    over = [_wrapped(head, w, font) for head in heads]
+    below, above = (LINE * max(map(len, texts), default=0) for texts in (under, over))
     blank = pixels.new_full((rows * columns - n, 3, h, w), 255)
     cells = F.pad(torch.cat([pixels, blank]), (margin, 0, margin, below), value=255)
     h, w = h + margin + below, w + margin
@@ -116,29 +125,48 @@ def make_grid(
     grid = cells.permute(2, 0, 3, 1, 4).reshape(3, rows * h, columns * w)
     grid = F.pad(grid, (0, margin, above, margin), value=255)
     places = [(i // columns * h + h + above - below, i % columns * w + margin) for i in range(n)]
-    written = [(*place, label) for place, label in zip(places, labels, strict=False)]
-    written += [(0, column * w + margin, head) for column, head in enumerate(heads)]
-    return _with_text(grid, written, w - margin) if below or above else grid
+    written = [(*place, lines) for place, lines in zip(places, under, strict=False)]
+    written += [(0, column * w + margin, lines) for column, lines in enumerate(over)]
+    return _with_text(grid, written, font) if below or above else grid
 
 
-def _with_text(grid: Tensor, written: Iterable[tuple[int, int, str]], width: int) -> Tensor:
-    """The grid with lines of text at (top, left), each cut to a width."""
-    from PIL import Image, ImageDraw, ImageFont
+def _font() -> "Font":
+    from PIL import ImageFont
 
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
     try:
-        font = ImageFont.truetype("DejaVuSans.ttf", LINE - 4)  # of more scripts than the one in Pillow
+        return ImageFont.truetype("DejaVuSans.ttf", LINE - 4)  # of more scripts than the one in Pillow
     except OSError:
-        font = ImageFont.load_default(LINE - 4)
+        return ImageFont.load_default(LINE - 4)
+
+
+def _wrapped(text: str, width: int, font: "Font") -> list[str]:
+    """Up to `LINES` lines of a width; what is longer is cut."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and (len(lines) == LINES or font.getlength(f"{lines[-1]} {word}") <= width):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [_cut(line, width, font) for line in lines]
+
+
+def _cut(line: str, width: int, font: "Font") -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line + "…"
+
+
+def _with_text(grid: Tensor, written: Iterable[tuple[int, int, list[str]]], font: "Font") -> Tensor:
+    """The grid with lines of text from (top, left) down."""
+    from PIL import Image, ImageDraw
+
     image = Image.fromarray(grid.permute(1, 2, 0).contiguous().cpu().numpy())
     draw = ImageDraw.Draw(image)
-    for top, left, text in written:
-        text = " ".join(text.split())
-        if draw.textlength(text, font) > width:
-            while text and draw.textlength(text + "…", font) > width:
-                text = text[:-1]
-            text += "…"
-        draw.text((left, top + 1), text, fill=(0, 0, 0), font=font)
+    for top, left, lines in written:
+        for number, line in enumerate(lines):
+            draw.text((left, top + 1 + LINE * number), line, fill=(0, 0, 0), font=font)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "progress_bar"]
+__all__ = ["Bar", "moves", "progress_bar"]
 
 LINE_EVERY = 60.0  # seconds
 
@@ -37,6 +37,15 @@ class Bar(Protocol):
     def __exit__(self, *error: object) -> object: ...
 
 
+def moves() -> bool:
+    """Whether a line can be written over: on a terminal and in a notebook."""
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
+
+
 def progress_bar(total: int | None, shown: bool | None = True, **options: Any) -> Bar:
     """A bar of tqdm.
 
@@ -45,9 +54,9 @@ def progress_bar(total: int | None, shown: bool | None = True, **options: Any) -
         shown: False = nothing is printed; None = a bar in notebooks alone.
         options: of `tqdm.tqdm`.
     """
-    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+    if not moves():
         options |= {"file": _Lines(), "mininterval": LINE_EVERY, "maxinterval": math.inf, "delay": LINE_EVERY}
     if shown is None:
-        shown = "ipykernel" in sys.modules
+        shown = _in_notebook()
     bar: Bar = tqdm(total=total, disable=not shown, **options)
     return bar

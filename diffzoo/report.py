@@ -161,10 +161,12 @@ def _curves(runs: Sequence[RunRecord], title: str, names: Sequence[str], log: bo
         return ""
     figure, axes = _axes(title)
     for run, name in drawn:
-        label = name if len(runs) == 1 else f"{run.folder.name}, {name}"
-        axes.plot(
-            *_thin(run.columns[name]), label=label, linewidth=1.2, marker="." if len(run.columns[name]) < 3 else ""
-        )
+        points, several = run.columns[name], len(runs) > 1
+        label = f"{run.folder.name}, {name}" if several else name
+        color = f"C{runs.index(run) if several else names.index(name)}"
+        style = "--" if name.startswith("val/") else "-"
+        marker = "." if len(points) < 3 else ""
+        axes.plot(*_thin(points), label=label, color=color, linestyle=style, linewidth=1.2, marker=marker)
     for run in runs:
         for step in run.resumed:
             axes.axvline(step, color="gray", linestyle=":", linewidth=0.8)

@@ -46,15 +46,17 @@ def test_labels_stand_below_their_images_and_heads_above_their_columns() -> None
     grey = torch.full((3, 3, 64, 64), 128, dtype=torch.uint8)
     plain = make_grid(grey, columns=2)
     grid = make_grid(grey, columns=2, labels=["", "a class with a name that is much too long", "x"], heads=["", "head"])
-    assert grid.shape[1:] == (plain.shape[1] + 3 * LINE, plain.shape[2])
+    assert grid.shape[1:] == (plain.shape[1] + (1 + 2 * 2) * LINE, plain.shape[2])
     ink = (grid < 128).all(0)
     image = 128 + 2
     assert not ink[:, : image + 2][: image + LINE].any()  # the first column has no head, its first image no label
     assert ink[:LINE, image + 2 :].any()
-    rows = ink[LINE + image : LINE + image + LINE]
+    rows = ink[LINE + image : LINE + image + 2 * LINE]
+    assert rows[:LINE].any()
+    assert rows[LINE:].any()  # a second line
     assert rows[:, image + 2 :].any()
     assert not rows[:, : image + 2].any()
-    assert ink[-LINE - 2 :, :image].any()
+    assert ink[-2 * LINE - 2 :, :image].any()
     assert int((grid == 128).all(0).sum()) >= 3 * 128 * 128  # no text covers an image
 
 

@@ -18,12 +18,12 @@ __all__ = ["main"]
 
 # verb: (module, one line of help)
 VERBS = {
-    "quickstart": ("diffzoo.cli.quickstart", "train a small model on the demo data and draw from it, in minutes"),
+    "quickstart": ("diffzoo.cli.quickstart", "train a small model on the demo data and sample from it, in minutes"),
     "list": ("diffzoo.cli.list", "names of the registered models"),
     "describe": ("diffzoo.cli.describe", "parameters, multiply-adds and levels of a model"),
     "fit": ("diffzoo.cli.fit", "train from a recipe: diffzoo fit -c RECIPE [--key value ...]"),
     "validate": ("diffzoo.cli.fit", "validation loss of a run: diffzoo validate --run RUN"),
-    "sample": ("diffzoo.cli.sample", "draw images from a run, a checkpoint or a published model"),
+    "sample": ("diffzoo.cli.sample", "sample images from a run, a checkpoint or a published model"),
     "compare": ("diffzoo.cli.compare", "settings, samplers, runs or EMAs side by side on the same seeds"),
     "demo": ("diffzoo.cli.demo", "a page in the browser that samples, compares and edits"),
     "eval": ("diffzoo.cli.eval", "evaluate by a stated protocol; compare results"),
@@ -36,8 +36,8 @@ VERBS = {
     "verify": ("diffzoo.cli.verify", "prove that a published checkpoint is the original"),
     "push": ("diffzoo.cli.push", "publish a run or checkpoint on the Hub"),
     "pull": ("diffzoo.cli.pull", "fetch a model from the Hub"),
-    "export": ("diffzoo.cli.export", "write the weights of a run to one file, with its metadata in the header"),
-    "ema": ("diffzoo.cli.ema", "reconstruct weight averages after training"),
+    "export": ("diffzoo.cli.export", "weights as one file with their metadata; ONNX, torch.export, diffusers"),
+    "ema": ("diffzoo.cli.ema", "EMAs of other widths, reconstructed after training"),
     "plan": ("diffzoo.cli.plan", "memory and time of a recipe"),
     "doctor": ("diffzoo.cli.doctor", "versions, devices, caches and the Hub: what an issue report needs"),
 }

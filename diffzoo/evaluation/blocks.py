@@ -138,13 +138,13 @@ class Blocks:
         """The blocks that have to be computed."""
         return [span for span in self.spans() if not self.has(span[0], span[2], keep_images)]
 
-    def fill(self, job: Job, processes: int = 1, progress: bool = False) -> int:
+    def fill(self, job: Job, processes: int = 1, progress: bool | None = None) -> int:
         """Compute the missing blocks; returns the number of images made.
 
         Args:
             job: how.
             processes: how many at once; the result does not depend on it.
-            progress: show a bar that counts images.
+            progress: show a bar that counts images; None = in notebooks alone.
 
         Raises:
             UserError: for several processes in each of those that torchrun or srun started.

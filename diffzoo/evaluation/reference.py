@@ -198,13 +198,13 @@ def find_reference(reference_id: str, path: str | os.PathLike[str] | None = None
     return Reference.open(file)
 
 
-def reference_of(images: FolderImages, networks: Sequence[FeatureNetwork], progress: bool = False) -> Reference:
+def reference_of(images: FolderImages, networks: Sequence[FeatureNetwork], progress: bool | None = None) -> Reference:
     """Statistics and features of all images in a folder, made once and kept in `reference_folder()` by content.
 
     Args:
         images: the real ones.
         networks: feature networks to take statistics of.
-        progress: show a bar that counts images.
+        progress: show a bar that counts images; None = in notebooks alone.
     """
     about = [images.sha256, *(f"{network.name} {network.rule} {network.weights_sha256()}" for network in networks)]
     size = size_text(images.image_size)

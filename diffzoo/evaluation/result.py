@@ -1,5 +1,6 @@
 """The record of an evaluation, and the comparison of two."""
 
+import html
 import json
 import math
 import os
@@ -151,6 +152,16 @@ class Result:
             error = f" ± {value.standard_error:.3g}  ({value.method})" if value.standard_error is not None else ""
             lines.append(f"{name:<{width}}  {value.value:.6g}{error}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The values as notebooks show them."""
+        rows = []
+        for name, value in self.values.items():
+            error = f" ± {value.standard_error:.3g}" if value.standard_error is not None else ""
+            rows.append(f"<tr><th>{html.escape(name)}</th><td>{value.value:.6g}{error}</td></tr>")
+        title = html.escape(f"{self.protocol.name}, {self.protocol.n:,} images")
+        remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in self.remarks)
+        return f"<table><caption>{title}</caption>{''.join(rows)}</table>{remarks}"
 
     def same_numbers(self) -> str:
         """Canonical JSON of all that must be equal for equal plans: everything but timing and date."""

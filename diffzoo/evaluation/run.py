@@ -40,7 +40,7 @@ class RunOptions:
         groups: groups of seeds for standard errors; 0 = none.
         few: allow fewer images than features.
         keep_images: keep the pixels, and write `samples.npz`.
-        progress: show a bar.
+        progress: show a bar; None = in notebooks alone.
     """
 
     out: str | os.PathLike[str] = "eval"
@@ -52,7 +52,7 @@ class RunOptions:
     groups: int = GROUPS
     few: bool = False
     keep_images: bool = False
-    progress: bool = False
+    progress: bool | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("processes", 1), ("block_size", 1), ("groups", 0)):

@@ -134,7 +134,7 @@ class Published:
             applied,
             record,
             len(seeds),
-            {"batch_size": BATCH, **speed},
+            {"batch_size": BATCH, "progress": None, **speed},
         )
 
     def sample(

@@ -4,6 +4,7 @@ Nothing is allocated and nothing runs: shapes alone pass through the network. A 
 give the rows of its table by a method `summary_rows()` of its config, a list of dicts with equal keys.
 """
 
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -48,6 +49,10 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """The text as notebooks show it."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         h, w = sides(self.image_size)

@@ -1,6 +1,5 @@
-"""The progress of a run: one bar over all steps on a terminal, plain lines elsewhere."""
+"""The progress of a run: one bar over all steps on a terminal and in a notebook, plain lines elsewhere."""
 
-import sys
 import time
 from collections import deque
 from statistics import median
@@ -10,6 +9,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from diffzoo.progress import moves
 from diffzoo.training.batch_format import size_of
 from diffzoo.training.steps import StepCallback
 
@@ -42,7 +42,7 @@ class RunProgress(StepCallback, ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._stamp = self._line_stamp = self._step_stamp = time.monotonic()
-        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+        if self._enabled and trainer.is_global_zero and moves():
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = tqdm(total=total, initial=trainer.global_step, desc="training", unit="step", dynamic_ncols=True)
 

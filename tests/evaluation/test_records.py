@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -203,6 +204,14 @@ def test_differences_reach_into_lists() -> None:
     a, b = {"n": [{"x": 1}, {"y": 2}]}, {"n": [{"x": 1}, {"y": 3}]}
     assert differences(a, b) == {"n[1].y": (2, 3)}
     assert differences(a, a) == {}
+
+
+def test_a_notebook_shows_the_values_with_their_errors_and_remarks() -> None:
+    shown = replace(result(protocol()), remarks=["n < 50 & few"])._repr_html_()
+    page = ElementTree.fromstring(f"<div>{shown}</div>")
+    assert [cell.text for cell in page.iter("td")] == ["3 ± 0.1"]
+    assert [cell.text for cell in page.iter("th")] == ["frechet:random-conv"]
+    assert page.findtext("p") == "n < 50 & few"
 
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
