@@ -39,9 +39,6 @@ class HFDataset(ImageDataModule):
         classes: whether the sub-folders of single images are classes; None: if there are any, and no metadata.
         where: keep only rows with these values, such as {"split": "train"} (Parquet).
         val_where: the same for held-out rows, which then may come from the same split.
-        streaming: read over the network as needed; False: download into the Hub cache first.
-        val_fraction: what part of the rows is held out where no split is, by the hash of their names; every class keeps
-            a row to train on.
         **common: see `ImageDataModule` and `Reading`.
     """
 
@@ -61,17 +58,13 @@ class HFDataset(ImageDataModule):
         classes: bool | None = None,
         where: dict[str, Any] | None = None,
         val_where: dict[str, Any] | None = None,
-        streaming: bool = True,
-        val_fraction: float = 0.0,
         **common: Any,
     ):
         super().__init__(**common)
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction lies in [0, 1), got {val_fraction}")
-        self.val_fraction, self.classes = val_fraction, classes
+        self.classes = classes
         self.source, self.config, self.split, self.val_split, self.revision = source, config, split, val_split, revision
         self.columns: dict[str, str | None] = {"image": image, "label": label, "caption": caption}
-        self._class_names, self.streaming = class_names, streaming
+        self._class_names = class_names
         self.where, self.val_where = dict(where or {}), dict(val_where or {})
 
     @cached_property
@@ -83,7 +76,7 @@ class HFDataset(ImageDataModule):
     def decision(self) -> str:
         """How the place was read, in words."""
         source, held_out = self.train_source, self._held_out()
-        rest = f"{self.val_fraction:g} of the rows" if self.val_fraction else "nothing"
+        rest = f"{self.reading.val_fraction:g} of the rows" if self.reading.val_fraction else "nothing"
         return (
             f"{self.resolved}; labels: {source.labels_from or 'none'}; captions: {source.captions_from or 'none'}; "
             f"held out: {held_out or rest}"
@@ -102,7 +95,7 @@ class HFDataset(ImageDataModule):
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
         train, split = self.resolved.split(self.split), self._held_out()
-        if split is None and self.val_fraction:
+        if split is None and self.reading.val_fraction:
             return self._fraction(part, self.open_split(self.resolved, train, self.where))
         if part == "train":
             return self.open_split(self.resolved, train, self.where)
@@ -111,8 +104,8 @@ class HFDataset(ImageDataModule):
         return self.open_split(self.resolved, self.resolved.split(split), self.val_where, self.class_names)
 
     def _fraction(self, part: str, source: Source) -> Source:
-        out = held_out(source.row_names(), self.val_fraction, source.labels())
-        return SubSource(source, out if part == "validation" else ~out, f"{part} {self.val_fraction}")
+        out = held_out(source.row_names(), self.reading.val_fraction, source.labels())
+        return SubSource(source, out if part == "validation" else ~out, f"{part} {self.reading.val_fraction}")
 
     def open_split(
         self,
@@ -143,7 +136,7 @@ class HFDataset(ImageDataModule):
             "name": place.source,
             "paths": [p[2] for p in published if p] if all(published) else None,
         }
-        files = files if self.streaming else download(files)
+        files = files if self.reading.streaming else download(files)
         if place.kind == "tar":
             return self._tar(files, label, names, shared)
         return self._table(files, where or {}, label, like, shared)
@@ -158,7 +151,7 @@ class HFDataset(ImageDataModule):
             listing = replace(listing, below=listing.below.rstrip("/").rpartition("/")[0] + "/")
         revision = revision_of(f"{listing.root.rpartition('::')[2]}/-")
         return ImageFiles(
-            listing if self.streaming or not revision else downloaded(listing),
+            listing if self.reading.streaming or not revision else downloaded(listing),
             self.name_of(place, listing),
             label,
             self.columns["caption"],
@@ -245,7 +238,6 @@ class ImageFolder(HFDataset):
     Args:
         path: the folder, or any other place that `HFDataset` reads.
         val_path: folder of held-out images, with the same classes.
-        val_fraction: without `val_path`, what part of the images is held out; see `HFDataset`.
         classes: whether sub-folders are classes; None: if there are any, and no metadata.
         label, caption: see `HFDataset`.
         **common: see `HFDataset` and `ImageDataModule`.
@@ -255,13 +247,12 @@ class ImageFolder(HFDataset):
         self,
         path: str,
         val_path: str | None = None,
-        val_fraction: float = 0.0,
         classes: bool | None = None,
         label: str | None = AUTO,
         caption: str | None = AUTO,
         **common: Any,
     ):
-        super().__init__(path, val_fraction=val_fraction, classes=classes, label=label, caption=caption, **common)
+        super().__init__(path, classes=classes, label=label, caption=caption, **common)
         self.path, self.val_path = path, val_path
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:

@@ -39,6 +39,8 @@ class DemoData(ImageDataModule):
     ):
         if max(sides(as_size(image_size))) > SIZE:
             raise UserError(f"the demo images are {SIZE} px wide, so image_size is at most {SIZE}, got {image_size}")
+        if common.get("val_fraction"):
+            raise UserError("the demo set holds out images of its own: leave val_fraction out")
         super().__init__(image_size=image_size, batch_size=batch_size, balance=balance, flip=flip, **common)
 
     def open_source(self, part: Literal["train", "validation"]) -> Source:

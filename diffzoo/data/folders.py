@@ -12,7 +12,7 @@ import numpy as np
 
 from diffzoo.data.metadata import AUTO, METADATA, PREFIX, Annotations, is_metadata, names_images, prefix_of, text_lines
 from diffzoo.data.remote import file_system, retried
-from diffzoo.data.sources import Indices, LazyRows, Record, Source, rows_hash
+from diffzoo.data.sources import Indices, LazyRows, Record, Source, label_array, rows_hash
 from diffzoo.errors import UserError
 from diffzoo.images import SUFFIXES
 
@@ -246,7 +246,8 @@ class ImageFiles(Source):
         return LazyRows(len(self), self.read_row)
 
     def labels(self) -> Indices | None:
-        return self._notes.label_array(self.name)
+        labels = self._notes.labels
+        return None if labels is None else label_array(labels, self.files.__getitem__, self.name)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_pid": -1}  # a zip file is opened anew

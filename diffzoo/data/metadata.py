@@ -6,14 +6,12 @@ import json
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 
-import numpy as np
-
-from diffzoo.data.sources import Indices, unlabelled
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["AUTO", "METADATA", "PREFIX", "Annotations", "caption_texts", "number_classes", "pick", "text_lines"]
+__all__ = ["AUTO", "METADATA", "PREFIX", "Annotations", "Classes", "caption_texts", "pick", "text_lines"]
 
 Row = dict[str, object]  # what is said of an image, by column
 
@@ -74,42 +72,71 @@ def label_of(value: object, where: str) -> str | int | None:
     )
 
 
-def number_classes(
-    values: Iterable[object], names: Sequence[str] | None, where: str
-) -> tuple[list[str], dict[object, int] | None]:
-    """Names of the classes, and the number of each label; None where labels are numbers themselves.
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a source, and which of them a label means.
 
-    Args:
-        values: labels, texts or numbers; None is none.
-        names: the classes, if they are known, such as those of the training rows; None: texts in alphabetical order,
-            numbers by their value. Whole numbers far larger than their count are names too.
-        where: the source, for the message.
-
-    Raises:
-        UserError: labels are of mixed kinds, or no labels, or a text is not among the names.
+    names:   of the classes.
+    numbers: the class of each label; None where labels are the numbers of classes.
+    where:   the source, for messages.
     """
-    present = {label_of(v, where) for v in values} - {None}
-    texts = {v for v in present if isinstance(v, str)}
-    numbers = sorted(v for v in present if isinstance(v, int))
-    if texts and numbers:
-        raise UserError(
-            f"{where} mixes texts and numbers in its labels, such as {min(texts)!r} and {numbers[0]}: make them one "
-            "kind, choose another label column, or none to leave labels out"
-        )
-    by_number = not texts
-    if by_number:
-        known = sorted(map(int, names)) if names and all(n.isdecimal() for n in names) else []
-        if not _sparse(known or ([] if names else numbers)):
-            return list(names or map(str, range(max(numbers, default=-1) + 1))), None
-        texts = set(map(str, numbers))
-    named = list(names or sorted_names(texts))
-    unknown = sorted(texts - set(named))
-    if unknown:
-        raise UserError(
-            f"{where} has a class {unknown[0]!r}, which is not among the {len(named)} classes of the training split or "
-            f"of class_names{did_you_mean(unknown[0], named)}"
-        )
-    return named, {int(n) if by_number else n: i for i, n in enumerate(named)}
+
+    names: list[str]
+    numbers: Mapping[object, int] | None
+    where: str
+
+    @classmethod
+    def of(cls, values: Iterable[object], names: Sequence[str] | None, where: str) -> "Classes":
+        """The classes that labels mean.
+
+        Args:
+            values: labels, texts or numbers; None is none.
+            names: the classes, if they are known, such as those of the training rows; None: texts in alphabetical
+                order, numbers by their value. Whole numbers far larger than their count are names too.
+            where: the source, for messages.
+
+        Raises:
+            UserError: labels are of mixed kinds, or no labels, or a text is not among the names.
+        """
+        present = {label_of(v, where) for v in values} - {None}
+        texts = {v for v in present if isinstance(v, str)}
+        numbers = sorted(v for v in present if isinstance(v, int))
+        if texts and numbers:
+            raise UserError(
+                f"{where} mixes texts and numbers in its labels, such as {min(texts)!r} and {numbers[0]}: make them "
+                "one kind, choose another label column, or none to leave labels out"
+            )
+        by_number = not texts
+        if by_number:
+            known = sorted(map(int, names)) if names and all(n.isdecimal() for n in names) else []
+            if not _sparse(known or ([] if names else numbers)):
+                return cls(list(names or map(str, range(max(numbers, default=-1) + 1))), None, where)
+            texts = set(map(str, numbers))
+        named = list(names or sorted_names(texts))
+        unknown = sorted(texts - set(named))
+        if unknown:
+            raise UserError(
+                f"{where} has a class {unknown[0]!r}, which is not among the {len(named)} classes of the training "
+                f"split or of class_names{did_you_mean(unknown[0], named)}"
+            )
+        return cls(named, {int(n) if by_number else n: i for i, n in enumerate(named)}, where)
+
+    def index(self, value: object) -> int | None:
+        """The class that a label means; None where there is none.
+
+        Raises:
+            UserError: it means none of them.
+        """
+        label = label_of(value, self.where)
+        if label is None:
+            return None
+        try:
+            index = int(label) if self.numbers is None else self.numbers[label]
+        except (ValueError, KeyError):
+            raise UserError(f"{self.where} has a label {label!r}, which is neither a class nor its number") from None
+        if not 0 <= index < len(self.names):
+            raise UserError(f"{self.where} has a label {index}, but {len(self.names)} classes")
+        return index
 
 
 # ---- captions
@@ -215,36 +242,13 @@ class Annotations:
             inner = self.label_column in columns or folders is None
             values = [row.get(self.label_column) if inner else (folders or {})[file]
                       for file, row in zip(self.files, rows, strict=True)]  # fmt: skip
-            self.class_names, self.labels = _numbered(values, class_names, name)
+            classes = Classes.of(values, class_names, name)
+            self.class_names, self.labels = classes.names, [classes.index(value) for value in values]
         self.beside = self.caption_column == "txt" and "txt" not in columns
         self.captions: list[tuple[str, ...]] | None = None
         if self.caption_column is not None and not self.beside:
             self.captions = [caption_texts(row.get(self.caption_column), name) for row in rows]
         self.has_captions = self.beside or self.captions is not None
-
-    def label_array(self, name: str) -> Indices | None:
-        """Class of every row `(rows,)`; None without labels.
-
-        Raises:
-            UserError: a row has none.
-        """
-        if self.labels is None:
-            return None
-        for file, label in zip(self.files, self.labels, strict=True):
-            if label is None:
-                raise unlabelled(file, name)
-        return np.array(self.labels, dtype=np.int64)
-
-
-def _numbered(values: Sequence[object], names: Sequence[str] | None, where: str) -> tuple[list[str], list[int | None]]:
-    """(class names, class index of each row)."""
-    found, numbers = number_classes(values, names, where)
-    clean = [label_of(v, where) for v in values]
-    labels = [None if v is None else int(v) if numbers is None else numbers[v] for v in clean]
-    wrong = [v for v in labels if v is not None and not 0 <= v < len(found)]
-    if wrong:
-        raise UserError(f"{where} has a label {wrong[0]}, but {len(found)} classes")
-    return found, labels
 
 
 def _read_metadata(

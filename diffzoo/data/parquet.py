@@ -27,7 +27,7 @@ OPEN_FILES = 8
 FOOTER_GUESS = 64 * 2**10  # bytes that hold most footers
 LIGHT_READS = 16  # files of which a small column is read at the same time
 SPARSE = 2**20  # bytes per row group above which a small column is read piece by piece
-INDEX_FORMAT = 3
+INDEX_FORMAT = 4
 
 
 class Footer(TypedDict):
@@ -47,26 +47,6 @@ class Footer(TypedDict):
     prints: str
 
 
-class Index(TypedDict):
-    """The same of several files, each a list by file but for the bytes of all."""
-
-    rows: list[list[int]]
-    bytes: int
-    columns: list[list[str]]
-    classes: list[dict[str, str]]
-    prints: list[str]
-
-
-def _index_of(footers: Sequence[Footer]) -> Index:
-    return Index(
-        rows=[f["rows"] for f in footers],
-        bytes=sum(f["bytes"] for f in footers),
-        columns=[f["columns"] for f in footers],
-        classes=[f["classes"] for f in footers],
-        prints=[f["prints"] for f in footers],
-    )
-
-
 class ParquetFiles:
     """Parquet files, read by row group.
 
@@ -75,7 +55,7 @@ class ParquetFiles:
         revision: of the published data set, if it is one; then what was read of remote files is kept on disk.
 
     Attributes:
-        index: what is known of the files.
+        index: what is known of each file.
 
     Raises:
         UserError: a file is damaged.
@@ -88,7 +68,7 @@ class ParquetFiles:
             tuple[int, int], pq.ParquetFile
         ] = {}  # by thread and file: a file in use is closed by nobody else
         self._owner = os.getpid()
-        self.index = _index_of([])
+        self.index: list[Footer] = []
         self.index = kept(self._kept_name(), self._make_index)
 
     def _path(self, file: int) -> str:
@@ -122,9 +102,9 @@ class ParquetFiles:
             return None
         return rows_hash([INDEX_FORMAT, self._revision, *self.files, *what])
 
-    def _make_index(self) -> Index:
+    def _make_index(self) -> list[Footer]:
         with ThreadPoolExecutor(8) as pool:
-            return _index_of(list(pool.map(self._footer, range(len(self.files)))))
+            return list(pool.map(self._footer, range(len(self.files))))
 
     @cached_property
     def schema(self) -> "pa.Schema":
@@ -155,7 +135,7 @@ class ParquetFiles:
     def _light_of(self, file: int, column: str) -> list[object]:
         import pyarrow.parquet as pq
 
-        sizes = self.index["rows"][file]
+        sizes = self.index[file]["rows"]
         if not sum(sizes):
             return []
         metadata, _ = self._metadata(file)
@@ -201,7 +181,7 @@ class ParquetFiles:
 
     def _check_unchanged(self, file: int, printed: str) -> None:
         """A file must be the one that was indexed."""
-        if self.index["prints"] and printed != self.index["prints"][file]:
+        if self.index and printed != self.index[file]["prints"]:
             raise UserError(
                 f"{self.files[file]} has changed since it was indexed, so positions have no meaning in it: "
                 f"pin a revision, or delete {index_folder()} to begin anew"
@@ -223,7 +203,7 @@ class ArrowFiles:
         files: paths, in order.
 
     Attributes:
-        index: what is known of the files.
+        index: what is known of each file.
 
     Raises:
         UserError: a file is damaged.
@@ -234,14 +214,12 @@ class ArrowFiles:
     def __init__(self, files: Sequence[str]):
         self.files = list(files)
         self._tables: list[pa.Table] = []
-        batches = [self._batches(k) for k in range(len(self.files))]
-        self.index = Index(
-            rows=[[len(b) for b in part] for part in batches],
-            bytes=0,
-            columns=[list(self.schema.names) for _ in self.files],
-            classes=[_class_prints(table.schema) for table in self._tables],
-            prints=[_file_print(Path(file)) for file in self.files],
-        )
+        self.index = [self._footer(k) for k in range(len(self.files))]
+
+    def _footer(self, file: int) -> Footer:
+        rows, schema = [len(b) for b in self._batches(file)], self._tables[file].schema
+        prints = _file_print(Path(self.files[file]))
+        return Footer(rows=rows, bytes=0, columns=list(self.schema.names), classes=_class_prints(schema), prints=prints)
 
     def _batches(self, file: int) -> "list[pa.RecordBatch]":
         import pyarrow as pa

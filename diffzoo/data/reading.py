@@ -32,6 +32,9 @@ class Reading:
             many among those held out.
         shuffle_window: how many rows of a source without random access are mixed at a time.
         lanes: about how many blocks of such a source are open at a time, over all ranks and workers.
+        streaming: read published files over the network as needed; False: download them into the Hub cache first.
+        val_fraction: what part of the rows is held out where no split is, by the hash of their names; every class keeps
+            a row to train on.
         allow_changed_source: resume on a source that is no longer the one in the checkpoint.
     """
 
@@ -44,12 +47,16 @@ class Reading:
     shuffle_window: int = 8192
     lanes: int = 64
     allow_changed_source: bool = False
+    streaming: bool = True
+    val_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("crop", self.crop, Crop)
         check_choice("resize", self.resize, Resize)
         check_choice("on_bad_image", self.on_bad_image, OnBadImage)
         check_positive({"lanes": self.lanes})
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction lies in [0, 1), got {self.val_fraction}")
         if self.value_range is not None:
             low, high = self.value_range
             object.__setattr__(self, "value_range", (float(low), float(high)))

@@ -206,6 +206,18 @@ def unlabelled(row: str, source: str) -> UserError:
     return UserError(f"{where} has no label")
 
 
+def label_array(labels: Sequence[int | None], row_name: Callable[[int], str], source: str) -> Indices:
+    """Class of every row `(rows,)`.
+
+    Raises:
+        UserError: a row has none.
+    """
+    for row, label in enumerate(labels):
+        if label is None:
+            raise unlabelled(row_name(row), source)
+    return np.array(labels, dtype=np.int64)
+
+
 def below_common_folder(files: Sequence[str]) -> list[str]:
     """The paths of files below the folder that they share: the same on every machine. URLs stay what they are."""
     if any("://" in f for f in files):

@@ -1,15 +1,15 @@
 """Tables as a source: Parquet files by row group, or Arrow tables that were saved to disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffzoo.data.metadata import TEXT_FIELDS, caption_texts, label_of, missing_column, number_classes
+from diffzoo.data.metadata import TEXT_FIELDS, Classes, caption_texts, missing_column
 from diffzoo.data.parquet import ArrowFiles, ParquetFiles, class_names
-from diffzoo.data.sources import Indices, Mask, Record, Source, below_common_folder, rows_hash, unlabelled
+from diffzoo.data.sources import Indices, Mask, Record, Source, below_common_folder, label_array, rows_hash
 from diffzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,29 +72,30 @@ class TableSource(Source):
         self.reader = ArrowFiles(files) if files[0].endswith(".arrow") else ParquetFiles(files, revision)
         self.files, self.remote, self._index = self.reader.files, self.reader.remote, self.reader.index
         self._resident: dict[int, Sequence[Record]] = {}
-        self.random_access = not self.remote and self._index["bytes"] <= RESIDENT_BYTES
+        self.random_access = not self.remote and sum(f["bytes"] for f in self._index) <= RESIDENT_BYTES
         self._check_columns()
-        self.class_names = self._classes(class_names, like)
+        if columns.label is not None:
+            self._classes = self._classes_of(columns.label, class_names, like)
+            self.class_names = self._classes.names
         self.has_captions = columns.caption is not None
         self.labels_from = f"the column {columns.label}" if columns.label else ""
         self.captions_from = f"the column {columns.caption}" if columns.caption else ""
         self._select()
-        known = zip(paths or below_common_folder(self.files), self._index["prints"], strict=True)
-        self.rows_hash = rows_hash([revision, *known, self._index["rows"], sorted(columns.where.items())])
+        known = zip(paths or below_common_folder(self.files), (f["prints"] for f in self._index), strict=True)
+        self.rows_hash = rows_hash([revision, *known, [f["rows"] for f in self._index], sorted(columns.where.items())])
 
     @cached_property
     def _groups(self) -> list[tuple[int, int]]:
         """(file, row group) of every block that has rows."""
-        every = [(f, g, n) for f, rows in enumerate(self._index["rows"]) for g, n in enumerate(rows)]
+        every = [(f, g, n) for f, footer in enumerate(self._index) for g, n in enumerate(footer["rows"])]
         return [(f, g) for f, g, n in every if n]
 
     def columns(self) -> list[str]:
-        return list(self._index["columns"][0])
+        return list(self._index[0]["columns"])
 
     def _check_columns(self) -> None:
-
         wanted = {"image": self.wanted.image, "label": self.wanted.label, "caption": self.wanted.caption}
-        for file, known in enumerate(self._index["columns"]):
+        for file, known in enumerate(footer["columns"] for footer in self._index):
             where = f"{self.name}, file {self.files[file]}" if file else self.name
             for kind, column in [*wanted.items(), *(("filter", w) for w in self.wanted.where)]:
                 if column is not None and column not in known:
@@ -109,32 +110,24 @@ class TableSource(Source):
                     f"column, or write it anew"
                 )
 
-    def _classes(self, given: Sequence[str] | None, like: Sequence[str] | None) -> list[str]:
-        """Names of the classes, and the number of every label that is not its own number."""
+    def _classes_of(self, column: str, given: Sequence[str] | None, like: Sequence[str] | None) -> Classes:
         import pyarrow as pa
 
-        column = self.wanted.label
-        self._numbers: dict[object, int] | None = None
-        if column is None:
-            return []
         stored, type_ = class_names(self.reader.schema).get(column), self.reader.schema.field(column).type
         if stored and pa.types.is_int64(type_):  # what `datasets` takes for a `ClassLabel`
             self._check_class_names(column)
             if not given and like is not None and stored != list(like):
-                names, numbers = number_classes(stored, like, self.name)
-                self._numbers = {i: (numbers or {})[n] for i, n in enumerate(stored)}
-                return names
-            return list(given or stored)
+                known = Classes.of(stored, like, self.name)
+                return replace(known, numbers={i: (known.numbers or {})[n] for i, n in enumerate(stored)})
+            return Classes(list(given or stored), None, self.name)
         named = (given or like) and pa.types.is_integer(type_)
-        values = () if named else self.reader.column(column)
-        names, self._numbers = number_classes(values, given or like, self.name)
-        return names
+        return Classes.of(() if named else self.reader.column(column), given or like, self.name)
 
     def _check_class_names(self, column: str) -> None:
         """The numbers of a later file mean what those of the first do; `datasets` takes them as if they did."""
-        first = self._index["classes"][0][column]
-        for file, named in zip(self.files, self._index["classes"], strict=True):
-            if named.get(column, first) != first:
+        first = self._index[0]["classes"][column]
+        for file, footer in zip(self.files, self._index, strict=True):
+            if footer["classes"].get(column, first) != first:
                 raise UserError(
                     f"{file} has other names or another order of classes in the column {column!r} than "
                     f"{self.files[0]}: write both with the same names, or give one of them alone"
@@ -144,7 +137,7 @@ class TableSource(Source):
         """Apply `where`."""
         self._kept: list[Indices] | None = None
         self._mask: Mask | None = None
-        raw_sizes = np.array([self._index["rows"][f][g] for f, g in self._groups], dtype=np.int64)
+        raw_sizes = np.array([self._index[f]["rows"][g] for f, g in self._groups], dtype=np.int64)
         self.block_sizes = raw_sizes
         if not self.wanted.where:
             return
@@ -163,26 +156,15 @@ class TableSource(Source):
     def labels(self) -> Indices | None:
         if self.wanted.label is None:
             return None
-        values = [label_of(v, self.name) for v in self.reader.column(self.wanted.label)]
+        values = self.reader.column(self.wanted.label)
         kept = values if self._mask is None else [values[row] for row in np.flatnonzero(self._mask)]
-        for row, value in enumerate(kept):
-            if value is None:
-                raise unlabelled(self._row_name(*self.locate(row)), self.name)
-        return np.array([self._class_index(value) for value in kept if value is not None], dtype=np.int64)
+        found = [self._classes.index(value) for value in kept]
+        return label_array(found, lambda row: self._row_name(*self.locate(row)), self.name)
 
     def _row_name(self, block: int, within: int) -> str:
         file, group = self._groups[block]
         at = within if self._kept is None else int(self._kept[block][within])
         return f"{self.files[file]} row {at} of row group {group}"
-
-    def _class_index(self, value: str | int) -> int:
-        try:
-            index = int(value) if self._numbers is None else self._numbers[value]
-        except (ValueError, KeyError):
-            raise UserError(f"{self.name} has a label {value!r}, which is neither a class nor its number") from None
-        if not 0 <= index < len(self.class_names):
-            raise UserError(f"{self.name} has a label {index}, but {len(self.class_names)} classes")
-        return index
 
     def read_block(self, block: int) -> Sequence[Record]:
         if block in self._resident:
@@ -214,11 +196,10 @@ class _Rows(Sequence[Record]):
     def __getitem__(self, index: Any) -> Any:
         at = index if self._kept is None else int(self._kept[index])
         image = self._image[at].as_py()
-        label = label_of(self._label[at], self._source.name) if self._label is not None else None
         path = self._path[at].as_py() if image is None and self._path is not None else None
         return Record(
             image,
-            None if label is None else self._source._class_index(label),
+            None if self._label is None else self._source._classes.index(self._label[at]),
             () if self._caption is None else caption_texts(self._caption[at], self._source.name),
             self._source._row_name(self._block, index),
             f"the row holds the path {path!r} alone" if path else "",

@@ -17,10 +17,10 @@ import numpy as np
 from diffzoo.data.metadata import (
     LABEL_COLUMNS,
     PREFIX,
+    Classes,
     caption_texts,
     label_of,
     missing_column,
-    number_classes,
     pick,
     prefix_of,
     text_lines,
@@ -31,8 +31,8 @@ from diffzoo.data.sources import (
     Record,
     Source,
     below_common_folder,
+    label_array,
     rows_hash,
-    unlabelled,
 )
 from diffzoo.errors import UserError
 from diffzoo.files import HEAD, kind_of
@@ -138,7 +138,9 @@ class TarSource(Source):
         self.labels_from, self.captions_from = (
             from_name.get(column, f"the field {column} of the files .json") for column in (label, caption)
         )
-        self.class_names = self._classes(class_names)
+        if label is not None:
+            self._classes = Classes.of(map(self._value, range(len(self))), class_names, name)
+            self.class_names = self._classes.names
         prints = [printed for printed, _, _ in shards]
         self.rows_hash = rows_hash([revision, *zip(paths or below_common_folder(self.files), prints, strict=True)])
 
@@ -225,21 +227,10 @@ class TarSource(Source):
     def _folder(self, name: str) -> str:
         return name.removeprefix(self._below).lstrip("/").split("/")[0] if "/" in name.lstrip("/") else ""
 
-    def _classes(self, given: Sequence[str] | None) -> list[str]:
-        self._numbers: dict[object, int] | None = None
-        if self._label is None:
-            return []
-        names, self._numbers = number_classes(map(self._value, range(len(self))), given, self.name)
-        return names
-
     def labels(self) -> Indices | None:
         if self._label is None:
             return None
-        found = [self._class_index(row) for row in range(len(self))]
-        for row, label in enumerate(found):
-            if label is None:
-                raise unlabelled(self._row_name(row), self.name)
-        return np.array(found, dtype=np.int64)
+        return label_array([self._class_index(row) for row in range(len(self))], self._row_name, self.name)
 
     def _value(self, row: int) -> str | int | None:
         """The label of a row as it is stated, from the index: a class index is short."""
@@ -258,15 +249,7 @@ class TarSource(Source):
         return int(text) if text.removeprefix("-").isdecimal() else text
 
     def _class_index(self, row: int) -> int | None:
-        value = self._value(row)
-        if value is None:
-            return None
-        index = int(value) if self._numbers is None else self._numbers[value]
-        if not 0 <= index < len(self.class_names):
-            raise UserError(
-                f"{self._row_name(row)} has a label {index}, but {self.name} {len(self.class_names)} classes"
-            )
-        return index
+        return self._classes.index(self._value(row))
 
     def _row_name(self, row: int) -> str:
         file, (name, _, _) = self._samples[row]

@@ -231,7 +231,7 @@ def test_webdataset_local_and_streamed(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no label column 'label' .* its columns are cls, png, txt"):
         _ = HFDataset("owner/tars", label="label", **COMMON).train_source
     (folder / "train-0.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match="no uncompressed tar file"):
+    with pytest.raises(UserError, match="is no tar file"):
         _ = HFDataset(str(folder), **COMMON).train_source
 
 

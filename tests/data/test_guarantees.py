@@ -19,6 +19,7 @@ from data.pictures import Shards, picture, rows, write_parquet
 from PIL import Image
 
 from diffzoo.data import HFDataset
+from diffzoo.errors import UserError
 from diffzoo.data.decode import Bands, load
 from diffzoo.data.inspect import report
 
@@ -76,7 +77,8 @@ def test_a_fraction_among_labels_of_a_tar_is_not_rounded(tmp_path: Path) -> None
     files = {"data_files": {"train": str(tmp_path / "train.tar")}, "cache_dir": str(tmp_path / "cache")}
     theirs = datasets.load_dataset("webdataset", split="train", **files)
     assert [row["label"] for row in theirs["json"]][5:] == [0, 0, 0]
-    assert HFDataset(str(tmp_path / "train.tar"), **COMMON).train_source.labels() is None  # JSON makes no classes
+    with pytest.raises(UserError, match=r"neither texts nor whole numbers, such as 0\.5"):
+        HFDataset(str(tmp_path / "train.tar"), **COMMON).prepare_data()
     labels = HFDataset(str(tmp_path / "train.tar"), label="json", **COMMON).train_source.labels()
     assert len(set(labels[:5])) == 2
     assert labels[5] not in labels[:5]  # nothing is rounded: other text, other class
