@@ -19,9 +19,9 @@ from data.pictures import Shards, picture, rows, write_parquet
 from PIL import Image
 
 from diffzoo.data import HFDataset
-from diffzoo.errors import UserError
 from diffzoo.data.decode import Bands, load
 from diffzoo.data.inspect import report
+from diffzoo.errors import UserError
 
 COMMON: dict[str, Any] = {"image_size": 8, "batch_size": 4, "num_workers": 0}
 pytestmark = pytest.mark.filterwarnings("ignore:.*many workers.*")
