@@ -25,6 +25,7 @@ from torch import Tensor
 
 __all__ = ["Held", "NotPlainError", "load_pickle"]
 
+Shape = tuple[int, ...]
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first object in a file that torch.save wrote before it wrote archives
 # plain data of the standard library, whose content is kept in a stand-in
 DATA = frozenset(
@@ -42,45 +43,54 @@ class NotPlainError(pickle.UnpicklingError):
 class Held(dict[str, Any]):
     """An object whose class was not loaded: its attributes and items; positional arguments lie under "args"."""
 
-    def __init__(self, *args: Any, **attributes: Any):
+    def __init__(self, *args: object, **attributes: object):
         if len(args) == 1 and isinstance(args[0], Mapping):
             self.update(args[0])
         elif args:
             self["args"] = args
         self.update(attributes)
 
-    def __new__(cls, *args: Any, **attributes: Any) -> "Held":
+    def __new__(cls, *args: object, **attributes: object) -> "Held":
         return dict.__new__(cls)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, Mapping):  # a tuple holds a dict and one of slots
                 self.update(part)
             elif part is not None:
                 self["state"] = state
 
-    def extend(self, items: Any) -> None:
+    def extend(self, items: object) -> None:
         """What a list, a deque or a set of its own holds."""
         self.setdefault("items", []).extend(items)
 
-    def append(self, item: Any) -> None:
+    def append(self, item: object) -> None:
         self.extend([item])
 
     add = append
 
 
-def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+def _tensor(storage: torch.TypedStorage, offset: int, size: Shape, stride: Shape, *rest: object) -> Tensor:
     """A tensor over a storage, as `torch._utils._rebuild_tensor_v2` makes it, without its hooks."""
     made: Tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)
     return made
 
 
-def _typed_tensor(storage: Any, offset: int, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Any:
+def _typed_tensor(
+    storage: torch.TypedStorage,
+    offset: int,
+    size: Shape,
+    stride: Shape,
+    _: object,
+    hooks: object,
+    dtype: torch.dtype,
+    *rest: object,
+) -> Tensor:
     """As `torch._utils._rebuild_tensor_v3`: of a type that has no storage of its own, such as float8."""
     return torch.empty(0, dtype=dtype).set_(storage._untyped_storage, offset, size, stride)
 
 
-def _first(value: Any, *rest: Any) -> Any:
+def _first(value: object, *rest: object) -> object:
     """A parameter is its tensor."""
     return value
 
@@ -93,7 +103,7 @@ def _path(*parts: str) -> str:
     return str(PurePosixPath(*parts))
 
 
-_PLAIN: dict[str, Any] = {
+_PLAIN: dict[str, object] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
@@ -122,9 +132,9 @@ _Unpickler: Any = pickle._Unpickler  # Python's reader written in Python
 class _Reader(_Unpickler):
     """Python's reader with two steps narrowed: what a name gives, and what may be filled."""
 
-    dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, object]] = dict(_Unpickler.dispatch)
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's, too
         full = f"{module.removesuffix('._local')}.{name}"
         if full in _PLAIN:
@@ -144,7 +154,7 @@ class _Reader(_Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
 
-def _load_torch(source: Path | BinaryIO, mapped: bool = False) -> Any:
+def _load_torch(source: Path | BinaryIO, mapped: bool = False) -> object:
     """What `torch.save` wrote, with the reader above in place of Python's."""
     reader = types.SimpleNamespace(
         __name__="diffzoo.unpickle", Unpickler=_Reader, load=lambda file, **options: _Reader(file, **options).load()
@@ -154,7 +164,7 @@ def _load_torch(source: Path | BinaryIO, mapped: bool = False) -> Any:
         return torch.load(source, map_location="cpu", weights_only=False, pickle_module=reader, mmap=mapped)
 
 
-def load_pickle(path: Path, archive: bool) -> Any:
+def load_pickle(path: Path, archive: bool) -> object:
     """The content of a pickle, or of an archive that `torch.save` wrote.
 
     Args:
@@ -175,7 +185,7 @@ def load_pickle(path: Path, archive: bool) -> Any:
     return _with_modules(_load_torch(path) if first == TORCH_MAGIC else first)
 
 
-def _with_modules(data: Any) -> Any:
+def _with_modules(data: object) -> object:
     """The same with every module replaced by its state dict, in containers of any depth."""
     if isinstance(data, Mapping):
         module = _module(data)
@@ -183,7 +193,7 @@ def _with_modules(data: Any) -> Any:
     return data
 
 
-def _module(data: Any) -> Mapping[str, Any] | None:
+def _module(data: object) -> Mapping[str, Any] | None:
     """The attributes of a `torch.nn.Module`, which NVIDIA's files keep under "state"; None for anything else."""
     for found in (data, data.get("state") if isinstance(data, Held) else None):
         if isinstance(found, Mapping) and {"_parameters", "_buffers", "_modules"} <= found.keys():

@@ -18,7 +18,6 @@ from diffzoo.evaluation.image_files import FolderImages
 from diffzoo.evaluation.measure import metric_of
 from diffzoo.evaluation.protocols import EvalProtocol
 from diffzoo.evaluation.reference import Reference
-from diffzoo.evaluation.result import Result
 from diffzoo.evaluation.run import RunOptions, evaluate, load_networks
 from diffzoo.files import atomic_path, write_text
 from diffzoo.generation.generator import ImageSource
@@ -140,27 +139,6 @@ def candidates(
     return list(found)
 
 
-Run = Callable[[Candidate, int], Result]
-
-
-def _runner(
-    source: Callable[[SamplePlan], ImageSource],
-    base: SamplePlan,
-    protocol: EvalProtocol,
-    reference: Reference | FolderImages,
-    options: RunOptions,
-) -> Run:
-    def run(candidate: Candidate, n: int) -> Result:
-        plan = candidate.plan(base)
-        folder = Path(options.out) / "candidates" / digest(plan)[:12]
-        # a first part serves to rank: it may be too small for a value that is worth printing
-        few = options.few or n < protocol.n
-        mine = replace(options, out=folder, few=few)
-        return evaluate(source(plan), replace(protocol, n=n), reference, mine)
-
-    return run
-
-
 def sweep_guidance(
     source: Callable[[SamplePlan], ImageSource],
     base: SamplePlan,
@@ -192,33 +170,33 @@ def sweep_guidance(
         margin: relative to the best.
         report: called after each measurement.
     """
-    name = metric or protocol.metrics[0]
+    name, total = metric or protocol.metrics[0], protocol.n
     if name not in protocol.metrics:
         raise UserError(f"the protocol {protocol.name} does not measure {name!r}: it has {', '.join(protocol.metrics)}")
     sign = -1 if metric_of(name).kind in HIGHER_IS_BETTER else 1
-    run = _runner(source, base, protocol, reference, options)
+
+    def trial(candidate: Candidate, n: int) -> Trial:
+        plan = candidate.plan(base)
+        # a first part serves to rank: it may be too small for a value that is worth printing
+        mine = replace(options, out=Path(options.out) / "candidates" / digest(plan)[:12], few=options.few or n < total)
+        result = evaluate(source(plan), replace(protocol, n=n), reference, mine)
+        values = {name: value.value for name, value in result.values.items()}
+        made = Trial(candidate, cast(SamplePlan, result.plan), values[name], n, n == total, values)
+        if report is not None:
+            report(made)
+        return made
+
     networks = load_networks(protocol.metrics, options.weights, options.device)
     check_count(protocol, networks, options.few)  # of all images, before the first part is sampled
-    part = min(protocol.n, max(1, int(protocol.n * first_part)))
-    first = [_trial(run, c, part, name, part == protocol.n, report) for c in tried]
-    if part == protocol.n:
+    part = min(total, max(1, int(total * first_part)))
+    first = [trial(candidate, part) for candidate in tried]
+    if part == total:
         return sorted(first, key=lambda t: sign * t.value)
     best = min(sign * t.value for t in first)
     kept = [t for t in first if sign * t.value <= best + margin * abs(best)]
-    done = [_trial(run, t.candidate, protocol.n, name, True, report) for t in kept]
+    done = [trial(t.candidate, total) for t in kept]
     given_up = [t for t in first if t not in kept]
     return [*sorted(done, key=lambda t: sign * t.value), *sorted(given_up, key=lambda t: sign * t.value)]
-
-
-def _trial(
-    run: Run, candidate: Candidate, n: int, metric: str, finished: bool, report: Callable[[Trial], None] | None
-) -> Trial:
-    result = run(candidate, n)
-    values = {name: value.value for name, value in result.values.items()}
-    trial = Trial(candidate, cast(SamplePlan, result.plan), values[metric], n, finished, values)
-    if report is not None:
-        report(trial)
-    return trial
 
 
 # -- what is written

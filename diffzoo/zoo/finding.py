@@ -10,7 +10,6 @@ complete set beside another one is an EMA if the words of its place say so (`par
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +25,7 @@ EMA_WORDS = ("ema", "average", "averaged", "averages", "avg", "shadow", "swa", "
 PASSED = ("diffzoo", "diffzoo_averages", "optimizer_states", "optimizer", "optim", "opt", "opt_state")
 
 
-def emas_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensors]:
+def emas_in(checkpoint: Mapping[str, object]) -> dict[str, Tensors]:
     """The EMAs that our training stores, by label; empty for other files."""
     for key in ("diffzoo", "diffzoo_averages"):
         held = checkpoint.get(key)
@@ -37,7 +36,7 @@ def emas_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensors]:
 
 
 def find_weights(
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     names: Mapping[str, Tensor],
     what: str,
     weights: str = "ema",
@@ -92,7 +91,7 @@ def _only_one(sets: Mapping[str, Tensors], what: str) -> None:
             )
 
 
-def _remark_on_ema_pytorch(data: Mapping[str, Any], label: str, what: str) -> None:
+def _remark_on_ema_pytorch(data: Mapping[str, object], label: str, what: str) -> None:
     """Say what the decay of an EMA of ema-pytorch means, which its file does not hold."""
     place, _, inner = label.rpartition("ema_model")
     held = _at(data, place.rstrip(".")) if not inner else None
@@ -105,7 +104,7 @@ def _remark_on_ema_pytorch(data: Mapping[str, Any], label: str, what: str) -> No
         )
 
 
-def _at(data: Mapping[str, Any], place: str) -> object:
+def _at(data: Mapping[str, object], place: str) -> object:
     """What lies at a place such as `state.ema`; None if nothing does."""
     return next((held for path, held in _nested(data) if path == place), None)
 
@@ -114,7 +113,7 @@ def _at(data: Mapping[str, Any], place: str) -> object:
 
 
 def _sets(
-    data: Mapping[str, Any], names: Mapping[str, Tensor], convert: Convert
+    data: Mapping[str, object], names: Mapping[str, Tensor], convert: Convert
 ) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
     """The complete sets of a network's tensors by their place: raw ones, and EMAs."""
     found: dict[str, Tensors] = {}
@@ -135,7 +134,7 @@ def _sets(
     return raw, emas
 
 
-def _is_ema(place: str, data: Mapping[str, Any]) -> bool:
+def _is_ema(place: str, data: Mapping[str, object]) -> bool:
     if "current_model_state" in data:
         return place.split(".")[0] == "state_dict"  # Lightning's WeightAveraging swaps: `state_dict` is the EMA
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", place)]
@@ -149,13 +148,13 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _tensors(data: Any) -> Tensors:
+def _tensors(data: object) -> Tensors:
     if not isinstance(data, Mapping):
         return {}
     return {_plain(k): v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
-def _nested(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _nested(data: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
     """Every value that is a mapping or a list, with its path, outermost first; not of optimizers or our own EMAs."""
     yield path, data
     for key, value in data.items():
@@ -167,16 +166,16 @@ def _nested(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
                 yield inside, value
 
 
-def state_dicts(data: Mapping[str, Any]) -> Iterator[tuple[str, Tensors]]:
+def state_dicts(data: Mapping[str, object]) -> Iterator[tuple[str, Tensors]]:
     """Every dict of tensors in a checkpoint with its place, outermost first."""
     for path, held in _nested(data):
         if isinstance(held, Mapping) and (tensors := _tensors(held)):
             yield path, tensors
 
 
-def _lists(data: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+def _lists(data: Mapping[str, object]) -> Iterator[tuple[str, Sequence[Tensor]]]:
     for path, held in _nested(data):
-        if not isinstance(held, Mapping) and held and all(isinstance(v, Tensor) for v in held):
+        if isinstance(held, list | tuple) and held and all(isinstance(v, Tensor) for v in held):
             yield path, held
 
 
@@ -191,7 +190,7 @@ def _in_order(values: Sequence[Tensor], names: Mapping[str, Tensor], base: Tenso
     return {k: base.get(k, names[k]) for k in names} | dict(zip(parameters, values, strict=True))
 
 
-def _without_dots(tensors: Tensors, names: Mapping[str, Any]) -> Tensors:
+def _without_dots(tensors: Tensors, names: Mapping[str, object]) -> Tensors:
     """An EMA whose names lost their dots, as `LitEma` stores it beside the raw weights; else nothing."""
     squeezed = {name.replace(".", ""): name for name in names}
     for prefix in {k[: -len(s)] for k in tensors for s in squeezed if k.endswith(s) and "ema" in k[: -len(s)]}:
@@ -200,14 +199,14 @@ def _without_dots(tensors: Tensors, names: Mapping[str, Any]) -> Tensors:
     return {}
 
 
-def _prefixes(tensors: Tensors, names: Mapping[str, Any]) -> list[str]:
+def _prefixes(tensors: Tensors, names: Mapping[str, object]) -> list[str]:
     """Prefixes behind which every one of `names` is found and nothing else."""
     first = next(iter(names))
     candidates = [k[: -len(first)] for k in tensors if k == first or k.endswith("." + first)]
     return [p for p in candidates if all(p + n in tensors for n in names) and not _left_over(tensors, names, p)]
 
 
-def _left_over(tensors: Tensors, names: Mapping[str, Any], prefix: str) -> list[str]:
+def _left_over(tensors: Tensors, names: Mapping[str, object], prefix: str) -> list[str]:
     """Tensors below a prefix that the network has no place for: strict loading would be a lie.
 
     A number with a plain name, such as `n_averaged` of `AveragedModel`, belongs to the one who counts.
@@ -216,7 +215,7 @@ def _left_over(tensors: Tensors, names: Mapping[str, Any], prefix: str) -> list[
     return [k for k in rest if tensors[k].ndim or "." in k]
 
 
-def _nothing(data: Mapping[str, Any], names: Mapping[str, Any], what: str) -> str:
+def _nothing(data: Mapping[str, object], names: Mapping[str, object], what: str) -> str:
     """What is wrong with the set that comes closest: what it lacks, or what is left over."""
     best: Tensors = {}
     most, prefix = -1, ""

@@ -123,6 +123,12 @@ def folder_file(folder: Path) -> Path:
     return run
 
 
+def _local_file(source: str | Path) -> Path:
+    """The file behind a path, or the file of weights in a folder; there may be none."""
+    path = Path(str(source).removeprefix("local-dir:")).expanduser()
+    return folder_file(path) if path.is_dir() else path
+
+
 def _file_weights(path: Path, weights: str, metadata: Metadata | None = None) -> Weights:
     """Weights in a file; `metadata` says which network, where the file does not."""
     data = formats.read_any(path)
@@ -144,7 +150,7 @@ def _file_weights(path: Path, weights: str, metadata: Metadata | None = None) ->
     return Weights(state, known.derived(file=str(path), weights=place), str(path))
 
 
-def _find(data: Mapping[str, Any], metadata: Metadata, path: Path, weights: str) -> tuple[formats.Tensors, str]:
+def _find(data: Mapping[str, object], metadata: Metadata, path: Path, weights: str) -> tuple[formats.Tensors, str]:
     """The tensors of a network in a file, and their place there."""
     names = build_meta(metadata.network, metadata.config).state_dict()
     mine = metadata.title
@@ -174,7 +180,7 @@ def _find(data: Mapping[str, Any], metadata: Metadata, path: Path, weights: str)
     return state, place
 
 
-def _look_alikes(data: Mapping[str, Any]) -> list[str]:
+def _look_alikes(data: Mapping[str, object]) -> list[str]:
     """Registered models whose official layout these tensors have, without remainder."""
     layouts = {(item.converter, item.metadata.network): item for item in load_manifest().values()}
     for _, tensors in state_dicts(data):
@@ -207,7 +213,7 @@ def _adapter_tensors(data: Mapping[str, Any], weights: str, where: str) -> tuple
 
 
 def read_adapter(
-    path: Path, metadata: Metadata, weights: str = "ema", data: Mapping[str, Any] | None = None
+    path: Path, metadata: Metadata, weights: str = "ema", data: Mapping[str, object] | None = None
 ) -> tuple[dict[str, Tensor], Metadata]:
     """The tensors of an adapter's file or checkpoint, and its metadata with their place.
 
@@ -225,9 +231,7 @@ def read_adapter(
 
 def find_adapter(source: str | Path) -> tuple[Path, Metadata] | None:
     """The file behind a local source and its metadata, if it holds adapters; None for other sources."""
-    path = Path(str(source).removeprefix("local-dir:")).expanduser()
-    if path.is_dir():
-        path = folder_file(path)
+    path = _local_file(source)
     metadata = file_metadata(path) if path.is_file() else None
     return (path, metadata) if metadata is not None and metadata.adapter is not None else None
 
@@ -308,9 +312,7 @@ def _hub_weights(place: HubPlace, weights: str, metadata: Metadata | None) -> We
 
 def emas_of(source: str | Path) -> list[str]:
     """Labels of the EMAs in a run or a checkpoint; empty for other sources."""
-    path = Path(str(source).removeprefix("local-dir:")).expanduser()
-    if path.is_dir():
-        path = folder_file(path)
+    path = _local_file(source)
     return list(emas_in(formats.read_pickle(path))) if path.is_file() and path.suffix == ".ckpt" else []
 
 
@@ -332,10 +334,8 @@ def locate(source: str | Path, weights: str = "ema", metadata: Metadata | None =
     place = hub_place(text)
     if place is not None:
         return _hub_weights(place, weights, metadata)
-    path = Path(text.removeprefix("local-dir:")).expanduser()
-    if path.is_dir():
-        return _file_weights(folder_file(path), weights, metadata)
-    if path.is_file():
+    path = _local_file(text)
+    if path.is_file() or path.is_dir():  # a checkpoint in shards is a folder
         return _file_weights(path, weights, metadata)
     if text.startswith("local-dir:") or path.suffix in formats.SUFFIXES:
         raise UserError(f"there is no file or folder {path}")

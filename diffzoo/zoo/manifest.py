@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from diffzoo import __version__
 from diffzoo.errors import UserError, did_you_mean
@@ -170,7 +170,7 @@ class Pretrained:
 IN_METADATA = ("process", "guidance", "sampler", "autoencoder", "text_encoder", "class_names", "presets", "recipe")
 
 
-def read_entry(name: str, data: Any, file: str) -> Pretrained:
+def read_entry(name: str, data: object, file: str) -> Pretrained:
     """An entry from its plain data.
 
     Raises:
@@ -196,7 +196,7 @@ def read_entry(name: str, data: Any, file: str) -> Pretrained:
     return from_plain(Pretrained, {**values, "name": name, "source": source, "metadata": known}, where)
 
 
-def _config(registered: Config, changes: Any, where: str) -> Config:
+def _config(registered: Config, changes: object, where: str) -> Config:
     """The registered config with the rewrites that the weights need."""
     hints = get_type_hints(type(registered))
     if not isinstance(changes, dict):
@@ -220,7 +220,7 @@ class Manifest(Mapping[str, Pretrained]):
         self.texts, self.file = texts, file
         self._read: dict[str, Pretrained] = {}
 
-    def data(self, name: str) -> Any:
+    def data(self, name: str) -> object:
         """An entry as plain data."""
         import yaml
 

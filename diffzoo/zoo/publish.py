@@ -13,8 +13,7 @@ where they are.
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from diffzoo.zoo.manifest import find_pretrained, is_pretrained
 from diffzoo.zoo.metadata import Metadata, Provenance, foreign_modules
 from diffzoo.zoo.saving import save_pretrained, write_model
 
-__all__ = ["Upload", "pull", "push_network", "push_to_hub", "stage"]
+__all__ = ["Upload", "pull", "push_network", "push_to_hub"]
 
 WEIGHTS = ("model.safetensors", f"model{INDEX}", "adapter.safetensors")
 FORM = ("model.safetensors", "config.json", "recipe.yaml", "samples.png", "README.md")
@@ -132,69 +131,39 @@ def _evaluations(run: Run | None, given: Sequence[str | Path]) -> list[dict[str,
     return results
 
 
-@contextmanager
-def stage(
-    source: str | Path,
-    repo: str,
-    licence: str | None,
-    *,
-    weights: str = "ema",
-    dataset: str | None = None,
-    evaluations: Sequence[str | Path] = (),
-    merge: bool = False,
-) -> Iterator[tuple[Path, str]]:
-    """The published form of a source in a folder, and its licence; the folder lasts as long as the block.
+def _ready(path: Path, licence: str | None, merge: bool, options: Mapping[str, object]) -> str | None:
+    """The licence of a folder that is published as it is; None for a source whose published form is yet to be written.
 
     Args:
-        source, repo, licence, weights, dataset, evaluations: as for `push_to_hub`.
-        merge: low-rank adapters are merged into the weights they belong to.
+        path: the source.
+        licence: as given.
+        merge: low-rank adapters are merged, so they are not published as they are.
+        options: that would change the card of a folder, which has one.
 
     Raises:
-        UserError: without a licence, or when it contradicts the one that a published folder states.
+        UserError: for another licence than the folder's, for options, and for files that are something else.
     """
-    path = Path(str(source).removeprefix("local-dir:"))
     files = published_files(path)
-    if files and not (merge and "adapter.safetensors" in files):
-        stated = json_metadata(path / "config.json").licence
-        licence = agreed_licence(licence, stated, str(path), "edit config.json and README.md to change it")
-        if stated and "README.md" in files:
-            options = {"dataset": dataset, "evaluation": evaluations, "weights": weights not in ("ema", "average")}
-            _refuse_options(path, options)
-            for name in files:
-                if name.endswith(".safetensors"):
-                    read_header(path / name)  # raises for a file that is something else, or cut off
-            yield path, stated
-            return
-        if f"model{INDEX}" in files:
+    if not files or (merge and "adapter.safetensors" in files):
+        return None
+    stated = json_metadata(path / "config.json").licence
+    agreed_licence(licence, stated, str(path), "edit config.json and README.md to change it")
+    if stated and "README.md" in files:
+        if given := [f"--{name}" for name, value in options.items() if value]:
             raise UserError(
-                f"{path} holds weights in shards, which are published as they are: it needs a README.md, and a field "
-                "licence in config.json"
+                f"{path} is published as it is, with its README.md, so {' and '.join(given)} would change nothing: "
+                "leave it out and edit README.md, or delete README.md to have it written anew"
             )
-    elif is_pretrained(str(source)):  # before anything is fetched
-        item = find_pretrained(str(source))
-        licence = agreed_licence(licence, item.metadata.licence, item.name)
-    with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
-        folder = Path(name)
-        yield folder, _fill(folder, source, repo, licence, weights, dataset, evaluations, merge)
-
-
-def _refuse_options(path: Path, options: Mapping[str, Any]) -> None:
-    """A folder that has its card is published as it is, so nothing can be said about it in passing."""
-    given = [f"--{name}" for name, value in options.items() if value]
-    if given:
+        for name in files:
+            if name.endswith(".safetensors"):
+                read_header(path / name)  # raises for a file that is something else, or cut off
+        return stated
+    if f"model{INDEX}" in files:
         raise UserError(
-            f"{path} is published as it is, with its README.md, so {' and '.join(given)} would change nothing: leave "
-            "it out and edit README.md, or delete README.md to have it written anew"
+            f"{path} holds weights in shards, which are published as they are: it needs a README.md, and a field "
+            "licence in config.json"
         )
-
-
-def _require_licence(licence: str | None) -> str:
-    if not licence:
-        raise UserError(
-            "a model needs a licence before it is published, and there is no default: give --licence, for example "
-            'apache-2.0, cc-by-4.0, cc-by-nc-4.0, or "other: NAME"'
-        )
-    return licence
+    return None
 
 
 def _fill(
@@ -217,7 +186,12 @@ def _fill(
     else:
         found = locate(source, weights)
         state, known = dict(found.state), found.metadata
-    licence = _require_licence(agreed_licence(licence, known.licence, str(source)))
+    licence = agreed_licence(licence, known.licence, str(source))
+    if not licence:
+        raise UserError(
+            "a model needs a licence before it is published, and there is no default: give --licence, for example "
+            'apache-2.0, cc-by-4.0, cc-by-nc-4.0, or "other: NAME"'
+        )
     run = run_of(source) if Path(source).exists() else None
     if run is not None:
         _from_run(run, folder)
@@ -302,8 +276,16 @@ def push_to_hub(
     """
     check_repo(repo)
     licence = named_licence(licence)
-    options: dict[str, Any] = {"weights": weights, "dataset": dataset, "evaluations": evaluations, "merge": merge}
-    with stage(source, repo, licence, **options) as (folder, stated):
+    folder = Path(str(source).removeprefix("local-dir:"))
+    options = {"dataset": dataset, "evaluation": evaluations, "weights": weights not in ("ema", "average")}
+    stated = _ready(folder, licence, merge, options)
+    if is_pretrained(str(source)):  # before anything is fetched
+        item = find_pretrained(str(source))
+        agreed_licence(licence, item.metadata.licence, item.name)
+    with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as temporary:
+        if stated is None:
+            folder = Path(temporary)
+            stated = _fill(folder, source, repo, licence, weights, dataset, evaluations, merge)
         message = message or f"Upload {repo.split('/')[1]}"
         needed = tuple(foreign_modules(json_metadata(folder / "config.json")))
         plan = Upload(repo, folder, published_files(folder), stated, private, revision, message, needed)
