@@ -27,6 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_TOKEN_PATH", str(path / "token"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(path / "token"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr("diffzoo.zoo.fetch._pause", lambda *args: None)
     return path
