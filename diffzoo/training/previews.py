@@ -1,5 +1,6 @@
 """Previews: grids of images sampled during training, from the EMA weights."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,11 +77,12 @@ class SampleGrid(StepCallback):
         cond, names = self._conditions(trainer, module)
         rows = len(names)
         guided = self.guidance != 1 and cond is not None and module.network.config.null_class
+        sampler = module.sampler if steps is None else replace(module.sampler, steps=steps)
         with sampling_from(module) as generator:
             images = generator.images(
                 [i % self.per_class for i in range(rows * self.per_class)],
                 cond,
-                sampler=module.sampler if steps is None else replace(module.sampler, steps=steps),
+                sampler=sampler,
                 guidance=Guidance(self.guidance) if guided else None,
                 batch_size=self.batch_size,
             )
@@ -93,7 +95,16 @@ class SampleGrid(StepCallback):
         except UserError as error:  # a preview is no reason to stop: `GradientGuard` decides on that
             rank_zero_warn(f"no preview at step {trainer.global_step}: {error}")
             return None
-        written = write_or_warn(path.parent, lambda: self._log(trainer, grid, path))
+        options = ["--seeds", f"0-{self.per_class - 1}", "--steps", str(sampler.steps)]
+        if cond is not None:
+            options += [
+                "--classes",
+                *(names if cond.label is None else map(str, cond.label[:: self.per_class].tolist())),
+            ]
+        if guided:
+            options += ["--guidance", str(self.guidance)]
+        made = {"step": trainer.global_step, "options": options if self._as_published(module, guided) else None}
+        written = write_or_warn(path.parent, lambda: self._log(trainer, grid, path, made))
         return path if written else None
 
     def _conditions(self, trainer: L.Trainer, module: Any) -> tuple[Condition | None, list[str]]:
@@ -116,14 +127,19 @@ class SampleGrid(StepCallback):
         labels = torch.tensor([c for c in classes for _ in range(self.per_class)])
         return Condition(label=labels), [names.label(c) if c < count else f"class {c}" for c in classes]
 
+    def _as_published(self, module: Any, guided: bool) -> bool:
+        """Whether `diffzoo sample` guides as the preview was guided."""
+        known = module.guidance or Guidance(1.0)
+        return bool(replace(known, scale=self.guidance) == Guidance(self.guidance)) if guided else not known.acts
+
     @staticmethod
     def _held_out_captions(trainer: L.Trainer) -> list[str]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return list(next(iter(data.val_dataloader()))["caption"][:8])
 
     @staticmethod
-    def _log(trainer: L.Trainer, grid: Tensor, path: Path) -> None:
-        save_image(grid, path)
+    def _log(trainer: L.Trainer, grid: Tensor, path: Path, made: dict[str, Any]) -> None:
+        save_image(grid, path, {"diffzoo": json.dumps(made)})
         for logger in trainer.loggers:
             writer = getattr(getattr(logger, "experiment", None), "add_image", None)
             if writer is not None:

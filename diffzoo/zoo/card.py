@@ -1,6 +1,7 @@
 """The model card of a published model, from what is known about it."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from diffzoo.hub import hub_place
 from diffzoo.record import to_plain
 from diffzoo.zoo.licences import licence_id
-from diffzoo.zoo.metadata import Base, Metadata, foreign_modules
+from diffzoo.zoo.metadata import Base, Metadata, Provenance, foreign_modules
 
 __all__ = ["model_card"]
 
@@ -37,6 +38,10 @@ The network alone: `diffzoo.create_model("hf-hub:{repo}")`. From the command lin
 ## Process
 
 {process}
+
+## Training
+
+{training}
 
 ## Training data
 
@@ -80,14 +85,43 @@ def model_card(
         repo=repo,
         summary=_summary(metadata),
         base=_base(metadata.provenance.base),
-        image="\n![Images sampled from this model](samples.png)\n" if (folder / "samples.png").is_file() else "",
+        image=_image(folder / "samples.png", repo),
         prompt=_prompt(metadata),
         process=_process(metadata),
+        training=_training(metadata.provenance, folder),
         data=dataset or _recipe_data(folder / "recipe.yaml") or "Not stated.",
         evaluation=_evaluation(evaluations),
         licence=_licence(metadata),
         provenance=json.dumps(to_plain(metadata.provenance, sparse=True), indent=2, sort_keys=True, ensure_ascii=False),
     )
+
+
+def _image(path: Path, repo: str) -> str:
+    """The preview, and the command that makes it again."""
+    from PIL import Image
+
+    if not path.is_file():
+        return ""
+    with Image.open(path) as opened:
+        made = json.loads(opened.info.get("diffzoo", "{}"))
+    lines = ["", "![Images sampled from this model](samples.png)", ""]
+    if made.get("options"):
+        command = shlex.join(["diffzoo", "sample", f"hf-hub:{repo}", *made["options"]])
+        lines += [
+            f"Sampled at step {made['step']:,} of training, as this command does:",
+            "",
+            f"```bash\n{command}\n```",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _training(known: Provenance, folder: Path) -> str:
+    """What trained the weights, and which of a run they are."""
+    lines = ["`diffzoo fit -c recipe.yaml`, with the recipe in this repository."] * (folder / "recipe.yaml").is_file()
+    if known.global_step is not None:
+        lines.append(f"Weights: {known.weights or 'raw'}, at step {known.global_step:,}.")
+    return " ".join(lines) or "Not stated."
 
 
 def _front(metadata: Metadata) -> str:
@@ -134,7 +168,7 @@ def _base(base: Base | None) -> str:
 
 
 def _licence(metadata: Metadata) -> str:
-    lines, base = [f"The weights: {metadata.licence}."], metadata.provenance.base
+    lines, base = [f"Licence of the weights: {metadata.licence}."], metadata.provenance.base
     while base is not None:
         if base.licence:
             lines.append(f"Those that training began from, {_name(base)}: {base.licence}.")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +24,7 @@ from diffzoo.images import LINE
 from diffzoo.recipe.files import recipe_name
 from diffzoo.sampling import Guidance
 from diffzoo.zoo import load_any
+from diffzoo.zoo.publish import stage
 
 pytestmark = [
     # Lightning's own: few workers, deprecated parts of torch
@@ -76,8 +79,28 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     # two of each of eight classes
     assert Image.open(run / "samples" / "final.png").size == (
         2 * 130 + 2,
-        8 * (130 + LINE) + 2,
+        8 * (130 + 2 * LINE) + 2,
     )
+    # the command that it names makes it again
+    with Image.open(run / "samples" / "final.png") as final:
+        made = json.loads(final.info["diffzoo"])
+        again = [
+            "sample",
+            str(run),
+            *made["options"],
+            "--out",
+            str(tmp_path / "again.png"),
+            "--device",
+            "cpu",
+            "--quiet",
+        ]
+        assert (made["step"], main(again)) == (6, 0)
+        with Image.open(tmp_path / "again.png") as sampled:
+            assert np.abs(np.asarray(sampled).astype(int) - np.asarray(final)).max() <= 1
+    with stage(run, "someone/x", "mit") as (folder, _):
+        card = (folder / "README.md").read_text()
+    assert f"diffzoo sample hf-hub:someone/x {' '.join(made['options'])}\n" in card
+    assert "Weights: ema_0.9, at step 6." in card
     rows = metrics(run)
     assert [int(r["step"]) for r in rows if r["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert [int(r["step"]) for r in rows if r["val/loss"]] == [3, 6]

@@ -254,7 +254,7 @@ def test_a_card_says_nothing_that_is_not_known(nano: str, tmp_path: Path) -> Non
         text = (folder / "README.md").read_text()
     assert "not published" not in text
     assert "Trained from" not in text
-    assert "The weights: mit." in text
+    assert "Licence of the weights: mit." in text
 
 
 def test_a_resumed_run_keeps_its_origin_without_naming_it_again(nano: str, tmp_path: Path) -> None:

@@ -391,8 +391,8 @@ def test_the_command_writes_a_grid_with_a_row_per_class(
     with Image.open(grid) as image:
         drawn = np.asarray(image)
         assert len(json.loads(image.text["diffzoo"])) == 6  # type: ignore[attr-defined]
-    assert drawn.shape == (2 * (34 + LINE) + 2, 3 * 34 + 2, 3)
-    assert np.array_equal(drawn[36 + LINE : 68 + LINE : 4, 70:102:4], pictures[5])
+    assert drawn.shape == (2 * (34 + 2 * LINE) + 2, 3 * 34 + 2, 3)
+    assert np.array_equal(drawn[36 + 2 * LINE : 68 + 2 * LINE : 4, 70:102:4], pictures[5])
     assert sorted(p.name for p in tmp_path.joinpath("new").iterdir()) == ["grid.png"]
     assert len(list(folder.iterdir())) == 6
     with np.load(tmp_path / "all.npz") as archive:  # as the evaluator of ADM reads it
@@ -445,7 +445,7 @@ def test_the_command_shows_what_the_model_believed_on_the_way(
         # steps 0, 2, ..., 18, and the finished images; six rows
         assert sheet.size == (
             11 * 34 + 2,
-            6 * (34 + LINE) + 2 + LINE,
+            6 * (34 + 2 * LINE) + 2 + 2 * LINE,
         )
     assert "11 steps on the way" in capsys.readouterr().out
     assert main([*args, str(tmp_path / "way.mp4")]) == 2
