@@ -24,7 +24,7 @@ from diffzoo.images import LINE
 from diffzoo.recipe.files import recipe_name
 from diffzoo.sampling import Guidance
 from diffzoo.zoo import load_any
-from diffzoo.zoo.publish import stage
+from diffzoo.zoo.publish import _fill
 
 pytestmark = [
     # Lightning's own: few workers, deprecated parts of torch
@@ -97,8 +97,8 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
         assert (made["step"], main(again)) == (6, 0)
         with Image.open(tmp_path / "again.png") as sampled:
             assert np.abs(np.asarray(sampled).astype(int) - np.asarray(final)).max() <= 1
-    with stage(run, "someone/x", "mit") as (folder, _):
-        card = (folder / "README.md").read_text()
+    _fill(tmp_path, run, "someone/x", "mit", "ema", None, (), merge=False)
+    card = (tmp_path / "README.md").read_text()
     assert f"diffzoo sample hf-hub:someone/x {' '.join(made['options'])}\n" in card
     assert "Weights: ema_0.9, at step 6." in card
     rows = metrics(run)

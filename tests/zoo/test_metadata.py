@@ -1,6 +1,7 @@
 """The record of a model: as earlier versions wrote it, and through trainings, adapters, exports and pushes."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from diffzoo.training.reconstruction import write_reconstructed
 from diffzoo.zoo import Metadata, Preset, metadata_of
 from diffzoo.zoo.export import export
 from diffzoo.zoo.metadata import Adapter, Base, Provenance, held_metadata, read_metadata
-from diffzoo.zoo.publish import stage
+from diffzoo.zoo.publish import _fill
 from diffzoo.zoo.saving import write_model
 
 # Lightning's own: few workers, deprecated parts of torch
@@ -190,9 +191,10 @@ def origins(metadata: Metadata) -> list[Base]:
     return found
 
 
-def card(source: Path) -> str:
-    with stage(source, "someone/x", None) as (folder, _):
-        return (folder / "README.md").read_text()
+def card(source: Path, licence: str | None = None) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        _fill(Path(folder), source, "someone/x", licence, "ema", None, (), merge=False)
+        return (Path(folder) / "README.md").read_text()
 
 
 def test_a_licence_survives_trainings_adapters_merges_and_exports(nano: str, tmp_path: Path) -> None:
@@ -250,8 +252,7 @@ def test_a_published_base_is_named(nano: str, tmp_path: Path) -> None:
 
 
 def test_a_card_says_nothing_that_is_not_known(nano: str, tmp_path: Path) -> None:
-    with stage(train(tmp_path / "run"), "someone/x", "mit") as (folder, _):
-        text = (folder / "README.md").read_text()
+    text = card(train(tmp_path / "run"), "mit")
     assert "not published" not in text
     assert "Trained from" not in text
     assert "Licence of the weights: mit." in text
