@@ -136,17 +136,6 @@ def _described(unsaid: "Metadata", source: str | Path, overrides: Mapping[str, o
     return weights if bare else None
 
 
-def copy_classes(network: Network, source: str | Path, class_names: Sequence[str]) -> list[str]:
-    """Give the classes of a network the rows of equally named classes of a source; returns these names.
-
-    For a network that was created from that source with `classes="mean"`, before the names were known.
-    """
-    from diffzoo.zoo.adapt import copy_classes
-    from diffzoo.zoo.loading import locate
-
-    return copy_classes(network, locate(source), class_names)
-
-
 def _is_registered(name: str) -> bool:
     try:
         entry(name)

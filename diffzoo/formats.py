@@ -1,7 +1,7 @@
 """Reading tensors from the files that people hold: safetensors, one file or sharded, and what PyTorch writes.
 
-Safetensors are memory-mapped, and so are PyTorch's archives. No file runs code (`diffzoo.unpickle`). What is
-something else under one of their names is named by its first bytes.
+Safetensors files and PyTorch's archives are memory-mapped. No file runs code (`diffzoo.unpickle`). A file of another
+kind under one of their names is recognised by its first bytes, and the message says what it is.
 """
 
 import json
@@ -104,7 +104,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{index} is not the index of a sharded checkpoint: expected a mapping under 'weight_map'")
     for name in shards.values():
-        # a path, or another index, would lead out of the folder or round in a circle
+        # a path or another index could lead out of the folder or around in a circle
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+\.safetensors", name):
             raise UserError(
                 f"{index} names the shard {name!r}: expected the plain name of a .safetensors file beside it; nothing "
@@ -122,7 +122,7 @@ def _check_kind(path: Path, wanted: str) -> None:
         kind, advice = _archive(path)
     if kind and kind != wanted:
         raise UserError(f"{path} is {kind}: {advice}")
-    text = head.decode("utf-8", "replace").rstrip("\ufffd").strip()  # which may end inside a letter
+    text = head.decode("utf-8", "replace").rstrip("\ufffd").strip()  # the text may end in the middle of a character
     if not kind and text and all(c.isprintable() or c in "\r\n\t" for c in text):
         raise UserError(f"{path} is a text file that begins {text.splitlines()[0][:40]!r}, not a file of weights")
 
@@ -180,6 +180,6 @@ def _read_shards(folder: Path) -> dict[str, Any]:
         if name.startswith(prefix) and isinstance(metadata, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one process reads them all, which is what it remarks on
+        warnings.simplefilter("ignore")  # it warns that a single process reads all shards
         load({"state_dict": state}, checkpoint_id=folder, no_dist=True)
     return {**read_pickle(folder / "meta.pt"), "state_dict": state}

@@ -2,8 +2,8 @@
 
 A pickle is a program that names functions and classes and calls them. Here a name gives one of the few functions that
 build tensors and plain values (`_PLAIN`), or an empty stand-in: an object of any class outside the standard library
-becomes a `Held`, a dict of what was stored in it, and its class is never imported. What else the standard library
-offers may act (`os.system`), so a file that names it is refused.
+becomes a `Held`, a dict of what was stored in it, and its class is never imported. Anything else in the standard
+library could run code (`os.system`), so a file that names it is refused.
 
 So training checkpoints with their arguments, whole modules, and NVIDIA's files, which carry the source code of their
 classes, are read alike. A module gives the state dict that its own code would.
@@ -37,7 +37,7 @@ DATA = frozenset(
 
 
 class NotPlainError(pickle.UnpicklingError):
-    """The file names something that may act; nothing was run."""
+    """The file names something that could run code; nothing was run."""
 
 
 class Held(dict[str, Any]):
@@ -175,7 +175,7 @@ def load_pickle(path: Path, archive: bool) -> object:
         tensors, numbers, strings and containers; objects as `Held`, modules as state dicts.
 
     Raises:
-        NotPlainError: if it names something that may act; nothing was run.
+        NotPlainError: if it names something that could run code; nothing was run.
         Exception: of any kind, if it is damaged.
     """
     if archive:

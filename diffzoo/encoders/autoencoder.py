@@ -7,8 +7,8 @@ when it was trained (0.18215 for Stable Diffusion's on ImageNet, 0.2301 on MS-CO
 
 These numbers belong to a pair of autoencoder and data, so they are stated here and nowhere else.
 
-`encode` returns moments, mean and standard deviation, and draws nothing: the randomness of a training step belongs to
-the step (`diffzoo.rng`). `id` and `hash` go into the metadata of a latent cache.
+`encode` returns moments, the mean and standard deviation, and does not sample: all randomness belongs to the training
+step (`diffzoo.rng`). `id` and `hash` go into the metadata of a latent cache.
 """
 
 import hashlib

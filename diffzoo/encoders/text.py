@@ -5,8 +5,8 @@
     nothing, mask = encoder.null(2)                                # the embedding of the empty caption
 
 Embeddings of padding are zero, so that they are the same in every batch and compress well in a cache. Encoders hold
-no trainable weights and stay in eval mode. Dropping captions for classifier-free guidance is the training step's
-business. `CachedText` keeps what it has seen, in memory or on disk, under a hash of the encoder and the caption.
+no trainable weights and stay in eval mode. Captions are dropped for classifier-free guidance by the training step.
+`CachedText` keeps what it has encoded, in memory or on disk, under a hash of the encoder and the caption.
 """
 
 import hashlib

@@ -5,7 +5,8 @@ again, so a killed run goes on where it stopped; blocks are computed one by one 
 does not depend on how many processes shared the work.
 
 Processes of torchrun or srun share a folder and nothing else. Each computes its share of the blocks, then those of the
-others that are still missing, from the end: the slow are helped, and what a killed one leaves is done by the rest.
+others that are still missing, from the end. So slow processes are helped, and the rest computes the blocks of a killed
+one.
 """
 
 import json

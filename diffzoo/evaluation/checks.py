@@ -1,4 +1,4 @@
-"""What does not fit is said once, in seconds, before hours of sampling."""
+"""Checks that report whatever does not fit within seconds, before hours of sampling."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -152,7 +152,7 @@ class FolderImages:
 
 
 def _check_mode(path: Path, image: "Image.Image") -> None:
-    """Refuse images whose way to 8-bit RGB is a matter of taste: it would be a hidden part of the protocol."""
+    """Refuse images without one obvious conversion to 8-bit RGB: the choice would be a hidden part of the protocol."""
     if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
         raise UserError(f"{path} has pixels of mode {image.mode}, not 8 bits: convert it to 8-bit RGB first")
     if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:

@@ -145,7 +145,7 @@ class Result:
         return entries
 
     def table(self) -> str:
-        """The values for people."""
+        """The values as readable text."""
         width = max(len(name) for name in self.values)
         lines = []
         for name, value in self.values.items():

@@ -29,7 +29,7 @@ STRENGTH = 0.6  # of image-to-image where a call names none
 
 
 class Edits:
-    """What a pipeline does with images that are given to it."""
+    """The methods of a pipeline that start from an image, a seed or an inversion."""
 
     published: Published
 

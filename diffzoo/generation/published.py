@@ -1,4 +1,4 @@
-"""What is published beside weights, at work: class names, default sampler and guidance, and the record of an image."""
+"""Sampling as published: class names, default sampler and guidance of the weights, and the record of each image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +62,7 @@ class Request:
 
     Args:
         seeds: of the images.
-        labels: what each shows, for people.
+        labels: a readable label for each image.
         ids: class of each; empty where there are none.
         cond: what to sample; None for unconditional models.
         sampler: how.
@@ -85,7 +85,7 @@ class Request:
 
 @dataclass
 class Published:
-    """From what people ask for to what a generator takes, with the defaults of the weights.
+    """Turns what a user asks for into what a generator takes, with the defaults of the weights.
 
     Args:
         generator: what samples.

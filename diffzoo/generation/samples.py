@@ -27,7 +27,7 @@ class Samples:
     """Images and how they were made.
 
     pixels:  uint8 `(n, h, w, 3)`, a NumPy array.
-    labels:  what each shows, for people.
+    labels:  a readable label for each image.
     records: how each was made, as plain data.
     columns: images per row of `grid`.
     heads:   what to write above the columns.

@@ -10,11 +10,13 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from diffzoo.errors import UserError
-from diffzoo.factory import copy_classes, create_model
+from diffzoo.factory import create_model
 from diffzoo.models.base import Network
 from diffzoo.process import DiscreteBetas, GaussianProcess, Shifted
 from diffzoo.sizes import as_size, mean_side, size_text
 from diffzoo.training.lora import LoRA
+from diffzoo.zoo.adapt import copy_classes
+from diffzoo.zoo.loading import locate
 from diffzoo.zoo.metadata import metadata_of
 
 __all__ = ["build_network", "check_process", "shifted", "start"]
@@ -68,7 +70,7 @@ def start(
             "say which with model.weights, or leave it out"
         )
     if classes == "copy" and class_names:
-        same = copy_classes(network, str(weights), class_names)
+        same = copy_classes(network, locate(str(weights)), class_names)
         _say(f"classes that start from their own weights: {', '.join(same) or 'none'}")
 
 

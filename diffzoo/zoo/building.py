@@ -1,4 +1,4 @@
-"""A network without initialising it first, and the tensors that it then takes.
+"""Building a network without initialising it, and giving it its tensors.
 
 A network is built with its parameters on the meta device (no memory, no random numbers) and then takes the tensors
 of a memory-mapped file as they are: the pages are read on first use. Converted files are private mappings, so training

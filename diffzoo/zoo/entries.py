@@ -93,13 +93,9 @@ def entry_weights(item: Pretrained) -> Weights:
     if not path.is_file():
         with lock(path):
             if not path.is_file():
-                _convert_once(item, path)
+                original = fetch(item)
+                state = convert(item, original)
+                free_space_for(sum(v.nbytes for v in state.values()), path)
+                write_tensors(path, state, {"original": json.dumps(original.provenance)})
     provenance = json.loads(formats.read_header(path)["original"])
     return Weights(formats.read_tensors(path), item.metadata.derived(**provenance), item.name)
-
-
-def _convert_once(item: Pretrained, path: Path) -> None:
-    original = fetch(item)
-    state = convert(item, original)
-    free_space_for(sum(v.nbytes for v in state.values()), path)
-    write_tensors(path, state, {"original": json.dumps(original.provenance)})

@@ -2,7 +2,7 @@
 
 Hub files go through `huggingface_hub` and its cache. Other addresses are read with the standard library: an
 interrupted download goes on where it stopped if the server says that the file is still the same, and starts again if
-not; what has the wrong length or hash is deleted.
+not. A file of the wrong length or hash is deleted.
 """
 
 import http.client
@@ -13,7 +13,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -203,7 +202,7 @@ def _fetch_from(entry: Pretrained, source: Source) -> Original:
     is_mirror = source != entry.sources[0]
     record = weights_record(entry.name, str(source) if is_mirror else "")
     known = read_record(record)
-    path, revision = _SOURCES[source.kind](entry, source, known)
+    path, revision = _place(entry, source, known)
     original = Original(path, source, sha256(path), path.stat().st_size, revision)
     for key in ("sha256", "size"):
         stated, found = getattr(source, key), getattr(original, key)
@@ -228,39 +227,21 @@ def _fetch_from(entry: Pretrained, source: Source) -> Original:
     return original
 
 
-def _from_hub(entry: Pretrained, source: Source, known: Record) -> tuple[Path, str | None]:
-    revision = source.revision or known.get("revision")
-    return hub_file(str(source.repo), str(source.file), revision, f"{entry.name} ({source.file} of {source.repo})")
-
-
-def _from_url(entry: Pretrained, source: Source, known: Record) -> tuple[Path, None]:
-    return _cached(entry, source, str(source.url))
-
-
-def _from_drive(entry: Pretrained, source: Source, known: Record) -> tuple[Path, None]:
+def _place(entry: Pretrained, source: Source, known: Record) -> tuple[Path, str | None]:
+    """The file of a source on this disk, fetched where it is not there yet, and the commit it belongs to on the Hub."""
+    if source.repo:
+        revision = source.revision or known.get("revision")
+        return hub_file(source.repo, str(source.file), revision, f"{entry.name} ({source.file} of {source.repo})")
+    if source.package:
+        path = PACKAGE / source.package
+        if not path.is_file():
+            raise UserError(f"{path} is missing from the installation: install diffzoo again")
+        return path, None
     query = urllib.parse.urlencode({"id": source.drive, "export": "download"})
-    return _cached(entry, source, f"{os.environ.get('DIFFZOO_DRIVE_ENDPOINT', DRIVE)}?{query}")
-
-
-def _cached(entry: Pretrained, source: Source, url: str) -> tuple[Path, None]:
+    url = source.url or f"{os.environ.get('DIFFZOO_DRIVE_ENDPOINT', DRIVE)}?{query}"
     path = cache_dir() / entry.name / "original" / source.filename
     if not path.exists():
         with lock(path):
             if not path.exists():
                 download(url, path, f"{entry.name} ({source})", source.size)
     return path, None
-
-
-def _from_package(entry: Pretrained, source: Source, known: Record) -> tuple[Path, None]:
-    path = PACKAGE / str(source.package)
-    if not path.is_file():
-        raise UserError(f"{path} is missing from the installation: install diffzoo again")
-    return path, None
-
-
-_SOURCES: dict[str, Callable[[Pretrained, Source, Record], tuple[Path, str | None]]] = {
-    "repo": _from_hub,
-    "url": _from_url,
-    "drive": _from_drive,
-    "package": _from_package,
-}

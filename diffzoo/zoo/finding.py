@@ -92,7 +92,7 @@ def _only_one(sets: Mapping[str, Tensors], what: str) -> None:
 
 
 def _remark_on_ema_pytorch(data: Mapping[str, object], label: str, what: str) -> None:
-    """Say what the decay of an EMA of ema-pytorch means, which its file does not hold."""
+    """Warn about the decay of an EMA of ema-pytorch, whose file does not say what it counts in."""
     place, _, inner = label.rpartition("ema_model")
     held = _at(data, place.rstrip(".")) if not inner else None
     if isinstance(held, Mapping) and {"initted", "step"} <= held.keys():
@@ -209,14 +209,14 @@ def _prefixes(tensors: Tensors, names: Mapping[str, object]) -> list[str]:
 def _left_over(tensors: Tensors, names: Mapping[str, object], prefix: str) -> list[str]:
     """Tensors below a prefix that the network has no place for: strict loading would be a lie.
 
-    A number with a plain name, such as `n_averaged` of `AveragedModel`, belongs to the one who counts.
+    A scalar with a plain name, such as `n_averaged` of `AveragedModel`, is a counter and not a weight.
     """
     rest = [k for k in tensors if k.startswith(prefix) and k[len(prefix) :] not in names]
     return [k for k in rest if tensors[k].ndim or "." in k]
 
 
 def _nothing(data: Mapping[str, object], names: Mapping[str, object], what: str) -> str:
-    """What is wrong with the set that comes closest: what it lacks, or what is left over."""
+    """What the closest set lacks, or what is left over in it, in words."""
     best: Tensors = {}
     most, prefix = -1, ""
     for _, tensors in state_dicts(data):

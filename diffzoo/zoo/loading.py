@@ -1,4 +1,4 @@
-"""From any source of weights to tensors under a network's own names, with what is known about them.
+"""Loading weights from any source: tensors under the network's own names, with their metadata.
 
 A source is a published name, a Hub repository, a folder in our published form, a run, or a file. Low-rank adapters
 (`diffzoo.models.adapters`), which lie in `adapter.safetensors` or in a run's checkpoint, are merged into the weights

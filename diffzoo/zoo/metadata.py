@@ -1,4 +1,4 @@
-"""What is known about a set of weights besides the weights: the one record that training writes and everybody reads.
+"""The metadata of a set of weights: the one record that training writes and everything else reads.
 
 It lies, as plain data (`diffzoo.record`), in `config.json`, in the header of a safetensors file and in the training
 checkpoints; a manifest entry is one, too. Files of earlier versions are understood.

@@ -168,8 +168,8 @@ def _unpinned(item: Pretrained, before: Mapping[str, Any]) -> str:
     if "sha256" not in before:
         return f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
     return (
-        f"unpinned: recorded on first download, compared ever after ({item.unpinned}); unchanged since, which nobody "
-        "but you has compared"
+        f"unpinned: recorded on first download, compared ever after ({item.unpinned}); it is unchanged since your first "
+        "download, and no one else's download was compared"
     )
 
 

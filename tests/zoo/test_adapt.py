@@ -12,12 +12,11 @@ from torch import Tensor
 
 from diffzoo import create_model
 from diffzoo.errors import UserError
-from diffzoo.factory import copy_classes
 from diffzoo.models import registry, uvit_bao
 from diffzoo.models.base import Network
 from diffzoo.typing import Condition
-from diffzoo.zoo import save_pretrained
-from diffzoo.zoo.adapt import resample_positions
+from diffzoo.zoo import locate, save_pretrained
+from diffzoo.zoo.adapt import copy_classes, resample_positions
 
 FAMILIES: dict[str, Any] = {
     f"{(e := registry.entry(name)).network.__name__.lower()}_tiny": (e.network, sys.modules[e.network.__module__].TINY)
@@ -129,7 +128,7 @@ def test_rows_are_copied_once_the_names_are_known(name: str, tmp_path: Path) -> 
     wanted = [names[1], "new", names[0]]
     policy: Any = {"num_classes": 3, "pretrained": tmp_path}
     later = create_model(name, classes="mean", **policy)
-    assert copy_classes(later, tmp_path, wanted) == [names[1], names[0]]
+    assert copy_classes(later, locate(tmp_path), wanted) == [names[1], names[0]]
     atonce = create_model(name, classes="copy", class_names=wanted, **policy)
     table = atonce.state_dict()[atonce.class_tables()[0]]
     assert not torch.equal(table[0], table[1])

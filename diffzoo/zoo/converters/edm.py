@@ -60,11 +60,8 @@ def _names(config: ADMConfig) -> dict[str, str]:
         modules.update({f"{residual}.{a}": f"{theirs}.{b}" for a, b in _RESIDUAL.items()})
         modules.update({f"{attention}.{a}": f"{theirs}.{b}" for a, b in _ATTENTION.items()})
     state = on_meta(lambda: ADMUNet(config)).state_dict()
-    return {ours: f"model.{modules[module]}.{leaf}" for ours, module, _, leaf in map(_parts, state)}
-
-
-def _parts(name: str) -> tuple[str, str, str, str]:
-    return name, *name.rpartition(".")
+    parts = [(ours, *ours.rpartition(".")[::2]) for ours in state]
+    return {ours: f"model.{modules[module]}.{leaf}" for ours, module, leaf in parts}
 
 
 def from_official(state: Mapping[str, Tensor], config: ADMConfig) -> dict[str, Tensor]:
