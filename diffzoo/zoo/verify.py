@@ -165,12 +165,10 @@ class _NoFit(UserError):
 
 
 def _unpinned(item: Pretrained, before: Mapping[str, Any]) -> str:
+    note = f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
     if "sha256" not in before:
-        return f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
-    return (
-        f"unpinned: recorded on first download, compared ever after ({item.unpinned}); it is unchanged since your first "
-        "download, and no one else's download was compared"
-    )
+        return note
+    return f"{note}; it is unchanged since your first download, and no one else's download was compared"
 
 
 def _network(item: Pretrained, original: Original, report: Report) -> Network:
