@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: how many a run tolerates, and who is told of them."""
+"""Images that cannot be decoded: how many a run tolerates, and how they are reported."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ __all__ = ["BadImage", "check_bad", "note_bad", "share_bad"]
 
 
 class BadImage(Exception):
-    """A image that cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 def check_bad(bad: Mapping[int, str], max_bad: int, name: str) -> None:
@@ -53,7 +53,7 @@ def note_bad(known: dict[int, str], new: Mapping[int, str], max_bad: int, name: 
 
 
 def share_bad(known: dict[int, str], world: int) -> None:
-    """Every rank learns of the bad images that the others met, so that the limit and checkpoints count all.
+    """Share the bad images that each rank met, so that the limit and checkpoints count all of them.
 
     Args:
         known: reasons by row, changed in place.

@@ -1,4 +1,4 @@
-"""The data module that all others are: common settings and the loaders; see `position` for where they go on."""
+"""The base of all data modules: common settings and the loaders; see `position` for the exact resume."""
 
 import dataclasses
 import math
@@ -176,12 +176,12 @@ class ImageDataModule(PositionedData):
         return self._each_once(self.val_source, spans, self.bad_held_out)
 
     def _no_batches(self) -> list[RawBatch]:
-        # Lightning has no other way to say so, and warns of it
+        # an empty list is Lightning's only way to have no validation, and it warns of it
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def _each_once(self, source: Source, spans: EvalSpans, bad: dict[int, str]) -> EvalBatches:
-        _ = self.train_source  # the value range of its images goes for the held-out ones as well
+        _ = self.train_source  # the value range of the training images is that of the held-out ones too
         make = self.batch_maker(source, Sequential(source), self.transform.held_out(), False)
         return EvalBatches(make, spans, min(self.num_workers, 4), bad, self.reading.max_bad)
 

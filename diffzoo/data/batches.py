@@ -28,7 +28,7 @@ Sample = tuple[NDArray[Any], Record, int]  # array, record, row
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to an image between its file and the batch; see `transforms`."""
+    """The steps from an image file to the pixels of a batch; see `transforms`."""
 
     image_size: Size
     resize: Resize = "adm"

@@ -111,7 +111,7 @@ class HFDataset(ImageDataModule):
         self,
         place: Resolved,
         split: str,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, object] | None = None,
         like: Sequence[str] | None = None,
     ) -> Source:
         """The rows of a split.
@@ -169,7 +169,7 @@ class HFDataset(ImageDataModule):
     def _table(
         self,
         files: list[str],
-        where: Mapping[str, Any],
+        where: Mapping[str, object],
         label: str | None,
         like: Sequence[str] | None,
         shared: dict[str, Any],

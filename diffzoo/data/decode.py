@@ -1,8 +1,8 @@
 """From an encoded image to RGB, or to as many channels as are asked for, of eight bits each.
 
-Pillow reads nearly every format. What it would cut to the high byte (16 bits in several channels) or to three channels
-(bands of satellites and microscopes) is read here as an array, and scaled by a range of values: as the file states it,
-or the smallest usual range that holds the data.
+Pillow reads nearly every format, but it cuts 16-bit values in several channels to their high byte, and the bands of
+satellites and microscopes to three channels. Such images are read here as arrays and scaled by a value range: the one
+that the file states, or the smallest usual one that holds the data.
 """
 
 import io
@@ -27,7 +27,7 @@ _TOPS = (1, 255, 1023, 4095, 16383, 65535)
 
 @dataclass(frozen=True)
 class Bands:
-    """Channels that no image of eight bits holds.
+    """Pixel values that an 8-bit Pillow image cannot hold.
 
     values: `(h, w, channels)`.
     stated: what becomes 0 and 255, where the file says so.
@@ -51,13 +51,13 @@ class Bands:
         return bool(self.values.dtype != np.uint8)
 
     def extremes(self) -> ValueRange:
-        """The smallest and the largest value, of opacity apart; at most and at least 0."""
+        """The smallest and the largest value without opacity; the range always includes 0."""
         shown = self.values[..., :-1] if self.alpha else self.values
         known = shown[np.isfinite(shown)] if shown.dtype.kind == "f" else shown
         return float(known.min(initial=0)), float(known.max(initial=0))
 
     def eight_bit(self, value_range: ValueRange | None) -> Pixels:
-        """Values as uint8; what lies outside of the range is clipped, and NaN is its low end. Opacity has all bits."""
+        """Values as uint8: those outside the range are clipped, NaN is its low end. Opacity keeps its full range."""
         if not self.deep:
             return self.values
         low, high = value_range or self.stated or range_of(*self.extremes())
@@ -92,7 +92,7 @@ def range_of(low: float, high: float) -> ValueRange:
 
 
 def load(data: bytes, draft: int | None = None) -> Image.Image | Bands:
-    """A decoded image of eight bits, turned as its EXIF tag says; or what no such image holds.
+    """A decoded 8-bit image, turned as its EXIF tag says, or the `Bands` of an image that is no such.
 
     Args:
         data: the file's bytes, in any format that Pillow reads, or NPY, or TIFF with any number of bands.

@@ -1,4 +1,4 @@
-"""Encode a source into a cache of latents; see `latents` for what is written.
+"""Encode a source into a cache of latents; `latents` describes its files.
 
 The work is cut into shards. A process claims a shard by locking a file, which the system unlocks when the process
 dies, and renames the shard into place when it is whole; so several processes share the work, and a killed one loses
@@ -40,7 +40,7 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass
 class Progress:
-    """What one process did.
+    """The work of one process.
 
     Args:
         encoded: shards that this process wrote.
@@ -155,7 +155,7 @@ def _bad_of(shard: Any) -> dict[int, str]:
 
 
 def _complete(folder: Path, cache_metadata: CacheMetadata, source: Source, progress: Progress, max_bad: int) -> None:
-    """Write into the metadata what the cache holds, now that every shard is there."""
+    """Add the number of images and the hash of their rows to the metadata, now that every shard is there."""
     shards = [open_shard(folder, k) for k in range(cache_metadata.shards)]
     for shard in shards:
         progress.bad |= _bad_of(shard)

@@ -21,7 +21,7 @@ __all__ = ["ImageFiles", "Listing", "by_kind", "walk"]
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files below a root, and what lies beside them, as paths from there.
+    """Image files below a root and the files beside them, as paths relative to it.
 
     root:   folder, URL of a repository, or `zip://::` and a file.
     images: in order.
@@ -29,7 +29,7 @@ class Listing:
     tables: metadata files; those above the root begin with "../".
     folder: the name of the root in the place that it is a split of, such as "train"; "" for the whole place.
     below:  the folder in which class folders lie, such as "train/"; "" for the root.
-    broken: links that lead nowhere or in a circle.
+    broken: dangling and circular links.
     unread: all other files.
     """
 
@@ -56,7 +56,7 @@ class Listing:
         return cls(root, images, texts, sorted(tables), broken=broken, unread=unread)
 
     def split(self, folder: str) -> "Listing":
-        """What lies in a folder of it, with the metadata above."""
+        """The listing of one folder in it, with the metadata above."""
         inside, up = folder + "/", "../" * (folder.count("/") + 1)
         above = [up + t for t in self.tables if folder.startswith(posixpath.dirname(t)) and not t.startswith(inside)]
         root = f"zip://{folder}{self.root[6:]}" if self.root.startswith("zip://") else f"{self.root}/{folder}"
@@ -80,7 +80,7 @@ class Listing:
 
 
 def walk(root: Path) -> tuple[list[str], list[str]]:
-    """(files, links that lead nowhere or in a circle) below a folder, without hidden ones, as paths from there."""
+    """(files, dangling or circular links) below a folder, without hidden ones, as paths relative to it."""
     files: list[str] = []
     broken: list[str] = []
     todo = [("", os.path.realpath(root))]
@@ -114,11 +114,11 @@ def by_kind(files: Sequence[str]) -> str:
 
 
 class ImageFiles(Source):
-    """Single image files; the folders in which they lie are their classes, unless metadata files say more.
+    """Single image files; their folders are their classes, unless metadata files state labels.
 
-    A text file of the same name beside an image (`cat.txt` beside `cat.jpg`) holds its captions, one per line.
-    `metadata.jsonl`, `.csv` or `.parquet`, as in Hugging Face's `imagefolder`, or the `dataset.json` of EDM's tools
-    says more; see `Annotations`.
+    A text file of the same name beside an image (`cat.txt` beside `cat.jpg`) holds its captions, one per line. Labels
+    and captions may also come from `metadata.jsonl`, `.csv` or `.parquet`, as in Hugging Face's `imagefolder`, or from
+    the `dataset.json` of EDM's tools; see `Annotations`.
 
     Args:
         listing: the files.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffzoo.data.bad_images import BadImage
@@ -168,7 +169,7 @@ def _measure(source: Source, sample: int) -> dict[str, Any]:
     width, height = np.array(shapes).T
     quantiles = {"smallest": 0, "5 %": 5, "median": 50, "95 %": 95, "largest": 100}
 
-    def spread(values: Any, digits: int) -> str:
+    def spread(values: NDArray[np.float64], digits: int) -> str:
         return ", ".join(f"{name} {np.percentile(values, q):.{digits}f}" for name, q in quantiles.items())
 
     result: dict[str, Any] = {

@@ -1,10 +1,10 @@
-"""Cached latents: moments of an autoencoder, of every image and its mirror image, and what they were made from.
+"""Cached latents: the autoencoder's moments of every image and its mirror image, with a record of their origin.
 
 A cache is a folder with `train/` and perhaps `validation/`; each holds `cache_metadata.json` and shards
 `latents-00000.safetensors` of `moments (n, flips, 2 c, h, w)` float16 (mean, then standard deviation), `label (n,)` and
-the source's `row (n,)`. The header holds, as JSON under "diffzoo", the captions, why rows were left out, and the mark
-of the metadata that the shard belongs to. `diffzoo data encode` writes all this; when every shard is there, the
-metadata get the count of images and a hash of their rows. A cache whose shards disagree with it is refused.
+the source's `row (n,)`. The header holds, as JSON under "diffzoo", the captions, the reasons for rows left out, and the
+mark of the metadata that the shard belongs to. `diffzoo data encode` writes these files; when every shard is there, the
+metadata get the number of images and a hash of their rows. A cache whose shards disagree with it is refused.
 
 A cache in aspect buckets has a folder like this for each bucket in `train/`, named by its size in pixels.
 """

@@ -1,4 +1,4 @@
-"""Labels and captions: which column holds them, what its values may be, and what is said beside image files."""
+"""Labels and captions: the columns that hold them, their valid values, and the files beside images that state them."""
 
 import csv
 import io
@@ -13,14 +13,14 @@ from diffzoo.errors import UserError, did_you_mean
 
 __all__ = ["AUTO", "METADATA", "PREFIX", "Annotations", "Classes", "caption_texts", "pick", "text_lines"]
 
-Row = dict[str, object]  # what is said of an image, by column
+Row = dict[str, object]  # the metadata of an image, by column
 
 AUTO = "auto"
 PREFIX = "prefix"  # as the label: the file name without its number
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences")
 TEXT_FIELDS = ("raw", "text", "caption", "sentence", "value")  # of captions that are structs
-# on the images below the folder where one lies: of Hugging Face's `imagefolder`, and of EDM's and StyleGAN's tools
+# they describe the images below their folder: of Hugging Face's `imagefolder`, and of EDM's and StyleGAN's tools
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "dataset.json")
 
 
@@ -183,10 +183,10 @@ def text_lines(data: bytes, name: str) -> tuple[str, ...]:
 
 
 class Annotations:
-    """What is known of image files: by metadata files, the folders that they lie in and texts beside them.
+    """Labels and captions of image files, from metadata files, folders and text files beside the images.
 
     In metadata files each row names an image by its path from the file's own folder, in `file_name`. Where there are
-    any, they say which images there are.
+    any, images that they do not name are left out.
 
     Args:
         images: paths of all images, below one folder.
@@ -254,7 +254,7 @@ class Annotations:
 def _read_metadata(
     metadata: Mapping[str, bytes], images: Collection[str], name: str, folder: str
 ) -> tuple[list[str], list[Row]]:
-    """(images, what is said of them) of all rows, sorted by image."""
+    """(images, their metadata) of all rows, sorted by image."""
     rows: list[tuple[str, Row]] = []
     for path, content in sorted(metadata.items()):
         try:
@@ -270,7 +270,7 @@ def _read_metadata(
             image = posixpath.relpath(image, posixpath.join("/", folder))
             if image in images:
                 rows.append((image, row))
-            elif not above or not image.startswith("../"):  # a file above speaks of other splits as well
+            elif not above or not image.startswith("../"):  # a file above the split names images of other splits too
                 raise UserError(f"{path} of {name} names {file!r}, but there is no such image")
     rows.sort(key=lambda row: row[0])
     return [image for image, _ in rows], [row for _, row in rows]

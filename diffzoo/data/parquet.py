@@ -66,7 +66,7 @@ class ParquetFiles:
         self._fs, self.remote = file_system(self.files[0])
         self._open: dict[
             tuple[int, int], pq.ParquetFile
-        ] = {}  # by thread and file: a file in use is closed by nobody else
+        ] = {}  # by thread and file: no other thread closes a file in use
         self._owner = os.getpid()
         self.index: list[Footer] = []
         self.index = kept(self._kept_name(), self._make_index)

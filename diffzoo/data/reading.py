@@ -12,7 +12,7 @@ from diffzoo.errors import UserError
 
 __all__ = ["Reading", "check_positive", "range_of_source"]
 
-LOOKED_AT = 16  # images, to know their value range
+LOOKED_AT = 16  # images from which the value range is estimated
 OnBadImage = Literal["skip", "error"]
 
 
@@ -72,14 +72,14 @@ def check_positive(numbers: dict[str, int]) -> None:
 def range_of_source(source: Source) -> ValueRange | None:
     """The value range of deep images, from what some of them state and hold; None where there are none.
 
-    A source that is read block by block is not looked into: its images are looked at one by one.
+    A source that is read block by block is not sampled: the range is chosen for each of its images.
     """
     if not source.random_access:
         return None
     lows: list[float] = []
     highs: list[float] = []
     for k in range(min(LOOKED_AT, len(source))):
-        with contextlib.suppress(Exception):  # a bad image is told of when it is served
+        with contextlib.suppress(Exception):  # bad images are reported when they are served
             image = load(source.read_row(len(source) * k // min(LOOKED_AT, len(source))).image or b"", draft=64)
             if not isinstance(image, Bands) or not image.deep:
                 continue

@@ -1,4 +1,4 @@
-"""Reading that may fail for a moment, and where indices are kept."""
+"""Reads that may fail for a moment, and the folder of cached indices."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What a place holds: a folder, a zip, tar, Parquet or Arrow file, a data set of the Hub.
+"""What a place holds: a folder; a zip, tar, Parquet or Arrow file; or a data set of the Hub.
 
 Every data module and every verb that takes a place asks `resolve`, so that they agree on its splits and its kind.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from diffzoo.data.folders import Listing, by_kind, walk
 from diffzoo.data.metadata import METADATA
@@ -39,7 +39,7 @@ class Resolved:
     listings:    the images of each split, if they are.
     licence:     as stated, or "".
     class_names: by column, where the place says.
-    unread:      files beside the images that say nothing here.
+    unread:      files beside the images that are not read.
     """
 
     source: str
@@ -190,11 +190,17 @@ def _published(source: str, config: str | None, revision: str | None) -> Resolve
         raise _explain(error, source, config, revision, known) from error
     files = {str(k): list(map(str, v)) for k, v in (builder.config.data_files or {}).items()}
     names = {c: list(f.names) for c, f in (builder.info.features or {}).items() if hasattr(f, "names")}
-    about: dict[str, Any] = {"licence": str(builder.info.license or ""), "class_names": names}
+    licence = str(builder.info.license or "")
     shards = [Path(f).suffix.lower() for part in files.values() for f in part if Path(f).name not in METADATA]
     if shards and shards[0] in SHARDS:
-        return Resolved(source, SHARDS[shards[0]], files, **about)
-    return Resolved(source, "images", listings={s: _listing(f, source) for s, f in files.items()}, **about)
+        return Resolved(source, SHARDS[shards[0]], files, licence=licence, class_names=names)
+    return Resolved(
+        source,
+        "images",
+        listings={s: _listing(f, source) for s, f in files.items()},
+        licence=licence,
+        class_names=names,
+    )
 
 
 def _listing(files: Sequence[str], source: str) -> Listing:
@@ -238,7 +244,7 @@ def _explain(error: Exception, source: str, config: str | None, revision: str | 
 
 
 def _no_folder(source: str) -> str:
-    """That there is no such folder either, where the name may have meant one."""
+    """A remark that there is no such folder either, where the name may have meant one."""
     return f", and there is no file or folder {source!r}" if Path(source).parent.is_dir() else ""
 
 

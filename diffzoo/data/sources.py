@@ -1,7 +1,7 @@
-"""What a source of rows is, whatever it is read from: image files, tables, tar shards; on this disk or on a server.
+"""A source of rows: image files, tables or tar shards, on this disk or on a server.
 
-A source is a fixed list of rows in *blocks*. What is read together is one block; a source with random access reads any
-row alone. Nothing is decoded here.
+A source is a fixed list of rows in *blocks*, each of which is read whole; a source with random access reads any row
+alone. Nothing is decoded here.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ class Record:
     image:    the encoded image; None where the row has none.
     label:    class index, or None.
     captions: all texts of the image; training shows one per visit.
-    name:     what to call the row in a message.
-    why:      why there is no image, where that is known.
+    name:     of the row, for messages.
+    why:      the reason for a missing image, where it is known.
     """
 
     image: bytes | None
@@ -43,7 +43,7 @@ class Record:
 
 
 def rows_hash(parts: Iterable[object]) -> str:
-    """A short hash of what identifies the rows of a source; a run refuses to resume on other rows."""
+    """A short hash that identifies the rows of a source; a run refuses to resume on other rows."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part}\x1e".encode())
@@ -68,7 +68,7 @@ class Source:
         rows_hash: changes when the rows change.
         licence: as the source states it, or "".
         revision: of the published data set, or "".
-        labels_from, captions_from: what they are taken from, for reports; "" where there are none.
+        labels_from, captions_from: where they come from, for reports; "" where there are none.
     """
 
     name: str = ""
@@ -110,7 +110,7 @@ class Source:
         return None
 
     def row_names(self) -> Iterable[str]:
-        """What tells rows apart, whatever other rows there are."""
+        """A name for each row that does not depend on the other rows."""
         return map(str, range(len(self)))
 
     def columns(self) -> list[str]:

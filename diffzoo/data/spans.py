@@ -3,13 +3,12 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from diffzoo.data.bad_images import note_bad
 from diffzoo.data.batches import BatchMaker, RawBatch
-from diffzoo.data.order import Order, Place
+from diffzoo.data.order import Indices, Order, Place
 from diffzoo.data.sources import Source
 from diffzoo.data.workers import WorkerLoader
 from diffzoo.errors import UserError
@@ -140,7 +139,7 @@ class Sequential(Order):
     def place(self, position: int) -> Place:
         return Place(position, 0, (0, 0, self.source.locate(position)[0]))
 
-    def window_rows(self, window: tuple[int, int, int]) -> Any:
+    def window_rows(self, window: tuple[int, int, int]) -> Indices:
         block = window[2]
         if block >= len(self.source.block_sizes):
             return np.arange(0)

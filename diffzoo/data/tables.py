@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffzoo.data.metadata import TEXT_FIELDS, Classes, caption_texts, missing_column
 from diffzoo.data.parquet import ArrowFiles, ParquetFiles, class_names
-from diffzoo.data.sources import Indices, Mask, Record, Source, below_common_folder, label_array, rows_hash
+from diffzoo.data.sources import Indices, LazyRows, Mask, Record, Source, below_common_folder, label_array, rows_hash
 from diffzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -169,41 +169,32 @@ class TableSource(Source):
     def read_block(self, block: int) -> Sequence[Record]:
         if block in self._resident:
             return self._resident[block]
-        names = [n for n in (self.wanted.image, self.wanted.label, self.wanted.caption) if n]
-        rows = _Rows(self, block, self.reader.table(*self._groups[block], names))
+        wanted, kept = self.wanted, None if self._kept is None else self._kept[block]
+        names = [n for n in (wanted.image, wanted.label, wanted.caption) if n]
+        table = self.reader.table(*self._groups[block], names)
+        image, path = _encoded(table[wanted.image])
+        label = table[wanted.label].to_pylist() if wanted.label else None
+        caption = table[wanted.caption].to_pylist() if wanted.caption else None
+
+        def record(index: int) -> Record:
+            at = index if kept is None else int(kept[index])
+            data = image[at].as_py()
+            alone = path[at].as_py() if data is None and path is not None else None
+            return Record(
+                data,
+                None if label is None else self._classes.index(label[at]),
+                () if caption is None else caption_texts(caption[at], self.name),
+                self._row_name(block, index),
+                f"the row holds the path {alone!r} alone" if alone else "",
+            )
+
+        rows = LazyRows(int(self.block_sizes[block]), record)
         if self.random_access:
             self._resident[block] = rows
         return rows
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_resident": {}}
-
-
-class _Rows(Sequence[Record]):
-    """The rows of one row group, taken out of the Arrow table as they are asked for."""
-
-    def __init__(self, source: TableSource, block: int, table: "pa.Table"):
-        wanted = source.wanted
-        self._source, self._block = source, block
-        self._kept = None if source._kept is None else source._kept[block]
-        self._image, self._path = _encoded(table[wanted.image])
-        self._label = table[wanted.label].to_pylist() if wanted.label else None
-        self._caption = table[wanted.caption].to_pylist() if wanted.caption else None
-
-    def __len__(self) -> int:
-        return int(self._source.block_sizes[self._block])
-
-    def __getitem__(self, index: Any) -> Any:
-        at = index if self._kept is None else int(self._kept[index])
-        image = self._image[at].as_py()
-        path = self._path[at].as_py() if image is None and self._path is not None else None
-        return Record(
-            image,
-            None if self._label is None else self._source._classes.index(self._label[at]),
-            () if self._caption is None else caption_texts(self._caption[at], self._source.name),
-            self._source._row_name(self._block, index),
-            f"the row holds the path {path!r} alone" if path else "",
-        )
 
 
 def _encoded(column: "pa.ChunkedArray") -> "tuple[pa.ChunkedArray, pa.ChunkedArray | None]":

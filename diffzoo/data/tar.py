@@ -66,7 +66,7 @@ def _fields(data: bytes) -> dict[str, object]:
 
 
 def _at_the_last_dot(sample: Sample) -> list[Sample]:
-    """What a sample is where names have dots of their own, such as `v1.0.png`, `v1.1.png`."""
+    """A sample split at the last dot, for names that hold dots themselves, such as `v1.0.png`, `v1.1.png`."""
     found: dict[str, Sample] = {}
     name, parts, short = sample
     for suffix, place in parts.items():
@@ -163,7 +163,7 @@ class TarSource(Source):
     def _scan(self, file: str) -> tuple[list[str], list[Sample], list[str]]:
         """(what identifies each part, samples, fields of the JSON parts).
 
-        Short parts, and labels in JSON, are read on the way: they lie where the walk passes.
+        Short parts and the labels in JSON are read on the way.
         """
         samples: dict[str, Sample] = {}
         prints: list[str] = []
@@ -183,14 +183,14 @@ class TarSource(Source):
                     handle.seek(entry.offset_data + entry.size - count)
                     end = handle.read(count)
                     if is_json:
-                        with contextlib.suppress(ValueError):  # a broken one is told of when its row is read
+                        with contextlib.suppress(ValueError):  # a broken one is reported when its row is read
                             found = _fields(end)
                             fields |= dict.fromkeys(found)
                             labels = {f: found[f] for f in (*LABEL_COLUMNS, *self._unusual) if f in found}
                             short[suffix] = json.dumps(labels)
                     elif entry.size <= SHORT:
                         short[suffix] = end.decode("utf-8", "replace")
-                    # images of the same size still differ in their last bytes
+                    # two images of one size differ in their last bytes
                     prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end[-SHORT:].hex()}")
         except tarfile.ReadError as error:
             kind, advice = kind_of(bytes(self._fs.cat_file(file, start=0, end=HEAD)))

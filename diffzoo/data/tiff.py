@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 __all__ = ["is_tiff", "read_bands", "tiff_tags"]
@@ -20,7 +21,8 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259,
 STRIPS, SAMPLES, ROWS, SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT = 322, 323, 324, 325, 338, 339
 ALPHA = (1, 2)  # values of EXTRA
-Tags = Mapping[int, Sequence[Any]]
+Array = NDArray[Any]
+Tags = Mapping[int, Sequence[int]]
 
 
 def is_tiff(data: bytes) -> bool:
@@ -28,7 +30,7 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def tiff_tags(data: bytes) -> dict[int, tuple[Any, ...]]:
+def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
     """The values of every tag of the first image in a file."""
     directory = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:4] in (b"+\0", b"\0+") else data[:8])
     file = io.BytesIO(data)
@@ -37,7 +39,7 @@ def tiff_tags(data: bytes) -> dict[int, tuple[Any, ...]]:
     return {tag: v if isinstance(v, tuple) else (v,) for tag, v in directory.items()}
 
 
-def read_bands(data: bytes, tags: Tags) -> np.ndarray[Any, Any]:
+def read_bands(data: bytes, tags: Tags) -> Array:
     """The channels `(h, w, channels)` of a TIFF as they are, turned as its orientation says.
 
     Raises:
@@ -62,11 +64,11 @@ def read_bands(data: bytes, tags: Tags) -> np.ndarray[Any, Any]:
     return _turned(np.concatenate(found, axis=2)[:, :width], int(tags.get(ORIENTATION, (1,))[0]))
 
 
-def _bytes(data: bytes, tags: Tags, wider: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _bytes(data: bytes, tags: Tags, wider: int) -> NDArray[np.uint8]:
     """The decompressed bytes of strips or of whole tiles, row by row: `wider` of them for each pixel."""
     width, height = int(tags[WIDTH][0]), int(tags[HEIGHT][0])
     kept = (COMPRESSION, STRIPS, SIZES, ROWS, TILE_HEIGHT, TILES, TILE_SIZES)
-    new: dict[int, Sequence[Any]] = {tag: tags[tag] for tag in kept if tag in tags}
+    new: dict[int, Sequence[int]] = {tag: tags[tag] for tag in kept if tag in tags}
     if TILE_WIDTH in tags:
         wide = int(tags[TILE_WIDTH][0])
         new[TILE_WIDTH], width = (wide * wider,), -(-width // wide) * wide
@@ -75,7 +77,7 @@ def _bytes(data: bytes, tags: Tags, wider: int) -> np.ndarray[Any, np.dtype[np.u
         return np.frombuffer(image.tobytes(), np.uint8)
 
 
-def _values(tiles: np.ndarray[Any, Any], dtype: np.dtype[Any], channels: int, predictor: int) -> np.ndarray[Any, Any]:
+def _values(tiles: Array, dtype: np.dtype[Any], channels: int, predictor: int) -> Array:
     """Values `(h, w, channels)` of bytes `(h, tiles, bytes per row of a tile)`, with the predictor undone."""
     height, across, _ = tiles.shape
     if predictor == 3:  # differences of bytes, which lie plane by plane, the highest of each value first
@@ -88,7 +90,7 @@ def _values(tiles: np.ndarray[Any, Any], dtype: np.dtype[Any], channels: int, pr
     return values.reshape(height, -1, channels)
 
 
-def _turned(values: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+def _turned(values: Array, orientation: int) -> Array:
     """An image the right way up; see the tag Orientation of TIFF 6.0."""
     if 5 <= orientation <= 8:
         values = values.swapaxes(0, 1)

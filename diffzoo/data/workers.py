@@ -55,8 +55,8 @@ def worker_failure(error: BaseException) -> UserError | None:
 def _worker_deaths_wait() -> Iterator[None]:
     """Start workers without PyTorch's signal handler, which raises their death in the middle of whatever runs.
 
-    In an optimizer's step this would leave half of the weights moved. Without it the death is noticed where the next
-    batch is asked for, within seconds.
+    Raised in an optimizer's step, it would leave half of the weights updated. Without the handler, the next request for
+    a batch notices the death within seconds.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
@@ -100,7 +100,7 @@ class WorkerLoader:
             batch = next(self._iterator)
         except (RuntimeError, ConnectionError, EOFError) as error:
             if not isinstance(error, RuntimeError) and self._a_worker_ended():
-                # it was killed while a batch was handed over, and PyTorch saw it alive
+                # the worker was killed while it handed a batch over, when PyTorch still saw it alive
                 raise worker_failure(RuntimeError(f"DataLoader worker exited: {error}")) or error from error
             raise (worker_failure(error) or error) from error
         if isinstance(batch, UserError):

@@ -1,4 +1,4 @@
-"""The one contract of a batch: what a loader may give, decided on its first batch and held to afterwards.
+"""The contract of a batch: the first one of a loader decides its format, and later ones must keep it.
 
 Inside, a batch is a dictionary:
 
@@ -9,7 +9,7 @@ Inside, a batch is a dictionary:
     places    `index` once more, on the device
 
 The data modules of diffzoo give exactly that. Of other loaders, usual names and `(image, label)` tuples are understood,
-and floats in [0, 1] or [0, 255] are scaled. The range is read off the first batch, so what was taken for what is said.
+and floats in [0, 1] or [0, 255] are scaled. The first batch decides the range, and the decision is printed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ class BatchFormat:
 
     @property
     def note(self) -> str:
-        """What was taken for what, where that is not obvious; empty otherwise."""
+        """How images are scaled, where that is not obvious; empty otherwise."""
         if (self.scale, self.shift) == (2.0, -1.0):
             return "images are floats in [0, 1]: they are scaled to [-1, 1]"
         if self.scale != 1:

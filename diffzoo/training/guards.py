@@ -1,9 +1,9 @@
-"""Steps that would ruin the weights are not taken.
+"""Skip steps that would ruin the weights.
 
 A step is bad when the norm of its gradient is not finite, or many times the usual. The gradient is looked at, not the
 loss, because after the reduction over processes all of them see the same gradient and so decide alike.
 
-Whether a step is bad is a number on the device. Fused optimizers take it from there (`found_inf`, the road of
+Whether a step is bad is a number on the device. Fused optimizers take it from there (`found_inf`, as with
 gradient scalers) and leave weights, moments and step counter as they are, so the host waits for nothing; it reads
 what happened every few steps. Other optimizers are kept from stepping by the host, which costs one read per step.
 """
@@ -64,7 +64,7 @@ class GradientGuard(StepCallback):
         self._mean: Tensor | None = None
         self._verdicts: list[tuple[int, Tensor, Tensor]] = []  # since the last look: step, bad, norm
         self._ids: deque[tuple[int, list[Any]]] = deque(maxlen=4096)
-        self._told: list[Optimizer] = []
+        self._flagged: list[Optimizer] = []
 
     # -- the verdict
 
@@ -89,7 +89,7 @@ class GradientGuard(StepCallback):
         self._verdicts.append((trainer.global_step, bad, norm))
         if steps_on_device(inner, trainer):
             inner.found_inf = bad.float().reshape(())  # type: ignore[attr-defined]
-            self._told.append(inner)
+            self._flagged.append(inner)
         elif bool(bad):
             for group in inner.param_groups:
                 for p in group["params"]:
@@ -104,9 +104,9 @@ class GradientGuard(StepCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in self._told:
+        for optimizer in self._flagged:
             release(optimizer)
-        self._told = []
+        self._flagged = []
         interval = self.check_every if pl_module.device.type != "cpu" else 1
         if self._step % interval == 0 or len(self._verdicts) >= interval:
             self.look(trainer, pl_module)

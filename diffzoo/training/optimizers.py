@@ -108,7 +108,7 @@ class FusedAdamW(torch.optim.AdamW):
         groups = list(params)
         super().__init__(groups, lr, betas, eps, weight_decay, fused=_fits_fused(groups))
         self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
-        self.takes_found_inf = bool(self.defaults["fused"])  # which the kernel does all the same; `GradientGuard` asks
+        self.takes_found_inf = bool(self.defaults["fused"])  # the kernel does; `GradientGuard` reads it
 
 
 class FusedAdam(torch.optim.Adam):
@@ -131,7 +131,7 @@ class FusedAdam(torch.optim.Adam):
         groups = list(params)
         super().__init__(groups, lr, betas, eps, fused=_fits_fused(groups))
         self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
-        self.takes_found_inf = bool(self.defaults["fused"])  # which the kernel does all the same; `GradientGuard` asks
+        self.takes_found_inf = bool(self.defaults["fused"])  # the kernel does; `GradientGuard` reads it
 
 
 class TimmOptimizer(Optimizer):
@@ -141,11 +141,13 @@ class TimmOptimizer(Optimizer):
     where it is not stated, whatever the optimizer's own default is.
 
     Muon steps matrices by their orthogonalised momentum and leaves vectors to AdamW. timm decides by the shape alone;
-    here class tables, of which a batch touches a few rows, and what `fallback_list` names go to AdamW too. It
-    orthogonalises in bfloat16: a gradient of low rank gives steps that rounding decides in part, so that runs on other
-    numbers of devices are not as close as with AdamW. Cautious
-    optimizers ("cadamw", "clion", ...) divide a step by the share of entries that move: a class table's step grows by
-    classes over classes in the batch, so lower their learning rate, or choose others, for class-conditional networks.
+    here class tables, of which a batch touches a few rows, and the parameters in `fallback_list` go to AdamW too. It
+    orthogonalises in bfloat16: with a gradient of low rank, rounding decides the step in part, so runs on other numbers
+    of devices are not as close as with AdamW.
+
+    Cautious optimizers ("cadamw", "clion", ...) divide a step by the share of entries that move: a class table's step
+    grows by classes over classes in the batch, so lower their learning rate, or choose others, for class-conditional
+    networks.
 
     Args:
         params: parameter groups (`parameter_groups`); their own weight decay wins.
