@@ -1,11 +1,11 @@
-"""Checkpoints that survive: atomic, checksummed, rotated; and leaving in time when a machine is taken away.
+"""Checkpoints: atomic, checksummed and rotated; written also when the machine asks the run to leave.
 
-A checkpoint is written under a temporary name, flushed, and renamed, so that a process killed at any moment leaves
-the old ones untouched. Its checksum file (`diffzoo.runs`) is put there before the rename. Training goes on while it is
-written (`checkpoint_io.py`).
+A checkpoint is written under a temporary name, flushed and renamed, so that a process killed at any moment leaves the
+earlier ones untouched. Its checksum file (`diffzoo.runs`) is written before the rename. Training goes on meanwhile
+(`checkpoint_io.py`).
 
-Saving happens at the end of an optimizer step and nowhere else, the only point at which Lightning's counters, the
-weights, the averages and the position in the data belong together.
+A run saves only at the end of an optimizer step, where Lightning's counters, the weights, the EMA and the position in
+the data agree.
 """
 
 import os
@@ -42,7 +42,7 @@ class Preempted(SystemExit):
 
 
 def _forget_unfinished_step(trainer: Trainer) -> None:
-    """Take back the micro-batches whose gradients have not moved the weights yet: a resume sees them again."""
+    """Uncount the micro-batches whose gradients have not reached the weights yet: a resume sees them again."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     unfinished = progress.current.ready % trainer.accumulate_grad_batches
     for count in (progress.current, progress.total):
@@ -53,11 +53,11 @@ def _forget_unfinished_step(trainer: Trainer) -> None:
 class Checkpointing(StepCallback, Checkpoint):
     """Saves at intervals, at the end and when asked to leave; keeps the newest few.
 
-    A run of one process that ends because its data failed saves before it leaves.
+    A run of one process also saves when its data fails.
 
-    SIGTERM, SIGUSR1 and Ctrl-C finish the step, save, and exit with status 128 + signal; a second Ctrl-C exits at
-    once. Under SLURM with Lightning's auto-requeue its signal also puts the job back into the queue. Any process may
-    get the signal: the others follow at the same step.
+    On SIGTERM, SIGUSR1 or Ctrl-C the run finishes its step, saves, and exits with status 128 + signal; a second Ctrl-C
+    ends it at once. Under SLURM with Lightning's auto-requeue, its signal also requeues the job. Any process may get
+    the signal; the others follow at the same step.
 
     Args:
         every_n_steps: interval in optimizer steps; 0 = by time alone.
@@ -72,9 +72,9 @@ class Checkpointing(StepCallback, Checkpoint):
     def __init__(self, every_n_steps: int = 0, every_minutes: float = 10.0, keep: int = 3, keep_every_n_steps: int = 0):
         super().__init__()
         if min(every_n_steps, every_minutes, keep_every_n_steps) < 0:
-            raise UserError("the intervals of Checkpoints must not be negative: use 0 for none")
+            raise UserError("the intervals of Checkpointing must not be negative: use 0 for none")
         if keep < 1:
-            raise UserError(f"Checkpoints must keep at least 1, got {keep}; 2 or more survive a damaged one")
+            raise UserError(f"Checkpointing must keep at least 1, got {keep}; 2 or more survive a damaged one")
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.keep, self.keep_every_n_steps = keep, keep_every_n_steps
         self._io: BackgroundCheckpointIO | None = None
@@ -322,7 +322,7 @@ def _requeues(trainer: Trainer, received: int) -> bool:
 
 
 def _requeue() -> None:
-    """Put this SLURM job back into the queue, as Lightning does, but after the step and without its own checkpoint."""
+    """Requeue this SLURM job as Lightning does, but after the step and without a checkpoint of Lightning's."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ["SLURM_JOB_ID"]
     try:

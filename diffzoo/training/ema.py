@@ -1,20 +1,20 @@
-"""Averages of the network's weights, several at once.
+"""EMAs of the network's weights, several at once.
 
-Two kinds are kept side by side, each in float32 whatever the precision of the weights:
+Two kinds can be kept side by side, both in float32 whatever the precision of the weights:
 
-    exponential   label "ema_0.9999": decay 0.9999 per optimizer step, with a warm start: the decay in use is
-                  min(decay, (1 + n) / (10 + n)) after n updates. In its beginning this is the power profile with
+    exponential   label "ema_0.9999": decay 0.9999 per optimizer step, with a warm start: after n updates the decay is
+                  min(decay, (1 + n) / (10 + n)). At the beginning this is the power profile with
                   γ = 8 (relative width 0.09), so that a run of 1,500 steps averages over its last few hundred steps
                   and forgets its random initialisation.
-    power         label "power_0.050": the profiles of EDM2, stated by relative width (`profiles.py`). Snapshots of
-                  them allow any other width to be reconstructed after training.
+    power         label "power_0.050": the profiles of EDM2, stated by relative width (`reconstruction.py`). From
+                  snapshots of them any other width can be reconstructed after training.
 
 Only the network is averaged: its trainable parameters and its floating-point buffers that are saved. Weights that
-stay as they are (frozen, integer) need no average. With FSDP2 every rank averages its own shard and nothing is sent;
+stay as they are (frozen, integer) need no EMA. With FSDP2 every rank averages its own shard and nothing is sent;
 the shards are gathered when a checkpoint or a snapshot is written.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.tensors import write_tensors
 from diffzoo.training.optional_files import write_or_warn
-from diffzoo.training.reconstruction import list_snapshots, power_decay, power_gamma, reconstruct
+from diffzoo.training.reconstruction import power_decay, power_gamma
 from diffzoo.training.sharding import (
     clean_name,
     is_sharded,
@@ -40,43 +40,18 @@ from diffzoo.training.sharding import (
 )
 from diffzoo.training.steps import StepCallback
 
-__all__ = [
-    "CHECKPOINT_KEY",
-    "EMA",
-    "averaged",
-    "averages_of",
-    "list_snapshots",
-    "reconstruct",
-]
+__all__ = ["CHECKPOINT_KEY", "EMA", "averaged"]
 
 CHECKPOINT_KEY = "diffzoo_averages"
 
 
-def averages_of(checkpoint: Mapping[str, Any], label: str | None = None) -> dict[str, Tensor]:
-    """The averaged tensors that a loaded checkpoint holds, to be laid over the network's raw weights.
-
-    Args:
-        checkpoint: what `torch.load` gave.
-        label: such as "ema_0.9999"; default: the first.
-
-    Raises:
-        UserError: if there are none, or none of this label.
-    """
-    held = checkpoint.get(CHECKPOINT_KEY, {}).get("averages", {})
-    if not held:
-        raise UserError("this checkpoint holds no averages of the weights: use its raw weights")
-    if label is not None and label not in held:
-        raise UserError(f"this checkpoint holds no average {label!r}{did_you_mean(label, held)}")
-    return dict(held[label or next(iter(held))])
-
-
 @contextmanager
 def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[None]:
-    """The network with averaged weights inside the block, if its trainer keeps any; else with its own.
+    """Put an EMA into the network for the length of the block; without one it keeps its own weights.
 
     Args:
-        pl_module: the module whose network is averaged.
-        label: which average; default: the first.
+        pl_module: the module with the network.
+        label: which EMA; default: the first.
     """
     trainer = pl_module._trainer
     keeper = next((c for c in trainer.callbacks if isinstance(c, EMA)), None) if trainer else None  # type: ignore[attr-defined]
@@ -88,21 +63,21 @@ def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[N
 
 
 class EMA(StepCallback):
-    """Keeps averages of `pl_module.network`, updated once per optimizer step.
+    """Keeps EMAs of `pl_module.network`, updated once per optimizer step.
 
-    `averages` maps a label to name and tensor (this rank's shard under FSDP2); `averaged` puts one into the network
-    for the length of a block; validation runs on the first of them.
+    `averages` maps a label to the tensors by name (this rank's shards under FSDP2). `averaged` puts one EMA into the
+    network for the length of a block. Validation runs on the first.
 
     Args:
-        decays: of the exponential averages, per optimizer step, in [0, 1).
-        stds: relative widths of the power-function averages, in (0, 0.2887]; EDM2 keeps 0.05 and 0.10.
-        warm_start: shorten the exponential averages at the start of training, see above.
-        snapshot_every: optimizer steps between two snapshots of the power-function averages; one more is written at
-            the end of training.
+        decays: of the exponential EMAs, per optimizer step, in [0, 1).
+        stds: relative widths of the power-function EMAs, in (0, 0.2887]; EDM2 keeps 0.05 and 0.10.
+        warm_start: shorten the exponential EMAs at the start of training, as above.
+        snapshot_every: optimizer steps between two snapshots of the power-function EMAs; the last is written at the end
+            of training.
         snapshot_dtype: "float32", or "float16" for half the disk, as EDM2 does, with rounding of 5e-4 that
             reconstruction amplifies.
         folder: where snapshots go; default: `averages` in the trainer's `default_root_dir`.
-        validate_with: label that validation sees, "raw" for the weights themselves; default: the first.
+        validate_with: label of the EMA that is validated, "raw" for the weights themselves; default: the first.
 
     Raises:
         UserError: for widths or decays out of range or stated twice, or an unknown label.
@@ -120,7 +95,7 @@ class EMA(StepCallback):
     ):
         for decay in decays:
             if not 0 <= decay < 1:
-                raise UserError(f"the decay of an average must lie in [0, 1), got {decay:g}")
+                raise UserError(f"the decay of an EMA must lie in [0, 1), got {decay:g}")
         if snapshot_dtype not in ("float32", "float16"):
             raise UserError(f"snapshot_dtype must be float32 or float16, got {snapshot_dtype!r}")
         if snapshot_every < 1:
@@ -129,7 +104,7 @@ class EMA(StepCallback):
         self.stds = {f"power_{s:.3f}": float(s) for s in stds}
         self.gammas = {label: power_gamma(s) for label, s in self.stds.items()}
         if len(self.labels) < len(decays) + len(stds):
-            raise UserError(f"an average is stated twice: decays {list(decays)}, stds {list(stds)}")
+            raise UserError(f"an EMA is stated twice: decays {list(decays)}, stds {list(stds)}")
         if not self.labels:
             raise UserError("EMA has nothing to do: give it decays, stds or both, or leave it out")
         self.warm_start, self.snapshot_every = warm_start, snapshot_every
@@ -146,18 +121,18 @@ class EMA(StepCallback):
 
     @property
     def labels(self) -> list[str]:
-        """All labels, exponential averages first."""
+        """All labels, exponential EMAs first."""
         return [*self.decays, *self.stds]
 
     def _known(self, label: str | None) -> str:
         if label is None:
             return self.labels[0]
         if label not in self.labels:
-            raise UserError(f"no average {label!r}{did_you_mean(label, self.labels)}")
+            raise UserError(f"no EMA {label!r}{did_you_mean(label, self.labels)}")
         return label
 
     def decay(self, label: str, updates: int) -> float:
-        """The share that an average keeps of itself in update number `updates`, counted from 1."""
+        """The share that an EMA keeps of itself in update number `updates`, counted from 1."""
         if label in self.gammas:
             return power_decay(updates, self.gammas[label])
         return min(self.decays[label], updates / (9 + updates)) if self.warm_start else self.decays[label]
@@ -165,11 +140,11 @@ class EMA(StepCallback):
     # -- keeping
 
     def prepare(self, pl_module: LightningModule) -> None:
-        """Find the tensors to average and start from them, or from what the checkpoint held. Idempotent."""
+        """Find the tensors to average, and start from them or from the checkpoint. May be called again."""
         if not self._sources:
             self._sources = _network_tensors(_network(pl_module))
             if not self._sources:
-                raise UserError("the network has no trainable parameters: there is nothing to average")
+                raise UserError("the network has no trainable parameters: an EMA has nothing to average")
         if not self.averages:
             self.averages = {label: self._fresh() for label in self.labels}
         if self._loaded is not None:
@@ -182,7 +157,7 @@ class EMA(StepCallback):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now. Called by the hooks, once per optimizer step."""
+        """Average in the weights as they are now; the hooks do so once per optimizer step."""
         sources = [local_part(p.detach()) for p in self._sources.values()]
         for label in self.labels:
             self.updates[label] += 1
@@ -211,14 +186,14 @@ class EMA(StepCallback):
 
     @contextmanager
     def averaged(self, pl_module: LightningModule, label: str | None = None) -> Iterator[None]:
-        """The network with averaged weights inside the block, with its own after it, whatever happens in it.
+        """Put an EMA into the network for the length of the block, and its own weights back, whatever happens.
 
-        The tensors keep their identity and their memory, so compiled blocks, optimizers and shards notice nothing.
-        Costs one copy of the averaged tensors. Blocks may be nested.
+        The tensors keep their identity and memory, so that compiled blocks, optimizers and shards are not affected.
+        This costs one copy of the averaged tensors. Blocks may be nested.
 
         Args:
-            pl_module: the module whose network is averaged.
-            label: which average; default: the first.
+            pl_module: the module with the network.
+            label: which EMA; default: the first.
 
         Raises:
             UserError: for an unknown label.
@@ -243,7 +218,7 @@ class EMA(StepCallback):
             self._inside, self._raw = outer
 
     def network_state(self, pl_module: LightningModule, label: str | None = None) -> dict[str, Tensor]:
-        """The network's complete state dict with an average in it, on the CPU, clean names; gathered from shards.
+        """The network's complete state dict with an EMA in it: on the CPU, with clean names, gathered from shards.
 
         Every rank must call it; under FSDP2 only rank 0 gets the tensors of shards.
         """
@@ -291,7 +266,7 @@ class EMA(StepCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint.get(CHECKPOINT_KEY)
         if self._loaded is None:
-            rank_zero_warn("the checkpoint holds no averages of the weights: they start from its weights")
+            rank_zero_warn("the checkpoint holds no EMA of the weights: it starts from the weights")
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
@@ -300,25 +275,27 @@ class EMA(StepCallback):
             if label not in held:
                 _check_late_start(label, label in self.stds, state)
                 continue
-            names = set(held[label]) ^ set(self._sources)
-            if names:
-                raise UserError(
-                    f"the average {label} of the checkpoint does not fit this network: {sorted(names)[0]!r} is in "
-                    "one of them only; is it of another architecture, or were other parameters frozen?"
-                )
+            theirs = {name: value.shape for name, value in held[label].items()}
+            ours = {name: source.shape for name, source in self._sources.items()}
+            for name in sorted(theirs | ours):
+                if theirs.get(name) != ours.get(name):
+                    there, here = (tuple(s[name]) if name in s else "nothing" for s in (theirs, ours))
+                    raise UserError(
+                        f"the EMA {label} of the checkpoint does not fit this network: {name!r} has shape {there} "
+                        f"there and {here} here; is it of another architecture, or were other parameters frozen?"
+                    )
             for name, source in self._sources.items():
-                _check_shape(label, name, held[label][name], source)
                 self.averages[label][name].copy_(shard_of(held[label][name], source))
             self.updates[label] = int(state["updates"][label])
 
     def _gather(self, label: str, move: bool = True) -> dict[str, Tensor]:
-        """One average as whole tensors; those of shards come to the CPU of rank 0, and are empty elsewhere."""
+        """One EMA as whole tensors; those of shards come to the CPU of rank 0, and are empty elsewhere."""
         average = self.averages[label]
         whole = {n: whole_tensor(average[n], p) for n, p in self._sources.items()}
         return {n: v.cpu() for n, v in whole.items()} if move else whole
 
     def write_snapshots(self, trainer: Trainer) -> None:
-        """Write the power-function averages to safetensors files. Every rank must call it; rank 0 writes."""
+        """Write the power-function EMAs to safetensors files. Every rank must call it; rank 0 writes."""
         for label, std in self.stds.items():
             tensors = {n: v.to(self.snapshot_dtype).contiguous() for n, v in self._gather(label).items()}
             if not trainer.is_global_zero:
@@ -333,7 +310,7 @@ class EMA(StepCallback):
 
 
 def _set_aside(folder: Path, step: int) -> None:
-    """Move snapshots from after this point away: another course of this run wrote them."""
+    """Move away the snapshots of later steps: an earlier attempt at this run wrote them."""
     late = [p for p in folder.glob("step_*_power_*.safetensors") if int(p.name.split("_")[1]) > step]
     for path in late:
         (folder / "stale").mkdir(exist_ok=True)
@@ -349,7 +326,7 @@ def _check_late_start(label: str, power: bool, state: dict[str, Any]) -> None:
             f"{label} was not kept from the start of this run, so it cannot begin now: leave its width out of "
             "`stds`; `diffzoo ema reconstruct` makes it from the others"
         )
-    rank_zero_warn(f"the checkpoint holds no average {label}: it starts from the checkpoint's weights")
+    rank_zero_warn(f"the checkpoint holds no EMA {label}: it starts from the weights")
 
 
 def _network(pl_module: LightningModule) -> nn.Module:
@@ -369,14 +346,6 @@ def _network_tensors(network: nn.Module) -> dict[str, Tensor]:
     found = {clean_name(n): p for n, p in network.named_parameters() if p.requires_grad}
     floating = {clean_name(n): b for n, b in network.named_buffers() if n in saved and b.is_floating_point()}
     return found | floating
-
-
-def _check_shape(label: str, name: str, held: Tensor, source: Tensor) -> None:
-    if held.shape != source.shape:
-        raise UserError(
-            f"the average {label} of the checkpoint does not fit this network: {name} has shape "
-            f"{tuple(held.shape)} there and {tuple(source.shape)} here"
-        )
 
 
 @torch.no_grad()

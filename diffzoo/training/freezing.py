@@ -1,6 +1,6 @@
-"""Which parameters train, and at which share of the learning rate: the two dials of fine-tuning.
+"""Which parameters train, and at which share of the learning rate.
 
-Both speak of depth, counted in blocks (`Network.units`) in the order in which they run:
+Both depend on depth, counted in blocks (`Network.units`) in the order in which they run:
 
     0       what runs before the first block: the input layer, the noise level's embedding
     k       the k-th block, and what follows it before the next: resampling, the fusion of skips
@@ -19,7 +19,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Network
 from diffzoo.training.planning import fake_pass
 
-__all__ = ["PRESETS", "depths", "freeze", "learning_rate_shares"]
+__all__ = ["PRESETS", "depths", "freeze", "learning_rate_shares", "matching"]
 
 PRESETS = {
     "blocks": "the blocks; input, conditioning and output layers train",
@@ -83,7 +83,7 @@ def freeze(network: Network, what: str | Sequence[str]) -> list[str]:
         UserError: for an unknown preset, a pattern that names nothing, or if nothing is left to train.
     """
     parameters = dict(network.named_parameters())
-    names = _preset(network, what) if isinstance(what, str) else _matching(list(parameters), what)
+    names = _preset(network, what) if isinstance(what, str) else matching(list(parameters), what, "freeze")
     for name in names:
         parameters[name].requires_grad_(False)
     if not any(p.requires_grad for p in parameters.values()):
@@ -108,10 +108,20 @@ def _preset(network: Network, preset: str) -> list[str]:
     return [name for name in names if name not in tables]
 
 
-def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> list[str]:
+    """The names that match any of some shell patterns.
+
+    Args:
+        names: to choose from.
+        patterns: each must match at least one.
+        key: of the recipe that gives the patterns, for messages.
+
+    Raises:
+        UserError: for a pattern that matches nothing, naming the nearest.
+    """
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise UserError(f"freeze: no parameter is called {pattern!r}{did_you_mean(pattern, names)}")
+            raise UserError(f"{key}: nothing in this network is called {pattern!r}{did_you_mean(pattern, names)}")
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 

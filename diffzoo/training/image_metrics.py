@@ -19,7 +19,7 @@ from diffzoo.images import Rounding, to_uint8
 from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
 from diffzoo.sampling import Guidance
 from diffzoo.training.previews import sampling_from
-from diffzoo.training.steps import StepCallback
+from diffzoo.training.steps import StepCallback, ended
 
 __all__ = ["ImageMetrics"]
 
@@ -29,10 +29,10 @@ ADDITIVE = ("frechet", "frechet-spatial", "inception-score")
 class ImageMetrics(StepCallback):
     """Samples images at intervals and logs `eval/<metric>`, for example `eval/fid`.
 
-    Every rank samples its share of the same seeds; what is kept are sums, so memory does not grow with `n`, and the
-    values do not depend on the number of ranks beyond rounding. They are those of `diffzoo eval` with equal plan,
-    except for the Inception Score, which is taken here as one split. The metrics of neighbours need all features at
-    once: run `diffzoo eval` on a checkpoint for them.
+    Every rank samples its share of the same seeds. Only sums are kept, so that memory does not grow with `n` and the
+    values do not depend on the number of ranks beyond rounding. They agree with `diffzoo eval` under an equal plan,
+    except for the Inception Score, which is computed here as one split. Metrics of nearest neighbours need all
+    features at once: run `diffzoo eval` on a checkpoint for them.
 
     Args:
         reference: `.npz` file of the real images (`diffzoo data stats` makes one).
@@ -84,8 +84,7 @@ class ImageMetrics(StepCallback):
             pl_module.log_dict({f"eval/{k}": v for k, v in values.items()}, on_step=True, on_epoch=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        dry_run = getattr(trainer, "fast_dev_run", False)
-        if not self.every_n_steps and not dry_run and not trainer.interrupted:
+        if not self.every_n_steps and ended(trainer):
             values = self.measure(trainer, pl_module)
             for logger in trainer.loggers:
                 logger.log_metrics({f"eval/{k}": v for k, v in values.items()}, trainer.global_step)

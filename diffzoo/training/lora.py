@@ -6,16 +6,16 @@ A checkpoint holds these tensors alone, and says which weights they belong to; `
 joins them to those weights.
 """
 
-import fnmatch
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError
 from diffzoo.models.adapters import plain_name
 from diffzoo.models.base import Network
+from diffzoo.training.freezing import matching
 
 __all__ = ["LoRA", "adapter_state", "inject"]
 
@@ -59,9 +59,11 @@ def inject(network: Network, lora: LoRA) -> list[str]:
         raise UserError(f"the rank of LoRA must be at least 1, got {lora.rank}")
     if not network.lora_targets():
         raise UserError(f"{type(network).__name__} takes no low-rank adapters: fine-tune it whole, without model.lora")
-    targets = _matching(network.lora_targets(), lora.targets, "targets")
+    targets = network.lora_targets()
+    if lora.targets is not None:
+        targets = matching(targets, lora.targets, "lora.targets")
     names = [name for name, _ in network.named_parameters()]
-    whole = network.class_tables() + (_matching(names, lora.train, "train") if lora.train else [])
+    whole = network.class_tables() + matching(names, lora.train or [], "lora.train")
     # PEFT reads a string as a pattern of the whole name, a list as ends of names
     pattern = "|".join(map(re.escape, targets))
     alpha: Any = lora.scale * lora.rank
@@ -71,15 +73,6 @@ def inject(network: Network, lora: LoRA) -> list[str]:
         if plain_name(name) in whole:
             parameter.requires_grad_(True)
     return targets
-
-
-def _matching(names: list[str], patterns: list[str] | None, field: str) -> list[str]:
-    if patterns is None:
-        return names
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise UserError(f"LoRA: {field} {pattern!r} names nothing in this network{did_you_mean(pattern, names)}")
-    return [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
 
 
 def adapter_state(network: Network) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.optimizers import OptimizerFactory, SchedulerFactory, network_optimizer, with_scheduler
 from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.sharding import shard
+from diffzoo.training.steps import ended
 from diffzoo.typing import Condition, Data, Images, PerSample
 from diffzoo.zoo.loading import base_of
 from diffzoo.zoo.metadata import Metadata
@@ -361,8 +362,7 @@ class DiffusionModule(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Leave the adapters in the run's folder `adapter`."""
-        trial = getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted
-        if self.lora is not None and not trial:
+        if self.lora is not None and ended(self.trainer):
             folder = Path(self.trainer.default_root_dir) / "adapter"
             write_or_warn(folder, lambda: self.write_weights(folder))
 

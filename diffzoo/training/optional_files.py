@@ -1,6 +1,6 @@
-"""Files that a run can do without: when one cannot be written, the run says so once and goes on.
+"""Files that a run can do without: if one cannot be written, the run warns once and goes on.
 
-Training is worth more than its logs and previews. Checkpoints, which it cannot do without, are in `checkpointing.py`.
+Logs and previews are such files. Checkpoints, which a run needs, are in `checkpointing.py`.
 """
 
 import os
@@ -17,7 +17,7 @@ _told: set[Path] = set()
 
 
 def write_or_warn(path: Path, write: Callable[[], object]) -> bool:
-    """Call `write`; a disk that is full or fails is a warning, said once for each path.
+    """Call `write`; warn, once for each path, if the disk is full or fails.
 
     Args:
         path: of the file or folder that is written, for the message.

@@ -20,7 +20,7 @@ from diffzoo.images import make_grid, save_image, to_uint8
 from diffzoo.sampling import Guidance
 from diffzoo.training.ema import averaged
 from diffzoo.training.optional_files import write_or_warn
-from diffzoo.training.steps import StepCallback
+from diffzoo.training.steps import StepCallback, ended
 from diffzoo.typing import Condition
 
 __all__ = ["SampleGrid", "sampling_from"]
@@ -64,12 +64,12 @@ class SampleGrid(StepCallback):
             self.sample(trainer, pl_module, f"step_{step:07d}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not getattr(trainer, "fast_dev_run", False) and not trainer.interrupted:
+        if ended(trainer):
             self.sample(trainer, pl_module, "final", self.final_steps)
 
     def sample(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path | None:
-        """Sample one grid and write it; returns the path, or None where there is nothing to write: on other ranks, on a
-        full disk, and for images that are not finite."""
+        """Sample one grid and write it; returns its path, or None on other ranks, on a full disk, and for images that
+        are not finite."""
         sharded = any(hasattr(p, "device_mesh") for p in module.network.parameters())
         if not trainer.is_global_zero and not sharded:  # a sharded network needs every rank in its forward
             return None
@@ -92,7 +92,7 @@ class SampleGrid(StepCallback):
         path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
         try:
             grid = make_grid(to_uint8(images), self.per_class, labels=labels)
-        except UserError as error:  # a preview is no reason to stop: `GradientGuard` decides on that
+        except UserError as error:  # a preview must not stop training; `GradientGuard` may
             rank_zero_warn(f"no preview at step {trainer.global_step}: {error}")
             return None
         options = ["--seeds", f"0-{self.per_class - 1}", "--steps", str(sampler.steps)]

@@ -1,9 +1,8 @@
-"""What a resumed run checks of its checkpoint, and what it takes over besides weights and positions.
+"""How a run checks the checkpoint that it resumes from, and how it follows a recipe that has changed since.
 
-The run follows its recipe: what was changed there wins over what the checkpoint stores. Optimizers and learning-rate
-schedules write their settings into checkpoints and take them back on a resume, so that a new learning rate in the
-recipe would be ignored without a word. A checkpoint therefore also holds the settings as the recipe made them; where
-those of the recipe at hand differ, they are set again after the resume. What the recipe leaves as it was is not
+Optimizers and learning-rate schedules store their settings in checkpoints and restore them on a resume, so that a new
+learning rate in the recipe would be ignored silently. A checkpoint therefore also holds the settings as the recipe made
+them. Where the recipe at hand makes others, these are set after the resume. Settings that did not change are not
 touched, so that a resume with the same recipe stays exact.
 """
 
@@ -103,7 +102,7 @@ def check_checkpoint(module: "DiffusionModule", checkpoint: dict[str, Any]) -> N
 
 
 def check_data(trainer: L.Trainer | None, checkpoint: dict[str, Any]) -> None:
-    """Data of the same kind compare their rows themselves; of another kind, they never see the checkpoint's."""
+    """Refuse another data module, which would ignore the position; one of the same class compares its rows itself."""
     data = getattr(trainer, "datamodule", None)
     theirs, ours = (checkpoint.get("diffzoo") or {}).get("data"), type(data).__qualname__
     if theirs is not None and theirs in vars(type(data)).get("former_names", ()):

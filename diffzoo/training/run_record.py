@@ -1,4 +1,4 @@
-"""What a run writes about its weights, and the weights themselves in the form that `load_any` reads."""
+"""The metadata of a run, and its weights as `load_any` reads them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

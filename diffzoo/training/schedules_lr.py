@@ -22,9 +22,14 @@ __all__ = ["WarmupConstant", "WarmupCosine", "WarmupInverseSqrt", "WarmupLinear"
 
 
 class _Warmup(LRScheduler):
-    """Linear warm-up, then `after(step)`."""
+    """Linear warm-up, then `after(step)`.
 
-    def __init__(self, optimizer: Optimizer, warmup_steps: int):
+    Args:
+        optimizer: supplied by the trainer.
+        warmup_steps: steps until the full learning rate.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int = 0):
         if warmup_steps < 0:
             raise UserError(f"warmup_steps must not be negative, got {warmup_steps}")
         self.warmup_steps = warmup_steps
@@ -42,21 +47,22 @@ class _Warmup(LRScheduler):
 
 
 class WarmupConstant(_Warmup):
-    """A linear warm-up to the learning rate, which then stays.
-
-    Args:
-        optimizer: supplied by the trainer.
-        warmup_steps: steps until the full learning rate.
-    """
-
-    def __init__(self, optimizer: Optimizer, warmup_steps: int = 0):
-        super().__init__(optimizer, warmup_steps)
+    """A linear warm-up to the learning rate, which then stays."""
 
     def after(self, step: int) -> float:
         return 1.0
 
 
 class _WarmupDecay(_Warmup):
+    """A linear warm-up, then a decay to `final` times the learning rate at `total_steps`, where it stays.
+
+    Args:
+        optimizer: supplied by the trainer.
+        total_steps: step at which the decay ends.
+        warmup_steps: steps until the full learning rate.
+        final: share of the learning rate that is left at the end.
+    """
+
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final: float = 0.0):
         if total_steps <= warmup_steps:
             raise UserError(f"total_steps ({total_steps}) must be more than warmup_steps ({warmup_steps})")
@@ -71,28 +77,14 @@ class _WarmupDecay(_Warmup):
 
 
 class WarmupCosine(_WarmupDecay):
-    """A linear warm-up, then half a cosine down to `final` times the learning rate at `total_steps`.
-
-    Args:
-        optimizer: supplied by the trainer.
-        total_steps: step at which the decay ends; the learning rate stays there.
-        warmup_steps: steps until the full learning rate.
-        final: share that is left at the end.
-    """
+    """A linear warm-up, then half a cosine down to `final` times the learning rate at `total_steps`."""
 
     def after(self, step: int) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * self._progress(step))) / 2
 
 
 class WarmupLinear(_WarmupDecay):
-    """A linear warm-up, then a straight line down to `final` times the learning rate at `total_steps`.
-
-    Args:
-        optimizer: supplied by the trainer.
-        total_steps: step at which the decay ends; the learning rate stays there.
-        warmup_steps: steps until the full learning rate.
-        final: share that is left at the end.
-    """
+    """A linear warm-up, then a straight line down to `final` times the learning rate at `total_steps`."""
 
     def after(self, step: int) -> float:
         return 1 - (1 - self.final) * self._progress(step)

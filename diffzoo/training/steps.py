@@ -1,17 +1,22 @@
-"""Callbacks that act once per optimizer step, where a step accumulates the gradients of several micro-batches."""
+"""Callbacks that act once per optimizer step, whatever the number of micro-batches in it."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-__all__ = ["StepCallback"]
+__all__ = ["StepCallback", "ended"]
+
+
+def ended(trainer: Trainer) -> bool:
+    """Whether training has come to its end: it was not interrupted, and no trial (`fast_dev_run`)."""
+    return not getattr(trainer, "fast_dev_run", False) and not trainer.interrupted
 
 
 class StepCallback(Callback):
     """Calls `after_step` when an optimizer step has been taken, and not while gradients are still being accumulated.
 
-    Lightning's own hook comes after every micro-batch. A subclass with work for each of them overrides the hook, does
-    that work and calls this one.
+    Lightning calls `on_train_batch_end` after every micro-batch. A subclass that has work to do then overrides it and
+    calls this one.
     """
 
     _step = -1  # the last optimizer step that was seen

@@ -32,8 +32,8 @@ __all__ = ["CsvLog", "TrainingLog"]
 class CsvLog(Logger):
     """`metrics.csv` of a run directory: one row per call, one column per quantity, `step` first.
 
-    It survives: a resumed run goes on in the same file, without the rows of steps that it takes again (`rewind`).
-    Rows that a full disk does not take are missing; later ones are there.
+    A resumed run goes on in the same file, without the rows of the steps that it repeats (`rewind`). Rows that do not
+    fit on a full disk are lost; later ones are written again.
 
     Args:
         directory: where the file goes.
@@ -109,7 +109,7 @@ def _short(value: float) -> float | int:
 
 
 class TrainingLog(StepCallback):
-    """Logs the numbers of training to every logger of the run, and to a CSV whatever loggers it has.
+    """Logs the numbers of training to every logger of the run, and always to `metrics.csv`.
 
     train/loss                    mean over samples and processes since the last row
     train/loss_logsnr_A_B         the same for samples whose log-SNR lies in [A, B)
@@ -241,5 +241,5 @@ class TrainingLog(StepCallback):
         return {"images_seen": self.images_seen, "sums": self._sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # with the sums of the rows to come, the loss curve of a resumed run is that of one never stopped
+        # with the sums since the last row, a resumed run logs the loss curve of an uninterrupted one
         self.images_seen, self._loaded = state_dict["images_seen"], state_dict["sums"]

@@ -1,4 +1,4 @@
-"""Whether the samples at the end of training show anything, measured against the images that they were trained on."""
+"""A verdict on the samples at the end of training, measured against the training images."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from diffzoo.metrics.features import load_features
 from diffzoo.metrics.frechet import FrechetReference
 from diffzoo.metrics.moments import Moments
 from diffzoo.training.previews import sampling_from
+from diffzoo.training.steps import ended
 from diffzoo.typing import Condition, Features, RawPixels
 
 __all__ = ["GridVerdict", "Verdict", "compare"]
@@ -31,11 +32,11 @@ class GridVerdict(L.Callback):
     Samples are made with the labels of `n` training images and compared with those that were seen after them, by the
     spatial features of a random network. They are finished if
 
-    - their Fréchet distance is no larger than that of the `n` images themselves at a quarter of their resolution: of 32
-      pixels then 8 are left, which tell what is where and nothing fine;
+    - their Fréchet distance is no larger than that of the `n` images themselves at a quarter of their resolution: 8 of
+      32 pixels show what is where, but no detail;
     - the five nearest training images agree with their label at least half as often above chance as for the `n` images.
 
-    The numbers mean nothing elsewhere.
+    The numbers are not comparable with those of other protocols.
 
     Args:
         n: images.
@@ -60,9 +61,7 @@ class GridVerdict(L.Callback):
             self._labels.append(batch["label"].cpu() if "label" in batch else torch.zeros(len(image), dtype=torch.long))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if getattr(trainer, "fast_dev_run", False) or trainer.interrupted or trainer.world_size > 1:
-            return
-        if sum(map(len, self._images)) >= 4:
+        if ended(trainer) and trainer.world_size == 1 and sum(map(len, self._images)) >= 4:
             found = self.measure(pl_module)
             for logger in trainer.loggers:
                 logger.log_metrics({f"verdict/{k}": v for k, v in asdict(found).items()}, trainer.global_step)

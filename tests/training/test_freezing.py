@@ -75,7 +75,7 @@ def test_patterns_freeze_by_name_and_bad_ones_are_sentences() -> None:
     assert set(freeze(network, ["conv_in.*", "conditioning.classes.*"])) == {
         "conv_in.weight", "conv_in.bias", "conditioning.classes.weight",
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"no parameter is called 'conv_im\.\*'"):
+    with pytest.raises(UserError, match=r"freeze: nothing in this network is called 'conv_im\.\*'"):
         freeze(network, ["conv_im.*"])
     with pytest.raises(UserError, match="did you mean 'blocks'"):
         freeze(network, "block")

@@ -87,8 +87,8 @@ def test_adapters_of_another_network_are_named() -> None:
     ("lora", "message"),
     [
         (LoRA(rank=0), "rank of LoRA must be at least 1, got 0"),
-        (LoRA(targets=["*.atention.*"]), r"targets '\*.atention.\*' names nothing"),
-        (LoRA(train=["conv_oot.*"]), r"train 'conv_oot.\*' names nothing"),
+        (LoRA(targets=["*.atention.*"]), r"lora.targets: nothing in this network is called '\*.atention.\*'"),
+        (LoRA(train=["conv_oot.*"]), r"lora.train: .* is called 'conv_oot.\*'"),
     ],
 )
 def test_bad_adapters_are_sentences(lora: LoRA, message: str) -> None:
