@@ -51,7 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     encode = actions.add_parser("encode", help="cache latents; run it again to go on, or several times at once")
     _common(encode)
     encode.add_argument("--out", type=Path, required=True, help="folder of the cache")
-    encode.add_argument("--autoencoder", default="stabilityai/sd-vae-ft-ema", help="Hub name, folder, or `identity`")
+    encode.add_argument(
+        "--autoencoder",
+        default="stabilityai/sd-vae-ft-ema",
+        help="Hub name, folder, `identity`, or published weights such as lightningdit_xl_256: theirs",
+    )
     encode.add_argument("--autoencoder-revision", help="its commit, tag or branch")
     encode.add_argument("--scaling-factor", type=float, default=0.18215)
     encode.add_argument("--buckets", nargs="+", metavar="SIZE", help="aspect buckets of the training images, in pixels")
@@ -163,17 +167,29 @@ def _device(name: str | None) -> str:
     return str(device_of(name))
 
 
+def _autoencoder(args: argparse.Namespace) -> Any:
+    from diffzoo.encoders.autoencoder import Identity, KLAutoencoder
+    from diffzoo.zoo.manifest import find_pretrained, is_pretrained
+
+    if args.autoencoder == "identity":
+        return Identity()
+    if not is_pretrained(args.autoencoder):
+        return KLAutoencoder(
+            args.autoencoder, args.scaling_factor, args.autoencoder_revision, batch_size=args.batch_size
+        )
+    spec = find_pretrained(args.autoencoder).metadata.autoencoder
+    if spec is None:
+        raise UserError(f"{args.autoencoder} samples pixels and has no autoencoder: leave --autoencoder out")
+    made: Any = spec.build()
+    made.batch_size = args.batch_size
+    return made
+
+
 def _encode(args: argparse.Namespace) -> int:
     from diffzoo.data.encode import encode, make_cache_metadata
-    from diffzoo.encoders.autoencoder import Identity, KLAutoencoder
 
-    autoencoder: Any = (
-        Identity()
-        if args.autoencoder == "identity"
-        else KLAutoencoder(args.autoencoder, args.scaling_factor, args.autoencoder_revision, batch_size=args.batch_size)
-    )
     device = _device(args.device)
-    autoencoder = autoencoder.to(device)
+    autoencoder = _autoencoder(args).to(device)
     data = open_data(args)
     missing = 0
     for part, source, transform in _parts(data, [as_size(size, "--buckets") for size in args.buckets or ()]):

@@ -336,6 +336,13 @@ class LDMAutoencoder(KLAutoencoder):
         super().__init__(repo, 1.0, revision, dtype=dtype, batch_size=batch_size)
         self.file, self.statistics = file, statistics
 
+    @property
+    def id(self) -> str:
+        """Repository, file, revision, and the file of statistics, whose numbers are part of `hash`."""
+        _ = self.model
+        place = f"{self.repo}/{self.file}@{self.revision or 'local'}"
+        return f"{place}, normalised by {self.statistics}" if self.statistics else place
+
     def _load(self) -> Any:
         _diffusers()
         weights, *statistics = self._files(self.file, *([self.statistics] if self.statistics else []))

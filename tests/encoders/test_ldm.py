@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from diffzoo.cli.main import main
 from diffzoo.encoders import AutoencoderSpec
 from diffzoo.errors import UserError
+from diffzoo.zoo import manifest
 
 pytest.importorskip("diffusers")
 
@@ -165,6 +169,27 @@ def test_latents_and_images_are_those_of_the_architecture(
     torch.testing.assert_close(ours.decode(mean), reference.decode(own_mean), rtol=1e-4, atol=1e-4)
     assert getattr(ours, "spec", None) == spec
     assert ours.hash == spec.build().hash
+    assert ours.id == f"{tmp_path}/{spec.file}@local" + (
+        f", normalised by {spec.statistics}" if spec.statistics else ""
+    )
+
+
+def test_latents_are_cached_with_the_autoencoder_of_published_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, item = lightning_dit(tmp_path, random_state()), manifest.find_pretrained("lightningdit_xl_256")
+    stated = replace(item, metadata=replace(item.metadata, autoencoder=spec))
+    monkeypatch.setattr(
+        manifest, "find_pretrained", {item.name: stated, "adm_64": manifest.find_pretrained("adm_64")}.get
+    )
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in "xy":
+        Image.new("RGB", (16, 16), "teal").save(tmp_path / "images" / "a" / f"{name}.png")
+    encode = ["data", "encode", str(tmp_path / "images"), "--size", "16", "--workers", "0", "--no-flips"]
+    assert main([*encode, "--out", str(tmp_path / "cache"), "--autoencoder", item.name]) == 0
+    assert spec.build().hash in (tmp_path / "cache" / "train" / "passport.json").read_text()
+    assert main([*encode, "--out", str(tmp_path / "none"), "--autoencoder", "adm_64"]) == 2
+    assert "adm_64 samples pixels and has no autoencoder" in capsys.readouterr().err
 
 
 def test_files_that_hold_no_such_autoencoder_are_named(tmp_path: Path) -> None:
