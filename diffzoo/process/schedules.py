@@ -99,14 +99,9 @@ class Schedule(ABC):
         return float(self._logsnr(torch.ones((), dtype=torch.float64, device="cpu")))
 
 
-def _check_bounds(low: float, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"expected finite bounds min_logsnr < max_logsnr, got {low} and {high}")
-
-
 @dataclass(frozen=True)
-class Cosine(Schedule):
-    """(1): the cosine schedule, bounded by reparametrising time (arXiv:2301.11093, appendix).
+class _Bounded(Schedule):
+    """Schedules whose time is rescaled to hit the bounds.
 
     Args:
         min_logsnr: log-SNR at t = 1.
@@ -117,7 +112,14 @@ class Cosine(Schedule):
     max_logsnr: float = 15.0
 
     def __post_init__(self) -> None:
-        _check_bounds(self.min_logsnr, self.max_logsnr)
+        low, high = self.min_logsnr, self.max_logsnr
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UserError(f"expected finite bounds min_logsnr < max_logsnr, got {low} and {high}")
+
+
+@dataclass(frozen=True)
+class Cosine(_Bounded):
+    """(1): the cosine schedule (arXiv:2301.11093, appendix)."""
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -207,14 +209,8 @@ class Interpolated(Schedule):
 
 
 @dataclass(frozen=True)
-class LinearTime(Schedule):
-    """(4): flow matching's schedule, alpha = 1 - t on the straight path; time is rescaled to hit the bounds."""
-
-    min_logsnr: float = -15.0
-    max_logsnr: float = 15.0
-
-    def __post_init__(self) -> None:
-        _check_bounds(self.min_logsnr, self.max_logsnr)
+class LinearTime(_Bounded):
+    """(4): flow matching's schedule, alpha = 1 - t on the straight path."""
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -241,7 +237,7 @@ class LinearTime(Schedule):
 
 
 @dataclass(frozen=True)
-class LinearLogSNR(Schedule):
+class LinearLogSNR(_Bounded):
     """(8): for networks that were trained over noise levels sigma = exp(-logsnr / 2) without any notion of time.
 
     The default bounds are those of EDM's samplers, sigma from 0.002 to 80 (arXiv:2206.00364, Table 1).
@@ -249,9 +245,6 @@ class LinearLogSNR(Schedule):
 
     min_logsnr: float = -2 * math.log(80)
     max_logsnr: float = -2 * math.log(0.002)
-
-    def __post_init__(self) -> None:
-        _check_bounds(self.min_logsnr, self.max_logsnr)
 
     def _logsnr(self, t: Tensor) -> Tensor:
         return self.max_logsnr + t * (self.min_logsnr - self.max_logsnr)

@@ -96,7 +96,7 @@ class UniformTime(Grid):
 
 
 @dataclass(frozen=True)
-class UniformThenZero(Grid):
+class UniformThenZero(UniformTime):
     """`steps` equally spaced times from `t_start` to `t_end`, then 0."""
 
     t_end: float = 1e-3
@@ -105,9 +105,6 @@ class UniformThenZero(Grid):
         if steps < 2:
             raise UserError(f"this grid needs at least 2 steps, got {steps}")
         return torch.cat([super().times(process, steps - 1), torch.zeros(1, dtype=torch.float64)])
-
-    def _between(self, process: GaussianProcess, u: Times) -> Times:
-        return self.t_start + u * (self.t_end - self.t_start)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ import math
 from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 import torch
 from jaxtyping import Float
@@ -131,6 +131,24 @@ class DenoiserAround:
         raise lacks(self, "__call__")
 
 
+class Extrapolating(TypedDict, total=False):
+    """What both kinds of guidance take besides scale and formula.
+
+    per: what a vector of scales counts, "image" (the default) or "class".
+    interval: where guidance acts.
+    decay: how it fades.
+    channels: guide the first so many channels and leave the others conditional; None = all. The published numbers of
+        DiT, SiT and LightningDiT were drawn with 3 of 4 or of 32 latent channels guided.
+    rescale: phi in (2); 0 = none, 0.7 in the paper.
+    """
+
+    per: Literal["image", "class"]
+    interval: GuidanceSchedule | None
+    decay: GuidanceSchedule | None
+    channels: int | None
+    rescale: float
+
+
 class _Extrapolation(DenoiserAround, ABC):
     """(1): what the two kinds of guidance share."""
 
@@ -139,11 +157,11 @@ class _Extrapolation(DenoiserAround, ABC):
         denoise: Denoise,
         scale: float | Tensor,
         formula: Formula,
-        per: Literal["image", "class"],
-        interval: GuidanceSchedule | None,
-        decay: GuidanceSchedule | None,
-        channels: int | None,
-        rescale: float,
+        per: Literal["image", "class"] = "image",
+        interval: GuidanceSchedule | None = None,
+        decay: GuidanceSchedule | None = None,
+        channels: int | None = None,
+        rescale: float = 0.0,
     ):
         if formula not in ("uncond", "cond"):
             raise UserError(f"expected guidance formula 'uncond' or 'cond', got {formula!r}")
@@ -223,16 +241,11 @@ class ClassifierFree(_Extrapolation):
         denoise: a denoiser whose network knows a null condition.
         scale: one number; or a vector, one number per image or per class.
         formula: which of the two conventions above `scale` follows.
-        per: what a vector of scales counts.
-        interval: where guidance acts.
-        decay: how it fades.
         batched: conditional and unconditional in one call of twice the batch, or in two calls; equal results. Always
             two around a denoiser that is itself guided.
         null: one row that stands for "none" in place of the network's null condition, such as the embedding of an
             empty or of a negative caption.
-        channels: guide the first so many channels and leave the others conditional; None = all. The published numbers
-            of DiT, SiT and LightningDiT were drawn with 3 of 4 or of 32 latent channels guided.
-        rescale: phi in (2); 0 = none, 0.7 in the paper.
+        how: see `Extrapolating`.
     """
 
     def __init__(
@@ -241,15 +254,11 @@ class ClassifierFree(_Extrapolation):
         scale: float | Tensor,
         formula: Formula = "uncond",
         *,
-        per: Literal["image", "class"] = "image",
-        interval: GuidanceSchedule | None = None,
-        decay: GuidanceSchedule | None = None,
         batched: bool = True,
         null: Condition | None = None,
-        channels: int | None = None,
-        rescale: float = 0.0,
+        **how: Unpack[Extrapolating],
     ):
-        super().__init__(denoise, scale, formula, per, interval, decay, channels, rescale)
+        super().__init__(denoise, scale, formula, **how)
         self.batched, self.null = batched, null
 
     def null_condition(self, cond: Condition | None) -> Condition | None:
@@ -277,10 +286,7 @@ class Autoguidance(_Extrapolation):
         weak: a smaller or less trained one of the same process; one without classes does not see the labels.
         scale: one number; or a vector, one number per image or per class.
         formula: "uncond" reads as weak + s (good - weak), 1 = none; "cond" as good + s (good - weak), 0 = none.
-        per: what a vector of scales counts.
-        interval: where guidance acts.
-        decay: how it fades.
-        rescale: phi in (2); 0 = none, 0.7 in the paper.
+        how: see `Extrapolating`.
     """
 
     def __init__(
@@ -289,13 +295,9 @@ class Autoguidance(_Extrapolation):
         weak: Denoise,
         scale: float | Tensor,
         formula: Formula = "uncond",
-        *,
-        per: Literal["image", "class"] = "image",
-        interval: GuidanceSchedule | None = None,
-        decay: GuidanceSchedule | None = None,
-        rescale: float = 0.0,
+        **how: Unpack[Extrapolating],
     ):
-        super().__init__(denoise, scale, formula, per, interval, decay, None, rescale)
+        super().__init__(denoise, scale, formula, **how)
         self.weak = weak
         if (weak.process.schedule, weak.process.path) != (denoise.process.schedule, denoise.process.path):
             raise UserError("autoguidance needs two networks of the same schedule and path")
@@ -376,13 +378,14 @@ class Guidance:
             weak: the weaker model of autoguidance; None = classifier-free guidance.
         """
         scale = torch.tensor(self.scale, dtype=torch.float64)
-        per: Literal["image", "class"] = "class" if isinstance(self.scale, tuple) else "image"
-        when: dict[str, Any] = {"interval": self.interval, "decay": self.decay, "rescale": self.rescale}
+        how: Extrapolating = {"interval": self.interval, "decay": self.decay, "rescale": self.rescale}
+        how["per"] = "class" if isinstance(self.scale, tuple) else "image"
         guided: Denoise
         if weak is not None:
-            guided = Autoguidance(denoise, weak, scale, self.formula, per=per, **when)
+            guided = Autoguidance(denoise, weak, scale, self.formula, **how)
         else:
-            guided = ClassifierFree(denoise, scale, self.formula, per=per, null=null, channels=self.channels, **when)
+            how["channels"] = self.channels
+            guided = ClassifierFree(denoise, scale, self.formula, null=null, **how)
         return guided if self.threshold is None else DynamicThresholding(guided, self.threshold)
 
 
