@@ -118,7 +118,7 @@ class TimedData(DemoData):
 class Unsaved(Checkpointing):
     """All but the writing."""
 
-    def save(self, trainer: L.Trainer) -> None:
+    def save(self, trainer: L.Trainer, wait: bool = True) -> None:
         """Nothing."""
 
 

@@ -66,7 +66,7 @@ STATISTICS = {0.485: "ImageNet mean and standard deviation", 0.5: "mean and stan
 
 @runtime_checkable
 class TimmNet(Protocol):
-    """What is used of a network of timm."""
+    """The part of the interface of timm's networks that is used here."""
 
     num_features: int
     pretrained_cfg: dict[str, tuple[float, ...]]

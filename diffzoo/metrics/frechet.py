@@ -117,7 +117,7 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 def _rounding(values: Tensor) -> float:
-    # what rounding makes of a zero eigenvalue; its square root would not be small
+    # a zero eigenvalue is rounded to about this, and its square root would not be small
     if not len(values):
         return 0.0
     return float(values.abs().max()) * len(values) * torch.finfo(values.dtype).eps

@@ -39,7 +39,7 @@ ERROR = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
 class PrecisionRecall(NamedTuple):
-    """Which samples lie in the reference manifold, and which references in the samples' manifold."""
+    """Masks of the samples in the reference manifold and of the references in the samples' manifold."""
 
     sample_inside: Bool[Tensor, "n"]
     reference_inside: Bool[Tensor, "m"]
@@ -215,7 +215,7 @@ def nearest(
 
 
 def _inside(d: Tensor, error: float, a: _Rows, b: _Rows, radii: Tensor, closed: bool) -> Tensor:
-    """Which of the pairs are at a distance of at most (or, in open balls, below) the radius of their row or column.
+    """A mask of the pairs at a distance of at most (in open balls: below) the radius of their row or column.
 
     Args:
         d: screened distances `(n, m)` of the rows of a and b, and a bound on their error.
@@ -281,7 +281,7 @@ def density_coverage(sample: Features, reference: Float[Tensor, "m e"], k: int =
 
 
 def authentic(sample: Features, reference: Float[Tensor, "m e"]) -> Bool[Tensor, "n"]:
-    """Which samples are no copies, AuthPct's share (arXiv:2102.08921, Sec. 4; as measured in arXiv:2306.04675).
+    """A mask of the samples that are no copies; its mean is AuthPct (arXiv:2102.08921, Sec. 4; arXiv:2306.04675).
 
     A sample is authentic if the real image nearest to it is nearer to another real image than to the sample.
 

@@ -1,4 +1,4 @@
-"""Where the weights of feature networks come from: a path, their usual place, or an installed package."""
+"""Finding the weights of feature networks: by path, in their usual place, or in an installed package."""
 
 import os
 from collections.abc import Callable

@@ -57,7 +57,7 @@ __all__ = [
 
 AttentionOrder = Literal["legacy", "new"]
 GROUPS = 32
-INDICES = (0, 999)  # of the noise steps, first and last
+INDICES = (0, 999)  # the first and the last noise step
 
 
 # -- configs
@@ -65,7 +65,7 @@ INDICES = (0, 999)  # of the noise steps, first and last
 
 @dataclass(frozen=True)
 class ADMEncoderConfig(LevelConfig):
-    """What the U-Net and the classifier share. Level i has the pixels of the image over 2^i.
+    """Fields that the U-Net and the classifier share. Level i has 1 / 2^i of the height and width of the image.
 
     Args:
         base_width: frequencies of the time embedding, which is four times as wide; not tied to the levels' widths.

@@ -1,4 +1,4 @@
-"""What every network of the zoo is: a config, a forward, and one declaration of its blocks.
+"""The base of all networks: a config, a forward, and one declaration of its blocks.
 
 A network reads a noise-level number and returns a tensor; it knows nothing of time, schedules or samplers. What the
 number and the output mean is a fact of the process (`diffzoo.process.GaussianProcess`).
@@ -32,9 +32,9 @@ from diffzoo.typing import Condition, Images, Labels, NoiseLevel, Output, Tokens
 __all__ = ["Config", "Level", "LevelConfig", "Network", "PatchConfig", "Recompute"]
 
 Recompute = bool | Literal["all_but_attention"]
-"""What activation checkpointing computes again: nothing, all that is inside the blocks, or that but attention."""
+"""Activation checkpointing: off, of whole blocks, or of everything in them but attention."""
 
-# what timm, diffusers and the authors' codes call an argument, and its name here
+# names of arguments in timm, diffusers and the authors' codes, and our names for them
 ELSEWHERE = {"in_chans": "in_channels", "drop_rate": "dropout", "drop": "dropout"}
 ELSEWHERE |= dict.fromkeys(("img_size", "input_size", "sample_size", "img_resolution"), "image_size")
 ELSEWHERE |= dict.fromkeys(("label_dim", "num_class_embeds"), "num_classes")
@@ -70,7 +70,7 @@ class Config:
         """Height and width of any input are multiples of this."""
         return 1
 
-    # what only some families have; they declare fields of these names
+    # only some families have these; they declare fields of the same names
 
     @property
     def text_width(self) -> int:
@@ -194,7 +194,7 @@ class LevelConfig(Config):
 
     @property
     def input_factor(self) -> int:
-        """How many times smaller than the input the first feature map is; families with an input transform say so."""
+        """Input pixels per pixel of the first feature map; families with an input transform override it."""
         return 1
 
     @property
@@ -236,7 +236,7 @@ class LevelConfig(Config):
         depth = overrides.pop("depth_at", None) or {}
         width = overrides.pop("width_at", None) or {}
         read = self._read(overrides, ("dropout", *LEVELLED))
-        config: Self = replace(self, **{**read, "levels": ()})  # which fit any size
+        config: Self = replace(self, **{**read, "levels": ()})  # no levels fit any size
         levels = tuple(read.get("levels", ()))
         if "levels" not in overrides:
             levels = _scale(self.levels, config, Fraction(config.trunk_size, self.trunk_size))
@@ -302,7 +302,7 @@ class Network(nn.Module):
     """Whether one set of weights serves images of every height and width that `Config.cell` divides."""
     config: Config
     metadata: object = None
-    """What is known about the weights it was built with; `diffzoo.zoo.metadata_of` reads it."""
+    """Metadata of the weights it was built with; `diffzoo.zoo.metadata_of` reads it."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -335,7 +335,7 @@ class Network(nn.Module):
 
     @property
     def conditional(self) -> bool:
-        """Whether it is told anything besides the noise level."""
+        """Whether it takes a condition besides the noise level."""
         return bool(self.config.num_classes or self.config.text_width or self.config.upsampler)
 
     def labels(self, z: Tensor, cond: Condition | None) -> Labels | None:

@@ -369,7 +369,7 @@ class Stage(nn.Module):
         return x if self.upsample is None or below is None else x + self.upsample(below, tau)
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """Of the cells of an input, `(rows, columns, width)`: a corner of the table, or all of it, resampled."""
+        """Positions of an input's cells, `(rows, columns, width)`: a corner of the table, or all of it, resampled."""
         grid = self.metadata.grid
         if rows > grid[0] or columns > grid[1]:
             return resample_grid(self.positions, grid, (rows, columns)).unflatten(0, (rows, columns))

@@ -67,7 +67,7 @@ class PixNerdConfig(PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.block  # which checks what the two have in common
+        _ = self.block  # checks the fields that the two share
 
     @property
     def block(self) -> DiTConfig:

@@ -1,4 +1,4 @@
-"""What the networks of Simple Diffusion and its successor share: input transform, conditioning, output."""
+"""Shared parts of the networks of Simple Diffusion and its successor: input transform, conditioning, output."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class SimpleConfig(LevelConfig):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What every block may read: the embedding `(b, e)`, caption tokens and which of them are visible, `tau` `(b,)`."""
+    """Inputs of every block: the embedding `(b, e)`, caption tokens, the mask of visible ones, and `tau` `(b,)`."""
 
     emb: Vectors
     context: Tokens | None = None

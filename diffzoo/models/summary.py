@@ -1,4 +1,4 @@
-"""What a model is in numbers: parameters, multiply-adds and its levels, computed on the meta device.
+"""A model in numbers: parameters, multiply-adds and its levels, computed on the meta device.
 
 Nothing is allocated and nothing runs: shapes alone pass through the network. A family without resolution levels may
 give the rows of its table by a method `summary_rows()` of its config, a list of dicts with equal keys.

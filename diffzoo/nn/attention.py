@@ -50,7 +50,7 @@ def split_heads(x: Tokens, parts: int, heads: int) -> tuple[Heads, ...]:
 def attend(
     q: Heads, k: Float[Tensor, "b heads m c"], v: Float[Tensor, "b heads m c"], mask: AttentionMask | None = None
 ) -> Tokens:
-    """What queries find, `(b, n, heads c)`; `mask` is True where a key may be seen, `(b, 1, 1, m)`."""
+    """Scaled dot-product attention with the heads joined again, `(b, n, heads c)`; `mask` is True for visible keys."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 

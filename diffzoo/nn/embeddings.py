@@ -1,4 +1,4 @@
-"""What conditions a block: noise level and class as one vector, positions, caption tokens."""
+"""Conditioning of the blocks: noise level and class as one vector, positions, caption tokens."""
 
 import math
 

@@ -32,7 +32,7 @@ def _parse(name: str) -> tuple[str, int]:
 
 
 def transform_factor(name: str) -> int:
-    """How many times smaller height and width become.
+    """The factor by which height and width shrink.
 
     Raises:
         UserError: if the name is not one of the forms above.

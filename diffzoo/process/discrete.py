@@ -48,7 +48,7 @@ ReverseVariance = Literal["learned", "fixed_large", "fixed_small"]
 
 
 def kept_steps(respacing: str | int | None, steps: int) -> tuple[int, ...]:
-    """Which of the indices 0..steps-1 a shorter chain keeps, ascending.
+    """The indices out of 0..steps-1 that a shorter chain keeps, ascending.
 
     Args:
         respacing: "250": that many, spread over the whole range with both ends kept. "90,60,60,20,20": so

@@ -43,7 +43,7 @@ __all__ = ["Estimate", "GaussianProcess", "expand_like"]
 
 
 class Estimate(NamedTuple):
-    """What a denoiser believes: clean data and noise, consistent with z by (1).
+    """A denoiser's estimate of clean data and noise, consistent with z by (1).
 
     `variance` is the raw learned-variance output in about [-1, 1] of networks that have one (arXiv:2102.09672,
     Eq. 15), else None.
@@ -153,7 +153,7 @@ class GaussianProcess:
         return expand_like(alpha, x) * x + expand_like(sigma, x) * eps
 
     def target(self, x: Data, eps: Data, t: Times) -> Data:
-        """What the network should say — (2), (4)."""
+        """The training target of the network — (2), (4)."""
         a, b = self.prediction.coefficients(*self._scaled(self.schedule.logsnr(t)))
         a, b = self.output_sign / self.data_scale * a, self.output_sign * b
         return expand_like(a, x) * x + expand_like(b, x) * eps

@@ -30,7 +30,7 @@ __all__ = ["X0", "BoundaryV", "Eps", "Flow", "Prediction", "V"]
 
 
 class Inverse(NamedTuple):
-    """What (1) and (2) multiply z and the output by: `x = (x_z z + x_out out) / divisor`, and eps alike."""
+    """Coefficients of (1) and (2): `x = (x_z z + x_out out) / divisor`, and eps alike."""
 
     x_z: PerSample
     x_out: PerSample
@@ -40,7 +40,7 @@ class Inverse(NamedTuple):
 
 
 class Prediction(ABC):
-    """What is predicted, as the coefficients of data and noise."""
+    """The prediction target, as coefficients of data and noise."""
 
     @abstractmethod
     def coefficients(self, alpha: PerSample, sigma: PerSample) -> tuple[PerSample, PerSample]:

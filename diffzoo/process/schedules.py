@@ -166,7 +166,7 @@ class Shifted(Schedule):
 
     @property
     def shift(self) -> float:
-        """What is added to the log-SNR of `base`."""
+        """The offset from the log-SNR of `base`."""
         return 2 * math.log(self.from_resolution / self.to_resolution)
 
     def _logsnr(self, t: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class Interpolated(Schedule):
     at_noise: Schedule
 
     def __post_init__(self) -> None:
-        t = torch.linspace(0, 1, 65, dtype=torch.float64, device="cpu")  # also where a network is built on meta
+        t = torch.linspace(0, 1, 65, dtype=torch.float64, device="cpu")  # also within `torch.device("meta")`
         if (self.at_noise._logsnr(t) > self.at_data._logsnr(t) + 1e-9).any():
             raise UserError("at_noise must not have more signal than at_data at any time: swap the two schedules")
 
@@ -325,7 +325,7 @@ class OffsetCosine(Schedule):
         return torch.atan(tangent) * 2 / math.pi * (1 + self.offset) - self.offset
 
     def _derivative(self, t: Tensor) -> Tensor:
-        log_alpha_slope = -math.pi / (1 + self.offset) * torch.tan(self._angle(t))  # of 2 log alpha
+        log_alpha_slope = -math.pi / (1 + self.offset) * torch.tan(self._angle(t))  # the slope of 2 log alpha
         return log_alpha_slope * (1 + torch.exp(self._logsnr(t)))
 
 

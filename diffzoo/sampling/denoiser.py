@@ -16,7 +16,7 @@ __all__ = ["Denoise", "Denoiser", "NetworkLike", "compile_networks", "noise_leve
 
 @runtime_checkable
 class NetworkLike(Protocol):
-    """What a denoiser needs of a network; `diffzoo.models.Network` has it."""
+    """The interface that a denoiser needs of a network; `diffzoo.models.Network` has it."""
 
     def __call__(self, z: Data, noise_level: NoiseLevel, cond: Condition | None = None) -> Data: ...
 
@@ -63,7 +63,7 @@ class Denoiser:
 
 
 def noise_levels(process: GaussianProcess, z: Data, t: Times) -> NoiseLevel:
-    """What a network reads at `t`, one number per row of `z`, float32 on its device.
+    """The network's input at `t`, one number per row of `z`, float32 on its device.
 
     It is computed where t lives. Samplers keep times on the CPU, and a device fills a tensor with a number from there
     without waiting for a copy.

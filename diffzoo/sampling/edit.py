@@ -60,7 +60,7 @@ def noised(process: GaussianProcess, sampler: Sampler, x: Latents, seeds: Sequen
 class _Replacing:
     """A sampler whose steps put the known part of the images back at each noise level."""
 
-    __hash__ = None  # type: ignore[assignment]  # or the loop would keep it, and the images with it
+    __hash__ = None  # type: ignore[assignment]  # otherwise the loop would cache it together with the images
 
     def __init__(self, sampler: Sampler, known: Latents, mask: Bool[Tensor, "b 1 h w"], resample: int):
         self.sampler, self.known, self.mask, self.resample = sampler, known, mask, resample

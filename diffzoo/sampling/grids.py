@@ -1,4 +1,4 @@
-"""Where a sampler stops on its way from noise to data.
+"""Time grids: the times at which a sampler stops on its way from noise to data.
 
 A grid gives `steps + 1` times, strictly decreasing from `t_start` to `t_end`, in float64. The ends are times of the
 process; `for_sigmas` finds them for two values of sigma / alpha.

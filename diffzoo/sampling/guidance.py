@@ -58,7 +58,7 @@ Formula = Literal["uncond", "cond"]
 
 
 class GuidanceSchedule(ABC):
-    """How much of the guidance acts at a time: a factor in [0, 1] on `w - 1`."""
+    """The strength of guidance at a time: a factor in [0, 1] on `w - 1`."""
 
     @abstractmethod
     def __call__(self, process: GaussianProcess, t: Times) -> Times:
@@ -107,7 +107,7 @@ class PowerCosine(GuidanceSchedule):
 
 
 class DenoiserAround:
-    """What a denoiser around a denoiser passes on; subclasses say what their estimate is."""
+    """A denoiser around a denoiser. It passes on all but the estimate, which subclasses define."""
 
     denoise: Denoise
 
@@ -132,7 +132,7 @@ class DenoiserAround:
 
 
 class Extrapolating(TypedDict, total=False):
-    """What both kinds of guidance take besides scale and formula.
+    """Options of both kinds of guidance.
 
     per: what a vector of scales counts, "image" (the default) or "class".
     interval: where guidance acts.
@@ -338,7 +338,7 @@ class DynamicThresholding(DenoiserAround):
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a set of weights is guided: what `ClassifierFree` is told, as a record.
+    """The guidance of a set of weights, as a record: the arguments of `ClassifierFree`.
 
     Args:
         scale: one number, or one per class.
@@ -366,7 +366,7 @@ class Guidance:
 
     @property
     def acts(self) -> bool:
-        """Whether it changes anything."""
+        """Whether this guidance changes anything."""
         return self.scale != (1 if self.formula == "uncond" else 0)
 
     def around(self, denoise: Denoise, null: Condition | None = None, weak: Denoise | None = None) -> Denoise:

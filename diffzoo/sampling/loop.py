@@ -147,7 +147,7 @@ def integrate(
 
 
 class SampleOptions(TypedDict, total=False):
-    """What `sample` takes besides what to sample; for those that call it."""
+    """Keyword options of `sample`, for functions that pass them on."""
 
     device: torch.device | str
     batch_size: int | None

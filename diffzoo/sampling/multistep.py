@@ -34,9 +34,9 @@ FEW_STEPS = 15
 
 
 class _Past(NamedTuple):
-    """What the steps so far leave behind: their number, and their calls, newest first.
+    """The past of a run: the number of steps so far, and their calls, newest first.
 
-    `state` is what a corrector has made of the state at the newest call.
+    `state` is the state at the newest call, corrected.
     """
 
     steps: int = 0
@@ -46,7 +46,7 @@ class _Past(NamedTuple):
 
 @dataclass(frozen=True)
 class Multistep(Sampler):
-    """What multistep samplers share.
+    """The base of multistep samplers.
 
     Args:
         order: how many estimates a step uses: 1, 2 or 3. Order 3 pays from about 20 steps on; with fewer, and on grids

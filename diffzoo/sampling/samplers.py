@@ -33,7 +33,7 @@ Final = Literal["x_hat", "denoise", "state"]
 
 @runtime_checkable
 class Denoised(Protocol):
-    """What `step` gets: a denoiser whose condition and clipping are settled."""
+    """The denoiser that `step` calls: its condition and clipping are already bound."""
 
     process: GaussianProcess
 
@@ -65,7 +65,7 @@ def node(process: GaussianProcess, t: Time) -> Node:
 
 @runtime_checkable
 class Steps(Protocol):
-    """What the loop needs of a sampler: a `Sampler`, or something around one."""
+    """The interface that the loop needs: that of `Sampler`, or of a wrapper around one."""
 
     @property
     def clip(self) -> float | None: ...
@@ -118,7 +118,7 @@ class Sampler(ABC):
         return self.steps + (self.final == "denoise")
 
     def times(self, process: GaussianProcess) -> Times:
-        """Where the steps begin and end, float64, strictly decreasing."""
+        """The times at which steps begin and end, float64, strictly decreasing."""
         return self.grid.times(process, self.steps)
 
     @abstractmethod
@@ -169,7 +169,7 @@ def posterior_mean(a: Node, b: Node, z: Data, x: Data) -> Data:
 
 @tabulated
 def _posterior_weights(a: Node, b: Node) -> tuple[Time, Time]:
-    """What the mean of (1) multiplies z by, and x, the latter with the opposite sign."""
+    """The weights of z and x in the mean of (1), the latter with the opposite sign."""
     keep = torch.exp(a.logsnr - b.logsnr)
     return keep * (b.alpha / a.alpha), torch.expm1(a.logsnr - b.logsnr) * b.alpha
 

@@ -1,4 +1,4 @@
-"""What the denoiser believed on the way: the intermediate x_hat, as a contact sheet or a GIF."""
+"""The denoiser's x_hat at each step, as a contact sheet or a GIF."""
 
 import os
 from collections.abc import Callable, Sequence
