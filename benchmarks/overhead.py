@@ -9,6 +9,8 @@ Two figures come out:
 
     by the clock   the parts of a step that no loop could do without are timed where they happen: diffusing, network and
                    loss; backward; clipping and AdamW. What a step takes beyond these is overhead, by kind.
+                   The guard takes the norm that clipping needs, and AdamW applies the clip factor; so the last line
+                   compares clipping and AdamW with those of the plain loop as well.
     in turns       after each step of the trainer a plain loop takes one, on the same network, optimizer and precision,
                    with pictures that lie in memory and noise from `torch.randn`. What the trainer's step takes longer
                    than the mean of the loop's steps before and after it, as a share of it, also contains what the
@@ -125,8 +127,9 @@ class Unsaved(Checkpointing):
 class PlainLoop:
     """A training step as a script without a framework has it, on the weights and the optimizer of a trainer."""
 
-    def __init__(self, trainer: L.Trainer, module: DiffusionModule, batch: int):
-        self.module, self.optimizer = module, trainer.optimizers[0]
+    def __init__(self, trainer: L.Trainer, module: DiffusionModule, batch: int, clock: Clock):
+        self.module, self.optimizer, self.clock = module, trainer.optimizers[0], clock
+        self.clipping: list[float] = []
         self.precision = trainer.precision_plugin
         self.parameters = list(module.network.parameters())
         size = module.network.config.image_size
@@ -143,8 +146,10 @@ class PlainLoop:
             loss = denoising_loss(process, self.module.weighting, (out.float(),), x, eps, t).mean()
         self.optimizer.zero_grad()
         loss.backward()
+        start = self.clock.now()
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
         self.optimizer.step()
+        self.clipping.append(self.clock.now() - start)
 
 
 class Turns(L.Callback):
@@ -155,12 +160,12 @@ class Turns(L.Callback):
         self.parts: list[dict[str, float]] = []
         self.trainer_steps: list[float] = []
         self.loop_steps: list[float] = []
-        self._loop: PlainLoop | None = None
+        self.loop: PlainLoop | None = None
         self._start = self._stamp = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        self._loop = PlainLoop(trainer, pl_module, self.batch)
+        self.loop = PlainLoop(trainer, pl_module, self.batch, self.clock)
         # the optimizer's own step runs the closure, which ends with the hooks before it
         trainer.optimizers[0].register_step_post_hook(lambda *_: self._close(CORE[2]))
         self._take_turn()
@@ -188,9 +193,9 @@ class Turns(L.Callback):
             del taken[: self.warm_up]
 
     def _take_turn(self) -> None:
-        assert self._loop is not None
+        assert self.loop is not None
         start = self.clock.now()
-        self._loop.step()
+        self.loop.step()
         self.loop_steps.append(self.clock.now() - start)
         self.clock.take()  # the loop's optimizer is the trainer's, hook included
         self._start = self.clock.now()
@@ -250,6 +255,11 @@ def report(turns: Turns, args: argparse.Namespace) -> None:
         share = statistics.median(shares[name])
         indent = "" if name in (*CORE, "together") else "  "
         print(f"{indent + name:<28} {1e3 * share * step:9.1f} ms  {100 * share:6.2f} %")
+    assert turns.loop is not None
+    theirs = statistics.median(turns.loop.clipping)
+    more = statistics.median(shares["together"]) + statistics.median(shares[CORE[2]]) - theirs / step
+    print(f"{'the same of the loop':<28} {1e3 * theirs:9.1f} ms  {100 * theirs / step:6.2f} %   (its clipping, AdamW)")
+    print(f"{'more than the loop':<28} {1e3 * more * step:9.1f} ms  {100 * more:6.2f} %")
     loops = [(a + b) / 2 for a, b in itertools.pairwise(turns.loop_steps)]
     slower = [100 * (t - p) / t for t, p in zip(turns.trainer_steps, loops, strict=True)]
     low, middle, high = statistics.quantiles(slower, n=4)

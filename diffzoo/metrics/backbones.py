@@ -163,7 +163,7 @@ def load_backbone(weights: Path | None, name: str) -> TimmFeatures:
     """A network of `BACKBONES` from a path, its environment variable, an installed package, or the Hub through timm.
 
     Raises:
-        UserError: for weights of another network, or when there are none; the message says the three ways to get them.
+        UserError: for weights of another network, or when there are none; the message lists three ways to get them.
     """
     path = existing(weights, f"--feature-weights {name}") if weights is not None else environment_path(name)
     path = path or carried_by_package(name)

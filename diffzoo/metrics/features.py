@@ -152,7 +152,7 @@ def load_features(name: str, weights: str | Path | None = None, device: torch.de
         device: where it runs.
 
     Raises:
-        UserError: for an unknown name, or when the weights are missing; the message says the three ways to get them.
+        UserError: for an unknown name, or when the weights are missing; the message lists three ways to get them.
     """
     if name not in FEATURE_NETWORKS:
         raise UserError(f"unknown feature network {name!r}{did_you_mean(name, FEATURE_NETWORKS)}")

@@ -45,7 +45,7 @@ def carried_by_package(network: str, package: str | None = None, file: str = "")
 
 
 def missing_weights(network: str, usual: str, package: str) -> UserError:
-    """The error that says the three ways to get weights.
+    """The error that lists the three ways to get weights.
 
     Args:
         network: name of the feature network.

@@ -352,7 +352,7 @@ class ADMUNet(_Encoder):
     """The U-Net of ADM, or its upsampler.
 
     Reads the index of the noise step (0..999 in all released models). With learned variance the output has
-    `2 in_channels` channels: what the process says the network predicts, then the variance value in about [-1, 1].
+    `2 in_channels` channels: the prediction, then the variance value in about [-1, 1].
     """
 
     any_size = True
@@ -471,73 +471,42 @@ def adm_levels(
     return tuple(Level(p, w, depth, p in attention, heads, dropout) for p, w in zip(pixels, widths, strict=True))
 
 
-def _lsun(dropout: float) -> ADMConfig:
-    return ADMConfig(image_size=256, levels=adm_levels(256, 256, 2, dropout=dropout))
+def _adm(
+    image_size: int,
+    width: int,
+    depth: int,
+    multipliers: Sequence[float] | None = None,
+    attention: Sequence[int] = (32, 16, 8),
+    heads: int = 4,
+    dropout: float = 0.0,
+    **options: Any,
+) -> ADMConfig:
+    levels = adm_levels(image_size, width, depth, multipliers, attention, heads, dropout)
+    return ADMConfig(image_size=image_size, base_width=width, levels=levels, **options)
 
 
-def _iddpm(levels: tuple[Level, ...], width: int, **options: Any) -> ADMConfig:
-    """Improved DDPM: resampling by convolutions between blocks, attention counted in heads."""
-    return ADMConfig(
-        image_size=levels[0].resolution,
-        base_width=width,
-        residual_resampling=False,
-        head_channels=None,
-        levels=levels,
-        **options,
-    )
-
+_CLASSES: dict[str, Any] = {"num_classes": 1000}
+# improved DDPM: resampling by convolutions between blocks, attention counted in heads
+_IDDPM: dict[str, Any] = {"residual_resampling": False, "head_channels": None}
+_EDM: dict[str, Any] = {"attention_order": "new", "learned_variance": False, "dropout": 0.1}
 
 VARIANTS: dict[str, ADMConfig] = {
-    "adm_64": ADMConfig(
-        image_size=64,
-        num_classes=1000,
-        base_width=192,
-        attention_order="new",
-        levels=adm_levels(64, 192, 3, dropout=0.1),
-    ),
-    "adm_128": ADMConfig(image_size=128, num_classes=1000, head_channels=None, levels=adm_levels(128, 256, 2)),
-    "adm_256": ADMConfig(image_size=256, num_classes=1000, levels=adm_levels(256, 256, 2)),
-    "adm_256_uncond": ADMConfig(image_size=256, levels=adm_levels(256, 256, 2)),
-    "adm_512": ADMConfig(image_size=512, num_classes=1000, levels=adm_levels(512, 256, 2)),
-    "adm_lsun_bedroom": _lsun(0.1),
-    "adm_lsun_cat": _lsun(0.1),
-    "adm_lsun_horse": _lsun(0.1),
-    "adm_lsun_horse_nodropout": _lsun(0.0),
-    "adm_64_to_256": ADMConfig(
-        image_size=256,
-        num_classes=1000,
-        base_width=192,
-        head_channels=None,
-        upsampler=True,
-        levels=adm_levels(256, 192, 2),
-    ),
-    "adm_128_to_512": ADMConfig(
-        image_size=512,
-        num_classes=1000,
-        base_width=192,
-        upsampler=True,
-        levels=adm_levels(512, 192, 2, (1, 1, 2, 2, 4, 4), attention=(32, 16)),
-    ),
-    "iddpm_32_uncond": _iddpm(adm_levels(32, 128, 3, attention=(16, 8), dropout=0.3), 128),
-    "iddpm_64_uncond": _iddpm(adm_levels(64, 128, 3, attention=(16, 8)), 128),
-    "iddpm_64": _iddpm(adm_levels(64, 192, 3, attention=(16, 8)), 192, num_classes=1000),
-    "iddpm_256_uncond": _iddpm(adm_levels(256, 128, 2, attention=(16,), heads=1), 128, scale_shift_norm=False),
-    "iddpm_64_to_256": _iddpm(adm_levels(256, 192, 2, attention=(16, 8)), 192, num_classes=1000, upsampler=True),
-    "edm_64": ADMConfig(
-        image_size=64,
-        num_classes=1000,
-        base_width=192,
-        attention_order="new",
-        learned_variance=False,
-        levels=adm_levels(64, 192, 3, dropout=0.1),
-    ),
-    "edm_256_uncond": ADMConfig(
-        image_size=256,
-        scale_shift_norm=False,
-        attention_order="new",
-        learned_variance=False,
-        levels=adm_levels(256, 256, 2, dropout=0.1),
-    ),
+    "adm_64": _adm(64, 192, 3, attention_order="new", dropout=0.1, **_CLASSES),
+    "adm_128": _adm(128, 256, 2, head_channels=None, **_CLASSES),
+    "adm_256": _adm(256, 256, 2, **_CLASSES),
+    "adm_256_uncond": _adm(256, 256, 2),
+    "adm_512": _adm(512, 256, 2, **_CLASSES),
+    **{f"adm_lsun_{name}": _adm(256, 256, 2, dropout=0.1) for name in ("bedroom", "cat", "horse")},
+    "adm_lsun_horse_nodropout": _adm(256, 256, 2),
+    "adm_64_to_256": _adm(256, 192, 2, head_channels=None, upsampler=True, **_CLASSES),
+    "adm_128_to_512": _adm(512, 192, 2, (1, 1, 2, 2, 4, 4), (32, 16), upsampler=True, **_CLASSES),
+    "iddpm_32_uncond": _adm(32, 128, 3, attention=(16, 8), dropout=0.3, **_IDDPM),
+    "iddpm_64_uncond": _adm(64, 128, 3, attention=(16, 8), **_IDDPM),
+    "iddpm_64": _adm(64, 192, 3, attention=(16, 8), **_CLASSES, **_IDDPM),
+    "iddpm_256_uncond": _adm(256, 128, 2, attention=(16,), heads=1, scale_shift_norm=False, **_IDDPM),
+    "iddpm_64_to_256": _adm(256, 192, 2, attention=(16, 8), upsampler=True, **_CLASSES, **_IDDPM),
+    "edm_64": _adm(64, 192, 3, **_CLASSES, **_EDM),
+    "edm_256_uncond": _adm(256, 256, 2, scale_shift_norm=False, **_EDM),
 }
 
 CLASSIFIERS: dict[str, ADMClassifierConfig] = {

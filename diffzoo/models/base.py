@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,20 @@ ELSEWHERE = {"in_chans": "in_channels", "drop_rate": "dropout", "drop": "dropout
 ELSEWHERE |= dict.fromkeys(("img_size", "input_size", "sample_size", "img_resolution"), "image_size")
 ELSEWHERE |= dict.fromkeys(("label_dim", "num_class_embeds"), "num_classes")
 LEVELLED = ("depth_at", "width_at", "dropout_from_resolution")  # rewrites of networks with resolution levels
+REWRITES = ("dropout", *LEVELLED)
+
+
+class _Levelled(Protocol):
+    """A level of a network, whatever its family has besides."""
+
+    @property
+    def resolution(self) -> int: ...
+
+    @property
+    def dropout(self) -> float: ...
+
+
+L = TypeVar("L", bound=_Levelled)
 
 
 @dataclass(frozen=True)
@@ -163,7 +177,7 @@ class Level:
     Args:
         resolution: height and width of the feature maps in pixels; the shorter of them where they differ.
         width: channels.
-        depth: blocks on the way down (the family says how many go up).
+        depth: blocks on the way down (the family defines how many go up).
         attention: whether blocks attend over all positions.
         heads: attention heads.
         dropout: probability inside the blocks of this level.
@@ -187,7 +201,7 @@ class LevelConfig(Config):
         depth_at, width_at: mappings from resolution in pixels to a new depth or width.
 
     Another `image_size` (or input transform) scales all resolutions alike: the same network on larger maps.
-    `depth_at` and the others speak of the resolutions after that.
+    `depth_at` and the others refer to the new resolutions.
     """
 
     levels: tuple[Level, ...] = ()
@@ -227,24 +241,17 @@ class LevelConfig(Config):
             )
 
     def heads(self, level: Level) -> int:
-        """Attention heads of a level; families that count in channels per head say so."""
+        """Attention heads of a level; families that state channels per head override it."""
         return level.heads
 
     def override(self, **overrides: Any) -> Self:
-        dropout = overrides.pop("dropout", None)
-        start = overrides.pop("dropout_from_resolution", None)
-        depth = overrides.pop("depth_at", None) or {}
-        width = overrides.pop("width_at", None) or {}
-        read = self._read(overrides, ("dropout", *LEVELLED))
+        rewrites = take_rewrites(overrides)
+        read = self._read(overrides, REWRITES)
         config: Self = replace(self, **{**read, "levels": ()})  # no levels fit any size
         levels = tuple(read.get("levels", ()))
         if "levels" not in overrides:
             levels = _scale(self.levels, config, Fraction(config.trunk_size, self.trunk_size))
-        levels = _rewrite(levels, "depth", depth)
-        levels = _rewrite(levels, "width", width)
-        if dropout is not None or start is not None:
-            levels = _place_dropout(levels, dropout, start)
-        return replace(config, levels=levels)
+        return replace(config, levels=rewritten(levels, rewrites))
 
 
 def _scale(levels: tuple[Level, ...], config: LevelConfig, ratio: Fraction) -> tuple[Level, ...]:
@@ -259,7 +266,20 @@ def _scale(levels: tuple[Level, ...], config: LevelConfig, ratio: Fraction) -> t
     return tuple(replace(v, resolution=int(r)) for v, r in zip(levels, scaled, strict=True))
 
 
-def _rewrite(levels: tuple[Level, ...], field: str, at: Mapping[Any, Any]) -> tuple[Level, ...]:
+def take_rewrites(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The rewrites of levels among some overrides, which lose them."""
+    return {name: overrides.pop(name, None) for name in REWRITES}
+
+
+def rewritten(levels: tuple[L, ...], rewrites: Mapping[str, Any]) -> tuple[L, ...]:
+    """Levels with the rewrites of `LevelConfig.override` applied; by pixels, or by what else they call resolution."""
+    levels = _rewrite(levels, "depth", rewrites["depth_at"] or {})
+    levels = _rewrite(levels, "width", rewrites["width_at"] or {})
+    dropout, start = rewrites["dropout"], rewrites["dropout_from_resolution"]
+    return levels if dropout is None and start is None else _place_dropout(levels, dropout, start)
+
+
+def _rewrite(levels: tuple[L, ...], field: str, at: Mapping[Any, Any]) -> tuple[L, ...]:
     """The levels with `field` replaced at the resolutions that are keys of `at`."""
     resolutions = [v.resolution for v in levels]
     for resolution, value in at.items():
@@ -268,16 +288,18 @@ def _rewrite(levels: tuple[Level, ...], field: str, at: Mapping[Any, Any]) -> tu
         if not str(value).isdigit() or int(value) < 1:
             raise UserError(f"{field}_at: expected a positive whole number at {resolution} px, got {value!r}")
     new = {int(k): int(v) for k, v in at.items()}
-    return tuple(replace(v, **{field: new.get(v.resolution, getattr(v, field))}) for v in levels)
+    return tuple(replace(v, **{field: new.get(v.resolution, getattr(v, field))}) for v in levels)  # type: ignore[type-var]
 
 
-def _place_dropout(levels: tuple[Level, ...], dropout: float | None, start: int | None) -> tuple[Level, ...]:
+def _place_dropout(levels: tuple[L, ...], dropout: float | None, start: int | None) -> tuple[L, ...]:
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"dropout must lie in [0, 1), got {dropout}")
     present = [v.resolution for v in levels if v.dropout > 0]
+    if dropout is None and not present:
+        raise UserError("dropout_from_resolution needs dropout as well: no level has any")
     p = dropout if dropout is not None else max((v.dropout for v in levels), default=0.0)
     first = start if start is not None else max(present, default=max(v.resolution for v in levels))
-    return tuple(replace(v, dropout=p if v.resolution <= first else 0.0) for v in levels)
+    return tuple(replace(v, dropout=p if v.resolution <= first else 0.0) for v in levels)  # type: ignore[type-var]
 
 
 def _keeping_attention() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -315,7 +337,7 @@ class Network(nn.Module):
         Args:
             z: noisy input `(b, c, h, w)`.
             noise_level: the number the process lets it read, `(b,)`.
-            cond: what to draw; None for unconditional networks.
+            cond: what to sample; None for unconditional networks.
         """
         raise lacks(self, "forward")
 
@@ -424,7 +446,7 @@ class Network(nn.Module):
 
         Blocks of all widths share one `forward`, and torch gives up on a function after eight graphs, silently going
         on without compilation: the limit is raised to what this network needs. Shapes are taken as fixed unless
-        `dynamic` says otherwise, since a block of one level never sees another's.
+        `dynamic` is given, since a block sees the maps of its own level alone.
         """
         units = list(self.units())
         dynamo = torch._dynamo.config

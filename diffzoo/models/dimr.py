@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.models.base import Config, Network
+from diffzoo.models.base import Config, Network, rewritten, take_rewrites
 from diffzoo.models.registry import register_model
 from diffzoo.nn.attention import attend, split_heads
 from diffzoo.nn.axial_rope import AxialRotary, QueryKeyNorm, axial_positions
@@ -165,35 +165,17 @@ class DiMRConfig(Config):
         return last.grid[0] * last.ratio, last.grid[1] * last.ratio
 
     def override(self, **overrides: Any) -> Self:
-        """Replace fields; `depth_at`, `width_at` and `dropout_from_resolution` speak of the rows of a stage's grid.
+        """Replace fields; `depth_at`, `width_at` and `dropout_from_resolution` refer to the rows of a stage's grid.
 
         `width_at` keeps the ratio of hidden to plain width, `dropout` applies to all stages, or to those of at most
         `dropout_from_resolution` rows.
         """
-        depths, widths = overrides.pop("depth_at", None), overrides.pop("width_at", None)
-        dropout, start = overrides.pop("dropout", None), overrides.pop("dropout_from_resolution", None)
-        if start is not None and dropout is None:
-            raise UserError("dropout_from_resolution needs dropout as well")
+        rewrites = take_rewrites(overrides)
         config = super().override(**overrides)
         config = config if "stages" in overrides else config._grown()
-        depth_at, width_at = _by_resolution(config, "depth_at", depths), _by_resolution(config, "width_at", widths)
-        stages = []
-        for stage in config.stages:
-            width = width_at.get(stage.resolution, stage.width)
-            changes: dict[str, Any] = {"width": width, "hidden": stage.hidden * width // stage.width}
-            changes["depth"] = depth_at.get(stage.resolution, stage.depth)
-            if dropout is not None and (start is None or stage.resolution <= start):
-                changes["dropout"] = dropout
-            stages.append(replace(stage, **changes))
-        return replace(config, stages=tuple(stages))
-
-
-def _by_resolution(config: DiMRConfig, name: str, values: dict[Any, int] | None) -> dict[int, int]:
-    known = [stage.resolution for stage in config.stages]
-    found = {int(k): int(v) for k, v in (values or {}).items()}
-    for resolution in found.keys() - set(known):
-        raise UserError(f"{name}: no stage of {resolution} rows; this network has {known}")
-    return found
+        stages = rewritten(config.stages, rewrites)
+        pairs = zip(stages, config.stages, strict=True)
+        return replace(config, stages=tuple(replace(s, hidden=o.hidden * s.width // o.width) for s, o in pairs))
 
 
 # -- blocks: maps (b, h, w, c) and tokens (b, n, c), channels last

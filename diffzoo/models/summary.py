@@ -100,7 +100,7 @@ def _levels(config: Config) -> list[dict[str, Any]]:
 def example_inputs(
     config: Config, batch: int = 1, device: torch.device | str = "meta"
 ) -> tuple[Images, NoiseLevel, Condition | None]:
-    """Noise of the right shapes for a network of this config: z, noise level, and what the network wants to be told."""
+    """Example inputs for a network of this config: z, noise levels and the condition it takes."""
     (h, w), text_width = config.sides, config.text_width
     given: dict[str, torch.Tensor] = {}
     if config.num_classes:

@@ -57,7 +57,7 @@ def kept_steps(respacing: str | int | None, steps: int) -> tuple[int, ...]:
         steps: length of the full chain.
 
     Raises:
-        UserError: for counts that cannot be had; the message says which can.
+        UserError: for impossible counts; the message names possible ones.
     """
     if respacing is None or respacing == "":
         return tuple(range(steps))
@@ -175,7 +175,7 @@ def reverse_moments(step: ReverseStep, estimate: Estimate, z: Tensor, variance: 
 
     Args:
         step: coefficients, `()` or `(b,)`.
-        estimate: what the network believes at t, clipped or not.
+        estimate: of the network at t, clipped or not.
         z: the state at t, `(b, c, h, w)`.
         variance: "learned" is (3); "fixed_large" is beta, "fixed_small" that of (2), the two choices of DDPM.
     """

@@ -1,6 +1,6 @@
 """Coefficients at the times of a grid, computed once and kept from batch to batch.
 
-Samplers walk the same few hundred times in every batch, and what a process says about them are scalars, float64 on the
+Samplers walk the same few hundred times in every batch, where the coefficients of a process are scalars, float64 on the
 CPU. Computing them takes longer than the arithmetic on the images of a small batch. They stay on the CPU: a kernel on
 any device takes a scalar from there as an argument, without a copy that it would have to wait for.
 """

@@ -39,7 +39,7 @@ class ClassifierGuidance(DenoiserAround):
         denoise: conditional or not, guided or not.
         classifier: reads the same noise level as the network; in evaluation mode.
         scale: s.
-        conditional: whether `denoise` is told the class too; False for an unconditional network.
+        conditional: whether `denoise` takes the class too; False for an unconditional network.
     """
 
     def __init__(self, denoise: Denoise, classifier: NoiseAwareClassifier, scale: float, *, conditional: bool = True):

@@ -1,4 +1,4 @@
-"""The seam between networks and samplers: a denoiser takes z and t and says what it believes x and eps to be.
+"""The seam between networks and samplers: a denoiser takes z and t and estimates x and eps.
 
 Guidance wraps a denoiser and is one again (`guidance.py`); a sampler sees nothing else.
 """
@@ -52,7 +52,7 @@ class Denoiser:
         Args:
             z: noisy data `(b, c, h, w)`.
             t: one time for all, `()`, or one per sample, `(b,)`.
-            cond: what to draw.
+            cond: what to sample.
         """
         output = self.network(z, noise_levels(self.process, z, t), cond)
         return self.process.interpret(output.to(z.dtype), z, t)

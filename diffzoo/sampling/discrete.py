@@ -29,7 +29,7 @@ __all__ = ["Respaced", "RespacedAncestral", "RespacedDDIM"]
 class Respaced(Grid):
     """Kept steps of a discrete chain, then the data at t = 0.
 
-    `t_start` and `t_end` are not used: the chain says where it begins. With "ddim25" of 1000 steps that is index 960,
+    `t_start` and `t_end` are not used: the chain has its own. With "ddim25" of 1000 steps that is index 960,
     whose noise level is close to, but not, pure noise; sampling starts there from pure noise all the same, as ADM does.
 
     Args:

@@ -158,7 +158,7 @@ def invert(
     settled = _Plain(denoise, rows)
     z = x.to(device)
     first = times[0]
-    # from the data to the first time: what the network believes of the noise there, found by repetition
+    # from the data to the first time: the network's eps there is a fixed point, found by repetition
     eps = torch.zeros_like(z)
     for _ in range(FIRST):
         eps = settled(process.add_noise(z, eps, first).to(z), first).eps

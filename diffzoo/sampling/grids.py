@@ -71,7 +71,7 @@ class Grid(ABC):
         EDM's range is log-SNR from -8.76 to 12.43.
 
         Args:
-            process: whose schedule says when sigma / alpha has a value.
+            process: its schedule maps sigma / alpha to times.
             sigma_min, sigma_max: the ends.
             **options: other fields of the grid, such as rho.
         """

@@ -18,7 +18,7 @@ Scales are written in two ways, and confusing them is a common reason for images
 A weight of 1 changes nothing and costs one network call.
 
 A large weight makes the network's output larger than it ever was in training, and images too bright. With phi =
-`rescale` a part of that is undone (arXiv:2305.08891, Eq. 14-16), image by image, on what the network says:
+`rescale` a part of that is undone (arXiv:2305.08891, Eq. 14-16), image by image, on the output of the network:
 
     (2)  out = (phi std(good) / std(guided) + 1 - phi) guided
 

@@ -1,7 +1,7 @@
 """The one loop from noise to images: `sample`.
 
 Image i depends on seed i and condition i alone, whatever the batch size, the order or the number of devices: the
-initial noise and every later draw come from the image's own generator (`diffzoo.rng.ImageNoise`).
+initial noise and all later noise are functions of the image's own seed (`diffzoo.rng.ImageNoise`).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class Moment(NamedTuple):
     step:  number of the step, from 0; -1 on the last call, where x_hat is the finished image.
     t:     the time at which the step began.
     z:     the state at `t`, `(b, c, h, w)`.
-    x_hat: what the denoiser believed there, `(b, c, h, w)`; of the first call where a step makes several.
+    x_hat: the denoiser's estimate there, `(b, c, h, w)`; that of the first call where a step makes several.
     rows:  which images of the run these are.
     steps: of the walk.
     """
@@ -182,7 +182,7 @@ def sample(
         sampler: how to step, and where.
         shape: of one image, `(c, h, w)`.
         seeds: one non-negative integer per image.
-        cond: what to draw, one row per image; None for unconditional networks.
+        cond: what to sample, one row per image; None for unconditional networks.
         device: where to compute.
         batch_size: images at a time; default all at once. When the device runs out of memory the batch is halved and
             sampling goes on, with the same images.
@@ -267,7 +267,7 @@ def _attempt(
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Libraries below torch, and devices but CUDA, say it in their own words."""
+    """Whether it means out of memory; libraries below torch and other devices than CUDA have messages of their own."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 

@@ -48,7 +48,7 @@ class Noise(Protocol):
 
 
 class Node(NamedTuple):
-    """A time and what the process says about it; each a float64 tensor `()` on the CPU."""
+    """A time and the process at that time; each a float64 tensor `()` on the CPU."""
 
     t: Time
     logsnr: Time
@@ -87,13 +87,13 @@ class Sampler(ABC):
     """The contract.
 
     Args:
-        steps: number of steps; `calls` says what they cost.
+        steps: number of steps; their cost is `calls`.
         grid: where to stop.
         clip: clamp every x_hat to [-clip, clip], with eps recomputed to fit z. Set 1.0 for images in [-1, 1], where
             it helps at high noise and with guidance; leave None for latents, which have no bounds, and where a solver's
             order matters, since a clamp is not smooth.
         final: how the last step ends.
-            "x_hat": it goes to zero noise, that is, it returns what the network last believed. No image keeps the
+            "x_hat": it goes to zero noise, that is, it returns the last x_hat. No image keeps the
             noise of the schedule's end, and it costs nothing: the usual choice of ancestral and DDIM code.
             "denoise": it goes to the end of the grid, and one more call there removes the rest of the noise (EDM).
             "state": it returns z at the end of the grid, as the public U-ViT and DiMR samplers do.
@@ -134,7 +134,7 @@ class Sampler(ABC):
         """
 
     def finish(self, denoise: Denoised, z: Data, t: Time, noise: Noise) -> Data:
-        """From z at `t` to zero noise, in one network call: what the network believes there."""
+        """From z at `t` to zero noise in one network call: x_hat."""
         return denoise(z, t).x
 
 

@@ -330,7 +330,7 @@ def test_overrides_by_resolution() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth_at": {4: 3}}, "no stage of 4 rows"),
+        ({"depth_at": {4: 3}}, "no level of 4 px"),
         ({"depth_at": {8: 4}}, "odd"),
         ({"norm": "tdrmsn"}, "td_rmsn"),
         ({"positions": "rope"}, "axial_rope"),
