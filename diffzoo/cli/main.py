@@ -30,7 +30,7 @@ VERBS = {
     "sweep": ("diffzoo.cli.sweep", "search guidance scale and interval"),
     "study": ("diffzoo.cli.study", "train and evaluate the arms of an ablation; table, plots, verdicts"),
     "report": ("diffzoo.cli.report", "one HTML file about a run, or about several side by side"),
-    "plot": ("diffzoo.cli.plot", "noise schedules and weightings of recipes and weights, drawn together"),
+    "plot": ("diffzoo.cli.plot", "noise schedules and weightings of recipes and weights in one plot"),
     "recipes": ("diffzoo.cli.recipes", "list, show or copy the recipes that ship"),
     "data": ("diffzoo.cli.data", "inspect a source, cache latents, compute statistics"),
     "verify": ("diffzoo.cli.verify", "prove that a published checkpoint is the original"),

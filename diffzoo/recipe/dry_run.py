@@ -1,4 +1,4 @@
-"""`diffzoo fit --dry-run`: everything a long run will need, in minutes and before it starts.
+"""`diffzoo fit --dry-run`: tries everything that a long run will need, in minutes and before it starts.
 
 Two real steps of the recipe as it is, a preview, an evaluation on 64 images, a checkpoint, and a resume that takes one
 more step.
@@ -91,7 +91,7 @@ def _agreed_folder(environment: Mapping[str, str]) -> Path:
 
 
 class FewSamplerSteps(L.Callback):
-    """Lets whatever draws in a trial draw few images in few sampler steps: memory is that of the run, time is not.
+    """Limits a dry run to few images and few sampler steps, so that it takes the memory of the run but not its time.
 
     Args:
         n: images per evaluation, at most.
@@ -118,10 +118,10 @@ class FewSamplerSteps(L.Callback):
 
 
 class TrialEvaluation(FewSamplerSteps):
-    """At the end of training, draws and measures a few images as evaluation would, and prints the values.
+    """At the end of training, samples and measures a few images as evaluation would, and prints the values.
 
     The recipe's own `ImageMetrics` are called, so that missing weights of feature networks or references show here;
-    without any, the distance of fixed random features to the first training pictures is taken.
+    without any, the Fréchet distance of fixed random features to the first training images is measured.
 
     Args:
         n: images per evaluation, at most.
@@ -144,7 +144,7 @@ class TrialEvaluation(FewSamplerSteps):
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no metric, the data has latents"
         module: Any = pl_module
         steps = module.sampler.steps
-        rank_zero_only(print)(f"dry run: {self.n} images drawn in {steps} sampler steps and measured: {shown}")
+        rank_zero_only(print)(f"dry run: {self.n} images sampled in {steps} sampler steps and measured: {shown}")
 
     @staticmethod
     def _metrics(trainer: Any) -> list[ImageMetrics]:
@@ -156,15 +156,15 @@ class TrialEvaluation(FewSamplerSteps):
         metric = "frechet:random-conv"
         path = Path(trainer.default_root_dir) / "trial.npz"
         made = trainer.is_global_zero and self._reference(trainer.datamodule, metric, path)
-        made = trainer.strategy.broadcast(made)  # all take the same way: each draws its share
-        if not made:  # pictures are drawn and decoded all the same
+        made = trainer.strategy.broadcast(made)  # all ranks agree: each samples its share
+        if not made:  # images are sampled and decoded all the same
             report = MemorisationReport("random-conv", self.n, batch_size=self.batch_size)
             report.sample(trainer, module)
             return {}
         return ImageMetrics(str(path), [metric], **options).measure(trainer, module)
 
     def _reference(self, data: Any, metric: str, path: Path) -> bool:
-        """Statistics of the first training pictures; whether there are any."""
+        """Write statistics of the first training images; False if there are none."""
         if not hasattr(data, "one_pass"):
             return False
         batches = data.one_pass("train", min(self.n, 64))

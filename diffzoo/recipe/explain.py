@@ -1,6 +1,6 @@
-"""What jsonargparse says about a recipe, as one sentence that names the nearest right key.
+"""Messages of jsonargparse about a recipe, as one sentence that names the nearest right key.
 
-Its messages list every type that was tried. A reader wants to know which key is wrong and what it should be.
+The original messages list every type that was tried. A reader needs to know which key is wrong and what it should be.
 """
 
 import importlib

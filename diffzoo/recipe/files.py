@@ -1,7 +1,7 @@
-"""Where recipes live: in a checkout at its top level, in an installed package inside it; and who wrote one.
+"""Where recipes are: at the top level of a checkout, or inside the installed package; and which version wrote one.
 
-Recipes say which version wrote them, so that one from the future can be told from one with a mistake: a line
-`# diffzoo 0.2.0` among the comments at the top. `config.yaml` of a run and copies of shipped recipes have it.
+A line `# diffzoo 0.2.0` among the comments at the top says which version wrote a recipe, so that one of a later version
+can be told from one with a mistake. `config.yaml` of a run and copies of shipped recipes have it.
 """
 
 import re

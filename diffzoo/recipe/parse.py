@@ -1,4 +1,4 @@
-"""How a recipe is read: its files, the settings of the command line on top, and what the parser makes of both."""
+"""How a recipe is read: its files, then the settings of the command line, parsed together."""
 
 import inspect
 import sys
@@ -125,7 +125,7 @@ def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings of this package as plain sentences, without a line of source, and none that nobody can act upon."""
+    """Show warnings of this package as sentences without a line of source; hide those that users cannot act on."""
     package, usual = Path(__file__).parents[1], warnings.formatwarning
 
     def plain(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
@@ -142,7 +142,7 @@ def plain_warnings() -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """Hide warnings that a user can do nothing about."""
+    """Hide warnings that users cannot act on."""
     for pattern in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",

@@ -1,4 +1,4 @@
-"""How a recipe is trained: the folder of its run, what it goes on from, and what is said when memory runs out."""
+"""How a recipe is trained: the folder of its run, the checkpoint that it resumes from, and advice on memory."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def say_health(directory: Path) -> None:
 
 
 def _start(directory: Path, resume: str | None, rest: Sequence[str], arguments: list[str]) -> list[str]:
-    """What a run goes on from, as an option: nothing that a recipe names, only what the command line asks for."""
+    """The checkpoint that a run resumes from, as an option; only the command line can name one, a recipe cannot."""
     from diffzoo.recipe.command import ParsedRecipe
 
     if any(a.split("=")[0] == "--ckpt_path" for a in rest):
@@ -81,7 +81,7 @@ def _start(directory: Path, resume: str | None, rest: Sequence[str], arguments: 
             print(f"resuming from {checkpoint}", flush=True)
         return [f"--ckpt_path={checkpoint}"]
     if is_first_process() and any(Run(directory).checkpoints.glob("*")):
-        ParsedRecipe(arguments)  # a wrong key is said before anything else
+        ParsedRecipe(arguments)  # a wrong key is reported before anything else
         raise UserError(
             f"{directory} already holds a run: continue it with --resume auto, or choose another --run directory"
         )
@@ -89,7 +89,7 @@ def _start(directory: Path, resume: str | None, rest: Sequence[str], arguments: 
 
 
 def _note_start(directory: Path, option: str) -> None:
-    """Write down at which step the run starts or goes on, and on what: the report shows it."""
+    """Record the step at which the run starts or resumes, and its environment, for the report."""
     if not is_first_process():
         return
     step = max(0, step_of(Path(option.partition("=")[2])))
@@ -99,7 +99,7 @@ def _note_start(directory: Path, option: str) -> None:
 
 
 def _measured(directory: Path, rest: Sequence[str]) -> list[str]:
-    """The weights that are validated, as an option: those of the run, unless the command line names others."""
+    """The weights to validate, as an option: those of the run, unless the command line names others."""
     if any(a.split("=")[0] in ("--ckpt_path", "--model.weights") for a in rest):
         return []
     checkpoint = find_resume(directory)
@@ -140,7 +140,7 @@ def _one_sentence(error: BaseException) -> str:
 
 
 def say_hardware(recipes: Sequence[Path]) -> None:
-    """Where a recipe states accelerators that this machine does not have, say so before hours are lost."""
+    """Say so if a recipe is meant for accelerators that this machine does not have."""
     import torch
 
     if not is_first_process() or torch.cuda.is_available() or torch.backends.mps.is_available():
@@ -156,7 +156,7 @@ def say_hardware(recipes: Sequence[Path]) -> None:
 
 
 def _checkpoint(path: Path) -> Path:
-    """A checkpoint given by its path, if a run can go on from it: said before anything is built."""
+    """The checkpoint at a path, checked before anything is built: can a run resume from it?"""
     import pickle
 
     import torch
@@ -206,7 +206,7 @@ def memory_explained(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _sentence(arguments: Sequence[str]) -> str:
-    """What to change, from the recipe as it was parsed."""
+    """Which setting to change, by the plan of the parsed recipe."""
     from diffzoo.recipe.command import ParsedRecipe, world_size
     from diffzoo.recipe.plan import advice, plan_content
     from diffzoo.training.gpus import this_gpu

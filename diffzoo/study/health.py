@@ -37,7 +37,7 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "reference"
 FEWEST = 3  # runs that make a curve: two leave an interval of 12.7 standard deviations
 WINDOWS = 8  # each √2 times as long as the one before
-# what the loss at a number of images depends on; seeds, speed, previews and evaluation are not among it
+# the settings that the loss depends on; seeds, speed, previews and evaluation are not among them
 MATTERS = (
     *(
         f"model.{k}"
@@ -75,7 +75,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Curve:
-    """What runs of one recipe were like.
+    """The losses of several runs of one recipe.
 
     Args:
         name: of the recipe or of the study and its arm.
@@ -254,7 +254,7 @@ def check_run(run: Path, curve: Curve | None = None) -> Health:
 
 
 def note(run: Path) -> str:
-    """What to say of a run that has ended; empty where no curve is of its settings."""
+    """What to say about a finished run; empty where no curve is of its settings."""
     try:
         return str(check_run(run))
     except UserError:

@@ -5,9 +5,9 @@
     OUT/ARM/seed-S/done.json   what was measured; written last
     OUT/ARM/seed-S/failed.txt  why a run ended, where it did
 
-A run that has its `done.json` for the same settings is not repeated. Several invocations of the same command share the
-work: each takes runs that nobody holds. So `--processes`, members of an array under SLURM and ranks under torchrun need
-no scheduler of their own, and a killed one costs what it had not yet saved.
+A run that has a `done.json` for the same settings is not repeated. Several invocations of the same command share the
+work: each takes runs that no other holds. So `--processes`, the members of a SLURM array and the ranks of torchrun need
+no scheduler, and a killed process costs only what it had not saved.
 """
 
 import json

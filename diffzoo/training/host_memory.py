@@ -1,12 +1,13 @@
-"""How training on a CPU gets its memory.
+"""Training on a CPU keeps the memory that it frees.
 
 A training step frees and takes again gigabytes: activations, gradients, casts of weights. glibc gives freed memory back
-to the system as soon as 64 MiB lie free at the end of its heap, and every 4 KiB taken again cost a page fault, about a
-microsecond. So freed memory is kept by the process.
+to the system as soon as 64 MiB are free at the end of its heap, and every 4 KiB taken again cost a page fault, about a
+microsecond. Therefore the process keeps freed memory.
 
-A training step takes this much longer without: 1.26 (dimr_xl_256, five blocks a stage) and 1.30 (uvit_bao_l_256, five
-blocks) in bfloat16, 1.05 and 1.08 in float32; one image, AdamW, one thread of an AMD EPYC, medians of five pairs of
-processes that took turns. `benchmarks/official.py --default-malloc` shows the same at full depth.
+Without this, a training step takes longer by a factor of 1.26 (dimr_xl_256, five blocks a stage) and 1.30
+(uvit_bao_l_256, five blocks) in bfloat16, 1.05 and 1.08 in float32; one image, AdamW, one thread of an AMD EPYC,
+medians of five pairs of processes that took turns. `benchmarks/official.py --default-malloc` shows the same at full
+depth.
 """
 
 import ctypes

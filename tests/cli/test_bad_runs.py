@@ -251,7 +251,7 @@ def test_a_dry_run_does_all_that_a_run_does_and_keeps_nothing(
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "-c", str(recipe), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "dry run: 64 images drawn in 2 sampler steps and measured: frechet:random-conv " in said
+    assert "dry run: 64 images sampled in 2 sampler steps and measured: frechet:random-conv " in said
     assert "dry run: two steps done, previews: final.png" in said
     assert "resumed and trained to step 3; the recipe is ready" in said
     assert list(tmp_path.iterdir()) == [recipe]
