@@ -35,5 +35,5 @@ def test_parts_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
 
 def _blocks() -> tuple[tuple[str, str], list[str]]:
     found = re.findall(r"```(python|yaml|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (_, parts), (_, recipe), (_, commands) = found
+    (_, parts), (_, recipe), (_, commands) = found[:3]
     return (parts, recipe), commands.strip().splitlines()
