@@ -95,7 +95,8 @@ def _heads(ways: Sequence[Way]) -> list[str]:
 
     def word(way: Way, name: str) -> str:
         value = getattr(way, name)
-        text = "published" if value is None else str(value)
-        return text.rstrip("/").rsplit("/", 1)[-1] if name == "source" else f"{name} {text}"
+        if name == "source":
+            return str(value).rstrip("/").rsplit("/", 1)[-1]
+        return str(value) if name == "sampler" and value else f"{name} {'published' if value is None else value}"
 
     return [", ".join(word(way, name) for name in varied) for way in ways]

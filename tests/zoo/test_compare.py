@@ -15,7 +15,7 @@ NAME = "simple_uvit_xs_32.emoji"
 def test_a_column_is_what_its_way_gives_alone() -> None:
     ways = every_way([NAME], samplers=["DDIM", "DPMSolver"], steps=[2, 4])
     sheet = compare(ways, ["Flags"], [3, 5], "cpu")
-    assert sheet.heads == [f"sampler {s}, steps {n}" for s in ("DDIM", "DPMSolver") for n in (2, 4)]
+    assert sheet.heads == [f"{s}, steps {n}" for s in ("DDIM", "DPMSolver") for n in (2, 4)]
     assert sheet.titles == ["Flags, seed 3"] * 4 + ["Flags, seed 5"] * 4
     alone = pipeline(NAME, "cpu")(["Flags"], [3, 5], sampler="DPMSolver", steps=2)
     assert np.array_equal(sheet.pixels[2::4], alone.pixels)
