@@ -78,71 +78,34 @@ def _at_the_last_dot(sample: Sample) -> list[Sample]:
     return list(found.values())
 
 
-class TarSource(Source):
-    """Rows of WebDataset shards.
-
-    An index of what lies where is read once; for published files it is kept on disk. Local shards have random access.
+class TarFiles:
+    """The index of tar files: where the parts of each sample lie. For published files it is kept on disk.
 
     Args:
         files: paths or URLs of uncompressed tar files, in order.
-        name: for messages.
-        image: suffix of the images, such as "jpg"; None: whichever of the usual ones a sample has.
-        label: suffix of a text file with the class or its index, such as "cls", or a field of the JSON files; "folder":
-            the folder inside the file; "prefix": the name of the sample without its number.
-        caption: suffix of a text file with captions, one per line, such as "txt", or a field of the JSON files.
-        class_names: names of the classes; None: their numbers.
-        paths: what the files are called where they are published, so that a copy counts as the same; None: their
-            paths below their common folder.
         revision: of the published data set, if it is one.
-        licence: as the source states it.
+        label: a field of JSON parts to index besides the usual label fields; None: no other.
+
+    Attributes:
+        samples: (number of the file, sample) of each row.
+        fields: of the JSON parts.
+        prints: of each file: changes with its parts.
     """
 
-    def __init__(
-        self,
-        files: Sequence[str],
-        name: str,
-        image: str | None = None,
-        label: str | None = None,
-        caption: str | None = None,
-        class_names: Sequence[str] | None = None,
-        paths: Sequence[str] | None = None,
-        revision: str = "",
-        licence: str = "",
-    ):
-        if not files:
-            raise UserError(f"{name} has no tar files")
-        self.files, self.name, self.revision, self.licence = list(files), name, revision, licence
-        self._label, self._caption = label, caption
+    def __init__(self, files: Sequence[str], revision: str, label: str | None):
+        self.files, self._revision = list(files), revision
         self._unusual = [label] if label and label not in (*LABEL_COLUMNS, FOLDER, PREFIX) else []
         self._fs, self.remote = file_system(self.files[0])
-        self.random_access = not self.remote
         with ThreadPoolExecutor(4) as pool:
             shards = list(pool.map(self._index, self.files))
-        self._samples: list[tuple[int, Sample]] = [(f, s) for f, shard in enumerate(shards) for s in shard[1]]
-        if image is None and not any(_shows(s) for _, (_, parts, _) in self._samples for s in parts):
-            self._samples = [(f, again) for f, sample in self._samples for again in _at_the_last_dot(sample)]
-        if not self._samples:
-            raise UserError(f"{name} has no samples in its {len(self.files)} tar files")
-        self._suffixes = sorted({suffix for _, (_, parts, _) in self._samples for suffix in parts})
-        usual = [s for s in self._suffixes if _shows(s)] or ["npy"]
-        self._images = [image] if image else usual  # a sample's image is the first of these that it has
-        fields = [field for _, _, found in shards for field in found]
-        self._columns = list(dict.fromkeys([*self._suffixes, *fields]))
-        for kind, suffix in (("image", self._images[0]), ("label", label), ("caption", caption)):
-            if suffix is not None and suffix not in (FOLDER, PREFIX, *self._columns):
-                raise missing_column(kind, suffix, self._columns, name)
-        self._set_blocks()
-        self.has_captions = caption is not None
-        from_name = {FOLDER: "the folders", PREFIX: "the names of the files without their numbers", None: ""}
-        from_name |= {s: f"the files .{s}" for s in self._suffixes}
-        self.labels_from, self.captions_from = (
-            from_name.get(column, f"the field {column} of the files .json") for column in (label, caption)
-        )
-        if label is not None:
-            self._classes = Classes.of(map(self._value, range(len(self))), class_names, name)
-            self.class_names = self._classes.names
-        prints = [printed for printed, _, _ in shards]
-        self.rows_hash = rows_hash([revision, *zip(paths or below_common_folder(self.files), prints, strict=True)])
+        self.samples: list[tuple[int, Sample]] = [(f, s) for f, shard in enumerate(shards) for s in shard[1]]
+        self.fields = list(dict.fromkeys(field for _, _, found in shards for field in found))
+        self.prints = [printed for printed, _, _ in shards]
+
+    def read(self, file: int, first: int, last: int) -> bytes:
+        """The bytes of a file from `first` up to `last`."""
+        path = self.files[file]
+        return bytes(self._retried(path, lambda: self._fs.cat_file(path, start=first, end=last)))
 
     def _retried(self, file: str, action: Callable[[], Value]) -> Value:
         return retried(file, action, remote=self.remote)
@@ -150,7 +113,7 @@ class TarSource(Source):
     def _index(self, file: str) -> tuple[str, list[Sample], list[str]]:
         """(fingerprint, samples, fields of the JSON parts) of a file; kept on disk."""
         stat = self._retried(file, lambda: self._fs.info(file))
-        identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self.revision, *self._unusual])
+        identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self._revision, *self._unusual])
 
         def make() -> tuple[str, list[Sample], list[str]]:
             parts, samples, fields = self._retried(file, lambda: self._scan(file))
@@ -197,6 +160,69 @@ class TarSource(Source):
             what = f"{kind}: {advice}" if kind else f"no tar file, or truncated: {error}"
             raise UserError(f"{file} is {what}") from error
         return prints, list(samples.values()), list(fields)
+
+
+class TarSource(Source):
+    """Rows of WebDataset shards.
+
+    Local shards have random access.
+
+    Args:
+        files: paths or URLs of uncompressed tar files, in order.
+        name: for messages.
+        image: suffix of the images, such as "jpg"; None: whichever of the usual ones a sample has.
+        label: suffix of a text file with the class or its index, such as "cls", or a field of the JSON files; "folder":
+            the folder inside the file; "prefix": the name of the sample without its number.
+        caption: suffix of a text file with captions, one per line, such as "txt", or a field of the JSON files.
+        class_names: names of the classes; None: their numbers.
+        paths: what the files are called where they are published, so that a copy counts as the same; None: their
+            paths below their common folder.
+        revision: of the published data set, if it is one.
+        licence: as the source states it.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        name: str,
+        image: str | None = None,
+        label: str | None = None,
+        caption: str | None = None,
+        class_names: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+        revision: str = "",
+        licence: str = "",
+    ):
+        if not files:
+            raise UserError(f"{name} has no tar files")
+        self.name, self.revision, self.licence = name, revision, licence
+        self._label, self._caption = label, caption
+        self.reader = TarFiles(files, revision, label)
+        self.files, self.remote, self._samples = self.reader.files, self.reader.remote, self.reader.samples
+        self.random_access = not self.remote
+        if image is None and not any(_shows(s) for _, (_, parts, _) in self._samples for s in parts):
+            self._samples = [(f, again) for f, sample in self._samples for again in _at_the_last_dot(sample)]
+        if not self._samples:
+            raise UserError(f"{name} has no samples in its {len(self.files)} tar files")
+        self._suffixes = sorted({suffix for _, (_, parts, _) in self._samples for suffix in parts})
+        usual = [s for s in self._suffixes if _shows(s)] or ["npy"]
+        self._images = [image] if image else usual  # a sample's image is the first of these that it has
+        self._columns = list(dict.fromkeys([*self._suffixes, *self.reader.fields]))
+        for kind, suffix in (("image", self._images[0]), ("label", label), ("caption", caption)):
+            if suffix is not None and suffix not in (FOLDER, PREFIX, *self._columns):
+                raise missing_column(kind, suffix, self._columns, name)
+        self._set_blocks()
+        self.has_captions = caption is not None
+        from_name = {FOLDER: "the folders", PREFIX: "the names of the files without their numbers", None: ""}
+        from_name |= {s: f"the files .{s}" for s in self._suffixes}
+        self.labels_from, self.captions_from = (
+            from_name.get(column, f"the field {column} of the files .json") for column in (label, caption)
+        )
+        if label is not None:
+            self._classes = Classes.of(map(self._value, range(len(self))), class_names, name)
+            self.class_names = self._classes.names
+        known = zip(paths or below_common_folder(self.files), self.reader.prints, strict=True)
+        self.rows_hash = rows_hash([revision, *known])
 
     def _set_blocks(self) -> None:
         """Runs of at most BLOCK_ROWS samples of one shard."""
@@ -260,11 +286,7 @@ class TarSource(Source):
         if suffix not in parts:
             return None
         offset, size = parts[suffix]
-        return self._range(file, offset, offset + size)
-
-    def _range(self, file: int, first: int, last: int) -> bytes:
-        path = self.files[file]
-        return bytes(self._retried(path, lambda: self._fs.cat_file(path, start=first, end=last)))
+        return self.reader.read(file, offset, offset + size)
 
     def read_row(self, row: int) -> Record:
         return self._record(row, partial(self._part, row))
@@ -273,7 +295,7 @@ class TarSource(Source):
         rows = range(int(self.starts[block]), int(self.starts[block + 1]))
         spans = [span for row in rows for span in self._samples[row][1][1].values()]
         file, first = self._samples[rows[0]][0], min(o for o, _ in spans)
-        data = self._range(file, first, max(o + n for o, n in spans))
+        data = self.reader.read(file, first, max(o + n for o, n in spans))
 
         def part(row: int, suffix: str) -> bytes | None:
             offset, size = self._samples[row][1][1].get(suffix, (0, -1))
