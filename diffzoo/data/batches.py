@@ -178,24 +178,18 @@ class BatchMaker:
         if self._cache is not None and place.row in self._cache:
             return self._cache[place.row]
         self._reader = self._reader or Reader(self.source, self.order, self.ahead)
-        record = self._reader(place)
-        result = (
-            self._transform(place.row).pixels(record, draws),
-            Record(None, record.label, record.captions, record.name),
-        )
+        record, size = self._reader(place), self.order.size_of(place.row)
+        transform = self.transform if size is None else replace(self.transform, image_size=size)
+        result = transform.pixels(record, draws), replace(record, image=None, why="")
         if self._cache is not None:
             self._cache[place.row] = result
         return result
-
-    def _transform(self, row: int) -> Transform:
-        size = self.order.size_of(row)
-        return self.transform if size is None else replace(self.transform, image_size=size)
 
     def _one_caption(self, record: Record, row: int, visit: int) -> Record:
         if len(record.captions) < 2:
             return record
         pick = int(uniform("caption", self.transform.seed, row, visit) * len(record.captions))
-        return Record(None, record.label, (record.captions[pick],), record.name)
+        return replace(record, captions=(record.captions[pick],))
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_reader": None}

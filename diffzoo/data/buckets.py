@@ -140,11 +140,7 @@ def _aspect(source: Source, row: int) -> float:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return image.width / image.height if turned else image.height / image.width
     except Exception:  # Pillow raises nearly any type on broken data
-        return _aspect_of_array(data)
-
-
-def _aspect_of_array(data: bytes) -> float:
-    with contextlib.suppress(Exception):
-        width, height = load(data).size
-        return height / width
+        with contextlib.suppress(Exception):
+            width, height = load(data).size
+            return height / width
     return UNKNOWN

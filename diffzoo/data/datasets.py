@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.folders import ImageFiles, Listing
+from diffzoo.data.folders import ImageFiles
 from diffzoo.data.metadata import AUTO, CAPTION_COLUMNS, LABEL_COLUMNS, pick
 from diffzoo.data.parquet import ArrowFiles, ParquetFiles
 from diffzoo.data.remote import hub_file_of, revision_of
@@ -152,7 +152,7 @@ class HFDataset(ImageDataModule):
         revision = revision_of(f"{listing.root.rpartition('::')[2]}/-")
         return ImageFiles(
             listing if self.reading.streaming or not revision else downloaded(listing),
-            self.name_of(place, listing),
+            f"{place.source}/{listing.folder}" if listing.folder else place.source,
             label,
             self.columns["caption"],
             names,
@@ -160,11 +160,6 @@ class HFDataset(ImageDataModule):
             revision,
             place.licence,
         )
-
-    @staticmethod
-    def name_of(place: Resolved, listing: Listing) -> str:
-        """What to call a split of a place."""
-        return f"{place.source}/{listing.folder}" if listing.folder else place.source
 
     def _table(
         self,

@@ -69,7 +69,8 @@ class ParquetFiles:
         ] = {}  # by thread and file: no other thread closes a file in use
         self._owner = os.getpid()
         self.index: list[Footer] = []
-        self.index = kept(self._kept_name(), self._make_index)
+        with ThreadPoolExecutor(8) as pool:
+            self.index = kept(self._kept_name(), lambda: list(pool.map(self._footer, range(len(self.files)))))
 
     def _path(self, file: int) -> str:
         return str(self._fs._strip_protocol(self.files[file]))
@@ -101,10 +102,6 @@ class ParquetFiles:
         if not (self.remote and self._revision):
             return None
         return rows_hash([INDEX_FORMAT, self._revision, *self.files, *what])
-
-    def _make_index(self) -> list[Footer]:
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(self._footer, range(len(self.files))))
 
     @cached_property
     def schema(self) -> "pa.Schema":

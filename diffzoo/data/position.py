@@ -181,8 +181,15 @@ class PositionedData(LightningDataModule):
         if self.buckets:
             return Bucketed(self.bucket_of(source), self.buckets, self.seed, self.batch_size)
         if self._layout is None:
-            self._layout = _layout_for(source, self.seed, self.batch_size, self.reading)
-        return _streamed(source, self._layout)
+            whole = source.random_access or len(source) <= self.reading.shuffle_window
+            cut = self.reading.lanes, self.reading.shuffle_window
+            self._layout = (
+                full_shuffle(self.seed, len(source)) if whole else lanes_for(self.seed, self.batch_size, *cut)
+            )
+        # A full shuffle does not depend on blocks: pixels and their latents come alike. What else there is follows from
+        # the layout alone, so that a checkpoint goes on the same where rows are no longer streamed.
+        one_block = self._layout.lanes == 1 and self._layout.window >= len(source)
+        return LaneOrder(np.array([len(source)]) if one_block else source.block_sizes, self._layout)
 
     def bucket_of(self, source: Source) -> Indices:
         """Which of `buckets` each row belongs to, `(rows,)`."""
@@ -209,16 +216,3 @@ class PositionedData(LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
-
-
-def _layout_for(source: Source, seed: int, batch_size: int, reading: Reading) -> Layout:
-    if source.random_access or len(source) <= reading.shuffle_window:
-        return full_shuffle(seed, len(source))
-    return lanes_for(seed, batch_size, reading.lanes, reading.shuffle_window)
-
-
-def _streamed(source: Source, layout: Layout) -> LaneOrder:
-    # A full shuffle does not depend on blocks: pixels and their latents come alike. What else there is follows from
-    # the layout alone, so that a checkpoint goes on the same where rows are no longer streamed.
-    whole = layout.lanes == 1 and layout.window >= len(source)
-    return LaneOrder(np.array([len(source)]) if whole else source.block_sizes, layout)

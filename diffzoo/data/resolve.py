@@ -194,13 +194,8 @@ def _published(source: str, config: str | None, revision: str | None) -> Resolve
     shards = [Path(f).suffix.lower() for part in files.values() for f in part if Path(f).name not in METADATA]
     if shards and shards[0] in SHARDS:
         return Resolved(source, SHARDS[shards[0]], files, licence=licence, class_names=names)
-    return Resolved(
-        source,
-        "images",
-        listings={s: _listing(f, source) for s, f in files.items()},
-        licence=licence,
-        class_names=names,
-    )
+    listings = {s: _listing(f, source) for s, f in files.items()}
+    return Resolved(source, "images", listings=listings, licence=licence, class_names=names)
 
 
 def _listing(files: Sequence[str], source: str) -> Listing:

@@ -100,7 +100,7 @@ class GradientGuard(StepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._ids.append((self._step, self._suspects(pl_module)))
+        self._ids.append((self._step, list(getattr(pl_module, "last_ids", None) or [])))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,10 +149,6 @@ class GradientGuard(StepCallback):
 
     def _ids_of(self, step: int) -> list[Any]:
         return [i for s, ids in self._ids if s == step for i in ids]
-
-    def _suspects(self, pl_module: LightningModule) -> list[Any]:
-        """The ids of the batch, which the module leaves in `last_ids`."""
-        return list(getattr(pl_module, "last_ids", None) or [])
 
     # -- exact resume
 
