@@ -17,15 +17,17 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.process.gaussian import Estimate, GaussianProcess
+from diffzoo.process.gaussian import GaussianProcess
 from diffzoo.rng import ImageNoise
 from diffzoo.sampling.denoiser import Denoise
 from diffzoo.sampling.grids import Given
-from diffzoo.sampling.loop import SampleOptions, initial_noise_scale, sample
+from diffzoo.sampling.loop import SampleOptions, Settled, initial_noise_scale, sample
 from diffzoo.sampling.samplers import DDIM, Denoised, Noise, Sampler
-from diffzoo.typing import Condition, Data, Latents, Time, Times
+from diffzoo.typing import Condition, Data, Latents, Time
 
 __all__ = ["inpaint", "interpolate", "invert", "noised", "seed_noise", "shortened"]
+
+FIRST = 3  # repetitions that find the noise of the first time of an inversion
 
 
 def shortened(sampler: Sampler, process: GaussianProcess, strength: float) -> Sampler:
@@ -154,8 +156,7 @@ def invert(
     times = sampler.times(process).flip(0)
     if sampler.final == "x_hat":
         times = times[1:]  # the last step down ends at zero noise, so the first step up begins there
-    step, rows = DDIM(), cond.to(device) if cond is not None else None
-    settled = _Plain(denoise, rows)
+    step, settled = DDIM(), Settled(denoise, cond.to(device) if cond is not None else None)
     z = x.to(device)
     first = times[0]
     # from the data to the first time: the network's eps there is a fixed point, found by repetition
@@ -166,19 +167,6 @@ def invert(
     for t, s in pairwise(times):
         state, _ = step.step(settled, state, t, s, None, ImageNoise([]))
     return state.float().cpu()
-
-
-FIRST = 3  # repetitions that find the noise of the first time
-
-
-class _Plain:
-    """A denoiser whose condition is settled."""
-
-    def __init__(self, denoise: Denoise, cond: Condition | None):
-        self.denoise, self.cond, self.process = denoise, cond, denoise.process
-
-    def __call__(self, z: Data, t: Times) -> Estimate:
-        return self.denoise(z, t, self.cond)
 
 
 def interpolate(

@@ -22,7 +22,7 @@ from diffzoo.sampling.guidance import rows_of
 from diffzoo.sampling.samplers import Noise, Steps
 from diffzoo.typing import Condition, Data, Latents, Time, Times
 
-__all__ = ["Moment", "Precision", "SampleOptions", "autocast", "initial_noise_scale", "integrate", "sample"]
+__all__ = ["Moment", "Precision", "SampleOptions", "Settled", "autocast", "initial_noise_scale", "integrate", "sample"]
 
 Precision = Literal["bf16", "fp16"]
 OUT_OF_MEMORY = (
@@ -57,10 +57,10 @@ class Moment(NamedTuple):
     steps: int
 
 
-class _Settled:
+class Settled:
     """A denoiser with its condition and clipping settled, which remembers the first estimate of each step."""
 
-    def __init__(self, denoise: Denoise, cond: Condition | None, clip: float | None):
+    def __init__(self, denoise: Denoise, cond: Condition | None, clip: float | None = None):
         self.process: GaussianProcess = denoise.process
         self.first: Tensor | None = None
         self._denoise, self._cond, self._clip = denoise, cond, clip
@@ -123,7 +123,7 @@ def integrate(
         rows: which images of a larger run these are, for `trajectory`.
         tick: called after each step.
     """
-    settled = _Settled(denoise, cond, sampler.clip)
+    settled = Settled(denoise, cond, sampler.clip)
     times = walk(sampler, denoise.process)
     last = len(times) - 2
     memory: object = None
