@@ -1,6 +1,13 @@
-"""diffzoo: a model zoo and trainer for image diffusion.
+"""A model zoo and trainer for image diffusion.
 
-The public surface, resolved on first use, so that `import diffzoo` stays light.
+    pipe = diffzoo.pipeline("simple_uvit_xs_32.emoji")  # from the name of weights, a run or a file to images
+    pipe("Flags", seeds=range(8)).save_png("images")
+
+    network = diffzoo.create_model("simple_uvit_xs_32", num_classes=10)  # a network alone
+    diffzoo.list_models("simple_*"), diffzoo.list_pretrained(), diffzoo.describe("simple_uvit_xs_32")
+
+The parts are in `diffzoo.process` (noise schedules, predictions, weightings), `diffzoo.models`, `diffzoo.sampling`,
+`diffzoo.training`, `diffzoo.data` and `diffzoo.evaluation`. The command `diffzoo --help` trains, samples and evaluates.
 """
 
 from importlib import import_module
@@ -8,6 +15,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# resolved on first use, so that `import diffzoo` stays light
 _PUBLIC = {
     "create_model": "diffzoo.factory",
     "load_any": "diffzoo.zoo",
