@@ -23,6 +23,7 @@ __all__ = [
     "hub_endpoint",
     "hub_file",
     "hub_place",
+    "hub_state",
     "is_offline",
     "network_error",
     "offline_error",
@@ -75,6 +76,16 @@ def hub_answers(endpoint: str = "") -> str:
         return ""
     except OSError as error:
         return str(getattr(error, "reason", error))
+
+
+def hub_state() -> str:
+    """Whether the Hub can be used, in words."""
+    if is_offline():
+        return f"{hub_endpoint()}: offline mode is set (HF_HUB_OFFLINE)"
+    reason = hub_answers()
+    if reason:
+        return f"{hub_endpoint()} cannot be reached ({reason}): what is in the caches works"
+    return f"{hub_endpoint()} answers"
 
 
 def hub_endpoint() -> str:

@@ -25,7 +25,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:<16} {value}")
     _places()
     if not args.offline:
-        _hub()
+        from diffzoo.hub import hub_state
+
+        print(f"{'Hub':<16} {hub_state()}")
     return 0
 
 
@@ -36,14 +38,3 @@ def _places() -> None:
         existing = next(p for p in (place, *place.parents) if p.exists())
         free = shutil.disk_usage(existing).free / 2**30
         print(f"{name:<16} {place}, {free:.1f} GiB free{'' if os.access(existing, os.W_OK) else ', not writable'}")
-
-
-def _hub() -> None:
-    from diffzoo.hub import hub_answers, hub_endpoint, is_offline
-
-    if is_offline():
-        print(f"Hub              {hub_endpoint()}: offline mode is set (HF_HUB_OFFLINE)")
-    elif reason := hub_answers():
-        print(f"Hub              {hub_endpoint()} cannot be reached ({reason}): what lies in the caches works")
-    else:
-        print(f"Hub              {hub_endpoint()} answers")

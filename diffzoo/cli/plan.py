@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.recipe.parse import parse_recipe, read_recipe, split_settings
@@ -48,19 +47,8 @@ def run(args: argparse.Namespace) -> int:
     gpu = find_gpu(args.gpu) if args.gpu else present_gpu() or find_gpu("h100")
     plain = len(names) == 1 and not args.settings and not args.folder
     content = read_recipe(names[0]) if plain else parse_recipe(names, args.settings, args.folder)
-    trainer = content.get("trainer") or {}
-    devices = args.devices or _devices(trainer)
-    shards = args.shards or (devices if "ModelParallelStrategy" in str(trainer.get("strategy")) else 1)
-    plan, micro = plan_content(content, " + ".join(names), devices, shards, args.mfu, args.grad_checkpointing)
+    named, recompute = " + ".join(names), args.grad_checkpointing
+    plan, micro = plan_content(content, named, args.devices, args.shards, args.mfu, recompute)
     found = numbers(plan, gpu, micro)
-    print(json.dumps(found, indent=1) if args.json else shown(" + ".join(names), plan, gpu, found))
+    print(json.dumps(found, indent=1) if args.json else shown(named, plan, gpu, found))
     return 0
-
-
-def _devices(trainer: dict[str, Any]) -> int:
-    """How many a trainer states; one where it leaves them to the machine."""
-    if trainer.get("devices", "auto") in ("auto", -1, "-1", None):
-        return 1
-    from diffzoo.recipe.command import world_size
-
-    return world_size(trainer)

@@ -18,15 +18,20 @@ __all__ = ["advice", "network_of", "numbers", "plan_content", "shown"]
 
 
 def plan_content(
-    content: dict[str, Any], where: str, devices: int = 1, shards: int = 1, mfu: float = 0.35, recompute: bool = False
+    content: dict[str, Any],
+    where: str,
+    devices: int | None = None,
+    shards: int | None = None,
+    mfu: float = 0.35,
+    recompute: bool = False,
 ) -> tuple[Plan, int | None]:
     """The plan of a recipe and the micro-batch that it states, if any.
 
     Args:
         content: the recipe as plain data.
         where: it came from, for messages.
-        devices: number of GPUs.
-        shards: GPUs that share weights, gradients, optimizer and EMA.
+        devices: number of GPUs; None = as the trainer states, 1 where it leaves them to the machine.
+        shards: GPUs that share weights, gradients, optimizer and EMA; None = all with ModelParallelStrategy, else 1.
         mfu: assumed share of the peak FLOPs.
         recompute: plan with activation checkpointing, whatever the recipe says.
 
@@ -34,6 +39,7 @@ def plan_content(
         UserError: for a recipe whose network is not a registered name.
     """
     model, trainer = content.get("model") or {}, content.get("trainer") or {}
+    devices = devices or _devices(trainer)
     network = network_of(model, where)
     network.set_grad_checkpointing(recompute or model.get("grad_checkpointing") or False)
     data = (content.get("data") or {}).get("init_args") or {}
@@ -45,11 +51,19 @@ def plan_content(
         batch=int(data.get("batch_size", 64)),
         steps=max(0, int(trainer.get("max_steps", 0) or 0)),
         devices=devices,
-        shards=shards,
+        shards=shards or (devices if "ModelParallelStrategy" in str(trainer.get("strategy")) else 1),
         mfu=mfu,
     )
     micro = data.get("micro_batch_size")
     return plan, None if micro is None else int(micro)
+
+
+def _devices(trainer: dict[str, Any]) -> int:
+    if trainer.get("devices", "auto") in ("auto", -1, "-1", None):
+        return 1
+    from diffzoo.recipe.command import world_size
+
+    return world_size(trainer)
 
 
 def network_of(model: Mapping[str, Any], where: str) -> Network:

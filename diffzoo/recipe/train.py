@@ -213,15 +213,10 @@ def _sentence(arguments: Sequence[str]) -> str:
 
     config = ParsedRecipe(list(arguments)).config
     content = config[arguments[0]].as_dict()
-    trainer = content["trainer"]
-    devices = world_size(trainer)
-    sharded = "ModelParallelStrategy" in str(trainer.get("strategy"))
+    devices = world_size(content["trainer"])
     try:
         gpu = this_gpu()
-        plans = [
-            plan_content(content, "the recipe", devices, devices if sharded else 1, recompute=again)[0]
-            for again in (False, True)
-        ]
+        plans = [plan_content(content, "the recipe", devices, recompute=again)[0] for again in (False, True)]
     except UserError as error:  # a network that is no registered name
         return f"the device ran out of memory: take a smaller data.init_args.micro_batch_size (no plan: {error})"
     micro = (content["data"].get("init_args") or {}).get("micro_batch_size")
