@@ -118,17 +118,15 @@ def check_count(protocol: EvalProtocol, networks: Mapping[str, FeatureNetwork], 
                 )
             if protocol.n < least:
                 remarks.append(f"{name} from {protocol.n} images: {why}; compare only with results of the same n")
-        least = {
-            "precision": neighbours_of(protocol, "precision") + 1,
-            "recall": neighbours_of(protocol, "recall") + 1,
-            "kid": 2,
-        }.get(metric.kind, 2 if metric.kind.startswith("frechet") else 1)
-        if protocol.n < least:
-            raise UserError(
-                f"{name} needs at least {least} images, got {protocol.n}: an image is not its own neighbour"
-                if least > 2
-                else f"{name} needs at least {least} images, got {protocol.n}: one image has no spread"
+        if metric.kind in ("precision", "recall"):
+            least, why = neighbours_of(protocol, metric.kind) + 1, "an image is not its own neighbour"
+        else:
+            least, why = (
+                2 if metric.kind == "kid" or metric.kind.startswith("frechet") else 1,
+                "one image has no spread",
             )
+        if protocol.n < least:
+            raise UserError(f"{name} needs at least {least} images, got {protocol.n}: {why}")
     return remarks
 
 
