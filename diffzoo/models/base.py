@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_type_hints, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -42,6 +42,7 @@ LEVELLED = ("depth_at", "width_at", "dropout_from_resolution")  # rewrites of ne
 REWRITES = ("dropout", *LEVELLED)
 
 
+@runtime_checkable
 class _Levelled(Protocol):
     """A level of a network, whatever its family has besides."""
 

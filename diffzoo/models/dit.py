@@ -331,7 +331,7 @@ class DiT(Network):
 
     def _wide(
         self, z: Images, s: Tokens, grid: tuple[int, int]
-    ) -> tuple[Float[Tensor, "b n w"], Float[Tensor, "b n w"]]:
+    ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n e"]]:
         """The tokens of the wide head, and the tokens of the deep part that condition it."""
         s, x = self.head_project(s), self.head_embed(z)
         turn = self._turn(self.config.head_width // self.config.head_heads, x, grid)
