@@ -7,6 +7,7 @@ imports every model. Together that takes longer than Lightning itself, and no ru
 
 import logging
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
@@ -31,12 +32,13 @@ class _Postponed(ModuleType):
 
     def __getattr__(self, name: str) -> object:
         home = EARLY[self.__name__].get(name)
-        if home is not None:
-            if self.__name__ == "torchmetrics":
-                import_module("torchmetrics.utilities")  # the package's own order; any other is a circle
-            return getattr(import_module(home), name)
-        if name.startswith("__") and name != "__all__":
+        if home is None and name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        with suppress(ImportError, AttributeError):  # a version that keeps it elsewhere is imported whole
+            if home is not None:
+                if self.__name__ == "torchmetrics":
+                    import_module("torchmetrics.utilities")  # the package's own order; any other is a circle
+                return getattr(import_module(home), name)
         self.__class__ = ModuleType  # type: ignore[assignment]
         self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
         return getattr(self, name)
