@@ -74,6 +74,9 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_size(self.image_size))
+        if self.in_channels < 1 or self.num_classes < 0:
+            got = f"in_channels {self.in_channels}, num_classes {self.num_classes}"
+            raise UserError(f"expected one channel or more, and no or more classes, got {got}")
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -337,6 +337,13 @@ def test_output_starts_at_zero(family: str) -> None:
 # -- bad input
 
 
+@pytest.mark.parametrize("wrong", [{"in_channels": 0}, {"num_classes": -1}])
+@every_family
+def test_numbers_of_channels_and_classes(family: str, wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="expected one channel or more"):
+        make(family).config.override(**wrong)
+
+
 @every_family
 def test_wrong_input_shape_says_expected_and_given(family: str) -> None:
     net = make(family)
