@@ -273,19 +273,30 @@ def _overview(runs: Sequence[RunRecord]) -> str:
     return _table(["run", "step", "images seen", "loss", "held-out loss", "resumed at"], rows)
 
 
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _data_url(path: Path, most: int) -> str:
+    """An image inside the page; one of more than `most` bytes is made smaller and kept with losses."""
+    data, kind = path.read_bytes(), "png"
+    if len(data) > most:
+        from PIL import Image
+
+        file = io.BytesIO()
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+        small.thumbnail((2048, 2048))
+        small.save(file, "WEBP", quality=80)
+        data, kind = file.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _samples(run: RunRecord, budget: int) -> str:
     """The previews behind a slider, as many, evenly spread, as fit into `budget` bytes."""
     grids = list(run.grids)
     while len(grids) > 1 and sum(path.stat().st_size for path in grids) > budget:
-        grids = grids[:-1:2] + grids[-1:]
+        grids = grids[::-2][::-1]  # every second, the last among them
     if not grids:
         return ""
     images = "".join(
-        f'<img src="{_data_url(path)}" alt="{html.escape(path.stem)}" title="{html.escape(path.stem)}"'
+        f'<img src="{_data_url(path, budget)}" alt="{html.escape(path.stem)}" title="{html.escape(path.stem)}"'
         f"{' hidden' if k + 1 < len(grids) else ''}>"
         for k, path in enumerate(grids)
     )
@@ -310,9 +321,10 @@ def _evaluated(runs: Sequence[RunRecord]) -> str:
 def _memorised(run: RunRecord) -> str:
     if run.memorisation is None:
         return ""
+    title, source = html.escape(str(run.folder)), _data_url(run.memorisation, IMAGE_BYTES // 9)
     return (
-        f"<h2>Nearest training images of {html.escape(str(run.folder))}</h2>"
-        f'<figure class=grid><img src="{_data_url(run.memorisation)}" alt="samples and nearest images"></figure>'
+        f"<h2>Nearest training images of {title}</h2>"
+        f'<figure class=grid><img src="{source}" alt="samples and nearest images"></figure>'
     )
 
 

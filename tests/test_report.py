@@ -83,6 +83,15 @@ def test_many_grids_stay_below_the_limit(run: Path) -> None:
     assert 'title="final"' in (run / "report.html").read_text()
 
 
+def test_one_large_grid_stays_below_the_limit(run: Path) -> None:
+    Image.effect_noise((3000, 3000), 50).save(run / "samples" / "final.png")
+    assert (run / "samples" / "final.png").stat().st_size > IMAGE_BYTES
+    assert main(["report", str(run)]) == 0
+    page = _read(run / "report.html")
+    assert [a["title"] for tag, a in page.tags if tag == "img" and "webp" in str(a["src"])[:20]] == ["final"]
+    assert (run / "report.html").stat().st_size < 6_000_000
+
+
 @pytest.mark.parametrize(
     ("missing", "sentence"), [("config.yaml", "not the directory of a run"), ("metrics.csv", "logged nothing yet")]
 )
