@@ -203,7 +203,7 @@ def test_the_quickstart_ends_with_images_a_verdict_and_what_to_do_next(
     command = last[2].split("diffzoo ", 1)[1].replace("--steps 50", "--steps 2").replace("0-15", "0-1")
     out = tmp_path / "grid.png"
     assert main([*command.replace("grid.png", str(out)).split()]) == 0
-    assert Image.open(out).size == (2 * 130 + 2, 2 * (130 + LINE) + 2)
+    assert Image.open(out).size == (2 * 130 + 2, 2 * (130 + 2 * LINE) + 2)  # a long name takes two lines
 
 
 @pytest.mark.slow
