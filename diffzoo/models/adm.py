@@ -332,8 +332,6 @@ class _Encoder(Network):
 
     def _encode(self, x: Tensor, embedding: Tensor, tau: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The middle's output and everything that goes across the U, in order."""
-        if not self.training:  # convolutions prefer this layout; in training `channels_last` of the recipe decides
-            x = x.contiguous(memory_format=torch.channels_last)
         h = self.conv_in(x)
         skips = [h]
         for stage in _stages(self.down):
