@@ -6,7 +6,6 @@ by class) and `trainer`. Everything of a run lies in its folder (`diffzoo.runs`)
 
 import argparse
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from diffzoo.errors import UserError
@@ -51,11 +50,13 @@ def _front(verb: str) -> argparse.ArgumentParser:
 
 
 def _report(directory: Path) -> None:
-    """Write the report of a run that has logged something; without matplotlib there is none."""
+    """Write the report of a run, or say why there is none: nothing is logged yet, matplotlib is missing."""
     from diffzoo.report import write_report
 
-    with suppress(UserError):
+    try:
         print(f"report: {write_report([directory], directory / 'report.html')}")
+    except UserError as error:
+        print(f"no report: {error}")
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
