@@ -63,7 +63,11 @@ class Visit:
         hint = self.page.get_by_text("Upload an image")
         hint.wait_for(timeout=WAIT)
         editor = self.page.locator(".block", has=self.page.get_by_text("image; paint what to change"))
-        editor.locator("input[type=file]").first.set_input_files(path)
+        for _ in range(WAIT // 5000):  # an editor that is still loading drops what it is given
+            if hint.is_hidden():
+                return
+            editor.locator("input[type=file]").first.set_input_files(path)
+            self.page.wait_for_timeout(5000)
         hint.wait_for(state="hidden", timeout=WAIT)
 
     def sample(self) -> None:
