@@ -262,14 +262,14 @@ def test_a_dry_run_uses_the_recipes_own_metrics_and_the_folder_given(
 ) -> None:
     for name in ("ant", "bee"):
         for i in range(3):
-            path = tmp_path / "pictures" / name / f"{i}.png"
+            path = tmp_path / "images" / name / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((torch.rand(32, 32, 3) * 255).byte().numpy()).save(path)
     recipe.write_text(
         RECIPE.replace("batch_size: 24", "batch_size: 2")
         + '    - {class_path: diffzoo.training.HeldOutDistance, init_args: {metric: "frechet-spatial:random-conv"}}\n'
     )
-    folder, held = ("--data.folder", str(tmp_path / "pictures")), "--data.init_args.val_fraction=0.5"
+    folder, held = ("--data.folder", str(tmp_path / "images")), "--data.init_args.val_fraction=0.5"
     assert main(["fit", "-c", str(recipe), "--dry-run", *folder, held]) == 0
     assert "measured: frechet-spatial:random-conv " in capsys.readouterr().out
 

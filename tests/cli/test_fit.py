@@ -1,4 +1,4 @@
-"""`diffzoo fit` and `diffzoo quickstart` as a user runs them: files of a run, resume, own pictures, learning."""
+"""`diffzoo fit` and `diffzoo quickstart` as a user runs them: files of a run, resume, own images, learning."""
 
 import csv
 import io
@@ -137,14 +137,14 @@ def test_micro_batches_train_as_the_whole_batch_does(recipe: str, tmp_path: Path
     assert max(float((v - b[k]).abs().max()) for k, v in a.items()) < 2e-4
 
 
-def test_a_folder_of_pictures(recipe: str, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
+def test_a_folder_of_images(recipe: str, tmp_path: Path) -> None:
+    images = tmp_path / "images"
     for label, colour in {"blue": (0, 0, 255), "red": (255, 0, 0)}.items():
-        (pictures / label).mkdir(parents=True)
+        (images / label).mkdir(parents=True)
         for n in range(6):
-            Image.new("RGB", (40, 50 + n), colour).save(pictures / label / f"{n}.png")
+            Image.new("RGB", (40, 50 + n), colour).save(images / label / f"{n}.png")
     run = tmp_path / "run"
-    command = ["fit", "-c", recipe, "--run", str(run), "--data.folder", str(pictures)]
+    command = ["fit", "-c", recipe, "--run", str(run), "--data.folder", str(images)]
     assert main([*command, "--data.init_args.batch_size=4", "--model.network_args.num_classes=2"]) == 0
     assert newest(run)["diffzoo"]["class_names"] == ["blue", "red"]
 
@@ -207,20 +207,20 @@ def test_the_quickstart_ends_with_images_a_verdict_and_what_to_do_next(
 
 
 @pytest.mark.slow
-def test_eight_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
-    """With nothing to generalise to, samples are the training pictures themselves, and each class its own."""
+def test_eight_images_are_learnt_by_heart(tmp_path: Path) -> None:
+    """With nothing to generalise to, samples are the training images themselves, and each class its own."""
     from diffzoo import pipeline
 
     data = DemoData(image_size=32, batch_size=8, balance=True, num_workers=0)
     first: dict[int, int] = {}
     for row, label in enumerate(data.train_source.labels()):
         first.setdefault(int(label), row)
-    pictures = tmp_path / "pictures"
+    images = tmp_path / "images"
     originals = []
     for label in range(8):
         image = Image.open(io.BytesIO(data.train_source.read_row(first[label]).image)).convert("RGB").resize((16, 16))
-        (pictures / f"{label}").mkdir(parents=True)
-        image.save(pictures / f"{label}" / "picture.png")
+        (images / f"{label}").mkdir(parents=True)
+        image.save(images / f"{label}" / "image.png")
         originals.append(torch.tensor(list(image.getdata()), dtype=torch.float32).view(16, 16, 3))
     path = tmp_path / "overfit.yaml"
     path.write_text(f"""
@@ -233,7 +233,7 @@ model:
   weighting: {{class_path: UniformV}}
 data:
   class_path: ImageFolder
-  init_args: {{path: {pictures}, image_size: 16, batch_size: 8, num_workers: 0, flip: false}}
+  init_args: {{path: {images}, image_size: 16, batch_size: 8, num_workers: 0, flip: false}}
 trainer:
   max_steps: 3000
   accelerator: cpu
@@ -246,8 +246,8 @@ trainer:
     assert float(distance.diag().max()) < 0.35 * float(distance[~torch.eye(8, dtype=torch.bool)].min())
 
 
-def pictures(folder: Path, count: int) -> Path:
-    """Small pictures, each of its own colour."""
+def write_images(folder: Path, count: int) -> Path:
+    """Small images, each of its own colour."""
     folder.mkdir(parents=True)
     for i in range(count):
         Image.new("RGB", (32, 32), (5 * i, 255 - 5 * i, 90)).save(folder / f"{i:03d}.png")
@@ -256,9 +256,9 @@ def pictures(folder: Path, count: int) -> Path:
 
 @pytest.mark.parametrize("micro", [8, 4])
 def test_data_that_fails_leaves_a_checkpoint(recipe: str, tmp_path: Path, capsys, micro: int) -> None:
-    """A picture that cannot be read ends the run between two steps; once it is whole, the run goes on as if it had
+    """An image that cannot be read ends the run between two steps; once it is whole, the run goes on as if it had
     never failed."""
-    data = pictures(tmp_path / "pictures", 48)
+    data = write_images(tmp_path / "images", 48)
     command = ["fit", "-c", recipe, "--data", "ImageFolder", f"--data.init_args.path={data}", "--trainer.max_steps=6",
                "--data.init_args.image_size=32", "--data.init_args.batch_size=8", "--data.init_args.num_workers=0",
                f"--data.init_args.micro_batch_size={micro}", "--model.network_args.num_classes=0",
@@ -351,7 +351,7 @@ def test_another_kind_of_data_is_refused(recipe: str, tmp_path: Path, capsys) ->
     assert main([*command, "--trainer.max_steps=2"]) == 0
     folder = tmp_path / "other"
     for name in ("cats", "dogs"):
-        pictures(folder / name, 8)
+        write_images(folder / name, 8)
     capsys.readouterr()
     other = [*command, "--data.folder", str(folder), "--resume", "auto"]
     assert main(other) == 2

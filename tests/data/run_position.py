@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from data.pictures import Recorder, Shards, quiet_trainer, signature
+from data.stand_ins import Recorder, Shards, quiet_trainer, signature
 
 from diffzoo.runs import find_resume
 from diffzoo.training.checkpointing import Checkpointing
@@ -40,8 +40,8 @@ def train(run: Path, files: list[str], steps: int, workers: int, sleep: float) -
     trainer.fit(Printing(sleep), datamodule=data, ckpt_path=find_resume(run, print), weights_only=True)
 
 
-class BadPicturesOf(L.Callback):
-    """Notes at the beginning of every step how many bad pictures this process knows of."""
+class BadImagesOf(L.Callback):
+    """Notes at the beginning of every step how many bad images this process knows of."""
 
     def __init__(self, data: Shards):
         self.data, self.known = data, []
@@ -55,7 +55,7 @@ def two_ranks(out: Path, files: list[str], ckpt: str | None, steps: int, workers
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     recorder, data = Recorder(), Shards(files, num_workers=workers, **SETTINGS)
-    bad = BadPicturesOf(data)
+    bad = BadImagesOf(data)
     trainer = quiet_trainer(out, strategy="ddp", devices=2, max_steps=steps, callbacks=[bad])
     trainer.fit(recorder, datamodule=data, ckpt_path=ckpt, weights_only=True)
     trainer.save_checkpoint(out / "last.ckpt")

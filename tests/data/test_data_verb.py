@@ -1,4 +1,4 @@
-"""`diffzoo data` as a stranger uses it: a folder with a broken picture, a cache of latents, a name that is nothing."""
+"""`diffzoo data` as a stranger uses it: a folder with a broken image, a cache of latents, a name that is nothing."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.pictures import picture, rows, write_parquet
+from data.stand_ins import image_bytes, rows, write_parquet
 from hub_server import FakeHub
 from PIL import Image
 
@@ -31,12 +31,12 @@ def _quick_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for i in range(COUNT):
-        file = tmp_path / "pictures" / ("cat", "dog")[i % 2] / f"{i:03d}.png"
+        file = tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(i, (16, 16)))
-    broken = tmp_path / "pictures" / "cat" / "004.png"
+        file.write_bytes(image_bytes(i, (16, 16)))
+    broken = tmp_path / "images" / "cat" / "004.png"
     broken.write_bytes(broken.read_bytes()[:80])
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
     return found
 
 
-def test_statistics_count_every_picture_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A picture that cannot be decoded is left out, not replaced by a neighbour as in training."""
+def test_statistics_count_every_image_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An image that cannot be decoded is left out, not replaced by a neighbour as in training."""
     out = tmp_path / "reference.npz"
     arguments = ["--size", "16", "--networks", "random-conv", "--workers", "0"]
     assert main(["data", "stats", str(folder), "--out", str(out), *arguments]) == 0
@@ -120,7 +120,7 @@ def test_small_sets_have_a_throughput(count: int, tmp_path: Path, capsys: pytest
     """Of less than two batches: they are passed over and over."""
     (tmp_path / "p").mkdir()
     for i in range(count):
-        (tmp_path / "p" / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / "p" / f"{i}.png").write_bytes(image_bytes(i))
     assert rate(report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")) > 0
 
 
@@ -129,7 +129,7 @@ def test_a_contact_sheet_is_written_unless_it_is_left_out(
 ) -> None:
     write_parquet(tmp_path / "x.parquet", rows(0, 20), 8)
     arguments = ["--size", "8", "--workers", "0"]
-    for source, name in ((str(folder), "pictures-sheet.png"), (str(tmp_path / "x.parquet"), "x-sheet.png")):
+    for source, name in ((str(folder), "images-sheet.png"), (str(tmp_path / "x.parquet"), "x-sheet.png")):
         assert report(capsys, source, *arguments, "--no-sheet").get("contact sheet") is None
         assert not list(Path().iterdir())
         assert main(["data", "inspect", source, *arguments]) == 0
@@ -151,13 +151,13 @@ def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(r"^bad images: 1 of 23$", out, re.MULTILINE)
 
 
-def test_metadata_of_pictures_are_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metadata_of_images_are_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for i in range(4):
         (tmp_path / "p").mkdir(exist_ok=True)
-        (tmp_path / "p" / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / "p" / f"{i}.png").write_bytes(image_bytes(i))
     table = pa.table({"file_name": [f"{i}.png" for i in range(3)], "text": ["one", "two", "three"]})
     pq.write_table(table, tmp_path / "p" / "metadata.parquet")
     found = report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")
@@ -171,7 +171,7 @@ def test_folders_of_splits_are_no_classes(folder: Path, tmp_path: Path, capsys: 
         for i in range(first, first + 6):
             file = tmp_path / "set" / split / ("ant", "bee", "cow")[i % 3] / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(picture(i))
+            file.write_bytes(image_bytes(i))
     arguments = [str(tmp_path / "set"), "--size", "8", "--workers", "0"]
     assert main(["data", "inspect", *arguments, "--json"]) == 0
     output = capsys.readouterr()
@@ -203,7 +203,7 @@ def test_sizes_shapes_classes_and_licence_are_reported(tmp_path: Path, capsys: p
     for i, size in enumerate([(10, 20), (40, 20), (20, 20), (60, 20)]):
         file = tmp_path / "p" / f"{'ab'[i // 3]}" / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(i, size))
+        file.write_bytes(image_bytes(i, size))
     found = report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")
     assert found["class histogram"] == {"a": 3, "b": 1}
     sizes = found["sizes of 4 images"]
@@ -243,8 +243,8 @@ def test_a_name_that_is_neither_folder_nor_data_set(
     hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    assert main(["data", "inspect", "pictures/birds"]) == 2
+    assert main(["data", "inspect", "images/birds"]) == 2
     error = capsys.readouterr().err
-    assert "no data set 'pictures/birds' on the Hub" in error
-    assert "and there is no file or folder 'pictures/birds'" in error
+    assert "no data set 'images/birds' on the Hub" in error
+    assert "and there is no file or folder 'images/birds'" in error
     assert error.count("\n") == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from data.pictures import picture, rows, signature, uneven_shards, write_parquet
+from data.stand_ins import image_bytes, rows, signature, uneven_shards, write_parquet
 from hub_server import FakeHub
 
 from diffzoo.data import Cifar10, Coco, HFDataset, ImageNet
@@ -180,14 +180,14 @@ def shard(samples: list[tuple[str, dict[str, bytes]]]) -> bytes:
 
 def samples(first: int, count: int) -> list[tuple[str, dict[str, bytes]]]:
     return [
-        (f"{i:04d}", {"png": picture(i), "cls": str(i % 3).encode(), "txt": f"number {i}\nalso {i}".encode()})
+        (f"{i:04d}", {"png": image_bytes(i), "cls": str(i % 3).encode(), "txt": f"number {i}\nalso {i}".encode()})
         for i in range(first, first + count)
     ]
 
 
 def test_fields_of_json_in_webdataset_are_columns(hub: FakeHub, tmp_path: Path) -> None:
     told = [{"caption": f"number {i}", "class": ["cat", "dog"][i % 2], "url": "x" * 99} for i in range(9)]
-    parts = [(f"{i:04d}", {"png": picture(i), "json": json.dumps(told[i]).encode()}) for i in range(9)]
+    parts = [(f"{i:04d}", {"png": image_bytes(i), "json": json.dumps(told[i]).encode()}) for i in range(9)]
     hub.add_repo("owner/json", {"train-0.tar": shard(parts)}, "dataset")
     (tmp_path / "x.tar").write_bytes(shard(parts))
     for source in (HFDataset(str(tmp_path / "x.tar"), **COMMON), HFDataset("owner/json", **STREAM)):
@@ -235,10 +235,10 @@ def test_webdataset_local_and_streamed(hub: FakeHub, tmp_path: Path) -> None:
         _ = HFDataset(str(folder), **COMMON).train_source
 
 
-def test_picture_files_on_the_hub(hub: FakeHub) -> None:
-    files = {f"train/{'cat' if i % 2 else 'dog'}/{i}.png": picture(i) for i in range(20)}
-    hub.add_repo("owner/pictures", files, "dataset")
-    data = HFDataset("owner/pictures", val_split=None, **COMMON)
+def test_image_files_on_the_hub(hub: FakeHub) -> None:
+    files = {f"train/{'cat' if i % 2 else 'dog'}/{i}.png": image_bytes(i) for i in range(20)}
+    hub.add_repo("owner/images", files, "dataset")
+    data = HFDataset("owner/images", val_split=None, **COMMON)
     assert data.class_names == ["cat", "dog"]
     seen = list(data.train_dataloader())
     assert sum(len(b["id"]) for b in seen) == 16

@@ -50,7 +50,7 @@ def test_skin_tones_of_one_emoji_stay_together() -> None:
     assert len(splits) < 2000
 
 
-def test_balance_and_pictures_are_not_blank() -> None:
+def test_balance_and_images_are_not_blank() -> None:
     data = DemoData(image_size=32, batch_size=40, num_workers=0)
     for _, batch in zip(range(3), data.train_dataloader(), strict=False):
         assert torch.bincount(batch["label"], minlength=10).tolist() == [4] * 10

@@ -1,4 +1,4 @@
-"""Bad pictures, bad folders, killed workers: skipped with a count, or one sentence; the position stays exact."""
+"""Bad images, bad folders, killed workers: skipped with a count, or one sentence; the position stays exact."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.pictures import Shards, picture, rows, signature, write_parquet
+from data.stand_ins import Shards, image_bytes, rows, signature, write_parquet
 from PIL import Image
 
 from diffzoo.data import DemoData, ImageFolder
@@ -22,7 +22,7 @@ def folder(path: Path, count: int = 24, classes: tuple[str, ...] = ("cat", "dog"
     for i in range(count):
         file = path / classes[i % len(classes)] / f"{i:03d}.png" if classes else path / f"{i:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(i))
+        file.write_bytes(image_bytes(i))
     return path
 
 
@@ -36,7 +36,7 @@ def epoch(data, epochs: int = 1) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_pictures_are_skipped_and_named(tmp_path: Path, workers: int) -> None:
+def test_bad_images_are_skipped_and_named(tmp_path: Path, workers: int) -> None:
     folder(tmp_path)
     good = epoch(ImageFolder(str(tmp_path), **COMMON), 2)
     for name in ("cat/004.png", "dog/005.png"):
@@ -57,10 +57,10 @@ def test_bad_pictures_are_skipped_and_named(tmp_path: Path, workers: int) -> Non
         assert shown == wanted or wanted in bad
 
 
-def test_bad_pictures_up_to_a_limit(tmp_path: Path) -> None:
+def test_bad_images_up_to_a_limit(tmp_path: Path) -> None:
     folder(tmp_path)
     for i in range(0, 24, 4):
-        (tmp_path / "cat" / f"{i:03d}.png").write_bytes(b"not a picture")
+        (tmp_path / "cat" / f"{i:03d}.png").write_bytes(b"not an image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         assert len(epoch(ImageFolder(str(tmp_path), max_bad=6, **COMMON))) == 24
@@ -68,11 +68,11 @@ def test_bad_pictures_up_to_a_limit(tmp_path: Path) -> None:
             epoch(ImageFolder(str(tmp_path), max_bad=5, **COMMON))
 
 
-def test_bad_pictures_count_over_resumes(tmp_path: Path) -> None:
+def test_bad_images_count_over_resumes(tmp_path: Path) -> None:
     """The limit is one for the whole run, however often it is resumed."""
     folder(tmp_path)
     for i in range(0, 24, 4):
-        (tmp_path / "cat" / f"{i:03d}.png").write_bytes(b"not a picture")
+        (tmp_path / "cat" / f"{i:03d}.png").write_bytes(b"not an image")
     first = ImageFolder(str(tmp_path), max_bad=6, **COMMON)
     with pytest.warns(UserWarning, match="skipped a bad image") as record:
         epoch(first)
@@ -93,12 +93,12 @@ def held_out_with_bad(path: Path, bad: tuple[int, ...], **settings) -> ImageFold
     folder(path / "val")
     data = ImageFolder(str(path / "train"), val_path=str(path / "val"), **{**COMMON, **settings})
     for row in bad:
-        (path / "val" / data.val_source.files[row]).write_bytes(b"not a picture")
+        (path / "val" / data.val_source.files[row]).write_bytes(b"not an image")
     return data
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_held_out_pictures_are_left_out(tmp_path: Path, workers: int) -> None:
+def test_bad_held_out_images_are_left_out(tmp_path: Path, workers: int) -> None:
     data = held_out_with_bad(tmp_path, (1, 9, 10), num_workers=workers)
     with pytest.warns(UserWarning, match=r"left out a bad image \(. so far\): .*\.png") as record:
         batches = list(data.val_dataloader())
@@ -113,7 +113,7 @@ def test_bad_held_out_pictures_are_left_out(tmp_path: Path, workers: int) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:left out a bad image")
-def test_bad_held_out_pictures_have_the_same_limit(tmp_path: Path) -> None:
+def test_bad_held_out_images_have_the_same_limit(tmp_path: Path) -> None:
     held_out_with_bad(tmp_path, (1, 9))
     where = {"path": str(tmp_path / "train"), "val_path": str(tmp_path / "val")}
     with pytest.raises(UserError, match=r"1 images of .*val.* more than max_bad = 0"):
@@ -123,8 +123,8 @@ def test_bad_held_out_pictures_have_the_same_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:left out a bad image")
-def test_ranks_validate_equally_often_despite_bad_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of nothing but bad pictures is made up for; all else is shown once."""
+def test_ranks_validate_equally_often_despite_bad_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of nothing but bad images is made up for; all else is shown once."""
     bad = (8, 9, 10, 11, 12)
     data = held_out_with_bad(tmp_path, bad, batch_size=4)
     shown = []
@@ -163,7 +163,7 @@ def walk(data: Shards, steps: int) -> list[tuple]:
 @pytest.mark.filterwarnings("ignore:skipped a bad image")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("by_block", [True, False])
-def test_bad_pictures_break_no_resume(tmp_path: Path, by_block: bool) -> None:
+def test_bad_images_break_no_resume(tmp_path: Path, by_block: bool) -> None:
     """Rows, captions and pixels, on 0, 1 and 2 workers and after resumes; neighbours stand in for bad ones alone."""
     bad = (3, 4, 5, 17, 30, 59)
     whole = walk(by_blocks(tmp_path / "bad", bad, by_block), 24)
@@ -184,7 +184,7 @@ def test_bad_pictures_break_no_resume(tmp_path: Path, by_block: bool) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_pictures_as_errors(tmp_path: Path, workers: int) -> None:
+def test_bad_images_as_errors(tmp_path: Path, workers: int) -> None:
     folder(tmp_path)
     (tmp_path / "dog" / "003.png").write_bytes(b"")
     data = ImageFolder(str(tmp_path), on_bad_image="error", **{**COMMON, "num_workers": workers})
@@ -192,13 +192,13 @@ def test_bad_pictures_as_errors(tmp_path: Path, workers: int) -> None:
         epoch(data)
 
 
-def test_nothing_but_bad_pictures(tmp_path: Path) -> None:
+def test_nothing_but_bad_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(UserError, match="can be decoded"):
         epoch(ImageFolder(str(tmp_path), **COMMON))
 
 
-def test_a_row_without_picture(tmp_path: Path) -> None:
+def test_a_row_without_image(tmp_path: Path) -> None:
     some = rows(0, 20)
     some[3]["image"] = None
     some[4]["image"] = {"bytes": None, "path": "gone.png"}
@@ -284,13 +284,13 @@ def test_folders(tmp_path: Path) -> None:
     batch = next(iter(classed.train_dataloader()))
     for row, label in zip(batch["id"].tolist(), batch["label"].tolist(), strict=True):
         assert classed.train_source.files[row].startswith(["cat", "dog"][label])
-    (tmp_path / "classed" / "stray.png").write_bytes(picture(1))
+    (tmp_path / "classed" / "stray.png").write_bytes(image_bytes(1))
     with pytest.raises(UserError, match=r"1 images lie in .* 'stray.png' first"):
         _ = ImageFolder(str(tmp_path / "classed"), **COMMON).train_source
     assert ImageFolder(str(tmp_path / "classed"), classes=False, **COMMON).num_classes == 0
 
 
-def test_captions_beside_pictures(tmp_path: Path) -> None:
+def test_captions_beside_images(tmp_path: Path) -> None:
     folder(tmp_path, 8, classes=())
     for i in range(8):
         (tmp_path / f"{i:03d}.txt").write_text(f"one {i}\n\ntwo {i}\n")
@@ -353,7 +353,7 @@ def test_validation_is_complete_disjoint_and_of_equal_length(world: int, monkeyp
 
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
 def test_ranks_validate_equally_often(world: int) -> None:
-    """Rows that do not divide, a share of one picture, fewer rows than ranks."""
+    """Rows that do not divide, a share of one image, fewer rows than ranks."""
     for rows_, batch in [(r, b * world) for r in range(1, 40) for b in (1, 2, 3, 8)]:
         parts = [EvalSpans(rows_, batch, rank, world) for rank in range(world)]
         spans = [list(p) for p in parts]
@@ -363,7 +363,7 @@ def test_ranks_validate_equally_often(world: int) -> None:
         assert shown == (list(range(rows_)) if rows_ >= world else [])
 
 
-def test_fewer_held_out_pictures_than_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_held_out_images_than_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No rank validates: if some did, the others would wait for them, or they for the others."""
     folder(tmp_path / "train", 8)
     folder(tmp_path / "val", 2)
@@ -420,7 +420,7 @@ def test_more_ranks_and_workers_than_shards(tmp_path: Path) -> None:
 def test_images_of_the_batch_are_the_files(tmp_path: Path) -> None:
     """uint8, channels first, unchanged when nothing needs changing."""
     for i in range(8):
-        (tmp_path / f"{i}.png").write_bytes(picture(i, (8, 8)))
+        (tmp_path / f"{i}.png").write_bytes(image_bytes(i, (8, 8)))
     data = ImageFolder(str(tmp_path), flip=False, **COMMON)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].dtype == torch.uint8

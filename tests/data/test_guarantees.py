@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.pictures import Shards, picture, rows, write_parquet
+from data.stand_ins import Shards, image_bytes, rows, write_parquet
 from PIL import Image
 
 from diffzoo.data import HFDataset
@@ -53,7 +53,7 @@ def test_classes_stay_where_one_split_has_metadata(tmp_path: Path) -> None:
         for i in range(4):
             path = tmp_path / split / "ab"[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(i))
+            path.write_bytes(image_bytes(i))
     lines = [{"file_name": f"{'ab'[i % 2]}/{i}.png", "text": f"image {i}"} for i in range(4)]
     (tmp_path / "test" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
@@ -68,7 +68,7 @@ def test_a_fraction_among_labels_of_a_tar_is_not_rounded(tmp_path: Path) -> None
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         for i in range(8):
             for suffix, data in (
-                ("png", picture(i)),
+                ("png", image_bytes(i)),
                 ("json", json.dumps({"label": i % 2 if i < 5 else 0.5}).encode()),
             ):
                 info = tarfile.TarInfo(f"{i:03d}.{suffix}")
@@ -107,7 +107,7 @@ def test_sixteen_bits_in_three_channels_do_not_wrap(tmp_path: Path) -> None:
 )
 def test_labels_missing_in_one_split_are_a_trace(tmp_path: Path, held_out: list[int] | None, said: str | None) -> None:
     for split, labels in (("train", [i % 3 for i in range(12)]), ("validation", held_out)):
-        columns = {"image": [{"bytes": picture(i), "path": None} for i in range(12)]}
+        columns = {"image": [{"bytes": image_bytes(i), "path": None} for i in range(12)]}
         pq.write_table(pa.table(columns | ({"label": labels} if labels else {})), tmp_path / f"{split}.parquet")
     found = report(HFDataset(str(tmp_path), **COMMON), 4).get("traces")
     assert (found is None) if said is None else said in found

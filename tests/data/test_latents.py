@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.pictures import Recorder, Shards, picture, quiet_trainer, rows, write_parquet
+from data.stand_ins import Recorder, Shards, image_bytes, quiet_trainer, rows, write_parquet
 from safetensors.numpy import load_file, save_file
 
 from diffzoo.cli.main import main
@@ -38,11 +38,11 @@ class Halves:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "pictures"
+    path = tmp_path / "images"
     for i in range(ROWS):
         file = path / ("cat", "dog")[i % 2] / f"{i:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(i))
+        file.write_bytes(image_bytes(i))
         file.with_suffix(".txt").write_text(f"one {i}\ntwo {i}")
     return path
 
@@ -63,7 +63,7 @@ def latents(out: Path, **settings) -> Latents:
 
 
 def test_the_cache_holds_what_the_pixels_give(folder: Path, tmp_path: Path) -> None:
-    """Same order, labels, captions and flips as the pixel module; moments are those of its pictures."""
+    """Same order, labels, captions and flips as the pixel module; moments are those of its images."""
     done = make(folder, tmp_path / "cache")
     assert (done.encoded, done.present, done.elsewhere, done.bad) == (4, 0, 0, {})
     for raw, cached in zip(
@@ -124,7 +124,7 @@ def test_processes_share_the_work(folder: Path, tmp_path: Path) -> None:
     assert len(LatentSource(tmp_path / "cache" / "train")) == ROWS
 
 
-def test_bad_pictures_are_left_out(folder: Path, tmp_path: Path) -> None:
+def test_bad_images_are_left_out(folder: Path, tmp_path: Path) -> None:
     (folder / "cat" / "004.png").write_bytes(b"broken")
     done = make(folder, tmp_path / "cache")
     assert len(done.bad) == 1
@@ -136,7 +136,7 @@ def test_bad_pictures_are_left_out(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_last_shard_may_be_all_bad(folder: Path, tmp_path: Path) -> None:
-    """40 pictures in shards of 12: the fourth has the last four."""
+    """40 images in shards of 12: the fourth has the last four."""
     files = sorted(folder.rglob("*.png"))
     for file in files[36:]:
         file.write_bytes(b"broken")
@@ -152,7 +152,7 @@ def test_the_last_shard_may_be_all_bad(folder: Path, tmp_path: Path) -> None:
             make(folder, tmp_path / "nothing")
 
 
-def test_bad_pictures_count_over_the_whole_cache(folder: Path, tmp_path: Path) -> None:
+def test_bad_images_count_over_the_whole_cache(folder: Path, tmp_path: Path) -> None:
     """Not anew for every process: three in the first shard, and in the second one more than the limit."""
     files = sorted(folder.rglob("*.png"))
     for i in (0, 1, 2, 14):

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.pictures import picture
+from data.stand_ins import image_bytes
 
 from diffzoo.data import HFDataset, ImageFolder
 from diffzoo.data.resolve import resolve
@@ -29,7 +29,7 @@ def write(folder: Path, names: list[str]) -> Path:
     """Image files; the i-th holds image i."""
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(i))
+        (folder / name).write_bytes(image_bytes(i))
     return folder
 
 
@@ -70,14 +70,14 @@ def test_an_archive_holds_what_its_folder_holds(tmp_path: Path, kind: str) -> No
 def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
     for split, first in (("train", 0), ("test", 10)):
-        rows = {"image": [{"bytes": picture(first + i), "path": None} for i in range(5)], "label": [0, 1, 1, 0, 1]}
+        rows = {"image": [{"bytes": image_bytes(first + i), "path": None} for i in range(5)], "label": [0, 1, 1, 0, 1]}
         datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved" / split)
     (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     data = HFDataset(str(tmp_path / "saved"), **COMMON)
     assert data.class_names == ["no", "yes"]
-    assert rows_of(data.train_source) == [(picture(i), [0, 1, 1, 0, 1][i]) for i in range(5)]
+    assert rows_of(data.train_source) == [(image_bytes(i), [0, 1, 1, 0, 1][i]) for i in range(5)]
     assert data.val_source is not None
-    assert rows_of(data.val_source)[0] == (picture(10), 0)
+    assert rows_of(data.val_source)[0] == (image_bytes(10), 0)
     again = HFDataset(str(tmp_path / "saved"), **COMMON)
     again.load_state_dict(data.state_dict())
 
@@ -89,7 +89,7 @@ def test_folders_of_splits_are_splits_to_every_module(tmp_path: Path, module: An
     data = module(str(write(tmp_path, names)), **COMMON)
     assert data.class_names == ["x", "y"]
     assert (len(data.train_source), len(data.val_source)) == (4, 4)
-    assert data.val_source.read_row(0).image == picture(4)
+    assert data.val_source.read_row(0).image == image_bytes(4)
 
 
 def test_metadata_above_the_splits_speaks_of_each(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_counting_folders_of_edm_are_no_classes(tmp_path: Path, labels: list[int
 def test_class_folders_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
     data = ImageFolder(str(write(tmp_path, [f"{c}/1.png" for c in range(12)])), **COMMON)
     assert data.class_names == [str(c) for c in range(12)]
-    assert dict(rows_of(data.train_source))[picture(10)] == 10
+    assert dict(rows_of(data.train_source))[image_bytes(10)] == 10
 
 
 @pytest.mark.filterwarnings("ignore:2 links below")
@@ -153,7 +153,7 @@ def test_one_stray_image_costs_no_labels_in_silence(tmp_path: Path) -> None:
 
 def table(path: Path, **columns: Any) -> str:
     count = len(next(iter(columns.values())))
-    images = [{"bytes": picture(i), "path": None} for i in range(count)]
+    images = [{"bytes": image_bytes(i), "path": None} for i in range(count)]
     pq.write_table(pa.table({"image": images, **columns}), path)
     return str(path)
 
@@ -256,7 +256,7 @@ def test_a_caption_file_in_another_encoding_is_named(tmp_path: Path, kind: str) 
 def test_every_sample_of_a_tar_has_its_own_suffix(tmp_path: Path) -> None:
     folder = write(tmp_path / "p", [f"{i}.{s}" for i, s in enumerate(["jpg", "png", "JPG", "webp"])])
     data = HFDataset(packed(folder, "tar"), **COMMON)
-    assert [image for image, _ in rows_of(data.train_source)] == [picture(i) for i in range(4)]
+    assert [image for image, _ in rows_of(data.train_source)] == [image_bytes(i) for i in range(4)]
 
 
 def test_names_in_a_tar_may_have_dots(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_folders_that_are_splits(tmp_path: Path, train: str, held_out: str) -> N
 
 
 def test_space_around_labels_means_nothing(tmp_path: Path) -> None:
-    table = pa.table({"image": [picture(i) for i in range(4)], "label": ["cat", " cat", "dog", "dog "]})
+    table = pa.table({"image": [image_bytes(i) for i in range(4)], "label": ["cat", " cat", "dog", "dog "]})
     pq.write_table(table, tmp_path / "x.parquet")
     source = HFDataset(str(tmp_path / "x.parquet"), **COMMON).train_source
     assert (source.class_names, [source.read_row(i).label for i in range(4)]) == (["cat", "dog"], [0, 0, 1, 1])

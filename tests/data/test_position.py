@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from data import run_position
-from data.pictures import Recorder, Shards, quiet_trainer, rows, signature, uneven_shards, write_parquet
+from data.stand_ins import Recorder, Shards, quiet_trainer, rows, signature, uneven_shards, write_parquet
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from training.test_checkpointing import Child
 
@@ -308,7 +308,7 @@ def test_two_processes_then_one(files: list[str], unbroken: list[tuple], workers
 
 
 @pytest.mark.slow
-def test_ranks_tell_each_other_of_bad_pictures(tmp_path: Path) -> None:
+def test_ranks_tell_each_other_of_bad_images(tmp_path: Path) -> None:
     """When a pass begins each knows of all that were met before, and so does the checkpoint."""
     some = rows(0, 40)
     bad = (3, 11, 12, 30)

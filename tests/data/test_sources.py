@@ -1,4 +1,4 @@
-"""Sources that are damaged, changed, numbered otherwise or described beside the pictures: said, refused or right."""
+"""Sources that are damaged, changed, numbered otherwise or described beside the images: said, refused or right."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.pictures import picture, rows, signature, uneven_shards, write_parquet
+from data.stand_ins import image_bytes, rows, signature, uneven_shards, write_parquet
 from data.test_datasets import COMMON, NAME, STREAM, publish, samples, shard, walk
 from hub_server import FakeHub
 
@@ -24,26 +24,26 @@ from diffzoo.errors import UserError
 
 
 def parquet(path: Path, **columns: list[Any]) -> str:
-    """A Parquet file of pictures and other columns."""
+    """A Parquet file of images and other columns."""
     count = len(next(iter(columns.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [{"bytes": picture(i), "path": None} for i in range(count)]
-    pq.write_table(pa.table({"image": pictures, **columns}), path, row_group_size=4)
+    images = [{"bytes": image_bytes(i), "path": None} for i in range(count)]
+    pq.write_table(pa.table({"image": images, **columns}), path, row_group_size=4)
     return str(path)
 
 
-def pictures(folder: Path, names: list[str]) -> Path:
-    """Picture files; the i-th holds picture i."""
+def write_images(folder: Path, names: list[str]) -> Path:
+    """Image files; the i-th holds image i."""
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(i))
+        (folder / name).write_bytes(image_bytes(i))
     return folder
 
 
 # ---- what identifies a source
 
 
-def test_a_file_with_other_pictures_and_as_many_rows_is_another_source(tmp_path: Path) -> None:
+def test_a_file_with_other_images_and_as_many_rows_is_another_source(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_parquet(path, rows(0, 48), 16)
     data = HFDataset(str(path), caption="captions", **COMMON)
@@ -66,7 +66,7 @@ def test_a_file_that_changes_under_an_open_source_is_noticed(tmp_path: Path) -> 
 
 
 def test_the_same_files_elsewhere_are_the_same_source(tmp_path: Path) -> None:
-    prints = {"parquet": set(), "tar": set(), "folder": set(), "pictures": set()}
+    prints = {"parquet": set(), "tar": set(), "folder": set(), "images": set()}
     for place in ("here", "there/on"):
         base = tmp_path / place
         base.mkdir(parents=True)
@@ -75,14 +75,14 @@ def test_the_same_files_elsewhere_are_the_same_source(tmp_path: Path) -> None:
         for k in range(2):
             (base / f"{k}.tar").write_bytes(shard(samples(10 * k, 5)))
         prints["tar"].add(TarSource([str(base / f"{k}.tar") for k in range(2)], "x").rows_hash)
-        folder = pictures(base / "p", ["a/1.png", "b/2.png"])
+        folder = write_images(base / "p", ["a/1.png", "b/2.png"])
         prints["folder"].add(ImageFolder(str(folder), **COMMON).train_source.rows_hash)
     assert all(len(p) <= 1 for p in prints.values())
 
 
-def test_a_tar_with_another_label_or_picture_is_another_source(tmp_path: Path) -> None:
+def test_a_tar_with_another_label_or_image_is_another_source(tmp_path: Path) -> None:
     prints = set()
-    for change in ({}, {"cls": b"7"}, {"png": picture(99)}):
+    for change in ({}, {"cls": b"7"}, {"png": image_bytes(99)}):
         changed = samples(0, 5)
         changed[2][1].update(change)
         (tmp_path / "x.tar").write_bytes(shard(changed))
@@ -96,7 +96,7 @@ def test_a_tar_with_another_label_or_picture_is_another_source(tmp_path: Path) -
 def test_a_run_goes_on_with_the_files_downloaded_or_streamed(
     hub: FakeHub, tmp_path: Path, window: int, streamed_first: bool
 ) -> None:
-    """The same pictures in the same order, where everything fits the window and where lanes walk through blocks."""
+    """The same images in the same order, where everything fits the window and where lanes walk through blocks."""
     publish(hub, tmp_path / "files")
     settings = {**STREAM, "shuffle_window": window, "caption": "captions"}
     first, then = ({"streaming": flag} for flag in (streamed_first, not streamed_first))
@@ -113,8 +113,8 @@ def test_a_run_goes_on_with_the_files_downloaded_or_streamed(
 
 
 @pytest.mark.parametrize("kind", ["tar", "png"])
-def test_tar_and_picture_files_are_the_same_streamed_and_downloaded(hub: FakeHub, kind: str) -> None:
-    files = {f"train/{'cat' if i % 2 else 'dog'}/{i}.png": picture(i) for i in range(20)}
+def test_tar_and_image_files_are_the_same_streamed_and_downloaded(hub: FakeHub, kind: str) -> None:
+    files = {f"train/{'cat' if i % 2 else 'dog'}/{i}.png": image_bytes(i) for i in range(20)}
     if kind == "tar":
         files = {f"train-{k}.tar": shard(samples(10 * k, 10)) for k in range(2)}
     hub.add_repo("owner/set", files, "dataset")
@@ -184,7 +184,7 @@ def test_files_whose_classes_are_numbered_otherwise_are_refused(tmp_path: Path, 
 
     def written(number: int, names: list[str]) -> str:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-        images = [{"bytes": picture(i), "path": None} for i in range(2)]
+        images = [{"bytes": image_bytes(i), "path": None} for i in range(2)]
         rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
         path = str(tmp_path / f"{number}.{kind}")
         if kind == "parquet":
@@ -224,7 +224,7 @@ def test_labels_that_are_no_single_class(tmp_path: Path, labels: list[Any]) -> N
 
 
 def class_sets(kind: str, folder: Path, held_out: list[str]) -> str:
-    """Training pictures of ant, bee and cow, and held-out ones."""
+    """Training images of ant, bee and cow, and held-out ones."""
     for split, classes in (("train", ["ant", "bee", "cow"]), ("validation", held_out)):
         if kind == "texts":
             parquet(folder / f"{split}.parquet", label=classes)
@@ -233,11 +233,11 @@ def class_sets(kind: str, folder: Path, held_out: list[str]) -> str:
             features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
             pq.write_table(pq.read_table(file).cast(features.arrow_schema), file)
         elif kind == "metadata":
-            pictures(folder / split, [f"{c}.png" for c in classes])
+            write_images(folder / split, [f"{c}.png" for c in classes])
             lines = [json.dumps({"file_name": f"{c}.png", "label": c}) for c in classes]
             (folder / split / "metadata.jsonl").write_text("\n".join(lines))
         else:
-            pictures(folder / split, [f"{c}/1.png" for c in classes])
+            write_images(folder / split, [f"{c}/1.png" for c in classes])
     return str(folder)
 
 
@@ -261,7 +261,7 @@ def test_held_out_rows_are_numbered_as_training_rows(hub: FakeHub, tmp_path: Pat
 
 @pytest.mark.parametrize("below", ["", "data/", "some/data/"])
 def test_a_split_is_its_own_folder_wherever_it_lies(tmp_path: Path, below: str) -> None:
-    pictures(tmp_path, [f"{below}{name}" for name in ("train/ant/1.png", "train/bee/2.png", "test/bee/3.png")])
+    write_images(tmp_path, [f"{below}{name}" for name in ("train/ant/1.png", "train/bee/2.png", "test/bee/3.png")])
     linked = tmp_path / f"{below}train/bee/2.png"
     linked.rename(tmp_path.parent / f"{tmp_path.name}.png")
     linked.symlink_to(tmp_path.parent / f"{tmp_path.name}.png")
@@ -270,11 +270,11 @@ def test_a_split_is_its_own_folder_wherever_it_lies(tmp_path: Path, below: str) 
     assert (data.val_source.files, data.val_source.labels().tolist()) == (["bee/3.png"], [1])
 
 
-# ---- what lies beside pictures
+# ---- what lies beside images
 
 
-def test_captions_of_a_folder_whose_first_picture_has_none(tmp_path: Path) -> None:
-    pictures(tmp_path, ["0.png", "1.png", "2.png"])
+def test_captions_of_a_folder_whose_first_image_has_none(tmp_path: Path) -> None:
+    write_images(tmp_path, ["0.png", "1.png", "2.png"])
     (tmp_path / "1.txt").write_text("one\n")
     (tmp_path / "readme.txt").write_text("no caption")
     source = ImageFolder(str(tmp_path), **COMMON).train_source
@@ -288,8 +288,8 @@ METADATA = [("b.png", "a bee", 1), ("sub/a.png", "an ant", 0), ("c.png", "a cow,
 
 
 def describe(folder: Path, kind: str) -> None:
-    """Metadata on three of the four pictures."""
-    pictures(folder, ["a.png", "b.png", "c.png", "sub/a.png"])
+    """Metadata on three of the four images."""
+    write_images(folder, ["a.png", "b.png", "c.png", "sub/a.png"])
     if kind == "jsonl":
         lines = [json.dumps({"file_name": f, "text": t, "kind": k}) for f, t, k in METADATA]
     else:
@@ -334,7 +334,7 @@ def test_metadata_is_read_as_datasets_reads_it(hub: FakeHub, tmp_path: Path, kin
 
 
 def test_columns_mean_something_to_class_folders(tmp_path: Path) -> None:
-    pictures(tmp_path, ["ant/1.png", "bee/2.png"])
+    write_images(tmp_path, ["ant/1.png", "bee/2.png"])
     (tmp_path / "ant" / "1.txt").write_text("an ant")
 
     def opened(**settings: Any) -> Any:
@@ -361,7 +361,7 @@ def test_columns_mean_something_to_class_folders(tmp_path: Path) -> None:
     ],
 )
 def test_metadata_that_is_wrong_is_named(tmp_path: Path, content: str, message: str) -> None:
-    pictures(tmp_path, ["x.png", "set/a.png"])
+    write_images(tmp_path, ["x.png", "set/a.png"])
     (tmp_path / "set" / "metadata.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         ImageFolder(str(tmp_path / "set"), **COMMON).train_source  # noqa: B018
@@ -375,9 +375,9 @@ def test_other_captions_are_another_source(tmp_path: Path) -> None:
     assert ImageFolder(str(tmp_path), **COMMON).train_source.rows_hash != before
 
 
-def test_a_bad_picture_is_named_the_same_in_every_process(tmp_path: Path) -> None:
-    pictures(tmp_path, [f"{i}.png" for i in range(8)])
-    (tmp_path / "3.png").write_bytes(b"no picture at all")
+def test_a_bad_image_is_named_the_same_in_every_process(tmp_path: Path) -> None:
+    write_images(tmp_path, [f"{i}.png" for i in range(8)])
+    (tmp_path / "3.png").write_bytes(b"no image at all")
     data = ImageFolder(str(tmp_path), **COMMON)
     with pytest.warns(UserWarning, match="skipped a bad image"):
         next(iter(data.train_dataloader()))
@@ -474,7 +474,7 @@ def test_labels_of_parquet_files_take_few_requests_and_are_kept(hub: FakeHub, tm
     assert chosen.labels().tolist() == [1] * expected.count(1)
 
 
-def test_small_values_between_large_pictures_are_read_alone(hub: FakeHub, tmp_path: Path,
+def test_small_values_between_large_images_are_read_alone(hub: FakeHub, tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr("diffzoo.data.parquet.SPARSE", 1000)
     pad = os.urandom(200_000)

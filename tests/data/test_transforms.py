@@ -1,4 +1,4 @@
-"""Pixels: ADM's crop restated, pictures of every mode, determinism of the random choices."""
+"""Pixels: ADM's crop restated, images of every mode, determinism of the random choices."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from diffzoo.data.transforms import augment, resize_crop
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """A smooth picture with some texture."""
+    """A smooth image with some texture."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
     base = np.stack([128 + 100 * np.sin(x / 17), 128 + 100 * np.cos(y / 23), 128 + 90 * np.sin((x + y) / 31)], -1)
@@ -64,7 +64,7 @@ def test_sizes_and_brightness(resize: str, crop: str) -> None:
 @pytest.mark.parametrize("shape", [(400, 300), (300, 401), (65, 200), (40, 50)])
 @pytest.mark.parametrize(("resize", "method"), [("area", Image.BOX), ("lanczos", Image.LANCZOS)])
 @pytest.mark.parametrize("draws", [(0.0, 0.0, 0.0), (0.3, 0.99, 0.0), (0.9, 0.4, 0.999)])
-def test_random_crop_is_cut_from_the_whole_resized_picture(shape, resize: str, method, draws) -> None:
+def test_random_crop_is_cut_from_the_whole_resized_image(shape, resize: str, method, draws) -> None:
     image, size = photo(*shape), 32
     short = size + int(draws[0] * (40 + 1 - size))  # 40 = 32 / 0.8
     factor = short / min(shape)
@@ -82,8 +82,8 @@ def test_area_of_a_whole_factor_is_the_mean_of_blocks() -> None:
     assert np.abs(resize_crop(image, 64, "area") - blocks).max() <= 1.01  # Pillow rounds after each axis
 
 
-def test_random_crop_covers_the_picture_and_its_scales() -> None:
-    """A picture whose colour is its column: crops reach both edges, and widths span [0.8, 1] of the short side."""
+def test_random_crop_covers_the_image_and_its_scales() -> None:
+    """An image whose colour is its column: crops reach both edges, and widths span [0.8, 1] of the short side."""
     ramp = np.tile(np.linspace(0, 255, 100).astype(np.uint8)[None, :, None], (100, 1, 3))
     image = Image.fromarray(ramp)
     spans = []

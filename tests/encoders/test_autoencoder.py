@@ -41,7 +41,7 @@ def images() -> torch.Tensor:
     return torch.rand(3, 3, 32, 48) * 2 - 1
 
 
-def test_moments_and_pictures_are_those_of_diffusers(folder: Path, images: torch.Tensor) -> None:
+def test_moments_and_images_are_those_of_diffusers(folder: Path, images: torch.Tensor) -> None:
     from diffusers import AutoencoderKL
 
     theirs = AutoencoderKL.from_pretrained(folder).eval()

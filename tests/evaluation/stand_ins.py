@@ -1,4 +1,4 @@
-"""Stand-ins for the evaluation tests: seeded pictures without a network, a small reference, a tiny network."""
+"""Stand-ins for the evaluation tests: seeded images without a network, a small reference, a tiny network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ METRICS = tuple(
 )
 
 
-def picture(seeds: range, size: int = 16, tint: float = 0.0) -> Tensor:
-    """One smooth picture in [-1, 1] per seed."""
+def smooth_images(seeds: range, size: int = 16, tint: float = 0.0) -> Tensor:
+    """One smooth image in [-1, 1] per seed."""
     noise = ImageNoise(seeds).normal((3, 4, 4))
     return (torch.nn.functional.interpolate(noise, size=(size, size), mode="bilinear") * 0.5 + tint).clamp(-1, 1)
 
 
 @dataclass
-class Pictures:
-    """A source of pictures that keeps a log of what it was asked for.
+class StandInImages:
+    """A source of images that keeps a log of what it was asked for.
 
     Args:
         log: a folder; every call leaves a file there, from whichever process.
@@ -43,24 +43,24 @@ class Pictures:
             raise KeyboardInterrupt
         if self.log:
             (Path(self.log) / f"{start}_{count}").touch()
-        images = picture(range(start, start + count), self.size, self.tint)
+        images = smooth_images(range(start, start + count), self.size, self.tint)
         if self.nan_at is not None and start <= self.nan_at < start + count:
             images[self.nan_at - start, 0, 0, 0] = float("nan")
         return images
 
     def plan(self) -> SamplePlan:
-        return SamplePlan(model=f"pictures-{self.tint}-{self.size}", labels="none")
+        return SamplePlan(model=f"images-{self.tint}-{self.size}", labels="none")
 
 
 def protocol(n: int = 150, **changes: object) -> EvalProtocol:
     settings = {"kid_subsets": 5, "kid_subset_size": 50}
-    values = {"name": "test", "reference": "pictures", "n": n, "metrics": METRICS, "settings": settings}
+    values = {"name": "test", "reference": "images", "n": n, "metrics": METRICS, "settings": settings}
     return EvalProtocol(**{**values, **changes})
 
 
 def reference(folder: Path, n: int = 160, size: int = 16, tint: float = 0.05) -> Reference:
     batches = [
-        ((picture(range(10_000 + i, 10_000 + i + 40), size, tint) + 1) * 127.5).round().to(torch.uint8)
+        ((smooth_images(range(10_000 + i, 10_000 + i + 40), size, tint) + 1) * 127.5).round().to(torch.uint8)
         for i in range(0, n, 40)
     ]
     return make_reference(batches, [load_features("random-conv")], folder / "reference.npz")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation.stand_ins import Pictures, picture, protocol, reference
+from evaluation.stand_ins import StandInImages, protocol, reference, smooth_images
 from PIL import Image
 
 from diffzoo.errors import UserError
@@ -26,20 +26,20 @@ def run(source: object, p: object, ref: Reference, folder: Path, **changes: obje
 
 def folder_of(path: Path, n: int = 5, size: int = 16) -> Path:
     path.mkdir(parents=True, exist_ok=True)
-    for i, pixels in enumerate(to_uint8(picture(range(n), size))):
+    for i, pixels in enumerate(to_uint8(smooth_images(range(n), size))):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path / f"{i:03d}.png")
     return path
 
 
 def test_too_few_images_says_the_minimum_and_why(tmp_path: Path, ref: Reference) -> None:
     with pytest.raises(UserError, match="at least 129 images, got 100: the covariance of 128 features is singular"):
-        run(Pictures(), protocol(100), ref, tmp_path)
-    few = run(Pictures(), protocol(100), ref, tmp_path, few=True)
+        run(StandInImages(), protocol(100), ref, tmp_path)
+    few = run(StandInImages(), protocol(100), ref, tmp_path, few=True)
     assert any("biased" in remark for remark in few.remarks)
     with pytest.raises(UserError, match="at least 4 images, got 3: an image is not its own neighbour"):
-        run(Pictures(), protocol(3, metrics=("precision:random-conv",)), ref, tmp_path)
+        run(StandInImages(), protocol(3, metrics=("precision:random-conv",)), ref, tmp_path)
     with pytest.raises(UserError, match="at least 2 images, got 1"):
-        run(Pictures(), protocol(1, metrics=("kid:random-conv",)), ref, tmp_path)
+        run(StandInImages(), protocol(1, metrics=("kid:random-conv",)), ref, tmp_path)
 
 
 def test_a_folder_with_fewer_images_than_the_protocol(tmp_path: Path, ref: Reference) -> None:
@@ -73,22 +73,22 @@ def test_wrong_sizes(tmp_path: Path, ref: Reference) -> None:
     with pytest.raises(UserError, match=r"009.png is 24x24 pixels and 000.png is 16x16"):
         FolderImages(str(folder)).images(0, 6)
     with pytest.raises(UserError, match="are 24x24 pixels; the protocol test measures 16x16 and does not resize"):
-        run(Pictures(size=24), protocol(image_size=16), ref, tmp_path)
-    resized = run(Pictures(size=24), protocol(image_size=16, resize="bicubic-antialias"), ref, tmp_path)
+        run(StandInImages(size=24), protocol(image_size=16), ref, tmp_path)
+    resized = run(StandInImages(size=24), protocol(image_size=16, resize="bicubic-antialias"), ref, tmp_path)
     assert resized.protocol.resize == "bicubic-antialias"
 
 
 def test_reference_mismatch(tmp_path: Path, ref: Reference) -> None:
-    source = NpzImages(str(write_npz(tmp_path / "x.npz", [to_uint8(picture(range(150), 24))], 150)))
+    source = NpzImages(str(write_npz(tmp_path / "x.npz", [to_uint8(smooth_images(range(150), 24))], 150)))
     with pytest.raises(UserError, match="reference mismatch: the images are 24x24 pixels"):
         run(source, protocol(), ref, tmp_path)
     np.savez(tmp_path / "bare.npz", mu=np.zeros(7), sigma=np.eye(7))
     bare = Reference.open(tmp_path / "bare.npz")
     with pytest.raises(UserError, match="neither features of random-conv nor images"):
-        run(Pictures(), protocol(), bare, tmp_path)
+        run(StandInImages(), protocol(), bare, tmp_path)
     np.savez(tmp_path / "other.npz", **{"random-conv.pool.mu": np.zeros(7), "random-conv.pool.sigma": np.eye(7)})
     with pytest.raises(UserError, match="statistics of \\(7,\\) dimensions and random-conv gives 128"):
-        run(Pictures(), protocol(), Reference.open(tmp_path / "other.npz"), tmp_path)
+        run(StandInImages(), protocol(), Reference.open(tmp_path / "other.npz"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_a_reference_lacks_is_known_before_anything_is_drawn(
     (tmp_path / "log").mkdir()
     np.savez(tmp_path / "r.npz", **{"random-conv.spatial.mu": np.zeros(1), **arrays})
     ref = Reference.open(tmp_path / "r.npz")
-    source = Pictures(log=str(tmp_path / "log"))
+    source = StandInImages(log=str(tmp_path / "log"))
     source.captions = ["words"] * 150
     with pytest.raises(UserError, match=message):
         run(source, protocol(metrics=(metric,)), ref, tmp_path)
@@ -116,7 +116,7 @@ def test_what_a_reference_lacks_is_known_before_anything_is_drawn(
 
 def test_captions_that_are_missing_are_known_before_anything_is_drawn(tmp_path: Path, ref: Reference) -> None:
     (tmp_path / "log").mkdir()
-    source = Pictures(log=str(tmp_path / "log"))
+    source = StandInImages(log=str(tmp_path / "log"))
     source.captions = ["words"] * 20
     with pytest.raises(UserError, match="one caption per image: expected 150, got 20"):
         run(source, protocol(metrics=("clip-score:random-conv",)), ref, tmp_path)
@@ -124,14 +124,16 @@ def test_captions_that_are_missing_are_known_before_anything_is_drawn(tmp_path: 
 
 
 def test_a_reference_of_few_images_is_remarked(tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "few.npz", [to_uint8(picture(range(100)))], 100)
-    result = run(Pictures(), protocol(metrics=("frechet:random-conv",)), Reference.open(path), tmp_path)
+    path = write_npz(tmp_path / "few.npz", [to_uint8(smooth_images(range(100)))], 100)
+    result = run(StandInImages(), protocol(metrics=("frechet:random-conv",)), Reference.open(path), tmp_path)
     assert "against 100 reference images" in result.remarks[0]
-    adm = run(Pictures(), protocol(name="adm-x", metrics=("precision:random-conv",)), Reference.open(path), tmp_path)
+    adm = run(
+        StandInImages(), protocol(name="adm-x", metrics=("precision:random-conv",)), Reference.open(path), tmp_path
+    )
     assert "against 10000 and are not comparable" in adm.remarks[0]
 
 
-def test_pictures_that_are_not_plainly_8_bit_rgb(tmp_path: Path) -> None:
+def test_images_that_are_not_plainly_8_bit_rgb(tmp_path: Path) -> None:
     folder_of(tmp_path / "x", 1)
     deep = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
     deep.save(tmp_path / "x" / "001.png")
@@ -162,7 +164,7 @@ def test_files_that_are_no_references(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_nan_images(tmp_path: Path, ref: Reference) -> None:
     with pytest.raises(UserError, match=r"1 of 60 images hold values .*the first is image 70"):
-        run(Pictures(nan_at=70), protocol(), ref, tmp_path)
+        run(StandInImages(nan_at=70), protocol(), ref, tmp_path)
     values = np.full((4, 8, 8, 3), 100, np.float32)
     values[2, 0, 0, 0] = np.nan
     np.savez(tmp_path / "nan.npz", arr_0=values)

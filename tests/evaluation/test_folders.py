@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation.stand_ins import picture, protocol
+from evaluation.stand_ins import protocol, smooth_images
 from PIL import Image
 
 from diffzoo.cli.main import main
@@ -33,7 +33,7 @@ def _references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def folder(path: Path, seeds: range, suffix: str = ".png", **options: object) -> Path:
     path.mkdir()
-    for i, pixels in zip(seeds, to_uint8(picture(seeds)), strict=True):
+    for i, pixels in zip(seeds, to_uint8(smooth_images(seeds)), strict=True):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path / f"{i:04d}{suffix}", **options)
     return path
 
@@ -46,7 +46,7 @@ def test_one_folder_against_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert result.protocol.reference.startswith("b-")
     assert f"the 150 images of 16 px in {b}" in result.remarks[0]
     network = load_features("random-conv")
-    sides = [extract(network, to_uint8(picture(seeds)))["pool"] for seeds in (range(140), range(1000, 1150))]
+    sides = [extract(network, to_uint8(smooth_images(seeds)))["pool"] for seeds in (range(140), range(1000, 1150))]
     want = frechet_distance(*(Moments.of(side) for side in sides))
     assert result.values["frechet:random-conv"].value == pytest.approx(want, rel=1e-9)
     # statistics are kept by content: a second run reads them, a changed image makes new ones
@@ -88,7 +88,7 @@ def test_frechet_ratios_are_relative_to_held_out_images(tmp_path: Path, monkeypa
     values = {name: value.value for name, value in result.values.items()}
     assert values["fdr2"] == pytest.approx(sum(values[f"frechet-ratio:{n}"] for n in names) / 2)
     network = load_features("random-conv")
-    real, held = (Moments.of(extract(network, to_uint8(picture(seeds)))["pool"]) for seeds in parts.values())
+    real, held = (Moments.of(extract(network, to_uint8(smooth_images(seeds)))["pool"]) for seeds in parts.values())
     want = values["frechet:random-conv"] / frechet_distance(held, real)
     assert values["frechet-ratio:random-conv"] == pytest.approx(want, rel=1e-6)
     assert result.protocol.settings["held_out_distance"].keys() == set(names)
@@ -113,7 +113,7 @@ def test_fdr6_of_imagenet_is_the_mean_of_six_published_ratios(tmp_path: Path, mo
     for network, metric in zip(networks, p.metrics, strict=True):
         network.name = metric.partition(":")[2]
         monkeypatch.setitem(features.FEATURE_NETWORKS, network.name, lambda _, made=network: made)
-    real = [Moments.of(extract(network, to_uint8(picture(range(300, 460))))["pool"]) for network in networks]
+    real = [Moments.of(extract(network, to_uint8(smooth_images(range(300, 460))))["pool"]) for network in networks]
     bundle = {
         f"{name}_stats.npz": {"mu": m.mean.numpy(), "sigma": m.covariance().numpy(), "avg_mu": np.zeros(3)}
         for name, m in zip(files, real, strict=True)
@@ -122,7 +122,7 @@ def test_fdr6_of_imagenet_is_the_mean_of_six_published_ratios(tmp_path: Path, mo
     (tmp_path / "references" / "paper_ref_stats.pkl").write_bytes(pickle.dumps({**bundle, "jit_in256_stats.npz": {}}))
     images = FolderImages(str(folder(tmp_path / "g", range(140))))
     found = evaluate(images, p, find_reference(p.reference), RunOptions(out=tmp_path / "out"))
-    sampled = [Moments.of(extract(network, to_uint8(picture(range(140))))["pool"]) for network in networks]
+    sampled = [Moments.of(extract(network, to_uint8(smooth_images(range(140))))["pool"]) for network in networks]
     want = [frechet_distance(a, b) / v for a, b, v in zip(sampled, real, published, strict=True)]
     assert [v.value for v in found.values.values()] == pytest.approx([*want, sum(want) / 6], rel=1e-6)
     assert [*found.values][-1] == "fdr6"
@@ -130,7 +130,9 @@ def test_fdr6_of_imagenet_is_the_mean_of_six_published_ratios(tmp_path: Path, mo
 
 def test_a_result_names_the_reference_that_was_used(tmp_path: Path) -> None:
     a = folder(tmp_path / "a", range(12))
-    made = make_reference([to_uint8(picture(range(50, 62)))], [load_features("random-conv")], tmp_path / "mine.npz")
+    made = make_reference(
+        [to_uint8(smooth_images(range(50, 62)))], [load_features("random-conv")], tmp_path / "mine.npz"
+    )
     (tmp_path / "theirs.npz").write_bytes(made.path.read_bytes())
     args = ["eval", "--images", str(a), "--metrics", "kid:random-conv", "--quiet", "--device", "cpu", "--n", "12"]
     (tmp_path / "p.json").write_text(
@@ -142,7 +144,7 @@ def test_a_result_names_the_reference_that_was_used(tmp_path: Path) -> None:
         given = ["--protocol", measured, "--reference", str(tmp_path / f"{name}.npz"), "--out", str(out)]
         assert main([*args, *given]) == 0
         results.append(Result.load(next(out.glob("*.json"))))
-    assert [r.protocol.reference for r in results] == ["mine", "theirs", "pictures"]  # a pinned one keeps its name
+    assert [r.protocol.reference for r in results] == ["mine", "theirs", "images"]  # a pinned one keeps its name
     assert "protocol folders" in compare(results[0], results[1])  # one content under two names
 
 

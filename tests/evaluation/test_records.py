@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from evaluation.stand_ins import Pictures, protocol, reference
+from evaluation.stand_ins import StandInImages, protocol, reference
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation import PROTOCOLS, EvalProtocol, NetworkSpec, Reference, Result, SamplePlan, compare
@@ -240,7 +240,7 @@ def test_the_standard_error_is_the_spread_over_seeds(tmp_path: Path, name: str) 
     p = protocol(300, metrics=(name,), settings={"kid_subsets": 20, "kid_subset_size": 100})
     values = []
     for run in range(24):
-        images = Pictures().images(1000 * run, 300)
+        images = StandInImages().images(1000 * run, 300)
         layers = extract(network, ((images + 1) * 127.5).round().to(torch.uint8))
         features = Features({("random-conv", k): v for k, v in layers.items()})
         values.append(measure(p, features, ref, {"random-conv": network})[name])
@@ -280,15 +280,15 @@ def ref(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def test_a_resolved_protocol_holds_all_hashes_and_keeps_to_them(ref: Reference) -> None:
     networks = {"random-conv": load_features("random-conv")}
-    resolved, _ = check(Pictures(), protocol(), ref, networks)
+    resolved, _ = check(StandInImages(), protocol(), ref, networks)
     assert resolved.reference_sha256 == ref.sha256
     assert resolved.networks[0].weights_sha256 == networks["random-conv"].weights_sha256()
-    assert check(Pictures(), resolved, ref, networks)[0] == resolved
+    assert check(StandInImages(), resolved, ref, networks)[0] == resolved
     with pytest.raises(UserError, match="reference mismatch"):
-        check(Pictures(), replace(protocol(), reference_sha256="0" * 64), ref, networks)
+        check(StandInImages(), replace(protocol(), reference_sha256="0" * 64), ref, networks)
     with pytest.raises(UserError, match="weights_sha256 000"):
         check(
-            Pictures(),
+            StandInImages(),
             replace(protocol(), networks=(NetworkSpec("random-conv", weights_sha256="0" * 64),)),
             ref,
             networks,

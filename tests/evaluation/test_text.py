@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluation.stand_ins import picture
+from evaluation.stand_ins import smooth_images
 from torch import Tensor
 
 from diffzoo.encoders import AutoencoderSpec
@@ -109,7 +109,7 @@ def source(folder: Path, latent: bool = False) -> ModelImages:
 
 
 def reference(folder: Path, size: int) -> Reference:
-    return Reference.open(write_npz(folder / "r.npz", [to_uint8(picture(range(20), size))], 20))
+    return Reference.open(write_npz(folder / "r.npz", [to_uint8(smooth_images(range(20), size))], 20))
 
 
 def in_transformers(weights: str, pixels: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def in_transformers(weights: str, pixels: Tensor, size: int) -> tuple[Tensor, Te
 
 
 def test_captions_to_scores(tmp_path: Path, weights: dict[str, str]) -> None:
-    p = EvalProtocol("text", "pictures", 12, ("clip_score", "cmmd"), image_size=8)
+    p = EvalProtocol("text", "images", 12, ("clip_score", "cmmd"), image_size=8)
     settings = RunOptions(tmp_path, block_size=5, weights=weights, groups=3, keep_images=True)
     result = evaluate(source(tmp_path), p, reference(tmp_path, 8), settings)
     assert result.plan.labels == "captions"
@@ -138,8 +138,8 @@ def test_captions_to_scores(tmp_path: Path, weights: dict[str, str]) -> None:
     wrong = [100 * (images * texts.roll(k, 0)).sum(1).clamp(min=0).mean() for k in range(1, 12)]
     assert max(abs(float(w - want)) for w in wrong) > 2  # the check can fail: captions matter
     x, _ = in_transformers(weights["clip-vitl14-336"], pixels, 336)
-    y, _ = in_transformers(weights["clip-vitl14-336"], to_uint8(picture(range(12), 8)), 336)
-    more, _ = in_transformers(weights["clip-vitl14-336"], to_uint8(picture(range(12, 20), 8)), 336)
+    y, _ = in_transformers(weights["clip-vitl14-336"], to_uint8(smooth_images(range(12), 8)), 336)
+    more, _ = in_transformers(weights["clip-vitl14-336"], to_uint8(smooth_images(range(12, 20), 8)), 336)
     y = torch.cat([y, more])
     kernels = [
         torch.exp(-torch.cdist(a.double(), b.double()).square() / 200).mean() for a, b in ((x, x), (y, y), (x, y))
@@ -155,7 +155,7 @@ def test_latents_are_decoded_before_they_are_measured(tmp_path: Path) -> None:
     plain = source(tmp_path / "plain")
     assert made.image_size == 16
     assert torch.equal(made.images(3, 4), Doubling().decode(plain.images(3, 4)))
-    p = EvalProtocol("latent", "pictures", 12, ("precision:random-conv",), image_size=16)
+    p = EvalProtocol("latent", "images", 12, ("precision:random-conv",), image_size=16)
     result = evaluate(made, p, reference(tmp_path, 16), RunOptions(tmp_path, groups=0))
     assert result.plan.autoencoder == "doubling"
     assert result.plan.sha256 != plain.plan().sha256

@@ -1,4 +1,4 @@
-"""The recipes for one's own classes, run as their headers say, on folders of a few pictures."""
+"""The recipes for one's own classes, run as their headers say, on folders of a few images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for name in ("Objects", "robots"):
         for i in range(14):
-            path = tmp_path / "pictures" / name / f"{i}.png"
+            path = tmp_path / "images" / name / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((torch.rand(32, 32, 3) * 255).byte().numpy()).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def released(network: Network, folder: Path, process: GaussianProcess, name: str, names: list[str]) -> Network:
@@ -36,13 +36,13 @@ def released(network: Network, folder: Path, process: GaussianProcess, name: str
     return network.eval()
 
 
-def test_the_whole_network_learns_two_classes(pictures: Path, tmp_path: Path) -> None:
+def test_the_whole_network_learns_two_classes(images: Path, tmp_path: Path) -> None:
     names = ["Animals", "Objects", "Food", *"abcdefg"]
     start = released(create_model("simple_uvit_xs_32", num_classes=10), tmp_path / "emoji",
                      GaussianProcess(schedule=Cosine()), "simple_uvit_xs_32", names)  # fmt: skip
     run = tmp_path / "run"
     options = {
-        "model.weights": str(tmp_path / "emoji"), "data.init_args.path": str(pictures),
+        "model.weights": str(tmp_path / "emoji"), "data.init_args.path": str(images),
         "model.network_args.num_classes": "2", "trainer.max_steps": "2", "trainer.accelerator": "cpu",
         "data.init_args.num_workers": "0", "model.sampler.init_args.steps": "2", "model.lr_scheduler": "null",
         "model.optimizer.init_args.lr": "1e-6", "data.init_args.val_fraction": "0.2",
@@ -66,7 +66,7 @@ def test_the_whole_network_learns_two_classes(pictures: Path, tmp_path: Path) ->
         assert (run / left).is_file(), left
 
 
-def test_adapters_learn_two_classes(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_learn_two_classes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     config = replace(dimr.TINY, in_channels=3)
     registry.register_model("dimr_nano", dimr.DiMR, config)
@@ -79,7 +79,7 @@ def test_adapters_learn_two_classes(pictures: Path, tmp_path: Path, monkeypatch:
     run = tmp_path / "run"
     options = {
         "model.network": "dimr_nano", "model.autoencoder": "null", "model.weights": str(tmp_path / "nano"),
-        "data.init_args.path": str(pictures), "data.init_args.image_size": "16", "data.init_args.batch_size": "4",
+        "data.init_args.path": str(images), "data.init_args.image_size": "16", "data.init_args.batch_size": "4",
         "model.network_args.num_classes": "2", "data.init_args.num_workers": "0", "trainer.max_steps": "2",
         "trainer.precision": "32-true", "trainer.accelerator": "cpu", "trainer.limit_val_batches": "0",
         "trainer.callbacks": "[{class_path: EMA, init_args: {decays: [0.0]}}]",
@@ -128,7 +128,7 @@ def test_another_resolution_keeps_the_network_and_shifts_the_schedule(
     assert error < 0.5
 
 
-def test_a_policy_for_classes_asks_for_weights(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    data = f"--data.init_args.path={pictures}"
+def test_a_policy_for_classes_asks_for_weights(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = f"--data.init_args.path={images}"
     assert main(["fit", "-c", "finetune/simple_uvit_xs_32", "--run", str(tmp_path / "run"), data]) == 2
     assert "classes is copy, what becomes of the class table of trained weights: say which" in capsys.readouterr().err

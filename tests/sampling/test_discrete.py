@@ -247,7 +247,7 @@ def test_classes_that_do_not_fit(cond: Condition | None, message: str) -> None:
 # -- upsampling
 
 
-def test_quantised_images_are_picture_files() -> None:
+def test_quantised_images_are_image_files() -> None:
     pixels = torch.arange(256)
     assert torch.equal(((quantise(pixels / 127.5 - 1) + 1) * 127.5).round().long(), pixels)
     assert quantise(torch.tensor([-3.0, 3.0])).tolist() == [-1, 1]

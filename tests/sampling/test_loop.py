@@ -388,7 +388,7 @@ def test_moments_tell_the_story() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_trajectory_pictures(tmp_path: Path, batch_size: int | None) -> None:
+def test_trajectory_images(tmp_path: Path, batch_size: int | None) -> None:
     oracle = GaussianOracle(GaussianProcess(Cosine(-9, 9)), mean=0.0, std=0.3)
     trajectory = Trajectory(every=2, images=3)
     x = sample(oracle, DDIM(7), (3, 8, 8), range(5), batch_size=batch_size, trajectory=trajectory)

@@ -41,7 +41,7 @@ CHANGES: dict[str, dict[str, Any]] = {"UViTBao": {"in_channels": 3}, "DiMR": {"i
 
 
 def network(family: str) -> Any:
-    """A small network of the family for the demo pictures at 16 px, perturbed so that nothing is zero."""
+    """A small network of the family for the demo images at 16 px, perturbed so that nothing is zero."""
     cls = next(entry(n).network for n in list_models() if entry(n).network.__name__ == family)
     config = sys.modules[cls.__module__].TINY
     changes = {"num_classes": 10, "null_class": True, **CHANGES.get(family, {})}

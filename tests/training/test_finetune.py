@@ -1,4 +1,4 @@
-"""The fine-tuning recipe of ADM, run as its header says, on a small network and a folder of pictures."""
+"""The fine-tuning recipe of ADM, run as its header says, on a small network and a folder of images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     for name in ("bee", "cow", "eel"):
         for i in range(4):
-            path = tmp_path / "pictures" / name / f"{i}.png"
+            path = tmp_path / "images" / name / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -73,11 +73,11 @@ def test_another_schedule_is_a_choice_that_is_said_aloud(released: ADMUNet, tmp_
 
 
 def test_the_recipe_starts_from_the_weights_with_a_class_table_of_its_own(
-    pictures: Path, tmp_path: Path, released: ADMUNet
+    images: Path, tmp_path: Path, released: ADMUNet
 ) -> None:
     options = {
         "model.network": "adm_nano", "model.weights": str(tmp_path / "released"), "model.network_args.classes": "mean",
-        "model.network_args.num_classes": "3", "data.init_args.path": str(pictures), "data.init_args.image_size": "16",
+        "model.network_args.num_classes": "3", "data.init_args.path": str(images), "data.init_args.image_size": "16",
         "data.init_args.batch_size": "4", "data.init_args.num_workers": "0",
         "model.lr_scheduler.init_args.warmup_steps": "2",
         "trainer.max_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu",

@@ -19,18 +19,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Sixteen pictures, one colour each with some noise, a quarter of them held out."""
+def images(tmp_path: Path) -> Path:
+    """Sixteen images, one colour each with some noise, a quarter of them held out."""
     for i in range(16):
-        path = tmp_path / "pictures" / ("train" if i % 4 else "held") / f"{i}.png"
+        path = tmp_path / "images" / ("train" if i % 4 else "held") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         colour = torch.tensor([16.0 * i, 255 - 16.0 * i, 128]) + 4 * torch.randn(16, 16, 3)
         Image.fromarray(colour.clamp(0, 255).byte().numpy()).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
-def fit(pictures: Path, steps: int, callbacks: str, *more: str) -> int:
-    recipe = pictures.parent / "recipe.yaml"
+def fit(images: Path, steps: int, callbacks: str, *more: str) -> int:
+    recipe = images.parent / "recipe.yaml"
     recipe.write_text(f"""
 seed_everything: 0
 model:
@@ -41,7 +41,7 @@ model:
 data:
   class_path: ImageFolder
   init_args:
-    {{path: {pictures / "train"}, val_path: {pictures / "held"}, image_size: 16, batch_size: 4, num_workers: 0}}
+    {{path: {images / "train"}, val_path: {images / "held"}, image_size: 16, batch_size: 4, num_workers: 0}}
 trainer:
   accelerator: cpu
   max_steps: {steps}
@@ -50,17 +50,17 @@ trainer:
     - {{class_path: EMA, init_args: {{decays: [0.5]}}}}
 {callbacks}
 """)
-    return main(["fit", "-c", str(recipe), "--run", str(pictures.parent / "run"), *more])
+    return main(["fit", "-c", str(recipe), "--run", str(images.parent / "run"), *more])
 
 
 HELD_OUT = """    - class_path: diffzoo.training.HeldOutDistance
       init_args: {metric: "frechet:random-conv", every_n_steps: 2, n: 8, patience: 2, min_delta: MIN_DELTA}"""
 
 
-def test_training_stops_and_the_best_weights_are_kept(pictures: Path, capsys: pytest.CaptureFixture) -> None:
+def test_training_stops_and_the_best_weights_are_kept(images: Path, capsys: pytest.CaptureFixture) -> None:
     # nothing is better by nine tenths than the first, so it stops after two more; `best` is that of the first
-    assert fit(pictures, 40, HELD_OUT.replace("MIN_DELTA", "0.9")) == 0
-    run = pictures.parent / "run"
+    assert fit(images, 40, HELD_OUT.replace("MIN_DELTA", "0.9")) == 0
+    run = images.parent / "run"
     newest = torch.load(max((run / "checkpoints").glob("*.ckpt")), weights_only=True)
     assert newest["global_step"] == 6
     assert "stopped at step 6: the held-out frechet:random-conv has been no better than" in capsys.readouterr().out
@@ -72,21 +72,21 @@ def test_training_stops_and_the_best_weights_are_kept(pictures: Path, capsys: py
     column = values[0].index("eval/frechet:random-conv")
     assert len([row for row in values[1:] if len(row) > column and row[column]]) >= 3
 
-    # the reference is that of the held-out pictures, and of nothing else
+    # the reference is that of the held-out images, and of nothing else
     made = Reference.open(run / "held_out.npz")
-    files = sorted((pictures / "held").glob("*.png"), key=lambda p: int(p.stem))
+    files = sorted((images / "held").glob("*.png"), key=lambda p: int(p.stem))
     pixels = torch.stack([torch.frombuffer(bytearray(Image.open(f).tobytes()), dtype=torch.uint8).view(16, 16, 3)
                           for f in files]).permute(0, 3, 1, 2)  # fmt: skip
     net = load_features("random-conv")
-    expected = make_reference([pixels], [net], pictures.parent / "expected.npz").statistics(net, "pool")
+    expected = make_reference([pixels], [net], images.parent / "expected.npz").statistics(net, "pool")
     torch.testing.assert_close(made.statistics(net, "pool")[0], expected[0])
 
 
-def test_what_is_remembered_survives_a_resume(pictures: Path) -> None:
+def test_what_is_remembered_survives_a_resume(images: Path) -> None:
     callbacks = HELD_OUT.replace("MIN_DELTA", "0.9")
-    assert fit(pictures, 4, callbacks) == 0  # the best at 2, one measurement since
-    assert fit(pictures, 40, callbacks, "--resume", "auto") == 0
-    newest = max((pictures.parent / "run" / "checkpoints").glob("*.ckpt"))
+    assert fit(images, 4, callbacks) == 0  # the best at 2, one measurement since
+    assert fit(images, 40, callbacks, "--resume", "auto") == 0
+    newest = max((images.parent / "run" / "checkpoints").glob("*.ckpt"))
     assert newest.name == "step_00000006.ckpt"
 
 
@@ -104,9 +104,9 @@ def test_patience_counts_measurements_since_the_best(tmp_path: Path) -> None:
     assert (callback.best, callback.best_step) == (8.0, 3)
 
 
-def test_data_without_held_out_pictures_says_what_to_set(pictures: Path, capsys: pytest.CaptureFixture) -> None:
+def test_data_without_held_out_images_says_what_to_set(images: Path, capsys: pytest.CaptureFixture) -> None:
     options = ("--data.init_args.val_path=null", "--data.init_args.val_fraction=0")
-    assert fit(pictures, 2, HELD_OUT.replace("MIN_DELTA", "0"), *options) == 2
+    assert fit(images, 2, HELD_OUT.replace("MIN_DELTA", "0"), *options) == 2
     assert "holds no images out: set val_path or val_fraction" in capsys.readouterr().err
 
 
@@ -119,9 +119,9 @@ REPORT = """    - class_path: diffzoo.training.MemorisationReport
       init_args: {network: random-conv, n: 6, pairs: 3}"""
 
 
-def test_the_report_names_nearest_training_pictures(pictures: Path) -> None:
-    assert fit(pictures, 2, REPORT) == 0
-    run = pictures.parent / "run"
+def test_the_report_names_nearest_training_images(images: Path) -> None:
+    assert fit(images, 2, REPORT) == 0
+    run = images.parent / "run"
     found = json.loads((run / "memorisation.json").read_text())
     assert sorted(found["sample"]) == list(range(6))
     assert max(found["training"]) < 12
@@ -129,26 +129,26 @@ def test_the_report_names_nearest_training_pictures(pictures: Path) -> None:
     assert Image.open(run / "memorisation.png").size[1] >= 3 * 16
 
 
-def test_a_copy_is_found(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_found(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffzoo.data import ImageFolder
     from diffzoo.training import held_out
 
-    data = ImageFolder(str(pictures / "train"), image_size=16, num_workers=0)
+    data = ImageFolder(str(images / "train"), image_size=16, num_workers=0)
     copy = held_out._training_images(data)[5:6]
     drawn = torch.cat([torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8), copy])
     monkeypatch.setattr(held_out.MemorisationReport, "sample", lambda *args: drawn)
-    assert fit(pictures, 1, REPORT) == 0
-    found = json.loads((pictures.parent / "run" / "memorisation.json").read_text())
+    assert fit(images, 1, REPORT) == 0
+    found = json.loads((images.parent / "run" / "memorisation.json").read_text())
     assert (found["sample"][0], found["training"][0], round(found["distance"][0], 3)) == (5, 5, 0)
 
 
-def test_nothing_is_measured_before_the_first_step(pictures: Path) -> None:
+def test_nothing_is_measured_before_the_first_step(images: Path) -> None:
     """While gradients are accumulated for the first step its number is 0, a multiple of everything."""
     grid = "    - {class_path: SampleGrid, init_args: {every_n_steps: 2, per_class: 1}}\n"
     more = ("--data.init_args.micro_batch_size=1", "--trainer.val_check_interval=1.0")
-    assert fit(pictures, 2, grid + HELD_OUT.replace("MIN_DELTA", "0"), *more) == 0
-    run = pictures.parent / "run"
+    assert fit(images, 2, grid + HELD_OUT.replace("MIN_DELTA", "0"), *more) == 0
+    run = images.parent / "run"
     assert sorted(p.name for p in (run / "samples").glob("*.png")) == ["final.png", "step_0000002.png"]
     assert load_any(run / "best").provenance.global_step == 2
-    assert fit(pictures, 3, grid, *more, "--resume", "auto") == 0
+    assert fit(images, 3, grid, *more, "--resume", "auto") == 0
     assert sorted(p.name for p in (run / "samples").glob("*.png")) == ["final.png", "step_0000002.png"]

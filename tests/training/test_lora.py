@@ -103,17 +103,17 @@ PROCESS = GaussianProcess(schedule=Cosine())
 
 @pytest.fixture
 def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small network with weights in the folder `released`, and pictures of three classes in `pictures`."""
+    """A small network with weights in the folder `released`, and images of three classes in `images`."""
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     registry.register_model("uvit_nano", simple_uvit.SimpleUViT, replace(simple_uvit.TINY, num_classes=5))
     network = perturbed(simple_uvit.SimpleUViT(replace(simple_uvit.TINY, num_classes=5)))
     names = ("ant", "bee", "cat", "dog", "eel")
     save_pretrained(network, tmp_path / "released", process=PROCESS, name="uvit_nano", class_names=names)
     for name in ("bee", "cow", "eel"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
             pixels = (torch.rand(16, 16, 3) * 255).byte().numpy()
-            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     return tmp_path / "released"
 
 
@@ -130,7 +130,7 @@ model:
   optimizer: {{class_path: diffzoo.training.FusedAdamW, init_args: {{lr: 1.0e-2}}}}
 data:
   class_path: ImageFolder
-  init_args: {{path: {released.parent / "pictures"}, image_size: 16, batch_size: 4, num_workers: 0}}
+  init_args: {{path: {released.parent / "images"}, image_size: 16, batch_size: 4, num_workers: 0}}
 trainer:
   accelerator: cpu
   callbacks: [{{class_path: EMA, init_args: {{decays: [0.5]}}}}]

@@ -1,4 +1,4 @@
-"""A full disk costs logs and pictures, not the run: one warning each, and what can be written later is there."""
+"""A full disk costs logs and images, not the run: one warning each, and what can be written later is there."""
 
 import csv
 import errno

@@ -196,9 +196,9 @@ def test_settings_and_overlays_as_for_fit(tmp_path: Path, capsys: pytest.Capture
 
 def test_the_advice_of_a_run_without_memory_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("a", "b"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name / "0.png")
-    recipe, settings = "emoji/simple_uvit_xs_32", ["--data.folder", str(tmp_path / "pictures"), "--gpu=t4", "--json"]
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "0.png")
+    recipe, settings = "emoji/simple_uvit_xs_32", ["--data.folder", str(tmp_path / "images"), "--gpu=t4", "--json"]
     assert main(["plan", "-c", recipe, "--data.init_args.micro_batch_size", "4", *settings]) == 0
     assert json.loads(capsys.readouterr().out)["micro_batch"] == 4
 

@@ -31,7 +31,7 @@ def compare(folder: Path, kind: str, family: str) -> None:
     assert list(one["losses"]) == list(two["losses"]) == [1, 2, 3, 4]
     assert list(two["losses"].values()) == pytest.approx(list(one["losses"].values()), rel=3e-6)
     assert len(set(one["losses"].values())) == 4
-    assert two["best"][0] == one["best"][0] > 0  # the held-out distance, on every process's share of the pictures
+    assert two["best"][0] == one["best"][0] > 0  # the held-out distance, on every process's share of the images
     assert two["best"][1] == pytest.approx(one["best"][1], rel=1e-3)
     kept = [load_any(folder / k / family / "best").network.state_dict() for k in ("single", kind)]
     assert all((kept[1][name] - v).abs().max() < 1e-5 for name, v in kept[0].items())

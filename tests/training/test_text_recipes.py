@@ -54,11 +54,11 @@ def check(run: Path, encoder: str, folder: Path, size: int, tmp_path: Path) -> N
     pipe = pipeline(run, "cpu")
     assert pipe.generator.kind == "caption"
     captions = ["a cat on a bench", "a red dog"]
-    pictures = pipe(captions, seeds=[0, 1], steps=2, guidance=4.0)
-    assert pictures.pixels.shape == (4, size, size, 3)
-    assert pictures.labels[::2] == captions
-    assert pictures.records[0]["text_encoder"]["source"] == str(folder)
-    # each caption has its say, and a picture does not depend on the captions beside it
+    images = pipe(captions, seeds=[0, 1], steps=2, guidance=4.0)
+    assert images.pixels.shape == (4, size, size, 3)
+    assert images.labels[::2] == captions
+    assert images.records[0]["text_encoder"]["source"] == str(folder)
+    # each caption has its say, and an image does not depend on the captions beside it
     denoise, rows = pipe.generator.denoiser, pipe.generator.captions(captions)
     config = pipe.network.config
     z = torch.randn(1, config.in_channels, config.image_size, config.image_size).expand(2, -1, -1, -1)

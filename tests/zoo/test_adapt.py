@@ -85,7 +85,7 @@ def test_another_resolution_keeps_all_but_the_positions(name: str, tmp_path: Pat
     assert new.metadata.config.image_size == size
 
 
-def test_positions_follow_the_place_in_the_picture() -> None:
+def test_positions_follow_the_place_in_the_image() -> None:
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 8), torch.linspace(0, 1, 8), indexing="ij")
     smooth = torch.stack([rows, (3 * columns).sin()], -1).reshape(1, 64, 2)
     table = torch.cat([torch.full((1, 2, 2), 7.0), smooth], 1)

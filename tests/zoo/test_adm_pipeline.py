@@ -1,4 +1,4 @@
-"""ADM from a name to pictures: guided by a classifier, enlarged by an upsampler, in Python and on the command line."""
+"""ADM from a name to images: guided by a classifier, enlarged by an upsampler, in Python and on the command line."""
 
 import json
 import threading
@@ -105,8 +105,8 @@ def test_the_whole_chain_on_the_command_line(zoo: dict[str, str], tmp_path: Path
     arguments = ["sample", zoo["free"], "--classes", "1", "2", "--seeds", "0-1", "--classifier", zoo["classifier"]]
     arguments += ["--guidance", "2", "--upsample", zoo["large"], "--upsample-steps", "2", "--device", "cpu", "--quiet"]
     assert main([*arguments, "--out", str(out)]) == 0
-    with Image.open(out) as picture:
-        assert picture.width == 2 * 4 * 32 + 3 * 2  # two images of 32 px, shown fourfold, margins of 2
+    with Image.open(out) as image:
+        assert image.width == 2 * 4 * 32 + 3 * 2  # two images of 32 px, shown fourfold, margins of 2
 
 
 # -- settings
@@ -148,22 +148,20 @@ def published(zoo: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_setting_brings_classifier_scale_and_sampler(published: None) -> None:
     by_hand = pipeline("adm_16", "cpu", classifier="adm_classifier_16")
-    pictures = {
-        name: pipeline("adm_16", "cpu", preset=name)([1, 7], seeds=[5]) for name in ("plain", "guided", "ddim2")
-    }
-    assert np.array_equal(pictures["guided"].pixels, by_hand([1, 7], seeds=[5], guidance=20.0).pixels)
-    assert np.array_equal(pictures["guided"].pixels, by_hand([1, 7], seeds=[5]).pixels)  # the published scale
+    images = {name: pipeline("adm_16", "cpu", preset=name)([1, 7], seeds=[5]) for name in ("plain", "guided", "ddim2")}
+    assert np.array_equal(images["guided"].pixels, by_hand([1, 7], seeds=[5], guidance=20.0).pixels)
+    assert np.array_equal(images["guided"].pixels, by_hand([1, 7], seeds=[5]).pixels)  # the published scale
     ddim = by_hand([1, 7], seeds=[5], guidance=9.0, sampler="RespacedDDIM", steps=2)
-    assert np.array_equal(pictures["ddim2"].pixels, ddim.pixels)
-    assert np.array_equal(pictures["plain"].pixels, pipeline("adm_16", "cpu")([1, 7], seeds=[5]).pixels)
-    assert len({p.pixels.tobytes() for p in pictures.values()}) == 3
+    assert np.array_equal(images["ddim2"].pixels, ddim.pixels)
+    assert np.array_equal(images["plain"].pixels, pipeline("adm_16", "cpu")([1, 7], seeds=[5]).pixels)
+    assert len({p.pixels.tobytes() for p in images.values()}) == 3
     with pytest.raises(UserError, match="no preset is called 'giuded'; did you mean 'guided'"):
         pipeline("adm_16", "cpu", preset="giuded")
     with pytest.raises(UserError, match="these weights have none"):
         pipeline("adm_16_uncond", "cpu", preset="guided")
 
 
-def test_an_upsampler_draws_its_small_pictures_itself(published: None, tmp_path: Path) -> None:
+def test_an_upsampler_draws_its_small_images_itself(published: None, tmp_path: Path) -> None:
     for setting, small_setting in ((None, None), ("guided", "guided")):
         small = pipeline("adm_16", "cpu", preset=small_setting)([1, 2], seeds=[3, 4])
         pipe = pipeline("adm_16_to_32", "cpu", preset=setting)
@@ -174,9 +172,9 @@ def test_an_upsampler_draws_its_small_pictures_itself(published: None, tmp_path:
         assert (got.columns, got.records[3]["seed"]) == (2, 4)
     arguments = ["sample", "adm_16_to_32", "--preset", "guided", "--seeds", "3", "--classes", "1", "--quiet"]
     assert main([*arguments, "--device", "cpu", "--dir", str(tmp_path / "a"), "--out", str(tmp_path / "a.png")]) == 0
-    with Image.open(next((tmp_path / "a").iterdir())) as picture:
+    with Image.open(next((tmp_path / "a").iterdir())) as image:
         want = pipeline("adm_16_to_32", "cpu", preset="guided")(1, seeds=[3])
-        assert np.abs(np.asarray(picture).astype(int) - want.pixels[0].astype(int)).max() <= 1
+        assert np.abs(np.asarray(image).astype(int) - want.pixels[0].astype(int)).max() <= 1
 
 
 def test_a_cascade_on_the_page_shows_both_sizes_and_stops_in_its_upsampler(

@@ -65,9 +65,9 @@ def test_weights_in_the_package_load_by_name_without_a_network(
             assert value.dtype == torch.float32
             kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
             assert torch.equal(value, before[name].to(kind).float()), name
-    pictures = pipeline("uvit_nano.own", "cpu")(["owl"], seeds=[1], steps=2)
-    assert pictures.labels == ["owl"]
-    assert pictures.records[0]["guidance"]["scale"] == 2.0
+    images = pipeline("uvit_nano.own", "cpu")(["owl"], seeds=[1], steps=2)
+    assert images.labels == ["owl"]
+    assert images.records[0]["guidance"]["scale"] == 2.0
     report = verify("uvit_nano.own")
     assert (report.ok, report.pinned, report.largest_error) == (True, True, 0.0)
     assert not home.exists() or not any(home.rglob("*.safetensors"))  # read where it lies, copied nowhere

@@ -38,7 +38,7 @@ RECIPE = "model:\n  network: dimr_tiny\ndata:\n  class_path: ImageFolder\n  init
 
 @pytest.fixture
 def run(tiny: Network, tmp_path: Path) -> Path:
-    """A finished run: a checkpoint with an average, a recipe, pictures, an evaluation."""
+    """A finished run: a checkpoint with an average, a recipe, images, an evaluation."""
     from diffzoo.images import save_image
 
     folder = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""From a name to pictures: classes by name, seeds, guidance in the weights' own formula, latents, PNG records."""
+"""From a name to images: classes by name, seeds, guidance in the weights' own formula, latents, PNG records."""
 
 import json
 import sys
@@ -78,24 +78,24 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# -- pictures
+# -- images
 
 
-def test_pictures_are_those_of_the_parts_put_together(pixels: Path) -> None:
+def test_images_are_those_of_the_parts_put_together(pixels: Path) -> None:
     pipe = pipeline(pixels, "cpu")
-    pictures = pipe(["hound", 7], seeds=[3, 4, 9], guidance=1.5, steps=5)
+    images = pipe(["hound", 7], seeds=[3, 4, 9], guidance=1.5, steps=5)
     denoise = ClassifierFree(Denoiser(pipe.network, pipe.process), 1.5, "cond")
     cond = Condition(label=torch.tensor([1, 1, 1, 7, 7, 7]))
     expected = to_uint8(sample(denoise, DDIM(steps=5), (3, 8, 8), [3, 4, 9, 3, 4, 9], cond))
-    assert pictures.pixels.dtype == np.uint8
-    assert pictures.pixels.shape == (6, 8, 8, 3)
-    assert np.array_equal(pictures.pixels, expected.permute(0, 2, 3, 1).numpy())
-    assert pictures.labels == ["dog"] * 3 + ["thing 5"] * 3
-    assert np.array_equal(np.asarray(pictures.pil()[2]), pictures[2])
-    assert len({p.tobytes() for p in pictures.pixels}) == 6
+    assert images.pixels.dtype == np.uint8
+    assert images.pixels.shape == (6, 8, 8, 3)
+    assert np.array_equal(images.pixels, expected.permute(0, 2, 3, 1).numpy())
+    assert images.labels == ["dog"] * 3 + ["thing 5"] * 3
+    assert np.array_equal(np.asarray(images.pil()[2]), images[2])
+    assert len({p.tobytes() for p in images.pixels}) == 6
 
 
-def test_a_picture_does_not_depend_on_the_others(pixels: Path) -> None:
+def test_an_image_does_not_depend_on_the_others(pixels: Path) -> None:
     pipe = pipeline(pixels, "cpu")
     every = pipe([0, 1, 2], seeds=range(4), steps=3).pixels
     assert np.array_equal(pipe(1, seeds=[2], steps=3).pixels[0], every[6])
@@ -216,12 +216,12 @@ def latent_model(folder: Path, vae: Path) -> Path:
 def test_latents_go_through_the_autoencoder_of_the_weights(vae: Path, tmp_path: Path) -> None:
     pipe = pipeline(latent_model(tmp_path, vae), "cpu")
     assert isinstance(pipe.generator.autoencoder, KLAutoencoder)
-    pictures = pipe([2], seeds=[0, 1], steps=3)
+    images = pipe([2], seeds=[0, 1], steps=3)
     cond = Condition(label=torch.tensor([2, 2]))
     latents = sample(Denoiser(pipe.network, pipe.process), DDIM(steps=3), (4, 16, 16), [0, 1], cond)
     expected = to_uint8(KLAutoencoder(str(vae), 0.18215).decode(latents)).permute(0, 2, 3, 1).numpy()
-    assert pictures.pixels.shape == (2, 128, 128, 3)
-    assert np.array_equal(pictures.pixels, expected)
+    assert images.pixels.shape == (2, 128, 128, 3)
+    assert np.array_equal(images.pixels, expected)
 
 
 def test_a_missing_extra_is_named(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,13 +280,13 @@ def test_captions_are_drawn_and_guided_away_from_the_empty_one(tmp_path: Path) -
         guidance={"formula": COND, "scale": 1.0},
     )
     pipe = pipeline(tmp_path, "cpu", text_encoder=Words())
-    pictures = pipe(["a cat", "a longer caption"], seeds=[1, 2], steps=3)
+    images = pipe(["a cat", "a longer caption"], seeds=[1, 2], steps=3)
     text, mask = Words().encode(["a cat", "a cat", "a longer caption", "a longer caption"])
     null = Condition(text=Words().null(1)[0], text_mask=Words().null(1)[1])
     denoise = ClassifierFree(Denoiser(pipe.network, pipe.process), 1.0, "cond", null=null)
     expected = sample(denoise, DDIM(steps=3), (3, 8, 8), [1, 2, 1, 2], Condition(text=text, text_mask=mask))
-    assert np.array_equal(pictures.pixels, to_uint8(expected).permute(0, 2, 3, 1).numpy())
-    assert pictures.labels[2] == "a longer caption"
+    assert np.array_equal(images.pixels, to_uint8(expected).permute(0, 2, 3, 1).numpy())
+    assert images.labels[2] == "a longer caption"
     with pytest.raises(UserError, match="do not say through which text encoder"):
         pipeline(tmp_path, "cpu")(["a cat"])
 
@@ -295,11 +295,11 @@ def test_captions_are_drawn_and_guided_away_from_the_empty_one(tmp_path: Path) -
 
 
 def test_every_png_says_how_it_was_made(pixels: Path, tmp_path: Path) -> None:
-    pictures = pipeline(pixels, "cpu")(["hound", 7], seeds=[3, 4], guidance=1.5, steps=5)
-    paths = pictures.save_png(tmp_path / "out")
+    images = pipeline(pixels, "cpu")(["hound", 7], seeds=[3, 4], guidance=1.5, steps=5)
+    paths = images.save_png(tmp_path / "out")
     assert [p.name for p in paths] == ["dog_seed3.png", "dog_seed4.png", "thing_5_seed3.png", "thing_5_seed4.png"]
     with Image.open(paths[1]) as image:
-        assert np.array_equal(np.asarray(image), pictures[1])
+        assert np.array_equal(np.asarray(image), images[1])
         record = json.loads(image.text["diffzoo"])  # type: ignore[attr-defined]
     assert record["seed"] == 4
     assert (record["drawn"], record["class_id"]) == ("dog", 1)
@@ -313,10 +313,10 @@ def test_every_png_says_how_it_was_made(pixels: Path, tmp_path: Path) -> None:
 def test_records_say_the_precision_and_which_of_two_classes_of_one_name(pixels: Path, unconditional: Path) -> None:
     pipe = pipeline(pixels, "cpu")
     pipe.published.__dict__["classes"] = Classes(10, ("crane", "heron", "crane", *NAMES[3:]))
-    pictures = pipe([0, 2], seeds=[5, 6], steps=1, precision="bf16")
-    assert pictures.labels == ["crane"] * 4
-    assert [(r["class_id"], r["seed"]) for r in pictures.records] == [(0, 5), (0, 6), (2, 5), (2, 6)]
-    assert {r["dtype"] for r in pictures.records} == {"bfloat16"}
+    images = pipe([0, 2], seeds=[5, 6], steps=1, precision="bf16")
+    assert images.labels == ["crane"] * 4
+    assert [(r["class_id"], r["seed"]) for r in images.records] == [(0, 5), (0, 6), (2, 5), (2, 6)]
+    assert {r["dtype"] for r in images.records} == {"bfloat16"}
     assert "class_id" not in pipeline(unconditional, "cpu")(seeds=[0], steps=1).records[0]
 
 
@@ -333,7 +333,7 @@ LONG = "a photograph of a harbour in the early morning with many small boats"
         (["e\u0301tang", "\xe9tang"], ["\xe9tang_seed0", "\xe9tang_seed0_2"]),
     ],
 )
-def test_every_picture_has_a_file_of_its_own(labels: list[str], names: list[str], tmp_path: Path) -> None:
+def test_every_image_has_a_file_of_its_own(labels: list[str], names: list[str], tmp_path: Path) -> None:
     pixels = np.arange(len(labels), dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     records = [{"seed": 0, "drawn": label} for label in labels]
     paths = Samples(pixels, labels, records, 1).save_png(tmp_path)
@@ -362,8 +362,8 @@ def test_letters_that_the_file_system_cannot_write_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsencode", lambda name: str(name).encode("ascii"))
-    pictures = Samples(np.zeros((2, 1, 1, 3), np.uint8), ["猫 2", "犬 2"], [{"seed": 0}] * 2, 1)
-    assert [path.name for path in pictures.save_png(tmp_path)] == ["2_seed0.png", "2_seed0_2.png"]
+    images = Samples(np.zeros((2, 1, 1, 3), np.uint8), ["猫 2", "犬 2"], [{"seed": 0}] * 2, 1)
+    assert [path.name for path in images.save_png(tmp_path)] == ["2_seed0.png", "2_seed0_2.png"]
 
 
 @pytest.mark.parametrize(
@@ -387,16 +387,16 @@ def test_the_command_writes_a_grid_with_a_row_per_class(
     assert main([*args, "--out", str(grid), "--dir", str(folder), "--npz", str(tmp_path / "all.npz"), "--device", "cpu",
                  "--quiet"]) == 0  # fmt: skip
     assert "6 images, rows: dog, thing 5" in capsys.readouterr().out
-    pictures = pipeline(pixels, "cpu")(["hound", 7], seeds=range(3), steps=3, guidance=0.3)
+    images = pipeline(pixels, "cpu")(["hound", 7], seeds=range(3), steps=3, guidance=0.3)
     with Image.open(grid) as image:
         drawn = np.asarray(image)
         assert len(json.loads(image.text["diffzoo"])) == 6  # type: ignore[attr-defined]
     assert drawn.shape == (2 * (34 + 2 * LINE) + 2, 3 * 34 + 2, 3)
-    assert np.array_equal(drawn[36 + 2 * LINE : 68 + 2 * LINE : 4, 70:102:4], pictures[5])
+    assert np.array_equal(drawn[36 + 2 * LINE : 68 + 2 * LINE : 4, 70:102:4], images[5])
     assert sorted(p.name for p in tmp_path.joinpath("new").iterdir()) == ["grid.png"]
     assert len(list(folder.iterdir())) == 6
     with np.load(tmp_path / "all.npz") as archive:  # as the evaluator of ADM reads it
-        assert np.array_equal(archive["arr_0"], pictures.pixels)
+        assert np.array_equal(archive["arr_0"], images.pixels)
         assert archive["arr_1"].tolist() == [1, 1, 1, 7, 7, 7]
     assert main([*args, "--out", str(grid), "--dir", str(folder), "--device", "cpu", "--quiet"]) == 2
     assert "holds images already" in capsys.readouterr().err

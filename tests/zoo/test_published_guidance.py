@@ -107,10 +107,10 @@ def test_decay_and_interval_on_the_command_line(served: Callable[..., None], tmp
         ([], None),
     ):
         assert main([*options, *flags, "--dir", str(tmp_path / str(flags)), "--out", str(tmp_path / "x.png")]) == 0
-        with Image.open(tmp_path / str(flags) / "thing_1_seed4.png") as picture:
+        with Image.open(tmp_path / str(flags) / "thing_1_seed4.png") as image:
             want: Any = pipe([3], seeds=[4], guidance=guidance)
-            assert np.array_equal(np.asarray(picture), want.pixels[0])
-            record = json.loads(picture.text["diffzoo"])  # type: ignore[attr-defined]
+            assert np.array_equal(np.asarray(image), want.pixels[0])
+            record = json.loads(image.text["diffzoo"])  # type: ignore[attr-defined]
         assert from_plain(Guidance, record["guidance"]) == from_plain(
             Guidance, {"formula": COND, "scale": 2.0, **(guidance or {})}
         )

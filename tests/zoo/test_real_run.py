@@ -89,8 +89,8 @@ def test_a_snapshot_of_a_run_takes_its_metadata_from_the_newest_checkpoint(run: 
 def test_sample_draws_from_the_run(run: Path, tmp_path: Path) -> None:
     options = ["--seeds", "0-1", "--classes", "Flags", "7", "--device", "cpu", "--quiet"]
     assert main(["sample", str(run), *options, "--out", str(tmp_path / "grid.png")]) == 0
-    with Image.open(tmp_path / "grid.png") as picture:
-        record = json.loads(picture.text["diffzoo"])[0]  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "grid.png") as image:
+        record = json.loads(image.text["diffzoo"])[0]  # type: ignore[attr-defined]
     assert record["sampler"]["steps"] == 3  # that of the recipe
     assert record["weights"]["weights"] == "ema_0.5"
     assert pipeline(run, "cpu")("Flags", seeds=[0]).records[0]["drawn"] == "Flags"

@@ -22,7 +22,7 @@ from diffzoo.zoo.verify import verify
 NAME = "simple_uvit_xs_32.emoji"
 TEXT = "simple_uvit_t2i_xs_64.emoji"
 FILE = Path(diffzoo.__file__).parent / "weights" / f"{NAME}.safetensors"
-# of red, green and blue over the pictures of `test_samples_are_reproducible`, recorded once
+# of red, green and blue over the images of `test_samples_are_reproducible`, recorded once
 MEANS = np.array([[235.5, 223.9, 175.7], [239.0, 231.7, 210.3], [161.6, 126.0, 93.9], [172.2, 129.1, 113.2]])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation.stand_ins import picture, reference
+from evaluation.stand_ins import reference, smooth_images
 from PIL import Image
 
 from diffzoo.errors import UserError
@@ -26,7 +26,7 @@ def test_rounding_and_truncation() -> None:
 
 
 def test_npz_is_what_numpy_reads_and_streams_back(tmp_path: Path) -> None:
-    pixels, labels = to_uint8(picture(range(23))), torch.arange(23)
+    pixels, labels = to_uint8(smooth_images(range(23))), torch.arange(23)
     path = write_npz(tmp_path / "x.npz", pixels.split(5), 23, labels)
     with np.load(path) as archive:
         assert np.array_equal(archive["arr_0"], pixels.permute(0, 2, 3, 1).numpy())
@@ -38,7 +38,7 @@ def test_npz_is_what_numpy_reads_and_streams_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_files_that_numpy_wrote_are_read(tmp_path: Path, save: object) -> None:
-    pixels = to_uint8(picture(range(9))).permute(0, 2, 3, 1).numpy()
+    pixels = to_uint8(smooth_images(range(9))).permute(0, 2, 3, 1).numpy()
     save(tmp_path / "x.npz", pixels)
     assert np.array_equal(NpzImages(str(tmp_path / "x.npz")).images(4, 3).permute(0, 2, 3, 1).numpy(), pixels[4:7])
 
@@ -46,7 +46,7 @@ def test_files_that_numpy_wrote_are_read(tmp_path: Path, save: object) -> None:
 def test_a_stored_file_is_not_read_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
-    pixels = to_uint8(picture(range(40)))
+    pixels = to_uint8(smooth_images(range(40)))
     path = write_npz(tmp_path / "x.npz", [pixels], 40, torch.arange(40))
     images = NpzImages(str(path))
     assert len(images) == 40  # the header has been read
@@ -54,15 +54,15 @@ def test_a_stored_file_is_not_read_from_its_start(tmp_path: Path, monkeypatch: p
     assert torch.equal(images.images(33, 7), pixels[33:])
 
 
-def test_a_file_that_is_cut_off_is_no_picture_file(tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "x.npz", [to_uint8(picture(range(40)))], 40)
+def test_a_file_that_is_cut_off_is_no_image_file(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "x.npz", [to_uint8(smooth_images(range(40)))], 40)
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(UserError, match="holds no images"):
         len(NpzImages(str(path)))
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
-    pixels = to_uint8(picture(range(4)))
+    pixels = to_uint8(smooth_images(range(4)))
     for i, name in enumerate(("b/2.png", "a/9.png", "a/1.png", "c.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels[i].permute(1, 2, 0).numpy()).save(tmp_path / name)
@@ -72,7 +72,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
 
 def test_a_reference_holds_statistics_of_all_and_some_images(tmp_path: Path) -> None:
     network = load_features("random-conv")
-    pixels = to_uint8(picture(range(70)))
+    pixels = to_uint8(smooth_images(range(70)))
     batches = [{"image": part, "label": torch.arange(len(part))} for part in pixels.split(16)]
     ref = make_reference(batches, [network], tmp_path / "r.npz", keep=40)
     layers = extract(network, pixels)
@@ -105,13 +105,13 @@ def test_an_adm_file_is_a_reference(tmp_path: Path) -> None:
 
 def test_statistics_are_made_from_images_where_the_file_has_none(tmp_path: Path) -> None:
     network = load_features("random-conv")
-    pixels = to_uint8(picture(range(30)))
+    pixels = to_uint8(smooth_images(range(30)))
     ref = Reference.open(write_npz(tmp_path / "x.npz", [pixels], 30))
     torch.testing.assert_close(ref.statistics(network, "pool")[0], Moments.of(extract(network, pixels)["pool"]).mean)
 
 
 def test_planted_copies_are_found(tmp_path: Path) -> None:
-    training, samples = to_uint8(picture(range(200))), to_uint8(picture(range(500, 540)))
+    training, samples = to_uint8(smooth_images(range(200))), to_uint8(smooth_images(range(500, 540)))
     samples[7], samples[21] = training[3], training[150]
     files = [NpzImages(str(write_npz(tmp_path / f"{i}.npz", [p], len(p)))) for i, p in enumerate((samples, training))]
     found = report(*files, "random-conv", tmp_path / "report", pairs=5)
@@ -128,7 +128,7 @@ def test_planted_copies_are_found(tmp_path: Path) -> None:
 
 
 def test_copies_are_looked_for_in_a_folder_too(tmp_path: Path) -> None:
-    training = to_uint8(picture(range(30)))
+    training = to_uint8(smooth_images(range(30)))
     (tmp_path / "training").mkdir()
     for i, pixels in enumerate(training):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "training" / f"{i:03d}.png")
@@ -136,6 +136,6 @@ def test_copies_are_looked_for_in_a_folder_too(tmp_path: Path) -> None:
     found = report(samples, FolderImages(str(tmp_path / "training")), "random-conv", tmp_path / "report")
     assert dict(zip(found.sample, found.training, strict=True)) == {0: 11, 1: 29}
     assert found.suspicious == 2
-    other = NpzImages(str(write_npz(tmp_path / "o.npz", [to_uint8(picture(range(3), 8))], 3)))
+    other = NpzImages(str(write_npz(tmp_path / "o.npz", [to_uint8(smooth_images(range(3), 8))], 3)))
     with pytest.raises(UserError, match="use equal sizes"):
         report(other, samples, "random-conv", tmp_path / "report")

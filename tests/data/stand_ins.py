@@ -15,8 +15,8 @@ from diffzoo.data.base import ImageDataModule
 from diffzoo.data.tables import Columns, TableSource
 
 
-def picture(i: int, size: tuple[int, int] = (20, 14), kind: str = "PNG") -> bytes:
-    """A random picture that is a function of i."""
+def image_bytes(i: int, size: tuple[int, int] = (20, 14), kind: str = "PNG") -> bytes:
+    """A random image that is a function of i."""
     pixels = np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind)
@@ -40,7 +40,7 @@ def rows(first: int, count: int) -> list[dict]:
     """Rows first … first + count - 1."""
     return [
         {
-            "image": {"bytes": picture(i), "path": None},
+            "image": {"bytes": image_bytes(i), "path": None},
             "label": i % 3,
             "captions": [f"{i} a", f"{i} b", f"{i} c"][: 1 + i % 3],
             "row": i,
