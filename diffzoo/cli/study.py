@@ -4,6 +4,8 @@
 """
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from diffzoo.errors import UserError, did_you_mean
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         print(shown(found, len(study.seeds)))
         return 0
     wanted = [job for job in jobs if not args.only or job.arm in args.only]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # run_jobs ends its runs
     run_jobs(wanted, args.processes, lambda line: print(line, flush=True))
     print(write_report(study, jobs, out))
     print(f"table, plots and JSON are in {out}")

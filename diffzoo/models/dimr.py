@@ -102,7 +102,7 @@ class DiMRConfig(Config):
     Args:
         image_size: the usual input; every other that the stages divide works too. One that fits into the position
             tables reads their upper left corner, as in the reference; for any other they are resampled.
-        stages: coarse to fine.
+        stages: coarse to fine. A stage predicts one value per cell, so that the last one has a cell for every pixel.
         norm: of the blocks, one of `diffzoo.nn.time_dependent.NORMS`; between stages it is always "td_ln".
         positions: "learned" tables, or "axial_rope" with query-key norm in the transformer stages.
         detach_features: stop the gradient between stages.

@@ -77,14 +77,15 @@ def denoising_loss(
     Args:
         process: what the outputs mean.
         weighting: which noise levels matter.
-        outputs: the network's `training_outputs`, coarse to fine, each `(b, c, h/r, w/r)`.
+        outputs: the network's `training_outputs`, coarse to fine, each `(b, c, h/r, w/r)`, the last one with r = 1.
         x, eps: clean data and the noise that was added, `(b, c, h, w)`.
         t: times, `(b,)`.
         resolutions: the set of s in (2), in pixels; None for the plain loss. One output only.
         coefficients: weight of each output; default 1 / r^2.
 
     Raises:
-        UserError: for resolutions that do not divide the image, or together with several outputs.
+        UserError: for resolutions that do not divide the image, or together with several outputs; for a last output
+            that is smaller than the image.
     """
     target = process.target(x, eps, t)
     factor = process.eps_error_factor(t)
@@ -97,6 +98,9 @@ def denoising_loss(
         loss = torch.stack([_pooled(error, s) / s for s in resolutions]).sum(0)
     else:
         ratios = [_ratio(target, out) for out in outputs]
+        if ratios[-1] != 1:
+            shapes = f"{tuple(outputs[-1].shape)}, its input {tuple(target.shape)}"
+            raise UserError(f"the network's last output has shape {shapes}: it would train and could not sample")
         weights = [1 / r**2 for r in ratios] if coefficients is None else coefficients
         if len(weights) != len(outputs):
             raise UserError(f"expected {len(outputs)} loss coefficients, one per output, got {len(weights)}")

@@ -121,11 +121,12 @@ def run_jobs(jobs: Sequence[Job], processes: int, say: Say) -> None:
     running: set[subprocess.Popen[str]] = set()
     for job in jobs:
         (job.folder / "failed.txt").unlink(missing_ok=True)
+    pool = ThreadPoolExecutor(processes)
     try:
-        with ThreadPoolExecutor(processes) as pool:
-            for future in [pool.submit(_run, job, processes, running, say) for job in jobs]:
-                future.result()
-    finally:
+        for future in [pool.submit(_run, job, processes, running, say) for job in jobs]:
+            future.result()
+    finally:  # what has not begun does not begin; nothing is left of either when nothing was interrupted
+        pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
             process.terminate()
 

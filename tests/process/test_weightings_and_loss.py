@@ -215,6 +215,7 @@ def test_misfits_are_named() -> None:
         ([out], {"coefficients": (1.0, 2.0)}, "expected 1 loss coefficients"),
         ([out[..., :7, :7]], {}, r"\(5, 3, 7, 7\) does not fit"),
         ([out[:, :2]], {}, r"\(5, 2, 16, 16\) does not fit"),
+        ([out[..., ::2, ::2]], {}, r"\(5, 3, 8, 8\), its input \(5, 3, 16, 16\)"),
     ]:
         h = bad[0].shape[2] if "resolutions" in arguments else 16
         with pytest.raises(ValueError, match=words):

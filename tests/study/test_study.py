@@ -16,7 +16,7 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.runs import Launch, launch
 from diffzoo.study.report import compare_arms, judge
-from diffzoo.study.runner import Job, Measured, _child, set_aside
+from diffzoo.study.runner import Job, Measured, _child, run_jobs, set_aside
 from diffzoo.study.spec import Budget, Claim, Evaluate, read_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
@@ -112,6 +112,22 @@ def test_a_run_stays_where_only_its_evaluation_changes(tmp_path: Path, change: d
     set_aside(replace(job, **change))
     assert (tmp_path / "run").is_dir() == stays
     assert (tmp_path / "eval").is_dir() == (not change)
+
+
+def test_an_interrupted_study_begins_no_further_run(tmp_path: Path) -> None:
+    begun = []
+
+    def say(line: str) -> None:
+        begun.append(line)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        raise UserError("ended with its parent")
+
+    jobs = [Job("arm", seed, tmp_path / str(seed), ("-c", "base"), 3, None) for seed in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 1, say)
+    time.sleep(1)
+    assert len(begun) == 1
 
 
 @pytest.mark.slow
