@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from diffzoo.data.bad_images import note_bad
 from diffzoo.data.batches import BatchMaker, RawBatch, Transform
 from diffzoo.data.order import Layout, Order
@@ -146,6 +148,8 @@ class ImageDataModule(PositionedData):
     def prepare_data(self) -> None:
         """Read and cache the index of the source, on one process before the others need it."""
         _ = self.train_source, self.val_source
+        if self.train_source.class_names and not self.train_source.remote:
+            _warn_of_empty_classes(self.train_source)
 
     def train_dataloader(self) -> "TrainBatches":
         """Batches from the present position on; see `TrainBatches`."""
@@ -264,6 +268,20 @@ class TrainBatches:
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Nothing to restore."""
+
+
+def _warn_of_empty_classes(source: Source) -> None:
+    """Say which classes have no row, and if a row has no class, before training meets it."""
+    try:
+        labels = source.labels()
+    except UserError as error:
+        warnings.warn(str(error))
+        return
+    rows = np.bincount(labels, minlength=len(source.class_names)) if labels is not None else np.ones(1)
+    empty = [str(source.class_names[int(c)]) for c in np.flatnonzero(rows == 0)]
+    if empty:
+        first = ", ".join(empty[:8]) + ", ..." * (len(empty) > 8)
+        warnings.warn(f"{len(empty)} of {len(rows)} classes of {source.name} are without a row to train on: {first}")
 
 
 def _warn_of_copies(source: Source, processes: int, window: int) -> None:

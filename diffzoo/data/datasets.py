@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.folders import ImageFiles
-from diffzoo.data.metadata import AUTO, CAPTION_COLUMNS, LABEL_COLUMNS, pick
-from diffzoo.data.parquet import ArrowFiles, ParquetFiles
+from diffzoo.data.metadata import AUTO, CAPTION_COLUMNS, LABEL_COLUMNS
 from diffzoo.data.remote import hub_file_of, revision_of
-from diffzoo.data.resolve import Resolved, download, downloaded, resolve
+from diffzoo.data.resolve import Resolved, download, downloaded, resolve, split_of
 from diffzoo.data.sources import Source, SubSource, held_out
 from diffzoo.data.tables import Columns, TableSource
 from diffzoo.data.tar import FOLDER, TarSource
@@ -19,8 +18,6 @@ from diffzoo.errors import UserError
 from diffzoo.sizes import Size
 
 __all__ = ["Cifar10", "Coco", "HFDataset", "ImageFolder", "ImageNet"]
-
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 
 
 class HFDataset(ImageDataModule):
@@ -76,9 +73,10 @@ class HFDataset(ImageDataModule):
     def decision(self) -> str:
         """How the place was read, in words."""
         source, held_out = self.train_source, self._held_out()
+        labels = f"{source.labels_from} ({_in_short(source.class_names)})" if source.class_names else "none"
         rest = f"{self.reading.val_fraction:g} of the rows" if self.reading.val_fraction else "nothing"
         return (
-            f"{self.resolved}; labels: {source.labels_from or 'none'}; captions: {source.captions_from or 'none'}; "
+            f"{self.resolved}; labels: {labels}; captions: {source.captions_from or 'none'}; "
             f"held out: {held_out or rest}"
         )
 
@@ -139,7 +137,8 @@ class HFDataset(ImageDataModule):
         files = files if self.reading.streaming else download(files)
         if place.kind == "tar":
             return self._tar(files, label, names, shared)
-        return self._table(files, where or {}, label, like, shared)
+        columns = Columns(self.columns["image"] or AUTO, label, self.columns["caption"], where or {})
+        return TableSource(files, columns, class_names=self._class_names, like=like, stated=place.class_names, **shared)
 
     def _image_files(self, place: Resolved, split: str, label: str | None, names: Sequence[str] | None) -> ImageFiles:
         if self.columns["image"] != AUTO:
@@ -161,35 +160,23 @@ class HFDataset(ImageDataModule):
             place.licence,
         )
 
-    def _table(
-        self,
-        files: list[str],
-        where: Mapping[str, object],
-        label: str | None,
-        like: Sequence[str] | None,
-        shared: dict[str, Any],
-    ) -> TableSource:
-        known = (
-            list(ArrowFiles(files).schema.names) if files[0].endswith(".arrow") else ParquetFiles.columns_of(files[0])
-        )
-        columns = Columns(
-            pick(self.columns["image"], IMAGE_COLUMNS, known) or "image",
-            pick(label, LABEL_COLUMNS, known),
-            pick(self.columns["caption"], CAPTION_COLUMNS, known),
-            where,
-        )
-        names = self._class_names or self.resolved.class_names.get(columns.label or "")
-        return TableSource(files, columns, class_names=names, like=like, **shared)
-
     def _tar(
         self, files: list[str], label: str | None, class_names: Sequence[str] | None, shared: dict[str, Any]
     ) -> TarSource:
-        first = TarSource(files[:1], self.source, revision=shared["revision"])
+        image = None if self.columns["image"] == AUTO else self.columns["image"]
+        with warnings.catch_warnings(action="ignore"):
+            first = TarSource(files[:1], self.source, image, revision=shared["revision"])
         chosen = first.pick(label, LABEL_COLUMNS)
+        folders = first.folders() if label == AUTO and chosen is None else []
+        if folders and all(map(split_of, folders)):
+            raise UserError(
+                f"{self.source} holds the splits {', '.join(folders)}: unpack it, or give a tar file of each, such as "
+                "train.tar and val.tar"
+            )
         return TarSource(
             files,
-            image=first.pick(self.columns["image"], ()),
-            label=FOLDER if label == AUTO and chosen is None and first.folders() else chosen,
+            image=image,
+            label=FOLDER if folders else chosen,
             caption=first.pick(self.columns["caption"], CAPTION_COLUMNS),
             class_names=class_names,
             **shared,
@@ -220,6 +207,11 @@ class HFDataset(ImageDataModule):
         if state_dict.get("random_access") and not source.random_access:
             source.random_access = True  # its order jumps over all rows, which must not all be held
             warnings.warn(f"{self.source} is read row by row, as its checkpoint was: streaming: false is faster")
+
+
+def _in_short(names: Sequence[str]) -> str:
+    """How many classes there are, and the names of the first."""
+    return f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
 
 
 class ImageFolder(HFDataset):

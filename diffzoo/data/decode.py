@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from diffzoo.data.tiff import ALPHA, BITS, EXTRA, PHOTOMETRIC, SAMPLES, is_tiff, read_bands, tiff_tags
 from diffzoo.files import HEAD, kind_of
 
-__all__ = ["Bands", "ValueRange", "decode", "decode_bands", "load", "range_of"]
+__all__ = ["Bands", "ValueRange", "decode", "decode_bands", "has_more_frames", "load", "range_of"]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 ValueRange = tuple[float, float]
@@ -32,6 +32,7 @@ class Bands:
     values: `(h, w, channels)`.
     stated: what becomes 0 and 255, where the file says so.
     alpha:  whether the last channel is opacity.
+    negative: whether low values are bright.
     colour: whether the first three are red, green and blue.
     """
 
@@ -39,6 +40,7 @@ class Bands:
     stated: ValueRange | None = None
     alpha: bool = False
     colour: bool = False
+    negative: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,6 +65,8 @@ class Bands:
         low, high = value_range or self.stated or range_of(*self.extremes())
         finite = np.nan_to_num(self.values.astype(np.float64), nan=low, posinf=high, neginf=low)
         scaled = (finite - low) * (255 / ((high - low) or 1))
+        if self.negative:
+            scaled = 255 - scaled
         if self.alpha:
             kind = self.values.dtype
             scaled[..., -1] = self.values[..., -1] * (255 / (np.iinfo(kind).max if kind.kind in "ui" else 1))
@@ -119,14 +123,21 @@ def load(data: bytes, draft: int | None = None) -> Image.Image | Bands:
     if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # reading tags that are not there takes its time
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _DEEP:
-        return Bands(np.asarray(image)[..., None], _stated(getattr(image, "tag_v2", {})))
+        tags = getattr(image, "tag_v2", {})
+        return Bands(np.asarray(image)[..., None], _stated(tags), negative=tags.get(PHOTOMETRIC) == 0)
     return image
+
+
+def has_more_frames(data: bytes) -> bool:
+    """Whether a file holds more than the frame or page that is read. Second images in JPEG files are no frames."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format != "MPO" and getattr(image, "is_animated", False)
 
 
 def _array(data: bytes) -> Bands:
     array = np.load(io.BytesIO(data), allow_pickle=False)
-    if array.ndim not in (2, 3):
-        raise ValueError(f"an array of {array.ndim} dimensions is no image")
+    if array.ndim not in (2, 3) or array.dtype.kind not in "buif":
+        raise ValueError(f"an array of {array.ndim} dimensions of {array.dtype} is no image")
     array = array[..., None] if array.ndim == 2 else array
     return Bands(array.transpose(1, 2, 0) if array.shape[0] < min(array.shape[1:]) else array)
 

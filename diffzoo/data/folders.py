@@ -10,7 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from diffzoo.data.metadata import AUTO, METADATA, PREFIX, Annotations, is_metadata, names_images, prefix_of, text_lines
+from diffzoo.data.metadata import (
+    AUTO,
+    CAPTION_COLUMNS,
+    LABEL_COLUMNS,
+    METADATA,
+    PREFIX,
+    Annotations,
+    is_metadata,
+    json_fields,
+    names_images,
+    prefix_of,
+    text_lines,
+)
 from diffzoo.data.remote import file_system, retried
 from diffzoo.data.sources import Indices, LazyRows, Record, Source, label_array, rows_hash
 from diffzoo.errors import UserError
@@ -25,7 +37,8 @@ class Listing:
 
     root:   folder, URL of a repository, or `zip://::` and a file.
     images: in order.
-    texts:  text files.
+    texts:  text files of the same name beside images.
+    fields: JSON files of the same name beside images.
     tables: metadata files; those above the root begin with "../".
     folder: the name of the root in the place that it is a split of, such as "train"; "" for the whole place.
     below:  the folder in which class folders lie, such as "train/"; "" for the root.
@@ -36,6 +49,7 @@ class Listing:
     root: str
     images: Sequence[str]
     texts: frozenset[str] = frozenset()
+    fields: frozenset[str] = frozenset()
     tables: Sequence[str] = ()
     folder: str = ""
     below: str = ""
@@ -51,9 +65,12 @@ class Listing:
         images = sorted(p for s, found in by_suffix.items() if s in SUFFIXES for p in found)
         tables = [path for path in paths if posixpath.basename(path) in METADATA]
         images = images or sorted(by_suffix.get(".npy", []))
-        texts = frozenset(by_suffix.get(".txt", [])) & {posixpath.splitext(image)[0] + ".txt" for image in images}
-        unread = sorted({*paths} - {*images, *texts, *tables})
-        return cls(root, images, texts, sorted(tables), broken=broken, unread=unread)
+        texts, fields = (
+            frozenset(by_suffix.get(suffix, [])) & {posixpath.splitext(image)[0] + suffix for image in images}
+            for suffix in (".txt", ".json")
+        )
+        unread = sorted({*paths} - {*images, *texts, *fields, *tables})
+        return cls(root, images, texts, fields, sorted(tables), broken=broken, unread=unread)
 
     def split(self, folder: str) -> "Listing":
         """The listing of one folder in it, with the metadata above."""
@@ -64,6 +81,7 @@ class Listing:
             root,
             [i.removeprefix(inside) for i in self.images if i.startswith(inside)],
             frozenset(t.removeprefix(inside) for t in self.texts if t.startswith(inside)),
+            frozenset(f.removeprefix(inside) for f in self.fields if f.startswith(inside)),
             [*above, *(t.removeprefix(inside) for t in self.tables if t.startswith(inside))],
             folder,
             broken=[b.removeprefix(inside) for b in self.broken if b.startswith(inside)],
@@ -117,8 +135,8 @@ class ImageFiles(Source):
     """Single image files; their folders are their classes, unless metadata files state labels.
 
     A text file of the same name beside an image (`cat.txt` beside `cat.jpg`) holds its captions, one per line. Labels
-    and captions may also come from `metadata.jsonl`, `.csv` or `.parquet`, as in Hugging Face's `imagefolder`, or from
-    the `dataset.json` of EDM's tools; see `Annotations`.
+    and captions may also be fields of a JSON file beside it (`cat.json`), or come from `metadata.jsonl`, `.csv` or
+    `.parquet`, as in Hugging Face's `imagefolder`, or from the `dataset.json` of EDM's tools; see `Annotations`.
 
     Args:
         listing: the files.
@@ -165,17 +183,18 @@ class ImageFiles(Source):
         beside = any(posixpath.splitext(i)[0] + ".txt" in listing.texts for i in listing.images)
         if label == PREFIX:
             label = "label"
+        fields = {} if metadata else self._fields(listing, {label, caption})
         self._notes = notes = Annotations(
-            listing.images, metadata, folders, beside, name, label, caption, class_names, listing.folder
+            listing.images, metadata, folders, beside, fields, name, label, caption, class_names, listing.folder
         )
         self.files, self._texts = notes.files, listing.texts
         self.class_names, self.has_captions = notes.class_names, notes.has_captions
         self.block_sizes = np.array([len(self.files)], dtype=np.int64)
-        column = f"the column {notes.label_column} of {', '.join(metadata)}"
-        self.labels_from = "" if notes.labels is None else self._labels_from if folders else column
-        self.captions_from = "text files beside the images" if notes.beside else ""
-        if notes.captions is not None:
-            self.captions_from = f"the column {notes.caption_column} of {', '.join(metadata)}"
+        told = f"the column {{}} of {', '.join(metadata)}" if metadata else "the field {} of the files .json"
+        if notes.labels is not None:
+            self.labels_from = self._labels_from if notes.by_folder else told.format(notes.label_column)
+        if notes.has_captions:
+            self.captions_from = "text files beside the images" if notes.beside else told.format(notes.caption_column)
 
     def _classes_of(
         self, listing: Listing, label: str | None, classes: bool | None, known: Sequence[str]
@@ -198,6 +217,20 @@ class ImageFiles(Source):
             )
         self._labels_from = "the folders" + (f" in {listing.below}" if listing.below else "")
         return {image: listing.class_folder(image) for image in listing.images}
+
+    def _fields(self, listing: Listing, asked: set[str | None]) -> dict[str, dict[str, object]]:
+        """What the JSON file beside an image says in the usual and the asked fields, by the image."""
+        known = {*LABEL_COLUMNS, *CAPTION_COLUMNS, *asked}
+        found = {}
+        for image in listing.images:
+            if (path := posixpath.splitext(image)[0] + ".json") in listing.fields:
+                try:
+                    found[image] = {k: v for k, v in json_fields(self._read(path)).items() if k in known}
+                except ValueError as error:
+                    raise UserError(
+                        f"{path} of {self.name} is no JSON ({error}): repair it, or take it away"
+                    ) from error
+        return found
 
     def _read(self, path: str) -> bytes:
         """The bytes of a file."""

@@ -5,7 +5,7 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -17,6 +17,7 @@ Row = dict[str, object]  # the metadata of an image, by column
 
 AUTO = "auto"
 PREFIX = "prefix"  # as the label: the file name without its number
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences")
 TEXT_FIELDS = ("raw", "text", "caption", "sentence", "value")  # of captions that are structs
@@ -57,7 +58,7 @@ def label_of(value: object, where: str) -> str | int | None:
         UserError: it is a fraction, or neither.
     """
     if value is None or isinstance(value, str):
-        return value and (value.strip() or None)
+        return (value or "").strip() or None
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -143,23 +144,27 @@ class Classes:
 
 
 def caption_texts(value: object, where: str) -> tuple[str, ...]:
-    """The captions in one value of a column: a text, a struct with one, or a list of these; one "" where there is none.
+    """The captions in one value of a column: a text, a struct with captions, or a list of these; one "" where none is.
 
     Raises:
         UserError: it is anything else.
     """
-    values = value if isinstance(value, list | tuple) else [value]
-    return tuple(_caption(v, where) for v in values if v is not None) or ("",)
+    return tuple(_captions(value, where)) or ("",)
 
 
-def _caption(value: object, where: str) -> str:
+def _captions(value: object, where: str) -> Iterator[str]:
+    if value is None:
+        return
     if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        field = next((f for f in TEXT_FIELDS if isinstance(value.get(f), str)), None)
-        if field is not None:
-            return str(value[field])
-        value = f"a struct of {', '.join(map(str, value))}"
+        yield value
+        return
+    if isinstance(value, Mapping) and (fields := [value[f] for f in TEXT_FIELDS if f in value]):
+        value = [next((v for v in fields if v is not None), None)]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _captions(inner, where)
+        return
+    value = f"a struct of {', '.join(map(str, value))}" if isinstance(value, Mapping) else value
     raise UserError(
         f"{where} has captions that are no texts, such as {str(value)[:60]}: choose another caption column, or none to "
         "leave captions out"
@@ -179,6 +184,16 @@ def text_lines(data: bytes, name: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip()) or ("",)
 
 
+def json_fields(data: bytes) -> Row:
+    """The fields of a JSON file; none where it is no object.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    found = json.loads(data)
+    return found if isinstance(found, dict) else {}
+
+
 # ---- beside image files
 
 
@@ -193,6 +208,7 @@ class Annotations:
         metadata: content of each metadata file, by its path; ".." stands for `folder`'s own place.
         folders: class of each image by its folder or name; None: there are none.
         texts: whether there are text files beside images.
+        fields: of the JSON file beside an image, by the image.
         name: for messages.
         label, caption: which column; "auto" finds the usual names. Without metadata there are "label", the folder,
             and "txt", the text beside an image.
@@ -204,6 +220,7 @@ class Annotations:
         class_names: names of the classes; empty without labels.
         labels: class index of each row, or None where a row has none; None without labels.
         captions: texts of each row; None if they are not in metadata.
+        by_folder: whether labels are the classes of `folders`.
         beside: whether captions are the texts beside the images.
         label_column, caption_column: what was chosen.
 
@@ -217,6 +234,7 @@ class Annotations:
         metadata: Mapping[str, bytes],
         folders: Mapping[str, str] | None,
         texts: bool,
+        fields: Mapping[str, Row],
         name: str,
         label: str | None = AUTO,
         caption: str | None = AUTO,
@@ -224,23 +242,22 @@ class Annotations:
         folder: str = "",
     ):
         self.files = list(images)
-        rows: list[Row] = [{} for _ in self.files]
+        rows = [fields.get(file, {}) for file in self.files]
         if metadata:
             self.files, rows = _read_metadata(metadata, frozenset(images), name, folder)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         known = [*columns, *["label"] * (folders is not None), *["txt"] * texts]
-        self.label_column, self.caption_column = (
-            pick(label, LABEL_COLUMNS, known),
-            pick(caption, CAPTION_COLUMNS, known),
-        )
+        self.label_column = pick(label, LABEL_COLUMNS, known)
+        own = ["txt"] * (texts and not metadata)  # before the fields of a JSON file, as in WebDataset
+        self.caption_column = pick(caption, CAPTION_COLUMNS, own) or pick(caption, CAPTION_COLUMNS, known)
         for kind, column in (("label", self.label_column), ("caption", self.caption_column)):
             if column is not None and column not in known:
                 raise missing_column(kind, column, known, name)
         self.class_names: list[str] = []
         self.labels: list[int | None] | None = None
         if self.label_column is not None:
-            inner = self.label_column in columns or folders is None
-            values = [row.get(self.label_column) if inner else (folders or {})[file]
+            self.by_folder = self.label_column not in columns
+            values = [(folders or {})[file] if self.by_folder else row.get(self.label_column)
                       for file, row in zip(self.files, rows, strict=True)]  # fmt: skip
             classes = Classes.of(values, class_names, name)
             self.class_names, self.labels = classes.names, [classes.index(value) for value in values]
@@ -296,7 +313,7 @@ def _edm_labels(content: bytes) -> list[tuple[str, object]] | None:
 
 
 def _table(path: str, content: bytes) -> list[Row]:
-    """Rows of a metadata file. In CSV a column of whole numbers becomes numbers, an empty cell None."""
+    """Rows of a metadata file. In CSV a column of whole numbers, also 1.0, becomes numbers, an empty cell None."""
     if path.endswith(".parquet"):
         import pyarrow.parquet as pq
 
@@ -309,9 +326,9 @@ def _table(path: str, content: bytes) -> list[Row]:
     lines: list[Row] = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
     for column in lines[0] if lines else ():
         values = [row[column] or None for row in lines]
-        number = column != "file_name" and all(v is None or str(v).removeprefix("-").isdecimal() for v in values)
+        number = column != "file_name" and all(v is None or re.fullmatch(r"-?\d+(\.0*)?", str(v)) for v in values)
         for row, value in zip(lines, values, strict=True):
-            row[column] = int(str(value)) if number and value is not None else value
+            row[column] = int(str(value).partition(".")[0]) if number and value is not None else value
     return lines
 
 

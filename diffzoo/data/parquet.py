@@ -108,17 +108,6 @@ class ParquetFiles:
         """The Arrow schema, which is that of the first file."""
         return self._metadata(0)[0].schema.to_arrow_schema()
 
-    @staticmethod
-    def columns_of(file: str) -> list[str]:
-        """The columns of one file."""
-        system, remote = file_system(file)
-
-        def read() -> list[str]:
-            with system.open(file, "rb") as handle:
-                return list(_read_footer(file, handle)[0].schema.to_arrow_schema().names)
-
-        return _explained(file, lambda: retried(file, read, remote=remote))
-
     def column(self, name: str) -> list[object]:
         """Every value of a small column, in the order of all rows of all files."""
 

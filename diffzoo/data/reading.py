@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from diffzoo.data.decode import Bands, ValueRange, load, range_of
+from diffzoo.data.decode import Bands, ValueRange, has_more_frames, load, range_of
 from diffzoo.data.sources import Source
 from diffzoo.data.transforms import Crop, Resize, check_choice
 from diffzoo.errors import UserError
@@ -72,19 +72,24 @@ def check_positive(numbers: dict[str, int]) -> None:
 def range_of_source(source: Source) -> ValueRange | None:
     """The value range of deep images, from what some of them state and hold; None where there are none.
 
-    A source that is read block by block is not sampled: the range is chosen for each of its images.
+    A source that is read block by block is not sampled: the range is chosen for each of its images. Files with several
+    frames among those that are looked at give a warning.
     """
     if not source.random_access:
         return None
     lows: list[float] = []
     highs: list[float] = []
+    several: list[str] = []
     for k in range(min(LOOKED_AT, len(source))):
         with contextlib.suppress(Exception):  # bad images are reported when they are served
-            image = load(source.read_row(len(source) * k // min(LOOKED_AT, len(source))).image or b"", draft=64)
-            if not isinstance(image, Bands) or not image.deep:
-                continue
-            low, high = image.stated or image.extremes()
-            lows, highs = [*lows, low], [*highs, high]
+            record = source.read_row(len(source) * k // min(LOOKED_AT, len(source)))
+            image = load(record.image or b"", draft=64)
+            if isinstance(image, Bands) and image.deep:
+                low, high = image.stated or image.extremes()
+                lows, highs = [*lows, low], [*highs, high]
+            several += [record.name] * has_more_frames(record.image or b"")
+    if several:
+        warnings.warn(f"only the first frame or page of {several[0]} and others like it is read: split them into files")
     if not lows:
         return None
     found = range_of(min(lows), max(highs))

@@ -18,7 +18,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import HEAD, kind_of
 from diffzoo.hub import LOG_IN, hub_answers, hub_place, is_offline
 
-__all__ = ["Resolved", "download", "downloaded", "resolve"]
+__all__ = ["Resolved", "download", "downloaded", "resolve", "split_of"]
 
 Kind = Literal["images", "parquet", "tar", "arrow"]
 
@@ -101,8 +101,10 @@ def resolve(source: str, config: str | None = None, revision: str | None = None)
     names = {posixpath.basename(f) for f in files}
     if {"state.json", "dataset_info.json"} <= names and any(f.endswith(".arrow") for f in files):
         return _saved_to_disk(source, path)
-    if any(f.endswith((".parquet", ".tar")) and posixpath.basename(f) not in METADATA for f in files):
-        return _published(source, config, None)
+    shards = [posixpath.splitext(f) for f in files if f.endswith((".parquet", ".tar"))]
+    if any(posixpath.basename(stem) + suffix not in METADATA for stem, suffix in shards):
+        tars, tables = ({stem for stem, suffix in shards if suffix == kind} for kind in (".tar", ".parquet"))
+        return _published(source, config, None, tars_alone=bool(tars & tables))
     return _images(source, Listing.of(str(path), files, broken))
 
 
@@ -111,7 +113,10 @@ def _file(source: str, path: Path) -> Resolved:
     if suffix in SHARDS:
         return Resolved(source, SHARDS[suffix], {"train": [str(path)]})
     if suffix != ".zip":
-        raise UserError(f"{source!r} is no Parquet, tar, Arrow or zip file: give one, or the folder of the images")
+        with path.open("rb") as file:
+            what = ": ".join(filter(None, kind_of(file.read(HEAD))))
+        no = "no Parquet, tar, Arrow or zip file: give one, or the folder of the images"
+        raise UserError(f"{source!r} is {what or no}")
     return _zip(source, str(path))
 
 
@@ -134,9 +139,11 @@ def _images(source: str, whole: Listing) -> Resolved:
     while True:
         tops = {image.split("/")[0] for image in images if "/" in image}
         stray = any("/" not in image for image in images)
-        known = {top: split for top in sorted(tops) if (split := _split_of(top))}
+        known = {top: split for top in sorted(tops) if (split := split_of(top))}
         if known and not stray and (known.keys() == tops or {"train"} < set(known.values())):
-            return Resolved(source, "images", listings=_splits(whole, below, known), unread=whole.unread)
+            listings = _splits(whole, below, known)
+            outside = [image for image in whole.images if not image.startswith(tuple(f"{below}{k}/" for k in known))]
+            return Resolved(source, "images", listings=listings, unread=[*whole.unread, *outside])
         inner = [image.split("/", 1)[1] for image in images if "/" in image]
         if stray or len(tops) > 1 or any("/" not in image for image in inner):
             break
@@ -144,7 +151,7 @@ def _images(source: str, whole: Listing) -> Resolved:
     return Resolved(source, "images", listings={"train": replace(whole, below=below)}, unread=whole.unread)
 
 
-def _split_of(folder: str) -> str | None:
+def split_of(folder: str) -> str | None:
     """The split that a folder is by its name, such as "val", "train2017" or "test_images"."""
     return SPLITS.get(re.sub(r"[\W_]*(?:\d{4}|images?|imgs?|set|data)$", "", folder.lower()))
 
@@ -169,8 +176,11 @@ def _saved_to_disk(source: str, path: Path) -> Resolved:
     return Resolved(source, "arrow", files, licence=json.loads(first.read_text(encoding="utf-8")).get("license") or "")
 
 
-def _published(source: str, config: str | None, revision: str | None) -> Resolved:
-    """A data set of the Hub, or a folder of its shards, by the rules of `datasets`."""
+def _published(source: str, config: str | None, revision: str | None, tars_alone: bool = False) -> Resolved:
+    """A data set of the Hub, or a folder of its shards, by the rules of `datasets`.
+
+    With `tars_alone` the tables in a folder are none of it: img2dataset writes one of addresses beside each tar file.
+    """
     from datasets import config as client
     from datasets import get_dataset_config_names, load_dataset_builder
 
@@ -180,7 +190,8 @@ def _published(source: str, config: str | None, revision: str | None) -> Resolve
     if not path.exists() and not is_offline() and (reason := hub_answers(client.HF_ENDPOINT)):
         raise UserError(f"could not reach the Hub ({reason}) for the data set {source!r}{_no_folder(source)}")
     try:
-        builder = retried(source, lambda: load_dataset_builder(place, config, revision=revision))
+        asked = {"path": "webdataset", "data_dir": place} if tars_alone else {"path": place}
+        builder = retried(source, lambda: load_dataset_builder(**asked, name=config, revision=revision))
     except UserError:
         raise
     except Exception as error:
@@ -189,6 +200,7 @@ def _published(source: str, config: str | None, revision: str | None) -> Resolve
             known = get_dataset_config_names(place, revision=revision)
         raise _explain(error, source, config, revision, known) from error
     files = {str(k): list(map(str, v)) for k, v in (builder.config.data_files or {}).items()}
+    files = {k: [f for f in v if not tars_alone or f.endswith(".tar")] for k, v in files.items()}
     names = {c: list(f.names) for c, f in (builder.info.features or {}).items() if hasattr(f, "names")}
     licence = str(builder.info.license or "")
     shards = [Path(f).suffix.lower() for part in files.values() for f in part if Path(f).name not in METADATA]
@@ -204,6 +216,7 @@ def _listing(files: Sequence[str], source: str) -> Listing:
         return next(iter(_zip(source, files[0]).listings.values()))
     paths = [found[2] for found in map(hub_file_of, files) if found]
     listing = Listing.of(files[0].removesuffix("/" + paths[0]), paths)
+    listing = replace(listing, fields=frozenset())  # each would be a request of its own before training
     below = posixpath.commonpath([posixpath.dirname(i) for i in listing.images]) if listing.images else ""
     return replace(listing, below=below + "/" if below else "")
 

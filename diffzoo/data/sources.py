@@ -203,7 +203,7 @@ def held_out(names: Iterable[str], fraction: float, labels: Indices | None = Non
 def unlabelled(row: str, source: str) -> UserError:
     """The error for a row without a label in a source that has labels."""
     where = row if source in row else f"{row or 'a row'} of {source}"
-    return UserError(f"{where} has no label")
+    return UserError(f"{where} has no label: leave such rows out, or set label to null to leave all labels out")
 
 
 def label_array(labels: Sequence[int | None], row_name: Callable[[int], str], source: str) -> Indices:

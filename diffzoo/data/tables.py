@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffzoo.data.metadata import TEXT_FIELDS, Classes, caption_texts, missing_column
+from diffzoo.data.metadata import (
+    AUTO,
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    TEXT_FIELDS,
+    Classes,
+    caption_texts,
+    missing_column,
+    pick,
+)
 from diffzoo.data.parquet import ArrowFiles, ParquetFiles, class_names
 from diffzoo.data.sources import Indices, LazyRows, Mask, Record, Source, below_common_folder, label_array, rows_hash
 from diffzoo.errors import UserError
@@ -22,7 +32,7 @@ RESIDENT_BYTES = 256 * 2**20  # local files up to this size are kept in memory a
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what.
+    """Which column holds what; "auto" finds the usual names, and for images the only column that holds some.
 
     image:   encoded images (Hugging Face `Image` or bytes).
     label:   class indices or class names; None for no labels.
@@ -44,6 +54,7 @@ class TableSource(Source):
         columns: which column holds what.
         name: for messages.
         class_names: names of the classes; None: as the files say (a `ClassLabel`), or the distinct values.
+        stated: names of the classes by label column, as the data set says beside its files.
         like: names of the classes of the training rows, by which these rows are numbered.
         paths: what the files are called where they are published, so that a copy counts as the same; None: their
             paths below their common folder.
@@ -60,6 +71,7 @@ class TableSource(Source):
         columns: Columns,
         name: str,
         class_names: Sequence[str] | None = None,
+        stated: Mapping[str, Sequence[str]] | None = None,
         like: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
         revision: str = "",
@@ -67,15 +79,15 @@ class TableSource(Source):
     ):
         if not files:
             raise UserError(f"{name} has no Parquet files")
-        self.wanted, self.name = columns, name
-        self.revision, self.licence = revision, licence
+        self.name, self.revision, self.licence = name, revision, licence
         self.reader = ArrowFiles(files) if files[0].endswith(".arrow") else ParquetFiles(files, revision)
         self.files, self.remote, self._index = self.reader.files, self.reader.remote, self.reader.index
         self._resident: dict[int, Sequence[Record]] = {}
         self.random_access = not self.remote and sum(f["bytes"] for f in self._index) <= RESIDENT_BYTES
+        self.wanted = columns = self._chosen(columns)
         self._check_columns()
         if columns.label is not None:
-            self._classes = self._classes_of(columns.label, class_names, like)
+            self._classes = self._classes_of(columns.label, class_names or (stated or {}).get(columns.label), like)
             self.class_names = self._classes.names
         self.has_captions = columns.caption is not None
         self.labels_from = f"the column {columns.label}" if columns.label else ""
@@ -93,6 +105,17 @@ class TableSource(Source):
     def columns(self) -> list[str]:
         return list(self._index[0]["columns"])
 
+    def _chosen(self, wanted: Columns) -> Columns:
+        """The columns, by their names."""
+        schema = self.reader.schema
+        image = wanted.image
+        if image == AUTO:
+            holding = [name for name in schema.names if _holds_images(schema.field(name).type)]
+            image = pick(AUTO, IMAGE_COLUMNS, holding) or pick(AUTO, IMAGE_COLUMNS, schema.names) or "image"
+            image = holding[0] if len(holding) == 1 else image
+        label = pick(wanted.label, LABEL_COLUMNS, schema.names)
+        return replace(wanted, image=image, label=label, caption=pick(wanted.caption, CAPTION_COLUMNS, schema.names))
+
     def _check_columns(self) -> None:
         wanted = {"image": self.wanted.image, "label": self.wanted.label, "caption": self.wanted.caption}
         for file, known in enumerate(footer["columns"] for footer in self._index):
@@ -104,7 +127,8 @@ class TableSource(Source):
             column = wanted[kind]
             type_ = None if column is None else self.reader.schema.field(column).type
             if type_ is not None and not (_holds_images if kind == "image" else _holds_texts)(type_):
-                told = "paths, URLs or base64 texts" if "string" in str(type_) else f"values of the type {type_}"
+                texts = kind == "image" and _holds_texts(type_)
+                told = "paths, URLs or base64 texts" if texts else f"values of the type {type_}"
                 raise UserError(
                     f"the {kind} column {column!r} of {self.name} holds {told}, and no {_MEANT[kind]}: choose another "
                     f"column, or write it anew"
@@ -185,7 +209,7 @@ class TableSource(Source):
                 None if label is None else self._classes.index(label[at]),
                 () if caption is None else caption_texts(caption[at], self.name),
                 self._row_name(block, index),
-                f"the row holds the path {alone!r} alone" if alone else "",
+                f"the row holds the path {alone!r} alone: `save_to_disk` of `datasets` stores images" if alone else "",
             )
 
         rows = LazyRows(int(self.block_sizes[block]), record)
@@ -220,18 +244,16 @@ def _holds_images(type_: "pa.DataType") -> bool:
 
     if pa.types.is_struct(type_):
         return any(type_.field(i).name == "bytes" for i in range(type_.num_fields))
-    return "binary" in str(type_)
+    return "binary" in str(type_) and "list" not in str(type_).partition("<")[0]
 
 
 def _holds_texts(type_: "pa.DataType") -> bool:
     """Whether values of an Arrow type are captions: texts, structs with one, or lists of these."""
     import pyarrow as pa
 
-    if "list" in str(type_).partition("<")[0]:
-        type_ = type_.value_type
+    if "list" in str(type_).partition("<")[0] or pa.types.is_dictionary(type_):
+        return _holds_texts(type_.value_type)
     if pa.types.is_struct(type_):
         fields = {type_.field(i).name: type_.field(i).type for i in range(type_.num_fields)}
-        type_ = next((fields[f] for f in TEXT_FIELDS if f in fields), type_)
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
+        return any(_holds_texts(fields[f]) for f in TEXT_FIELDS if f in fields)
     return str(type_) in ("string", "large_string", "string_view", "null")

@@ -6,7 +6,9 @@ The parts of a sample are its columns, and so are the fields of its `.json` part
 import contextlib
 import json
 import posixpath
+import re
 import tarfile
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -15,10 +17,13 @@ from typing import TypeVar
 import numpy as np
 
 from diffzoo.data.metadata import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
     LABEL_COLUMNS,
     PREFIX,
     Classes,
     caption_texts,
+    json_fields,
     label_of,
     missing_column,
     pick,
@@ -46,7 +51,7 @@ FOLDER = "folder"  # as the label
 BLOCK_ROWS = 64  # of a remote shard, fetched in one request
 
 SHORT = 32  # bytes; parts up to this size, such as class indices, are kept in the index
-INDEX_FORMAT = 3
+INDEX_FORMAT = 4
 JSON = "json"
 Sample = tuple[str, dict[str, tuple[int, int]], dict[str, str]]  # name, {suffix: (offset, size)}, {suffix: short text}
 
@@ -55,14 +60,22 @@ def _shows(suffix: str) -> bool:
     return f".{suffix.lower()}" in SUFFIXES
 
 
-def _fields(data: bytes) -> dict[str, object]:
-    """The fields of a JSON part; none where it is no object.
+def _folder_of(sample: Sample) -> str:
+    return posixpath.dirname(sample[0]).strip("/")
 
-    Raises:
-        ValueError: it is no JSON.
-    """
-    found = json.loads(data)
-    return found if isinstance(found, dict) else {}
+
+def _whole_suffixes(samples: Sequence[tuple[int, Sample]]) -> bool:
+    """Whether `image.png` and `mask.png` are parts of a sample, as every sample has them, and no names with dots."""
+    images = {frozenset(s for s in parts if _shows(s.rpartition(".")[2])) for _, (_, parts, _) in samples}
+    return len(samples) > 1 and len(images) == 1 and not re.search(r"\d", "".join(next(iter(images))))
+
+
+def _by_last_suffix(sample: Sample) -> Sample:
+    """A sample with its parts `image.png`, `label.cls` and `caption.txt` under `png`, `cls` and `txt`."""
+    name, parts, short = sample
+    usual = {*IMAGE_COLUMNS, *LABEL_COLUMNS, *CAPTION_COLUMNS}
+    new = {s: s.rpartition(".")[2] if s.rpartition(".")[0] in usual else s for s in parts}
+    return name, {new[s]: place for s, place in parts.items()}, {new[s]: text for s, text in short.items()}
 
 
 def _at_the_last_dot(sample: Sample) -> list[Sample]:
@@ -134,7 +147,7 @@ class TarFiles:
         try:
             with self._fs.open(file, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
                 for entry in tar:
-                    folder, _, base = entry.name.rpartition("/")
+                    folder, _, base = posixpath.normpath(entry.name).rpartition("/")
                     stem, _, suffix = base.partition(".")
                     if not (entry.isfile() and stem and suffix):
                         continue
@@ -147,7 +160,7 @@ class TarFiles:
                     end = handle.read(count)
                     if is_json:
                         with contextlib.suppress(ValueError):  # a broken one is reported when its row is read
-                            found = _fields(end)
+                            found = json_fields(end)
                             fields |= dict.fromkeys(found)
                             labels = {f: found[f] for f in (*LABEL_COLUMNS, *self._unusual) if f in found}
                             short[suffix] = json.dumps(labels)
@@ -201,12 +214,22 @@ class TarSource(Source):
         self.files, self.remote, self._samples = self.reader.files, self.reader.remote, self.reader.samples
         self.random_access = not self.remote
         if image is None and not any(_shows(s) for _, (_, parts, _) in self._samples for s in parts):
-            self._samples = [(f, again) for f, sample in self._samples for again in _at_the_last_dot(sample)]
+            whole = _whole_suffixes(self._samples)
+            anew = (lambda s: [_by_last_suffix(s)]) if whole else _at_the_last_dot
+            self._samples = [(f, again) for f, sample in self._samples for again in anew(sample)]
+        if label == FOLDER:  # what lies beside class folders, such as a README, is no row
+            self._samples = [sample for sample in self._samples if any(map(_shows, sample[1][1]))]
         if not self._samples:
             raise UserError(f"{name} has no samples in its {len(self.files)} tar files")
         self._suffixes = sorted({suffix for _, (_, parts, _) in self._samples for suffix in parts})
-        usual = [s for s in self._suffixes if _shows(s)] or ["npy"]
+        usual = [s for s in self._suffixes if _shows(s)] or ["npy" if "npy" in self._suffixes else "jpg"]
         self._images = [image] if image else usual  # a sample's image is the first of these that it has
+        several = next((p for _, (_, p, _) in self._samples if len(p.keys() & {*self._images}) > 1), None)
+        if several is not None:
+            found = [s for s in self._images if s in several]
+            warnings.warn(
+                f"a sample of {name} has the images {', '.join(found)}: {found[0]} is used, set image to choose"
+            )
         self._columns = list(dict.fromkeys([*self._suffixes, *self.reader.fields]))
         for kind, suffix in (("image", self._images[0]), ("label", label), ("caption", caption)):
             if suffix is not None and suffix not in (FOLDER, PREFIX, *self._columns):
@@ -240,18 +263,20 @@ class TarSource(Source):
         """The column itself, or for "auto" the first usual name among the files, else among the fields of JSON."""
         return pick(wanted, usual, self._suffixes) or pick(wanted, usual, self._columns)
 
-    def folders(self) -> bool:
-        """Whether the folders inside are classes: these are archives of images alone, in several folders."""
-        others = [s for s in self._suffixes if f".{s.lower()}" not in SUFFIXES | {".txt"}]
-        return not others and len({self._folder(name) for _, (name, _, _) in self._samples}) > 1
+    def folders(self) -> list[str]:
+        """The folders inside, if they are classes: in archives of images, perhaps with captions, in several folders."""
+        images = [sample for _, sample in self._samples if any(map(_shows, sample[1]))]
+        others = [s for _, parts, _ in images for s in parts if not _shows(s) and s.lower() != "txt"]
+        found = sorted({self._folder(sample) for sample in images})
+        return found if len(found) > 1 and not others else []
 
     @cached_property
     def _below(self) -> str:
         """The folder in which class folders lie."""
-        return posixpath.commonpath([posixpath.dirname(name) or "/" for _, (name, _, _) in self._samples])
+        return posixpath.commonpath([_folder_of(s) for _, s in self._samples if any(map(_shows, s[1]))])
 
-    def _folder(self, name: str) -> str:
-        return name.removeprefix(self._below).lstrip("/").split("/")[0] if "/" in name.lstrip("/") else ""
+    def _folder(self, sample: Sample) -> str:
+        return _folder_of(sample).removeprefix(self._below).lstrip("/").split("/")[0]
 
     def labels(self) -> Indices | None:
         if self._label is None:
@@ -262,7 +287,7 @@ class TarSource(Source):
         """The label of a row as it is stated, from the index: a class index is short."""
         name, parts, short = self._samples[row][1]
         if self._label == FOLDER:
-            return self._folder(name)
+            return self._folder(self._samples[row][1])
         if self._label == PREFIX:
             return prefix_of(name)
         if self._label not in self._suffixes:
@@ -320,5 +345,5 @@ class TarSource(Source):
             return ()
         if self._caption in self._suffixes and self._caption != JSON:
             return text_lines(part(self._caption) or b"", f"{name}.{self._caption}")
-        fields = _fields(part(JSON) or b"{}")
+        fields = json_fields(part(JSON) or b"{}")
         return caption_texts(fields if self._caption == JSON else fields.get(self._caption), self.name)

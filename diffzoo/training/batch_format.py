@@ -14,6 +14,7 @@ and floats in [0, 1] or [0, 255] are scaled. The first batch decides the range, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ from diffzoo.sizes import Size, sides, size_text
 __all__ = ["BatchFormat", "BatchReader", "check_data_fits", "size_of"]
 
 NAMES = {
-    "image": ("images", "img", "pixel_values", "x", "input"),
-    "label": ("labels", "class_label", "class_labels", "target", "targets", "y"),
-    "caption": ("captions", "prompt", "prompts"),
+    "image": ("images", "img", "pixel_values", "x", "input", "jpg", "png", "webp"),
+    "label": ("labels", "class_label", "class_labels", "target", "targets", "y", "cls"),
+    "caption": ("captions", "prompt", "prompts", "txt"),
 }
 _TOLERANCE = 0.05  # augmentations and resizers overshoot a little
+_CONTRADICTION = 1.5  # of images in [-1, 1], after the first batch: far more than they overshoot
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class BatchFormat:
         names: ours to the loader's, a key or the place in a tuple.
         scale, shift: images are `image * scale + shift`; (1, 0) leaves them as they are.
         classes: how many the network has; 0 = labels are not looked at.
+        raw: whether images are uint8.
     """
 
     names: Mapping[str, str | int]
     scale: float
     shift: float
     classes: int
+    raw: bool
 
     @classmethod
     def of(cls, batch: Any, config: Config, latent: bool, where: str, sizes: Sequence[Size] = ()) -> "BatchFormat":
@@ -70,21 +74,21 @@ class BatchFormat:
         if "image" in found:
             _check_shape(found["image"], config, latent, where, (config.image_size, *sizes))
             scale, shift = _range(found["image"], where)
-        if config.num_classes and "label" not in found:
+        if config.num_classes and found.get("label") is None:
+            held_out = ", leave validation out (data.init_args.val_split: null)" * (where == "validation")
             raise UserError(
                 f"the network has {config.num_classes} classes but the {where} batches have no label: give `label`, "
-                "class numbers, or set model.network_args.num_classes to 0"
+                f"class numbers{held_out}, or set model.network_args.num_classes to 0"
             )
-        return cls(names, scale, shift, config.num_classes)
+        raw = "image" in found and found["image"].dtype == torch.uint8
+        return cls(names, scale, shift, config.num_classes, raw)
 
     @property
     def note(self) -> str:
         """How images are scaled, where that is not obvious; empty otherwise."""
-        if (self.scale, self.shift) == (2.0, -1.0):
-            return "images are floats in [0, 1]: they are scaled to [-1, 1]"
-        if self.scale != 1:
-            return "images are floats in [0, 255]: they are scaled to [-1, 1]"
-        return ""
+        if self.scale == 1:
+            return ""
+        return f"images are in [0, {1 if self.scale == 2 else 255}]: they are scaled to [-1, 1]"
 
     def read(self, batch: Any) -> dict[str, Any]:
         """A batch of this loader in our form, on the host.
@@ -95,16 +99,32 @@ class BatchFormat:
         found = dict(batch) if isinstance(batch, Mapping) else {}
         for name, key in self.names.items():
             found[name] = found.pop(key) if isinstance(key, str) else batch[key]
-        if self.scale != 1:
-            image = found["image"].float() * self.scale + self.shift
-            if image.device.type == "cpu" and float(image.amin()) < -1 - 2 * _TOLERANCE:
-                raise UserError(
-                    f"{self.note}, as the first batch was; a later one goes below 0: give floats in [-1, 1], or uint8"
-                )
-            found["image"] = image
+        if "image" in found:
+            found["image"] = self._scaled(found["image"])
         if self.classes:
             found["label"] = _labels(found["label"], self.classes)
+        sized = ("image", "moments", "caption", *["label"] * bool(self.classes))
+        counts = {name: len(found[name]) for name in sized if found.get(name) is not None}
+        if len({*counts.values()}) > 1:
+            raise UserError(f"a batch holds {', '.join(f'{n} of {name}' for name, n in counts.items())}")
         return found
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        """Images as the first batch was scaled."""
+        if self.raw:
+            if image.dtype != torch.uint8:
+                raise UserError(f"images were uint8 in the first batch and are {_kind(image)} in a later one: give one")
+            return image
+        image = image if self.scale == 1 else image.float() * self.scale + self.shift
+        if image.device.type == "cpu" and image.numel():
+            low, high = (float(v) for v in image.aminmax())
+            if max(-low, high) > _CONTRADICTION or image.dtype == torch.uint8:
+                low, high = ((v - self.shift) / self.scale for v in (low, high))
+                raise UserError(
+                    f"{self.note or 'images are floats in [-1, 1]'}, as the first batch was; a later one holds "
+                    f"{low:.3g} to {high:.3g}: give floats in [-1, 1], or uint8"
+                )
+        return image
 
 
 def size_of(batch: Any) -> int:
@@ -161,26 +181,30 @@ def _check_shape(image: Tensor, config: Config, latent: bool, where: str, sizes:
 
 def _range(image: Tensor, where: str) -> tuple[float, float]:
     """Scale and shift that bring images to [-1, 1]; uint8 is scaled where it is used."""
-    if image.dtype == torch.uint8:
+    low, high = (float(v) for v in image.float().aminmax())
+    whole = not image.is_floating_point() and image.dtype != torch.bool
+    if whole and (high > 1 or not high) and 0 <= low <= high <= 255:
+        return (1.0, 0.0) if image.dtype == torch.uint8 else (1 / 127.5, -1.0)
+    if not whole and -1 - _TOLERANCE <= low < -_TOLERANCE and high <= 1 + _TOLERANCE:
         return 1.0, 0.0
-    values = image.float()
-    low, high = float(values.amin()), float(values.amax())
-    if image.is_floating_point() and -1 - _TOLERANCE <= low < -_TOLERANCE and high <= 1 + _TOLERANCE:
-        return 1.0, 0.0
-    if image.is_floating_point() and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
+    if not whole and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
         return 2.0, -1.0
-    if low >= 0 and high <= 255:
+    if not whole and 0 <= low <= high <= 255:
         return 1 / 127.5, -1.0
-    kind = str(image.dtype).removeprefix("torch.")
     raise UserError(
-        f"{where} batches: expected images as uint8 or as floats in [-1, 1], [0, 1] or [0, 255], got {kind} between "
-        f"{low:.3g} and {high:.3g}: leave out a normalisation by mean and standard deviation"
+        f"{where} batches: expected images as uint8 or as floats in [-1, 1], [0, 1] or [0, 255], got {_kind(image)} "
+        f"between {low:.3g} and {high:.3g}: "
+        + ("scale them" if whole else "leave out a normalisation by mean and standard deviation")
     )
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _labels(label: Any, classes: int) -> Tensor:
     if not isinstance(label, Tensor):
-        label = torch.as_tensor(label) if all(isinstance(v, int) for v in label) else label
+        label = torch.as_tensor(label) if all(isinstance(v, Integral) for v in label) else label
     expected = f"labels: expected class numbers from 0 to {classes - 1}, integers of shape (b,), got "
     if not isinstance(label, Tensor):
         raise UserError(f"{expected}{type(label[0]).__name__}")
@@ -190,7 +214,7 @@ def _labels(label: Any, classes: int) -> Tensor:
         hint = ": take argmax(1) of one-hot labels" if label.shape[1:] == (classes,) else ""
         raise UserError(f"{expected}shape {tuple(label.shape)}{hint}")
     if label.is_floating_point() or label.dtype == torch.bool:
-        raise UserError(f"{expected}{str(label.dtype).removeprefix('torch.')}")
+        raise UserError(f"{expected}{_kind(label)}")
     low, high = int(label.min()), int(label.max())
     if low < 0 or high >= classes:
         raise UserError(f"{expected}{low if low < 0 else high}: set model.network_args.num_classes")

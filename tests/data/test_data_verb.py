@@ -176,8 +176,8 @@ def test_folders_of_splits_are_no_classes(folder: Path, tmp_path: Path, capsys: 
     assert main(["data", "inspect", *arguments, "--json"]) == 0
     output = capsys.readouterr()
     found = json.loads(output.out)
-    said = "image files, splits train (in train), validation (in val); not read: README.md; labels: the folders; "
-    said += "captions: none; held out: "
+    said = "image files, splits train (in train), validation (in val); not read: README.md; "
+    said += "labels: the folders (3 classes: ant, bee, cow); captions: none; held out: "
     assert found["read as"] == said + "validation"
     assert found["read as"] in output.err
     assert found["class histogram"] == {"ant": 2, "bee": 2, "cow": 2}

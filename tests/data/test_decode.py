@@ -2,13 +2,16 @@
 
 import io
 import struct
+import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from diffzoo.data import ImageFolder
 from diffzoo.data.decode import Bands, decode, decode_bands, load
 from diffzoo.data.tiff import read_bands, tiff_tags
 
@@ -95,6 +98,29 @@ def test_the_predictor_of_floats_as_libtiff_writes_it() -> None:
     Image.fromarray(values).save(out, "TIFF", compression="tiff_lzw", tiffinfo={317: 3, 278: 7})
     assert tiff_tags(out.getvalue())[317] == (3,)
     assert np.array_equal(read_bands(out.getvalue(), tiff_tags(out.getvalue()))[..., 0], values)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_white_may_be_zero(bits: int) -> None:
+    """Pillow turns such images of eight bits round, and leaves those of 16."""
+    values = np.linspace(0, 2**bits - 1, 64).reshape(8, 8).astype(f"u{bits // 8}")
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, 0), (273, 8), (277, 1), (278, 8), (279, values.nbytes)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + values.nbytes)
+    file = head + values.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4)
+    grey = np.asarray(decode_bands(file, 1)[0])
+    assert np.abs(grey - (255 - values / (2**bits - 1) * 255)).max() <= 0.5
+
+
+@pytest.mark.parametrize(("kind", "several"), [("TIFF", True), ("GIF", True), ("PNG", True), ("MPO", False)])
+def test_pages_that_are_not_read_are_said(tmp_path: Path, kind: str, several: bool) -> None:
+    pages = [Image.new("RGB", (8, 8), (80 * i, 0, 0)) for i in range(3)]
+    suffix = "jpg" if kind == "MPO" else kind.lower()
+    pages[0].save(tmp_path / f"0.{suffix}", kind, save_all=True, append_images=pages[1:])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        source = ImageFolder(str(tmp_path), image_size=8).train_source
+    assert any(f"only the first frame or page of {source.name}/0" in str(w.message) for w in caught) == several
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"])

@@ -39,8 +39,8 @@ def rows_of(source: Source) -> list[tuple[bytes | None, int | None]]:
 
 
 def packed(folder: Path, kind: str) -> str:
-    """A folder as a zip or a tar file."""
-    file = folder.with_suffix(f".{kind}")
+    """A folder as a zip file, or as a tar file with or without "./" before names."""
+    file = folder.with_suffix(f".{kind[:3]}")
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     if kind == "zip":
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -50,13 +50,14 @@ def packed(folder: Path, kind: str) -> str:
     else:
         with tarfile.open(file, "w") as tar:
             for p in paths:
-                tar.add(p, p.relative_to(folder))
+                tar.add(p, ("./" if "." in kind else "") + p.relative_to(folder).as_posix())
     return str(file)
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar of ."])
 def test_an_archive_holds_what_its_folder_holds(tmp_path: Path, kind: str) -> None:
     folder = write(tmp_path / "p", [f"{['ant', 'bee', 'cow'][i % 3]}/{i}.png" for i in range(9)])
+    (folder / "README.md").write_text("what it is")
     plain = ImageFolder(str(folder), **COMMON)
     archive = ImageFolder(packed(folder, kind), **COMMON)
     assert archive.class_names == plain.class_names == ["ant", "bee", "cow"]
@@ -111,6 +112,33 @@ def test_counting_folders_of_edm_are_no_classes(tmp_path: Path, labels: list[int
     data = ImageFolder(str(tmp_path), **COMMON)
     assert data.class_names == names
     assert [label for _, label in rows_of(data.train_source)] == (labels or [None] * 3)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_images_in_one_folder_are_no_classes_of_their_own(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path / "p", [f"all/{i}.png" for i in range(3)])
+    data = HFDataset(str(folder) if kind == "folder" else packed(folder, kind), **COMMON)
+    assert data.num_classes < 2
+
+
+def test_what_lies_outside_of_splits_is_listed_and_a_tar_of_splits_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p", [f"{s}/{c}/{i}.png" for s in ("train", "val") for c in "ab" for i in range(2)])
+    with pytest.raises(UserError, match=r"p\.tar holds the splits train, val: unpack it"):
+        HFDataset(packed(folder, "tar"), **COMMON).train_source  # noqa: B018
+    write(folder, ["more/9.png"])
+    assert "not read: more/9.png; labels: the folders (2 classes: a, b);" in HFDataset(str(folder), **COMMON).decision
+
+
+def test_tables_beside_tar_files_of_the_same_name_are_no_data(tmp_path: Path) -> None:
+    """As img2dataset writes them."""
+    images = write(tmp_path / "p", [f"{i}.png" for i in range(3)])
+    (tmp_path / "out").mkdir()
+    os.rename(packed(images, "tar"), tmp_path / "out" / "00000.tar")
+    pq.write_table(pa.table({"url": ["u"] * 3}), tmp_path / "out" / "00000.parquet")
+    (tmp_path / "out" / "00000_stats.json").write_text("{}")
+    assert [image for image, _ in rows_of(HFDataset(str(tmp_path / "out"), **COMMON).train_source)] == [
+        picture(i) for i in range(3)
+    ]
 
 
 def test_class_folders_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
@@ -178,6 +206,7 @@ PLACES = {"table": lambda p, **c: table(p / "x.parquet", **c), "folder": lambda 
         ([0, 3, 1, 1], ["0", "1", "2", "3"], [0, 3, 1, 1]),
         ([1.0, 0.0, 1.0, 0.0], ["0", "1"], [1, 0, 1, 0]),
         (["10", "9", "10", "2"], ["2", "9", "10"], [2, 1, 2, 0]),
+        ([True, False, True, True], ["0", "1"], [1, 0, 1, 1]),
     ],
 )
 def test_labels_of_every_kind_are_numbered_alike(
@@ -189,6 +218,30 @@ def test_labels_of_every_kind_are_numbered_alike(
     whole = HFDataset(source, **COMMON).train_source
     assert whole.labels().tolist() == numbers  # type: ignore[union-attr]
     assert [whole.read_row(i).label for i in range(4)] == numbers
+
+
+def test_numbers_in_csv_may_be_written_as_floats(tmp_path: Path) -> None:
+    """As pandas writes a column of whole numbers in which one is missing."""
+    write(tmp_path, [f"{i}.png" for i in range(4)])
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,10.0\n1.png,2.0\n2.png,\n3.png,0.0\n")
+    source = ImageFolder(str(tmp_path), **COMMON).train_source
+    assert [source.read_row(i).label for i in range(4)] == [10, 2, None, 0]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, 3, 1, 2], "1 of 4 classes of .* are without a row to train on: 0"),
+        ([0, None, 1, 1], "has no label: leave such rows out"),
+        (["a", "", "b", "b"], "has no label: leave such rows out"),
+    ],
+)
+def test_classes_without_rows_and_rows_without_class_are_said_before_training(
+    tmp_path: Path, place: str, labels: list[Any], message: str
+) -> None:
+    with pytest.warns(UserWarning, match=message):
+        HFDataset(PLACES[place](tmp_path, label=labels), **COMMON).prepare_data()
 
 
 def test_held_out_identities_are_numbered_as_the_training_rows(tmp_path: Path) -> None:
@@ -206,6 +259,7 @@ def test_held_out_identities_are_numbered_as_the_training_rows(tmp_path: Path) -
         ("label", [[1], [2]], r"labels that are neither texts nor whole numbers, such as \[1\]"),
         ("text", [3, 4], "no texts|holds values of the type int64, and no texts"),
         ("text", [{"a": 1}, {"a": 2}], "a struct of a|holds values of the type struct.*, and no texts"),
+        ("text", [[[1]], [[2]]], "no texts, such as 1|holds values of the type list.*, and no texts"),
     ],
 )
 def test_values_that_are_no_labels_or_captions_are_said(
@@ -221,8 +275,16 @@ def test_labels_of_mixed_kinds_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_captions_in_structs_and_in_lists_of_them(tmp_path: Path, place: str) -> None:
-    told = [[{"raw": f"a cat {i}", "sentid": i}, {"raw": "again", "sentid": 9}] for i in range(3)]
+@pytest.mark.parametrize(
+    "told",
+    [
+        [[{"raw": f"a cat {i}", "sentid": i}, {"raw": "again", "sentid": 9}] for i in range(3)],
+        [{"raw": [f"a cat {i}", "again"], "sentid": [i, 9]} for i in range(3)],
+        [[[f"a cat {i}"], ["again"]] for i in range(3)],
+    ],
+    ids=["list of structs", "struct of lists", "list of lists"],
+)
+def test_captions_in_structs_and_in_lists(tmp_path: Path, place: str, told: list[Any]) -> None:
     source = HFDataset(PLACES[place](tmp_path, sentences=told), **COMMON).train_source
     assert [source.read_row(i).captions for i in range(3)] == [(f"a cat {i}", "again") for i in range(3)]
 
@@ -238,6 +300,25 @@ def test_image_columns_of_something_else_are_said(tmp_path: Path, column: list[A
     pq.write_table(pa.table({"image": column}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=message):
         HFDataset(str(tmp_path / "x.parquet"), **COMMON).train_source  # noqa: B018
+
+
+def test_the_only_column_of_images_needs_no_usual_name(tmp_path: Path) -> None:
+    images = {"image": ["0.png", "1.png"], "pixel_values": [picture(i) for i in range(2)]}
+    for columns in (images, {"pixel_values": images["pixel_values"]}):
+        pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+        source = HFDataset(str(tmp_path / "x.parquet"), **COMMON).train_source
+        assert rows_of(source) == [(picture(0), None), (picture(1), None)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_json_beside_images_holds_captions_and_labels(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path / "p", [f"{i}.png" for i in range(3)])
+    for i in range(3):
+        (folder / f"{i}.json").write_text(json.dumps({"caption": f"a cat {i}", "label": "ab"[i % 2], "width": 20}))
+    data = HFDataset(str(folder) if kind == "folder" else packed(folder, kind), **COMMON)
+    records = [data.train_source.read_row(i) for i in range(3)]
+    assert [(r.label, r.captions) for r in records] == [(i % 2, (f"a cat {i}",)) for i in range(3)]
+    assert "captions: the field caption of the files .json" in data.decision
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -265,6 +346,21 @@ def test_names_in_a_tar_may_have_dots(tmp_path: Path) -> None:
         (folder / f"v1.{i}.txt").write_text(f"a cat {i}")
     source = HFDataset(packed(folder, "tar"), **COMMON).train_source
     assert [source.read_row(i).captions for i in range(3)] == [(f"a cat {i}",) for i in range(3)]
+
+
+@pytest.mark.parametrize(("first", "used"), [("mask", 3), ("depth", 0)])
+def test_parts_of_a_sample_with_names_of_their_own(tmp_path: Path, first: str, used: int) -> None:
+    """`0.image.png` and `0.mask.png` are two images of one sample, not two samples."""
+    names = {"mask": "image", "depth": "rgb"}
+    folder = write(tmp_path / "p", [f"{i}.{part}.png" for part in (first, names[first]) for i in range(3)])
+    for i in range(3):
+        (folder / f"{i}.label.cls").write_text(str(i))
+    file = packed(folder, "tar")
+    if first == "depth":
+        with pytest.raises(UserError, match=r"its columns are depth\.png, cls, rgb\.png|its columns are cls, depth"):
+            HFDataset(file, **COMMON).train_source  # noqa: B018
+    options = {"image": "depth.png", "label": "label.cls"} if first == "depth" else {}
+    assert rows_of(HFDataset(file, **options, **COMMON).train_source) == [(picture(used + i), i) for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -380,9 +476,9 @@ def test_what_was_downloaded_in_place_of_data_is_named(tmp_path: Path, name: str
 def test_files_that_say_nothing_here_are_listed(tmp_path: Path) -> None:
     folder = write(tmp_path / "kaggle", ["train/0.png", "train/1.png"])
     (folder / "train.csv").write_text("id,label\n0.png,1\n")
-    for name in ("0.json", "1.json", "0.txt"):
+    for name in ("0.xml", "1.xml", "0.txt"):
         (folder / "train" / name).write_text("{}")
-    assert "not read: train.csv, 2 .json;" in HFDataset(str(folder), **COMMON).decision
+    assert "not read: train.csv, 2 .xml;" in HFDataset(str(folder), **COMMON).decision
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "0.heic").write_bytes(b"x")
     with pytest.raises(UserError, match=r"no images .* found 0\.heic"):

@@ -58,6 +58,7 @@ def rows(images: torch.Tensor, name: str = "image", labels: Any = LABELS, label_
         rows(RAW),
         rows(RAW.long()),
         rows(UNIT),
+        [{"jpg": i, "cls": v} for i, v in zip(UNIT, LABELS, strict=True)],
         rows(SIGNED),
         rows(UNIT * 255),
         rows(SIGNED.half(), "pixel_values", LABELS.int(), "labels"),
@@ -65,7 +66,18 @@ def rows(images: torch.Tensor, name: str = "image", labels: Any = LABELS, label_
         list(zip(SIGNED, LABELS, strict=True)),
         list(zip(RAW, LABELS.tolist(), strict=True)),
     ],
-    ids=["uint8", "int64", "[0, 1]", "[-1, 1]", "[0, 255]", "other names", "columns", "tuples", "tuples of uint8"],
+    ids=[
+        "uint8",
+        "int64",
+        "[0, 1]",
+        "WebDataset",
+        "[-1, 1]",
+        "[0, 255]",
+        "other names",
+        "columns",
+        "tuples",
+        "tuples of uint8",
+    ],
 )
 def test_every_usual_form_trains_on_the_same_images(data: Any) -> None:
     module = fit(data, data)
@@ -86,6 +98,8 @@ def test_every_usual_form_trains_on_the_same_images(data: Any) -> None:
         (rows(SIGNED, labels=LABELS + 1), "got 2: set model.network_args.num_classes"),
         (rows(SIGNED, labels=LABELS - 1), "got -1"),
         ([{"image": i} for i in SIGNED], "have no label: give `label`"),
+        (rows(RAW // 128), "got uint8 between 0 and 1: scale them"),
+        (rows(RAW.int() // 128), "got int32 between 0 and 1: scale them"),
         ([{"picture": i} for i in SIGNED], "have no images: expected `image` .*, got picture"),
         (list(zip(SIGNED, LABELS, LABELS, strict=True)), r"an \(image, label\) tuple of tensors, got a list of 3"),
     ],
@@ -95,6 +109,28 @@ def test_anything_else_is_one_sentence(data: Any, words: str) -> None:
         fit(data)
 
 
-def test_a_later_batch_that_contradicts_the_first_is_not_trained_on() -> None:
-    with pytest.raises(UserError, match="a later one goes below 0"):
-        fit([*rows(UNIT), *rows(SIGNED)], steps=2)
+def test_two_values_may_be_black_and_white() -> None:
+    torch.testing.assert_close(fit(rows(RAW > 127)).images[0], (RAW > 127).float() * 2 - 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "words"),
+    [
+        (UNIT, SIGNED, r"images are in \[0, 1\].* a later one holds -1 to 1"),
+        (UNIT, UNIT * 255, r"images are in \[0, 1\].* a later one holds 0 to 255"),
+        (SIGNED, UNIT * 255, r"images are floats in \[-1, 1\], .* a later one holds 0 to 255"),
+        (SIGNED, RAW, r"images are floats in \[-1, 1\], .* a later one holds 0 to 255"),
+        (RAW, UNIT, "were uint8 in the first batch and are float32 in a later one"),
+    ],
+)
+def test_a_later_batch_that_contradicts_the_first_is_not_trained_on(
+    first: torch.Tensor, later: torch.Tensor, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        fit([*rows(first), *rows(later)], steps=2)
+
+
+def test_a_label_for_every_image() -> None:
+    module = Seen()
+    with pytest.raises(UserError, match="a batch holds 4 of image, 2 of label"):
+        module.transfer_batch_to_device({"image": SIGNED, "label": LABELS[:2]}, torch.device("cpu"), 0)
