@@ -137,7 +137,7 @@ def test_tables_beside_tar_files_of_the_same_name_are_no_data(tmp_path: Path) ->
     pq.write_table(pa.table({"url": ["u"] * 3}), tmp_path / "out" / "00000.parquet")
     (tmp_path / "out" / "00000_stats.json").write_text("{}")
     assert [image for image, _ in rows_of(HFDataset(str(tmp_path / "out"), **COMMON).train_source)] == [
-        picture(i) for i in range(3)
+        image_bytes(i) for i in range(3)
     ]
 
 
@@ -303,11 +303,11 @@ def test_image_columns_of_something_else_are_said(tmp_path: Path, column: list[A
 
 
 def test_the_only_column_of_images_needs_no_usual_name(tmp_path: Path) -> None:
-    images = {"image": ["0.png", "1.png"], "pixel_values": [picture(i) for i in range(2)]}
+    images = {"image": ["0.png", "1.png"], "pixel_values": [image_bytes(i) for i in range(2)]}
     for columns in (images, {"pixel_values": images["pixel_values"]}):
         pq.write_table(pa.table(columns), tmp_path / "x.parquet")
         source = HFDataset(str(tmp_path / "x.parquet"), **COMMON).train_source
-        assert rows_of(source) == [(picture(0), None), (picture(1), None)]
+        assert rows_of(source) == [(image_bytes(0), None), (image_bytes(1), None)]
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
@@ -360,7 +360,7 @@ def test_parts_of_a_sample_with_names_of_their_own(tmp_path: Path, first: str, u
         with pytest.raises(UserError, match=r"its columns are depth\.png, cls, rgb\.png|its columns are cls, depth"):
             HFDataset(file, **COMMON).train_source  # noqa: B018
     options = {"image": "depth.png", "label": "label.cls"} if first == "depth" else {}
-    assert rows_of(HFDataset(file, **options, **COMMON).train_source) == [(picture(used + i), i) for i in range(3)]
+    assert rows_of(HFDataset(file, **options, **COMMON).train_source) == [(image_bytes(used + i), i) for i in range(3)]
 
 
 @pytest.mark.parametrize(
