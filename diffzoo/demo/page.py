@@ -39,7 +39,11 @@ KINDS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "from an image": ("edit", ("drawing", "mask", "strength")),
 }
 HOW: dict[str, type] = {"weights": str, "steps": int, "guidance": float, "sampler": str}  # of each setting
-CSS = "img { image-rendering: pixelated } .live img { width: 100%; max-width: 60rem }"
+CSS = (
+    "img { image-rendering: pixelated } .live img { width: 100%; max-width: 60rem } "
+    ".grid-container .caption-label { left: 0; right: 0; bottom: 0; max-width: none } "
+    ".grid-container .gallery-item > button { padding-bottom: 1.7rem }"
+)
 # the page may load nothing from elsewhere, whatever a version of gradio puts into it
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -226,7 +230,7 @@ def _shown(result: Parts, ask: Ask, samples: Samples, folder: Path) -> dict[Any,
     gallery = [(str(path), title) for path, title in zip(paths, samples.titles, strict=True)]
     return {
         result["column"]: gr.update(visible=True),
-        result["gallery"]: gr.update(value=gallery, columns=min(samples.columns, 8)),
+        result["gallery"]: gr.update(value=gallery, columns=min(samples.columns, 4)),
         result["record"]: gr.update(visible=False),
         result["file"]: gr.update(value=archive.filename),
         result["command"]: gr.update(value=written.as_command()),
@@ -292,7 +296,7 @@ def _result(number: int) -> Parts:
         fixed: Parts = {"interactive": False, "wrap_lines": True, "lines": 1, "max_lines": 8}
         result = {
             "column": column,
-            "gallery": gr.Gallery(label=f"setting {number}", object_fit="contain"),
+            "gallery": gr.Gallery(label=f"setting {number}", object_fit="contain", height="auto"),
             "record": gr.Code(label="metadata", language="json", visible=False, interactive=False),
             "file": gr.DownloadButton("Download images and command"),
             "command": gr.Code(label="as command", language="shell", **fixed),
