@@ -16,13 +16,17 @@ from torch import Tensor
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.formats import Tensors
 
-__all__ = ["emas_in", "find_weights", "state_dicts"]
+__all__ = ["NothingFits", "emas_in", "find_weights", "state_dicts"]
 
 Convert = Callable[[Tensors], Tensors | None]
 
 WRAPPERS = ("module", "_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 EMA_WORDS = ("ema", "average", "averaged", "averages", "avg", "shadow", "swa", "polyak", "target")
 PASSED = ("diffzoo", "diffzoo_averages", "optimizer_states", "optimizer", "optim", "opt", "opt_state")
+
+
+class NothingFits(UserError):
+    """A file holds no set of weights with the names of this network."""
 
 
 def emas_in(checkpoint: Mapping[str, object]) -> dict[str, Tensors]:
@@ -56,8 +60,8 @@ def find_weights(
         place of the EMA.
 
     Raises:
-        UserError: if no set of weights has exactly these names, several do and no word tells which is the EMA, or
-            there is no such set.
+        NothingFits: if no set of weights has exactly these names.
+        UserError: if several have and no word tells which is the EMA, or there is no such set.
     """
     raw, emas = _sets(data, names, convert)
     base = next(iter(raw.values()), {})
@@ -66,7 +70,7 @@ def find_weights(
         if whole.keys() == names.keys():
             emas[label] = whole
     if not raw and not emas:
-        raise UserError(_nothing(data, names, what))
+        raise NothingFits(_nothing(data, names, what))
     if weights in raw or weights in emas:
         return (emas | raw)[weights], weights if weights in emas else f"raw {weights}"
     if weights not in ("ema", "raw"):

@@ -26,7 +26,7 @@ from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.zoo.adapt import adapt_to
 from diffzoo.zoo.building import Loaded, Weights, assign, build_meta, mismatch
 from diffzoo.zoo.entries import converter_of, entry_weights
-from diffzoo.zoo.finding import emas_in, find_weights, state_dicts
+from diffzoo.zoo.finding import NothingFits, emas_in, find_weights, state_dicts
 from diffzoo.zoo.manifest import find_pretrained, is_pretrained, load_manifest
 from diffzoo.zoo.metadata import Base, Metadata, held_metadata, read_metadata
 
@@ -167,7 +167,7 @@ def _find(data: Mapping[str, object], metadata: Metadata, path: Path, weights: s
 
     try:
         state, place = find_weights(data, names, str(path), weights, convert)
-    except UserError:
+    except NothingFits:
         found = _look_alikes(data)
         if not found or mine in found:
             raise
