@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import perturbed
 
 from diffzoo import GaussianProcess, pipeline
 from diffzoo.cli.main import main
@@ -86,10 +87,7 @@ def test_diffusers_samples_the_images_of_a_dit(tmp_path: Path) -> None:
     config = dit.DiTConfig(
         image_size=8, in_channels=4, num_classes=3, width=32, depth=2, heads=2, learned_variance=True
     )
-    network = dit.DiT(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    network = perturbed(dit.DiT(config), 0.05)
     process = GaussianProcess(
         DiscreteBetas(), prediction=Eps(), noise_conditioning=TimeConditioning(1000, -1), learned_variance=True
     )

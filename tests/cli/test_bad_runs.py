@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from data.stand_ins import write_images
 from safetensors.torch import save_file
 
 from diffzoo.cli.main import main
@@ -260,11 +260,7 @@ def test_a_dry_run_does_all_that_a_run_does_and_keeps_nothing(
 def test_a_dry_run_uses_the_recipes_own_metrics_and_the_folder_given(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for name in ("ant", "bee"):
-        for i in range(3):
-            path = tmp_path / "images" / name / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((torch.rand(32, 32, 3) * 255).byte().numpy()).save(path)
+    write_images(tmp_path / "images", [f"{c}/{i}.png" for c in ("ant", "bee") for i in range(3)], (32, 32))
     recipe.write_text(
         RECIPE.replace("batch_size: 24", "batch_size: 2")
         + '    - {class_path: diffzoo.training.HeldOutDistance, init_args: {metric: "frechet-spatial:random-conv"}}\n'

@@ -5,23 +5,27 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data.stand_ins import write_images
 from PIL import Image
 
+from diffzoo.cli import quickstart
 from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder
 from diffzoo.data.demo import DemoData
 from diffzoo.generation.plan import default_plan
 from diffzoo.images import LINE
-from diffzoo.recipe.files import recipe_name
+from diffzoo.recipe.files import find_recipe, recipe_name
 from diffzoo.sampling import Guidance
 from diffzoo.zoo import load_any
 from diffzoo.zoo.publish import _fill
@@ -34,7 +38,7 @@ pytestmark = [
 RECIPE = """
 model:
   network: simple_uvit_xs_32
-  network_args: {num_classes: 10, depth_at: {8: 1}}
+  network_args: {num_classes: 10, width_at: {16: 16, 8: 32}, depth_at: {8: 1}}
   sampler: {class_path: DDIM, init_args: {steps: 2, clip: 1.0}}
   guidance: {formula: uncond + s * (cond - uncond), scale: 2.5}
   optimizer: {class_path: diffzoo.training.FusedAdamW, init_args: {lr: 1.0e-3}}
@@ -77,24 +81,12 @@ def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     assert {"config.yaml", "metrics.csv", "tensorboard", "samples", "checkpoints"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "samples").iterdir()} == {"step_0000003.png", "step_0000006.png", "final.png"}
     # two of each of eight classes
-    assert Image.open(run / "samples" / "final.png").size == (
-        2 * 130 + 2,
-        8 * (130 + 2 * LINE) + 2,
-    )
+    assert Image.open(run / "samples" / "final.png").size == (2 * 130 + 2, 8 * (130 + 2 * LINE) + 2)
     # the command that it names makes it again
     with Image.open(run / "samples" / "final.png") as final:
         made = json.loads(final.info["diffzoo"])
-        again = [
-            "sample",
-            str(run),
-            *made["options"],
-            "--out",
-            str(tmp_path / "again.png"),
-            "--device",
-            "cpu",
-            "--quiet",
-        ]
-        assert (made["step"], main(again)) == (6, 0)
+        again = ["--out", str(tmp_path / "again.png"), "--device", "cpu", "--quiet"]
+        assert (made["step"], main(["sample", str(run), *made["options"], *again])) == (6, 0)
         with Image.open(tmp_path / "again.png") as sampled:
             assert np.abs(np.asarray(sampled).astype(int) - np.asarray(final)).max() <= 1
     _fill(tmp_path, run, "someone/x", "mit", "ema", None, (), merge=False)
@@ -138,13 +130,9 @@ def test_micro_batches_train_as_the_whole_batch_does(recipe: str, tmp_path: Path
 
 
 def test_a_folder_of_images(recipe: str, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    for label, colour in {"blue": (0, 0, 255), "red": (255, 0, 0)}.items():
-        (images / label).mkdir(parents=True)
-        for n in range(6):
-            Image.new("RGB", (40, 50 + n), colour).save(images / label / f"{n}.png")
+    images = write_images(tmp_path / "images", [f"{c}/{i}.png" for c in ("blue", "red") for i in range(6)], (40, 55))
     run = tmp_path / "run"
-    command = ["fit", "-c", recipe, "--run", str(run), "--data.folder", str(images)]
+    command = ["fit", "-c", recipe, "--run", str(run), "--data.folder", str(images), "--trainer.max_steps=1"]
     assert main([*command, "--data.init_args.batch_size=4", "--model.network_args.num_classes=2"]) == 0
     assert newest(run)["diffzoo"]["class_names"] == ["blue", "red"]
 
@@ -190,7 +178,13 @@ def test_a_directory_with_a_run_is_not_written_over(
 def test_the_quickstart_ends_with_images_a_verdict_and_what_to_do_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffzoo.cli.quickstart.JUDGED", 4)
+    short = find_recipe(quickstart.RECIPE).read_text()
+    for full, few in {"per_class: 8, final_steps: 50": "per_class: 1, final_steps: 2", "steps: 30": "steps: 2"}.items():
+        assert full in short
+        short = short.replace(full, few)
+    (tmp_path / "short.yaml").write_text(short)
+    monkeypatch.setattr(quickstart, "RECIPE", str(tmp_path / "short.yaml"))
+    monkeypatch.setattr(quickstart, "JUDGED", 4)
     run = tmp_path / "quickstart"
     assert main(["quickstart", "--steps", "2", "--run", str(run)]) == 0
     shown = capsys.readouterr().out
@@ -246,19 +240,11 @@ trainer:
     assert float(distance.diag().max()) < 0.35 * float(distance[~torch.eye(8, dtype=torch.bool)].min())
 
 
-def write_images(folder: Path, count: int) -> Path:
-    """Small images, each of its own colour."""
-    folder.mkdir(parents=True)
-    for i in range(count):
-        Image.new("RGB", (32, 32), (5 * i, 255 - 5 * i, 90)).save(folder / f"{i:03d}.png")
-    return folder
-
-
 @pytest.mark.parametrize("micro", [8, 4])
 def test_data_that_fails_leaves_a_checkpoint(recipe: str, tmp_path: Path, capsys, micro: int) -> None:
     """An image that cannot be read ends the run between two steps; once it is whole, the run goes on as if it had
     never failed."""
-    data = write_images(tmp_path / "images", 48)
+    data = write_images(tmp_path / "images", [f"{i:03d}.png" for i in range(48)], (32, 32))
     command = ["fit", "-c", recipe, "--data", "ImageFolder", f"--data.init_args.path={data}", "--trainer.max_steps=6",
                "--data.init_args.image_size=32", "--data.init_args.batch_size=8", "--data.init_args.num_workers=0",
                f"--data.init_args.micro_batch_size={micro}", "--model.network_args.num_classes=0",
@@ -309,49 +295,61 @@ def test_a_killed_worker_ends_the_run_with_a_sentence_and_a_checkpoint(recipe: s
 SCHEDULED = (
     "--model.lr_scheduler={class_path: diffzoo.training.WarmupLinear, init_args: {warmup_steps: 2, total_steps: %d}}"
 )
+OPTIMIZER = "--model.optimizer.init_args."
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `RECIPE` with a schedule, ended after 4 of its 6 steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    assert main([*resumable(folder), "--trainer.max_steps=4"]) == 0
+    return folder
+
+
+def resumable(folder: Path) -> list[str]:
+    return ["fit", "-c", str(folder / "tiny.yaml"), "--run", str(folder / "run"), SCHEDULED % 12,
+            "--trainer.limit_val_batches=0", "--trainer.callbacks=null"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "rates", "settings"),
     [
         # linear from 1e-3 at step 2 to 0 at step 12: the rates after 5 and 6 steps are those of steps 6 and 7
-        ([], [6e-4, 5e-4]),
-        (["--model.optimizer.init_args.lr=5e-3"], [3e-3, 2.5e-3]),
-        ([SCHEDULED % 22], [8e-4, 7.5e-4]),
-        (["--model.lr_scheduler=null", "--model.optimizer.init_args.lr=7e-3"], [7e-3, 7e-3]),
+        ([], [6e-4, 5e-4], {}),
+        (
+            [f"{OPTIMIZER}lr=5e-3", f"{OPTIMIZER}weight_decay=0.25", f"{OPTIMIZER}betas=[0.5,0.75]"],
+            [3e-3, 2.5e-3],
+            {"weight_decay": 0.25, "betas": (0.5, 0.75)},
+        ),
+        ([SCHEDULED % 22], [8e-4, 7.5e-4], {}),
+        (["--model.lr_scheduler=null", f"{OPTIMIZER}lr=7e-3"], [7e-3, 7e-3], {}),
         (
             ["--model.lr_scheduler={class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"],
             [1e-3 * 0.5**5, 1e-3 * 0.5**6],
+            {},
         ),
     ],
+    ids=["nothing", "optimizer", "schedule", "no schedule", "another schedule"],
 )
-def test_the_recipe_wins_over_the_checkpoint(recipe: str, tmp_path: Path, change: list[str], expected) -> None:
-    """Learning rates after a resume: those of the recipe at hand; without a change, as if never stopped."""
-    command = ["fit", "-c", recipe, "--run", str(tmp_path / "run"), SCHEDULED % 12, "--trainer.limit_val_batches=0"]
-    assert main([*command, "--trainer.max_steps=4"]) == 0
-    assert main([*command, "--resume", "auto", *change]) == 0
-    rates = {
-        int(r["step"]): float(r["train/learning_rate"]) for r in metrics(tmp_path / "run") if r["train/learning_rate"]
-    }
-    assert [rates[5], rates[6]] == pytest.approx(expected)
-
-
-def test_other_settings_of_the_optimizer_win_too(recipe: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = ["fit", "-c", recipe, "--run", str(run), "--trainer.limit_val_batches=0"]
-    assert main([*command, "--trainer.max_steps=4"]) == 0
-    changes = ["--model.optimizer.init_args.weight_decay=0.25", "--model.optimizer.init_args.betas=[0.5,0.75]"]
-    assert main([*command, "--resume", "auto", *changes]) == 0
-    after = newest(run)["optimizer_states"][0]["param_groups"]
-    assert [(g["weight_decay"], tuple(g["betas"])) for g in after] == [(0.25, (0.5, 0.75))]
+def test_the_recipe_wins_over_the_checkpoint(
+    stopped: Path, tmp_path: Path, change: list[str], rates: list[float], settings: dict[str, Any]
+) -> None:
+    """Settings of the optimizer after a resume are those of the recipe at hand; without a change, as if never
+    stopped."""
+    folder = Path(shutil.copytree(stopped, tmp_path / "copy"))
+    assert main([*resumable(folder), "--resume", "auto", *change]) == 0
+    logged = {int(r["step"]): float(r["train/learning_rate"]) for r in metrics(folder / "run") if r["train/loss"]}
+    assert [logged[5], logged[6]] == pytest.approx(rates)
+    for group in newest(folder / "run")["optimizer_states"][0]["param_groups"]:
+        assert {k: group[k] for k in settings} == settings
 
 
 def test_another_kind_of_data_is_refused(recipe: str, tmp_path: Path, capsys) -> None:
-    command = ["fit", "-c", recipe, "--run", str(tmp_path / "run"), "--trainer.limit_val_batches=0"]
+    command = ["fit", "-c", recipe, "--run", str(tmp_path / "run"), "--trainer.limit_val_batches=0",
+               "--trainer.callbacks=null"]  # fmt: skip
     assert main([*command, "--trainer.max_steps=2"]) == 0
-    folder = tmp_path / "other"
-    for name in ("cats", "dogs"):
-        write_images(folder / name, 8)
+    folder = write_images(tmp_path / "other", [f"{c}/{i}.png" for c in ("cats", "dogs") for i in range(8)])
     capsys.readouterr()
     other = [*command, "--data.folder", str(folder), "--resume", "auto"]
     assert main(other) == 2
@@ -361,7 +359,7 @@ def test_another_kind_of_data_is_refused(recipe: str, tmp_path: Path, capsys) ->
     )
     assert newest(tmp_path / "run")["global_step"] == 2
     same = ["--model.network_args.num_classes=10", "--data.init_args.allow_changed_source=true"]
-    assert main([*other, *same]) == 0
+    assert main([*other, *same, "--trainer.max_steps=3"]) == 0
 
 
 def test_metrics_csv_is_written_beside_any_logger(recipe: str, tmp_path: Path) -> None:

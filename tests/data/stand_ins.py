@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,14 @@ def image_bytes(i: int, size: tuple[int, int] = (20, 14), kind: str = "PNG") -> 
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind)
     return out.getvalue()
+
+
+def write_images(folder: Path, names: Iterable[str], size: tuple[int, int] = (20, 14)) -> Path:
+    """Image files below a folder, which is returned; the i-th holds image i."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image_bytes(i, size))
+    return folder
 
 
 def write_parquet(path: Path, rows: list[dict], row_group: int) -> None:

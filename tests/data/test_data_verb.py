@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.stand_ins import image_bytes, rows, write_parquet
+from data.stand_ins import image_bytes, rows, write_images, write_parquet
 from hub_server import FakeHub
 from PIL import Image
 
@@ -30,10 +30,7 @@ def _quick_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for i in range(COUNT):
-        file = tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i:03d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(image_bytes(i, (16, 16)))
+    write_images(tmp_path / "images", [f"{('cat', 'dog')[i % 2]}/{i:03d}.png" for i in range(COUNT)], (16, 16))
     broken = tmp_path / "images" / "cat" / "004.png"
     broken.write_bytes(broken.read_bytes()[:80])
     return tmp_path / "images"
@@ -118,9 +115,7 @@ def rate(found: dict[str, Any]) -> float:
 @pytest.mark.parametrize("count", [1, 2, 10, 25, 95])
 def test_small_sets_have_a_throughput(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of less than two batches: they are passed over and over."""
-    (tmp_path / "p").mkdir()
-    for i in range(count):
-        (tmp_path / "p" / f"{i}.png").write_bytes(image_bytes(i))
+    write_images(tmp_path / "p", [f"{i}.png" for i in range(count)])
     assert rate(report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")) > 0
 
 
@@ -155,9 +150,7 @@ def test_metadata_of_images_are_no_shards(tmp_path: Path, capsys: pytest.Capture
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for i in range(4):
-        (tmp_path / "p").mkdir(exist_ok=True)
-        (tmp_path / "p" / f"{i}.png").write_bytes(image_bytes(i))
+    write_images(tmp_path / "p", [f"{i}.png" for i in range(4)])
     table = pa.table({"file_name": [f"{i}.png" for i in range(3)], "text": ["one", "two", "three"]})
     pq.write_table(table, tmp_path / "p" / "metadata.parquet")
     found = report(capsys, str(tmp_path / "p"), "--size", "8", "--workers", "0")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.stand_ins import Shards, image_bytes, rows, signature, write_parquet
+from data.stand_ins import Shards, image_bytes, rows, signature, write_images, write_parquet
 from PIL import Image
 
 from diffzoo.data import DemoData, ImageFolder
@@ -19,11 +19,7 @@ COMMON = {"image_size": 8, "batch_size": 8, "num_workers": 0}
 
 
 def folder(path: Path, count: int = 24, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
-    for i in range(count):
-        file = path / classes[i % len(classes)] / f"{i:03d}.png" if classes else path / f"{i:03d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(image_bytes(i))
-    return path
+    return write_images(path, [f"{classes[i % len(classes)] if classes else '.'}/{i:03d}.png" for i in range(count)])
 
 
 def epoch(data, epochs: int = 1) -> list[tuple[int, int]]:
@@ -419,8 +415,7 @@ def test_more_ranks_and_workers_than_shards(tmp_path: Path) -> None:
 
 def test_images_of_the_batch_are_the_files(tmp_path: Path) -> None:
     """uint8, channels first, unchanged when nothing needs changing."""
-    for i in range(8):
-        (tmp_path / f"{i}.png").write_bytes(image_bytes(i, (8, 8)))
+    write_images(tmp_path, [f"{i}.png" for i in range(8)], (8, 8))
     data = ImageFolder(str(tmp_path), flip=False, **COMMON)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].dtype == torch.uint8

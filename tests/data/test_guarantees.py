@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.stand_ins import Shards, image_bytes, rows, write_parquet
+from data.stand_ins import Shards, image_bytes, rows, write_images, write_parquet
 from PIL import Image
 
 from diffzoo.data import HFDataset
@@ -50,10 +50,7 @@ def test_lossless_files_stay_what_they_are_where_map_writes_them_anew(tmp_path: 
 
 def test_classes_stay_where_one_split_has_metadata(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        for i in range(4):
-            path = tmp_path / split / "ab"[i % 2] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(image_bytes(i))
+        write_images(tmp_path / split, [f"{'ab'[i % 2]}/{i}.png" for i in range(4)])
     lines = [{"file_name": f"{'ab'[i % 2]}/{i}.png", "text": f"image {i}"} for i in range(4)]
     (tmp_path / "test" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))

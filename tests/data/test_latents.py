@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.stand_ins import Recorder, Shards, image_bytes, quiet_trainer, rows, write_parquet
+from data.stand_ins import Recorder, Shards, quiet_trainer, rows, write_images, write_parquet
 from safetensors.numpy import load_file, save_file
 
 from diffzoo.cli.main import main
@@ -38,12 +38,10 @@ class Halves:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    for i in range(ROWS):
-        file = path / ("cat", "dog")[i % 2] / f"{i:03d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(image_bytes(i))
-        file.with_suffix(".txt").write_text(f"one {i}\ntwo {i}")
+    names = [f"{('cat', 'dog')[i % 2]}/{i:03d}.png" for i in range(ROWS)]
+    path = write_images(tmp_path / "images", names)
+    for i, name in enumerate(names):
+        (path / name).with_suffix(".txt").write_text(f"one {i}\ntwo {i}")
     return path
 
 

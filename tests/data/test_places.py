@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.stand_ins import image_bytes
+from data.stand_ins import image_bytes, write_images
 
 from diffzoo.data import HFDataset, ImageFolder
 from diffzoo.data.resolve import resolve
@@ -23,14 +23,6 @@ from diffzoo.data.sources import Source, held_out
 from diffzoo.errors import UserError
 
 COMMON: dict[str, Any] = {"image_size": 8, "batch_size": 4, "num_workers": 0}
-
-
-def write(folder: Path, names: list[str]) -> Path:
-    """Image files; the i-th holds image i."""
-    for i, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(image_bytes(i))
-    return folder
 
 
 def rows_of(source: Source) -> list[tuple[bytes | None, int | None]]:
@@ -56,7 +48,7 @@ def packed(folder: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar of ."])
 def test_an_archive_holds_what_its_folder_holds(tmp_path: Path, kind: str) -> None:
-    folder = write(tmp_path / "p", [f"{['ant', 'bee', 'cow'][i % 3]}/{i}.png" for i in range(9)])
+    folder = write_images(tmp_path / "p", [f"{['ant', 'bee', 'cow'][i % 3]}/{i}.png" for i in range(9)])
     (folder / "README.md").write_text("what it is")
     plain = ImageFolder(str(folder), **COMMON)
     archive = ImageFolder(packed(folder, kind), **COMMON)
@@ -87,14 +79,14 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", [ImageFolder, HFDataset])
 def test_folders_of_splits_are_splits_to_every_module(tmp_path: Path, module: Any, around: str) -> None:
     names = [f"{around}{split}/{c}/{i}.png" for split in ("Train", "valid") for c in ("x", "y") for i in range(2)]
-    data = module(str(write(tmp_path, names)), **COMMON)
+    data = module(str(write_images(tmp_path, names)), **COMMON)
     assert data.class_names == ["x", "y"]
     assert (len(data.train_source), len(data.val_source)) == (4, 4)
     assert data.val_source.read_row(0).image == image_bytes(4)
 
 
 def test_metadata_above_the_splits_speaks_of_each(tmp_path: Path) -> None:
-    write(tmp_path, ["train/0.png", "train/1.png", "val/2.png"])
+    write_images(tmp_path, ["train/0.png", "train/1.png", "val/2.png"])
     lines = [json.dumps({"file_name": f"{s}/{i}.png", "text": f"a cat {i}"}) for s, i in (("train", 1), ("val", 2))]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     data = ImageFolder(str(tmp_path), **COMMON)
@@ -106,7 +98,7 @@ def test_metadata_above_the_splits_speaks_of_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("labels", "names"), [([1, 0, 1], ["0", "1"]), (None, [])])
 def test_counting_folders_of_edm_are_no_classes(tmp_path: Path, labels: list[int] | None, names: list[str]) -> None:
     files = [f"{i:05d}/img{i:08d}.png" for i in range(3)]
-    write(tmp_path, files)
+    write_images(tmp_path, files)
     pairs = None if labels is None else list(map(list, zip(files, labels, strict=True)))
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": pairs}))
     data = ImageFolder(str(tmp_path), **COMMON)
@@ -116,22 +108,24 @@ def test_counting_folders_of_edm_are_no_classes(tmp_path: Path, labels: list[int
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_images_in_one_folder_are_no_classes_of_their_own(tmp_path: Path, kind: str) -> None:
-    folder = write(tmp_path / "p", [f"all/{i}.png" for i in range(3)])
+    folder = write_images(tmp_path / "p", [f"all/{i}.png" for i in range(3)])
     data = HFDataset(str(folder) if kind == "folder" else packed(folder, kind), **COMMON)
     assert data.num_classes < 2
 
 
 def test_what_lies_outside_of_splits_is_listed_and_a_tar_of_splits_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "p", [f"{s}/{c}/{i}.png" for s in ("train", "val") for c in "ab" for i in range(2)])
+    folder = write_images(
+        tmp_path / "p", [f"{s}/{c}/{i}.png" for s in ("train", "val") for c in "ab" for i in range(2)]
+    )
     with pytest.raises(UserError, match=r"p\.tar holds the splits train, val: unpack it"):
         HFDataset(packed(folder, "tar"), **COMMON).train_source  # noqa: B018
-    write(folder, ["more/9.png"])
+    write_images(folder, ["more/9.png"])
     assert "not read: more/9.png; labels: the folders (2 classes: a, b);" in HFDataset(str(folder), **COMMON).decision
 
 
 def test_tables_beside_tar_files_of_the_same_name_are_no_data(tmp_path: Path) -> None:
     """As img2dataset writes them."""
-    images = write(tmp_path / "p", [f"{i}.png" for i in range(3)])
+    images = write_images(tmp_path / "p", [f"{i}.png" for i in range(3)])
     (tmp_path / "out").mkdir()
     os.rename(packed(images, "tar"), tmp_path / "out" / "00000.tar")
     pq.write_table(pa.table({"url": ["u"] * 3}), tmp_path / "out" / "00000.parquet")
@@ -142,15 +136,15 @@ def test_tables_beside_tar_files_of_the_same_name_are_no_data(tmp_path: Path) ->
 
 
 def test_class_folders_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
-    data = ImageFolder(str(write(tmp_path, [f"{c}/1.png" for c in range(12)])), **COMMON)
+    data = ImageFolder(str(write_images(tmp_path, [f"{c}/1.png" for c in range(12)])), **COMMON)
     assert data.class_names == [str(c) for c in range(12)]
     assert dict(rows_of(data.train_source))[image_bytes(10)] == 10
 
 
 @pytest.mark.filterwarnings("ignore:2 links below")
 def test_links_that_lead_nowhere_or_in_a_circle_are_left_out(tmp_path: Path) -> None:
-    write(tmp_path / "p", ["a/0.png", "b/1.png"])
-    write(tmp_path / "elsewhere", ["2.png"])
+    write_images(tmp_path / "p", ["a/0.png", "b/1.png"])
+    write_images(tmp_path / "elsewhere", ["2.png"])
     os.symlink("/nowhere/gone.png", tmp_path / "p" / "a" / "gone.png")
     os.symlink(tmp_path / "p", tmp_path / "p" / "a" / "round")
     os.symlink(tmp_path / "elsewhere", tmp_path / "p" / "c")
@@ -163,7 +157,7 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_left_out(tmp_path: Path) -> 
 def test_labels_from_the_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["great_dane_12.jpg", "n01440764_10026.JPEG", "cat.0.jfif", "great_dane_3.png"]
     monkeypatch.setenv("HOME", str(tmp_path))
-    write(tmp_path / "p", names)
+    write_images(tmp_path / "p", names)
     assert ImageFolder("~/p", label="prefix", **COMMON).class_names == ["cat", "great_dane", "n01440764"]
     tar = HFDataset(packed(tmp_path / "p", "tar"), label="prefix", **COMMON)
     assert tar.class_names[1:] == ["great_dane", "n01440764"]
@@ -171,7 +165,7 @@ def test_labels_from_the_names_of_files(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_one_stray_image_costs_no_labels_in_silence(tmp_path: Path) -> None:
     """`imagefolder` of `datasets` drops the labels of all."""
-    write(tmp_path, ["a/0.png", "b/1.png", "stray.png"])
+    write_images(tmp_path, ["a/0.png", "b/1.png", "stray.png"])
     with pytest.raises(UserError, match=r"1 images lie in .* 'stray\.png' first"):
         HFDataset(str(tmp_path), **COMMON).train_source  # noqa: B018
 
@@ -189,7 +183,7 @@ def table(path: Path, **columns: Any) -> str:
 def as_folder(path: Path, **columns: Any) -> str:
     """The same rows as images with metadata."""
     count = len(next(iter(columns.values())))
-    write(path, [f"{i}.png" for i in range(count)])
+    write_images(path, [f"{i}.png" for i in range(count)])
     lines = [{"file_name": f"{i}.png", **{k: v[i] for k, v in columns.items()}} for i in range(count)]
     (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return str(path)
@@ -222,7 +216,7 @@ def test_labels_of_every_kind_are_numbered_alike(
 
 def test_numbers_in_csv_may_be_written_as_floats(tmp_path: Path) -> None:
     """As pandas writes a column of whole numbers in which one is missing."""
-    write(tmp_path, [f"{i}.png" for i in range(4)])
+    write_images(tmp_path, [f"{i}.png" for i in range(4)])
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,10.0\n1.png,2.0\n2.png,\n3.png,0.0\n")
     source = ImageFolder(str(tmp_path), **COMMON).train_source
     assert [source.read_row(i).label for i in range(4)] == [10, 2, None, 0]
@@ -312,7 +306,7 @@ def test_the_only_column_of_images_needs_no_usual_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_json_beside_images_holds_captions_and_labels(tmp_path: Path, kind: str) -> None:
-    folder = write(tmp_path / "p", [f"{i}.png" for i in range(3)])
+    folder = write_images(tmp_path / "p", [f"{i}.png" for i in range(3)])
     for i in range(3):
         (folder / f"{i}.json").write_text(json.dumps({"caption": f"a cat {i}", "label": "ab"[i % 2], "width": 20}))
     data = HFDataset(str(folder) if kind == "folder" else packed(folder, kind), **COMMON)
@@ -323,7 +317,7 @@ def test_json_beside_images_holds_captions_and_labels(tmp_path: Path, kind: str)
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_a_caption_file_in_another_encoding_is_named(tmp_path: Path, kind: str) -> None:
-    folder = write(tmp_path / "p", ["0.png", "1.png", "2.png"])
+    folder = write_images(tmp_path / "p", ["0.png", "1.png", "2.png"])
     (folder / "0.txt").write_bytes("Gruß".encode("utf-16"))
     (folder / "1.txt").write_bytes("Gruß".encode("latin-1"))
     (folder / "2.txt").write_bytes("Gruß".encode("utf-8-sig"))
@@ -335,13 +329,13 @@ def test_a_caption_file_in_another_encoding_is_named(tmp_path: Path, kind: str) 
 
 @pytest.mark.filterwarnings("error")
 def test_every_sample_of_a_tar_has_its_own_suffix(tmp_path: Path) -> None:
-    folder = write(tmp_path / "p", [f"{i}.{s}" for i, s in enumerate(["jpg", "png", "JPG", "webp"])])
+    folder = write_images(tmp_path / "p", [f"{i}.{s}" for i, s in enumerate(["jpg", "png", "JPG", "webp"])])
     data = HFDataset(packed(folder, "tar"), **COMMON)
     assert [image for image, _ in rows_of(data.train_source)] == [image_bytes(i) for i in range(4)]
 
 
 def test_names_in_a_tar_may_have_dots(tmp_path: Path) -> None:
-    folder = write(tmp_path / "p", [f"v1.{i}.png" for i in range(3)])
+    folder = write_images(tmp_path / "p", [f"v1.{i}.png" for i in range(3)])
     for i in range(3):
         (folder / f"v1.{i}.txt").write_text(f"a cat {i}")
     source = HFDataset(packed(folder, "tar"), **COMMON).train_source
@@ -352,7 +346,7 @@ def test_names_in_a_tar_may_have_dots(tmp_path: Path) -> None:
 def test_parts_of_a_sample_with_names_of_their_own(tmp_path: Path, first: str, used: int) -> None:
     """`0.image.png` and `0.mask.png` are two images of one sample, not two samples."""
     names = {"mask": "image", "depth": "rgb"}
-    folder = write(tmp_path / "p", [f"{i}.{part}.png" for part in (first, names[first]) for i in range(3)])
+    folder = write_images(tmp_path / "p", [f"{i}.{part}.png" for part in (first, names[first]) for i in range(3)])
     for i in range(3):
         (folder / f"{i}.label.cls").write_text(str(i))
     file = packed(folder, "tar")
@@ -368,7 +362,7 @@ def test_parts_of_a_sample_with_names_of_their_own(tmp_path: Path, first: str, u
 )
 def test_folders_that_are_splits(tmp_path: Path, train: str, held_out: str) -> None:
     data = ImageFolder(
-        str(write(tmp_path / "p", [f"{s}/{i}.png" for s in (train, held_out) for i in range(3)])), **COMMON
+        str(write_images(tmp_path / "p", [f"{s}/{i}.png" for s in (train, held_out) for i in range(3)])), **COMMON
     )
     assert (len(data.train_source), len(data.val_source or ()), data.class_names) == (3, 3, [])
 
@@ -474,7 +468,7 @@ def test_what_was_downloaded_in_place_of_data_is_named(tmp_path: Path, name: str
 
 
 def test_files_that_say_nothing_here_are_listed(tmp_path: Path) -> None:
-    folder = write(tmp_path / "kaggle", ["train/0.png", "train/1.png"])
+    folder = write_images(tmp_path / "kaggle", ["train/0.png", "train/1.png"])
     (folder / "train.csv").write_text("id,label\n0.png,1\n")
     for name in ("0.xml", "1.xml", "0.txt"):
         (folder / "train" / name).write_text("{}")

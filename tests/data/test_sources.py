@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.stand_ins import image_bytes, rows, signature, uneven_shards, write_parquet
+from data.stand_ins import image_bytes, rows, signature, uneven_shards, write_images, write_parquet
 from data.test_datasets import COMMON, NAME, STREAM, publish, samples, shard, walk
 from hub_server import FakeHub
 
@@ -30,14 +30,6 @@ def parquet(path: Path, **columns: list[Any]) -> str:
     images = [{"bytes": image_bytes(i), "path": None} for i in range(count)]
     pq.write_table(pa.table({"image": images, **columns}), path, row_group_size=4)
     return str(path)
-
-
-def write_images(folder: Path, names: list[str]) -> Path:
-    """Image files; the i-th holds image i."""
-    for i, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(image_bytes(i))
-    return folder
 
 
 # ---- what identifies a source

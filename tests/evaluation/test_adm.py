@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import perturbed
 from torch import Tensor
 
 from diffzoo import Condition, GaussianProcess
@@ -45,17 +46,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     torch.manual_seed(0)
     for name, network in networks.items():
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        save_pretrained(
-            network.eval(),
-            names[name],
-            process=PROCESS,
-            sampler=SAMPLER,
-            presets=presets.get(name, {}),
-            licence="mit",
-        )
+        made = {"process": PROCESS, "sampler": SAMPLER, "presets": presets.get(name, {}), "licence": "mit"}
+        save_pretrained(perturbed(network).eval(), names[name], **made)
     return names
 
 
@@ -140,18 +132,8 @@ def test_eval_on_the_command_line(
     zoo: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DIFFZOO_REFERENCES", str(tmp_path / "references"))
-    fixed = [
-        "--protocol",
-        "demo",
-        "--n",
-        "4",
-        "--few",
-        "--metrics",
-        "frechet:random-conv",
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
+    fixed = ["--protocol", "demo", "--n", "4", "--few", "--metrics", "frechet:random-conv"]
+    fixed += ["--device", "cpu", "--quiet"]
     plans = {}
     for name, arguments in {
         "preset": ["small", "--preset", "guided"],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import perturbed
 
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
@@ -23,9 +24,7 @@ CLASSES = 4
 def saved(folder: Path, seed: int, **changes: int) -> tuple[Path, Denoiser]:
     torch.manual_seed(seed)
     config = {"image_size": 8, "in_channels": 3, "num_classes": CLASSES, "patch": 4, "width": 32, "depth": 3}
-    network = UViTBao(UViTBaoConfig(**{**config, "heads": 2, **changes}))
-    for p in network.parameters():  # no layer starts at zero
-        p.data += 0.05 * torch.randn_like(p)
+    network = perturbed(UViTBao(UViTBaoConfig(**{**config, "heads": 2, **changes})), 0.05)
     path = folder / f"model{seed}"
     save_pretrained(network, path, process=GaussianProcess())
     return path, Denoiser(network.eval(), GaussianProcess())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation.stand_ins import smooth_images
+from networks import perturbed
 from torch import Tensor
 
 from diffzoo.encoders import AutoencoderSpec
@@ -96,10 +97,7 @@ def source(folder: Path, latent: bool = False) -> ModelImages:
     config = UViTBaoConfig(
         image_size=8, in_channels=3, patch=4, width=32, depth=3, heads=2, text_width=8, text_tokens=5
     )
-    network = UViTBao(config)
-    for p in network.parameters():
-        p.data += 0.05 * torch.randn_like(p)
-    save_pretrained(network, folder / "model", process=GaussianProcess())
+    save_pretrained(perturbed(UViTBao(config), 0.05), folder / "model", process=GaussianProcess())
     loaded = load_any(folder / "model")
     if latent:
         loaded = replace(loaded, metadata=replace(loaded.metadata, autoencoder=AutoencoderSpec("doubling", 1.0)))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import perturbed
 from official_configs import dimr_config
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -53,11 +54,7 @@ CONFIGS = {
 
 def lively(config: DiMRConfig) -> DiMR:
     """A network in which every parameter matters."""
-    network = DiMR(config)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return network
+    return perturbed(DiMR(config))
 
 
 def inputs(config: DiMRConfig, size: tuple[int, int] | None = None, b: int = 2) -> tuple[torch.Tensor, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import perturbed
 from torch import Tensor, nn
 
 from diffzoo import create_model, load_any
@@ -52,11 +53,7 @@ every_norm = pytest.mark.parametrize(("family", "norm"), [(f, n) for f in FAMILI
 def make(family: str, norm: str | None = None) -> Network:
     """A tiny network in which every parameter matters; None: the default norm."""
     network, config = FAMILIES[family]
-    net = network(config if norm is None else config.override(norm=norm))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return net.eval()
+    return perturbed(network(config if norm is None else config.override(norm=norm))).eval()
 
 
 def inputs(family: str, net: Network) -> tuple[Tensor, Tensor, Condition | None]:

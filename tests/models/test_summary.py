@@ -10,7 +10,7 @@ import torch
 from diffzoo import create_model, get_pretrained_cfg, is_model, list_models, register_model, save_pretrained
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
-from diffzoo.models import Network, build, entry, registry
+from diffzoo.models import Network, build, entry
 from diffzoo.models.simple_unet import TINY, SimpleUNet, SimpleUNetConfig
 from diffzoo.models.summary import Summary, describe, multiply_adds, zoo_table
 from diffzoo.recipe.parse import parse_overrides
@@ -142,21 +142,19 @@ def test_a_file_is_described_with_its_classes(tmp_path: Path, capsys: pytest.Cap
     assert "0 cat, 1 dog" in shown
 
 
-def test_names_as_timm_has_them() -> None:
+def test_names_as_timm_has_them(own_registry: None) -> None:
     @register_model
     def tiny_of_ones_own_32() -> Network:
         """A network of one's own."""
         return build(SMALL, num_classes=3)
 
-    try:
-        assert entry("tiny_of_ones_own_32").note == "A network of one's own."
-        assert create_model("tiny_of_ones_own_32", dropout=0.1).config.num_classes == 3
-        with pytest.raises(UserError, match="already registered"):
-            register_model(tiny_of_ones_own_32)
-    finally:
-        del registry._REGISTRY["tiny_of_ones_own_32"]
+    assert is_model("tiny_of_ones_own_32")
+    assert entry("tiny_of_ones_own_32").note == "A network of one's own."
+    assert create_model("tiny_of_ones_own_32", dropout=0.1).config.num_classes == 3
+    with pytest.raises(UserError, match="already registered"):
+        register_model(tiny_of_ones_own_32)
     assert is_model("simple_uvit_xs_32.emoji")
-    assert not is_model("tiny_of_ones_own_32")
+    assert not is_model("tiny_of_ones_own_33")
     both = list_models(["*xs_32*", "adm_64*"], pretrained=True, exclude_filters="*_to_*")
     assert both == ["adm_64.in1k", "simple_uvit_xs_32.emoji"]
     assert list_pretrained("*xs_32*") == ["simple_uvit_xs_32.emoji"]

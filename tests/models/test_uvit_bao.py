@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import perturbed
 from official_configs import uvit_config
 from torch._dynamo.testing import CompileCounter
 
@@ -28,11 +29,7 @@ CONFIGS = {
 
 
 def lively(config: UViTBaoConfig) -> UViTBao:
-    network = UViTBao(config)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return network
+    return perturbed(UViTBao(config))
 
 
 def inputs(config: UViTBaoConfig, b: int = 2) -> tuple[torch.Tensor, torch.Tensor, Condition]:

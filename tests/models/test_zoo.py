@@ -1,11 +1,11 @@
 """Every registered network: it builds at full size on the meta device, and its family's tiny relative works."""
 
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from networks import FAMILIES, perturbed
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,10 +27,7 @@ CLASSIFIERS = list_models(kind="classifier")
 
 def tiny_networks() -> dict[str, tuple[type[Network], Config]]:
     """One small config per registered family, which its module gives as TINY, and some more of ours."""
-    found: dict[str, tuple[type[Network], Config]] = {}
-    for name in NAMES:
-        network = entry(name).network
-        found[network.__name__] = (network, sys.modules[network.__module__].TINY)
+    found = dict(FAMILIES)
     uvit = found["SimpleUViT"][1]
     fine, coarse = uvit.levels
     found["SimpleUViT-text"] = (
@@ -66,11 +63,7 @@ def make(family: str, perturb: bool = True, **overrides: object) -> Network:
     torch.manual_seed(0)
     network, config = TINY[family]
     net = network(config.override(**overrides) if overrides else config)
-    if perturb:
-        with torch.no_grad():
-            for p in net.parameters():
-                p.add_(0.05 * torch.randn_like(p))
-    return net
+    return perturbed(net, 0.05) if perturb else net
 
 
 def inputs(net: Network, batch: int = 2) -> tuple[Tensor, Tensor, Condition | None]:

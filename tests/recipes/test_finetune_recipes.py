@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from data.stand_ins import write_images
+from networks import perturbed
 
 from diffzoo import create_model, load_any, pipeline
 from diffzoo.cli.main import main
@@ -20,19 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    for name in ("Objects", "robots"):
-        for i in range(14):
-            path = tmp_path / "images" / name / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((torch.rand(32, 32, 3) * 255).byte().numpy()).save(path)
-    return tmp_path / "images"
+    names = [f"{c}/{i}.png" for c in ("Objects", "robots") for i in range(14)]
+    return write_images(tmp_path / "images", names, (32, 32))
 
 
 def released(network: Network, folder: Path, process: GaussianProcess, name: str, names: list[str]) -> Network:
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    save_pretrained(network, folder, process=process, name=name, class_names=tuple(names))
+    save_pretrained(perturbed(network, 0.05), folder, process=process, name=name, class_names=tuple(names))
     return network.eval()
 
 
@@ -66,8 +60,7 @@ def test_the_whole_network_learns_two_classes(images: Path, tmp_path: Path) -> N
         assert (run / left).is_file(), left
 
 
-def test_adapters_learn_two_classes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def test_adapters_learn_two_classes(images: Path, tmp_path: Path, own_registry: None) -> None:
     config = replace(dimr.TINY, in_channels=3)
     registry.register_model("dimr_nano", dimr.DiMR, config)
     process = GaussianProcess(
@@ -94,9 +87,8 @@ def test_adapters_learn_two_classes(images: Path, tmp_path: Path, monkeypatch: p
     assert (tuned[table][2] - before[table][10]).abs().max() < 1e-3
     targets = {f"{name}.weight" for name in start.lora_targets()}
     assert all(torch.equal(v, before[k]) for k, v in tuned.items() if k not in targets and k != table)
-    assert (run / "adapter" / "adapter.safetensors").stat().st_size < (
-        tmp_path / "nano/model.safetensors"
-    ).stat().st_size
+    adapter, whole = run / "adapter" / "adapter.safetensors", tmp_path / "nano" / "model.safetensors"
+    assert adapter.stat().st_size < whole.stat().st_size
     drawn = pipeline(run, "cpu")(["robots"], seeds=[0], steps=6, guidance=1.4)
     assert drawn.pixels.shape == (1, 16, 16, 3)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import perturbed
 from oracles import GaussianOracle, MixtureOracle, Replay
 from torch import Tensor, nn
 
@@ -32,11 +33,7 @@ LEARNED = GaussianProcess(
 
 
 def tiny(**options: object) -> Denoiser:
-    network = ADMUNet(TINY.override(**options)).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return Denoiser(network, LEARNED)
+    return Denoiser(perturbed(ADMUNet(TINY.override(**options)).eval(), 0.05), LEARNED)
 
 
 # -- grids

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import perturbed
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -31,14 +32,6 @@ from diffzoo.typing import Condition
 
 FLOW = GaussianProcess(LinearTime(-20, 20), Straight(), Flow())
 T = torch.tensor([0.2, 0.7])
-
-
-def perturbed(network: Network) -> Network:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    return network
 
 
 def data(network: Network) -> tuple[Tensor, Tensor, Condition]:

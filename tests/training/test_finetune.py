@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data.stand_ins import write_images
+from networks import perturbed
 
 from diffzoo import load_any, pipeline
 from diffzoo.cli.main import main
@@ -27,25 +27,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for name in ("bee", "cow", "eel"):
-        for i in range(4):
-            path = tmp_path / "images" / name / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "images"
+    return write_images(tmp_path / "images", [f"{c}/{i}.png" for c in ("bee", "cow", "eel") for i in range(4)])
 
 
 @pytest.fixture
-def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ADMUNet:
+def released(tmp_path: Path, own_registry: None) -> ADMUNet:
     """A small network with the weights in the folder `released`."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     registry.register_model("adm_nano", ADMUNet, TINY)
     torch.manual_seed(0)
-    network = ADMUNet(TINY)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    network = perturbed(ADMUNet(TINY))
     save_pretrained(network, tmp_path / "released", process=PROCESS, name="adm_nano")
     return network
 

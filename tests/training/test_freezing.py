@@ -1,25 +1,22 @@
 """Freeze presets and layer-wise learning rates, for every family."""
 
-import sys
-
 import pytest
 import torch
+from networks import FAMILIES
 from torch import nn
 
 from diffzoo.errors import UserError
-from diffzoo.models import entry, list_models
 from diffzoo.models.base import Network
 from diffzoo.models.summary import example_inputs
 from diffzoo.training.freezing import depths, freeze, learning_rate_shares
 from diffzoo.training.optimizers import FusedAdamW, TimmOptimizer, parameter_groups, scale_learning_rates
 
-FAMILIES = {(e := entry(name)).network.__name__: sys.modules[e.network.__module__].TINY for name in list_models()}
-CLASSES = {entry(name).network.__name__: entry(name).network for name in list_models()}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def make(family: str) -> Network:
-    return CLASSES[family](FAMILIES[family])
+    network, config = FAMILIES[family]
+    return network(config)
 
 
 def order(network: Network) -> list[nn.Module]:

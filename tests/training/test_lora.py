@@ -1,22 +1,21 @@
 """Low-rank adapters: PEFT's networks, our files. From a run to a run, to a folder, to the Hub and back."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from data.stand_ins import write_images
+from networks import FAMILIES, perturbed
 from safetensors import safe_open
 from torch import Tensor
 
 from diffzoo import load_any
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
-from diffzoo.models import entry, list_models, registry, simple_uvit
+from diffzoo.models import registry, simple_uvit
 from diffzoo.models.adapters import merge, plain_name
-from diffzoo.models.base import Network
 from diffzoo.models.summary import example_inputs
 from diffzoo.process import Cosine, GaussianProcess
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
@@ -25,18 +24,8 @@ from diffzoo.training.lora import LoRA, adapter_state, inject
 from diffzoo.training.planning import flops_per_image
 from diffzoo.zoo import save_pretrained
 
-FAMILIES = {(e := entry(name)).network.__name__: (e.network, sys.modules[e.network.__module__].TINY)
-            for name in list_models()}  # fmt: skip
 # Lightning's own: few workers, deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-def perturbed(network: Network) -> Network:
-    with torch.no_grad():
-        for p in network.parameters():
-            if p.requires_grad:
-                p.add_(0.1 * torch.randn_like(p))
-    return network
 
 
 ADAPTABLE = [family for family, (network, config) in FAMILIES.items() if network(config).lora_targets()]
@@ -102,18 +91,13 @@ PROCESS = GaussianProcess(schedule=Cosine())
 
 
 @pytest.fixture
-def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def released(tmp_path: Path, own_registry: None) -> Path:
     """A small network with weights in the folder `released`, and images of three classes in `images`."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     registry.register_model("uvit_nano", simple_uvit.SimpleUViT, replace(simple_uvit.TINY, num_classes=5))
     network = perturbed(simple_uvit.SimpleUViT(replace(simple_uvit.TINY, num_classes=5)))
     names = ("ant", "bee", "cat", "dog", "eel")
     save_pretrained(network, tmp_path / "released", process=PROCESS, name="uvit_nano", class_names=names)
-    for name in ("bee", "cow", "eel"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(4):
-            pixels = (torch.rand(16, 16, 3) * 255).byte().numpy()
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    write_images(tmp_path / "images", [f"{c}/{i}.png" for c in ("bee", "cow", "eel") for i in range(4)], (16, 16))
     return tmp_path / "released"
 
 

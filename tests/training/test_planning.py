@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from PIL import Image
+from data.stand_ins import write_images
 from torch import Tensor, nn
 
 from diffzoo.cli.main import main
@@ -174,14 +174,14 @@ def test_settings_and_overlays_as_for_fit(tmp_path: Path, capsys: pytest.Capture
 
     name = "emoji/simple_uvit_xs_32"
     whole = yaml.safe_load(find_recipe(name).read_text())
-    whole["model"].setdefault("network_args", {})["num_classes"] = 200
+    whole["model"]["network_args"] = {"num_classes": 200, "depth_at": {8: 1}}
     whole["model"]["grad_checkpointing"] = True
     whole["data"]["init_args"] |= {"batch_size": 96, "micro_batch_size": 8}
     whole["trainer"]["max_steps"] = 77
     (tmp_path / "whole.yaml").write_text(yaml.safe_dump(whole))
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("trainer: {max_steps: 77}\ndata: {init_args: {micro_batch_size: 4}}\n")
-    settings = ["--model.network_args.num_classes=200", "--data.init_args.batch_size", "96",
+    settings = ["--model.network_args={num_classes: 200, depth_at: {8: 1}}", "--data.init_args.batch_size", "96",
                 "--data.init_args.micro_batch_size", "8", "--model.grad_checkpointing", "true"]  # fmt: skip
     expected = plan(str(tmp_path / "whole.yaml"))
     assert expected["micro_batch"] == 8
@@ -195,9 +195,7 @@ def test_settings_and_overlays_as_for_fit(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_advice_of_a_run_without_memory_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for name in ("a", "b"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "0.png")
+    write_images(tmp_path / "images", ["a/0.png", "b/0.png"])
     recipe, settings = "emoji/simple_uvit_xs_32", ["--data.folder", str(tmp_path / "images"), "--gpu=t4", "--json"]
     assert main(["plan", "-c", recipe, "--data.init_args.micro_batch_size", "4", *settings]) == 0
     assert json.loads(capsys.readouterr().out)["micro_batch"] == 4

@@ -16,9 +16,8 @@ from diffzoo.zoo import save_pretrained
 
 
 @pytest.fixture
-def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def released(tmp_path: Path, own_registry: None) -> str:
     """Weights of a network for 16 px in a folder."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     registry.register_model("uvit_nano", simple_uvit.SimpleUViT, simple_uvit.TINY)
     registry.register_model("bao_nano", uvit_bao.UViTBao, uvit_bao.TINY)
     network = simple_uvit.SimpleUViT(simple_uvit.TINY)

@@ -71,13 +71,7 @@ def check(run: Path, encoder: str, folder: Path, size: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [256, 512])
-def test_pixels_with_t5(
-    size: int,
-    t5_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def test_pixels_with_t5(size: int, t5_folder: Path, tmp_path: Path, own_registry: None) -> None:
     del registry._REGISTRY[f"simple_uvit_t2i_{size}"]
     registry.register_model(f"simple_uvit_t2i_{size}", SimpleUViT, TINY_TEXT.override(text_width=16))
     coarse = {"model__loss_resolutions": f"[{TINY_TEXT.image_size // 2},{TINY_TEXT.image_size}]"} if size == 512 else {}
@@ -94,11 +88,7 @@ def test_pixels_with_t5(
     check(run, "T5Encoder", t5_folder, TINY_TEXT.image_size, tmp_path)
 
 
-def test_latents_with_clip(
-    clip_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_latents_with_clip(clip_folder: Path, tmp_path: Path, own_registry: None) -> None:
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     diffusers.AutoencoderKL(
@@ -108,7 +98,6 @@ def test_latents_with_clip(
         norm_num_groups=4,
         latent_channels=4,
     ).save_pretrained(tmp_path / "vae")
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     del registry._REGISTRY["uvit_bao_t2i_s_256"]
     config = UViTBaoConfig(image_size=8, in_channels=4, width=32, depth=3, heads=4, text_width=16, text_tokens=16)
     registry.register_model("uvit_bao_t2i_s_256", UViTBao, config)

@@ -1,6 +1,5 @@
 """A cache of its own for every test, a Hub in memory, tiny networks and manifests of them."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,9 +52,8 @@ def filled(network: Network, seed: int = 1) -> Network:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Network:
+def tiny(own_registry: None) -> Network:
     """A small DiMR, registered as `dimr_tiny` for the length of the test."""
-    monkeypatch.setattr(registry, "_REGISTRY", copy.copy(registry._REGISTRY))
     registry.register_model("dimr_tiny", dimr.DiMR, dimr.TINY)
     return filled(dimr.DiMR(dimr.TINY))
 

@@ -1,10 +1,10 @@
 """Weights that start a network of other classes or another resolution."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -18,16 +18,12 @@ from diffzoo.typing import Condition
 from diffzoo.zoo import locate, save_pretrained
 from diffzoo.zoo.adapt import copy_classes, resample_positions
 
-FAMILIES: dict[str, Any] = {
-    f"{(e := registry.entry(name)).network.__name__.lower()}_tiny": (e.network, sys.modules[e.network.__module__].TINY)
-    for name in registry.list_models()
-}
+FAMILIES = {f"{name.lower()}_tiny": made for name, made in networks.FAMILIES.items()}
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def _registered(own_registry: None) -> None:
     for name, (network, config) in FAMILIES.items():
         registry.register_model(name, network, config)
 
@@ -36,10 +32,7 @@ def saved(name: str, folder: Path, class_names: tuple[str, ...] = (), **override
     """A network with random weights, in the published form in `folder`."""
     network, config = FAMILIES[name]
     torch.manual_seed(0)
-    made = network(config.override(**overrides)).eval()
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    made = networks.perturbed(network(config.override(**overrides))).eval()
     save_pretrained(made, folder, name=name, class_names=class_names)
     return made
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import perturbed
 from PIL import Image
 
 from diffzoo import pipeline
@@ -35,10 +36,7 @@ SAMPLER = {"class": "RespacedAncestral", "steps": 3}
 
 def saved(network: Network, folder: Path) -> str:
     torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    save_pretrained(network.eval(), folder, process=PROCESS, sampler=SAMPLER)  # type: ignore[operator]
+    save_pretrained(perturbed(network).eval(), folder, process=PROCESS, sampler=SAMPLER)  # type: ignore[operator]
     return str(folder)
 
 
@@ -113,9 +111,8 @@ def test_the_whole_chain_on_the_command_line(zoo: dict[str, str], tmp_path: Path
 
 
 @pytest.fixture
-def published(zoo: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def published(zoo: dict[str, str], own_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names for the networks above, as the manifest knows them, with settings."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     names = {"small": "adm_16", "free": "adm_16_uncond", "large": "adm_16_to_32", "classifier": "adm_classifier_16"}
     settings: dict[str, dict[str, dict]] = {
         "small": {

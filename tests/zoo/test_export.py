@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from manifest_entry import manifest_entry
+from networks import perturbed
 from safetensors import safe_open
 
 from diffzoo import GaussianProcess, create_model, load_any, pipeline
@@ -26,15 +27,11 @@ NAMES = ("cat", "dog", "hen", "owl")
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def source(tmp_path: Path, own_registry: None) -> Path:
     """A trained model of three classes more than its registered name has."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     registry.register_model("uvit_nano", uvit_bao.UViTBao, CONFIG.override(num_classes=1))
     torch.manual_seed(1)
-    network = uvit_bao.UViTBao(CONFIG)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    network = perturbed(uvit_bao.UViTBao(CONFIG))
     folder = tmp_path / "trained"
     save_pretrained(network, folder, process=GaussianProcess(prediction=V()), class_names=NAMES, name="uvit_nano")
     return folder

@@ -158,8 +158,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 @pytest.fixture
-def nano(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def nano(own_registry: None) -> str:
     registry.register_model("uvit_nano", UViTBao, CONFIG)
     return "uvit_nano"
 

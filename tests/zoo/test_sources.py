@@ -1,6 +1,5 @@
 """Several sources of one entry: whichever answers, the converted weights are the same, and are compared."""
 
-import copy
 import io
 import shutil
 import warnings
@@ -13,6 +12,7 @@ import torch
 import yaml
 from diffusers import DiTTransformer2DModel
 from hub_server import FakeHub
+from networks import perturbed
 from safetensors.torch import save
 from torch import Tensor
 from zoo_entry import ENTRY
@@ -35,9 +35,8 @@ PROCESS = {"prediction": "Eps", "noise_conditioning": {"class": "TimeConditionin
 
 
 @pytest.fixture
-def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def state(own_registry: None) -> dict[str, Tensor]:
     """Weights of a small DiT, which is registered as `dit_tiny`."""
-    monkeypatch.setattr(registry, "_REGISTRY", copy.copy(registry._REGISTRY))
     registry.register_model("dit_tiny", DiT, CONFIG)
     torch.manual_seed(0)
     return {k: torch.randn_like(v) * 0.1 for k, v in DiT(CONFIG).state_dict().items()}
@@ -85,9 +84,7 @@ def test_the_converter_agrees_with_diffusers_own_network() -> None:
         num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
         num_embeds_ada_norm=1000, norm_eps=1e-6, activation_fn="gelu-approximate",
     ).eval()  # fmt: skip
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    perturbed(theirs, 0.05)
     for block in theirs.transformer_blocks:  # it spaces the frequencies of time by half - 1, the authors' code by half
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     tensors = theirs.state_dict()
