@@ -183,8 +183,12 @@ def export_diffusers(pipe: Pipeline, folder: Path) -> Portable:
         raise MissingExtraError("diffusers", "latent", "the export to diffusers") from error
     network, process, autoencoder = pipe.network, pipe.process, pipe.generator.autoencoder
     config, schedule = network.config, process.schedule
-    ours = isinstance(config, DiTConfig) and config == DiTConfig(**{name: getattr(config, name) for name in FIELDS})
-    if not ours or not isinstance(schedule, DiscreteBetas) or not isinstance(autoencoder, KLAutoencoder):
+    if (
+        not isinstance(config, DiTConfig)
+        or config != DiTConfig(**{name: getattr(config, name) for name in FIELDS})
+        or not isinstance(schedule, DiscreteBetas)
+        or not isinstance(autoencoder, KLAutoencoder)
+    ):
         raise UserError(
             f"diffusers has the layers of DiT alone, with its autoencoder and steps, not those of "
             f"{pipe.metadata.title}: export onnx or pt2"

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ class Edits:
         image: Image,
         classes: str | int | None = None,
         *,
-        guidance: float | Mapping[str, Any] | None = None,
+        guidance: float | Mapping[str, object] | None = None,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
     ) -> Latents:
@@ -215,7 +215,7 @@ def _opened(image: Image) -> np.ndarray:
         raise UserError(f"could not read the image {image}: {reason}") from error
 
 
-def fitted(image: Image, size: Size, nearest: bool = False) -> tuple[Tensor, dict[str, Any]]:
+def fitted(image: Image, size: Size, nearest: bool = False) -> tuple[Tensor, dict[str, object]]:
     """The centre of an image in the aspect of `size`, resized to it, uint8 `(3, h, w)`, and what was done to it.
 
     Args:
@@ -226,7 +226,7 @@ def fitted(image: Image, size: Size, nearest: bool = False) -> tuple[Tensor, dic
     from PIL import Image as Pillow
 
     pixels = _opened(image)
-    about: dict[str, Any] = {"image_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
+    about: dict[str, object] = {"image_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
     h, w = pixels.shape[:2]
     height, width = sides(size)
     if (h, w) != (height, width):

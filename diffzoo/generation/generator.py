@@ -133,7 +133,7 @@ class Generator:
     @property
     def kind(self) -> Literal["image", "caption", "class", "nothing"]:
         """What it samples from: a smaller image (upsamplers), a caption, a class, or nothing."""
-        config: Any = self.network.config
+        config = self.network.config
         if config.upsampler:
             return "image"
         return "caption" if config.text_width else "class" if self.num_classes else "nothing"

@@ -23,6 +23,8 @@ from diffzoo.generation.generator import Generator, device_of
 from diffzoo.generation.published import Published, Request, Speed, listed
 from diffzoo.generation.samples import Samples
 from diffzoo.images import to_float
+from diffzoo.models.base import Network
+from diffzoo.process import GaussianProcess
 from diffzoo.sampling import Sampler, Trajectory
 from diffzoo.sampling.loop import Precision
 from diffzoo.sampling.upsample import quantise
@@ -71,12 +73,12 @@ class Pipeline(Edits):
         return self.published.classes
 
     @property
-    def network(self) -> Any:
+    def network(self) -> Network:
         """The network, in evaluation mode."""
         return self.generator.network
 
     @property
-    def process(self) -> Any:
+    def process(self) -> GaussianProcess:
         """The process it was trained with."""
         return self.generator.process
 
@@ -90,7 +92,7 @@ class Pipeline(Edits):
         classes: Sequence[str | int] | str | int | None = None,
         seeds: Sequence[int] = range(4),
         *,
-        guidance: float | Mapping[str, Any] | None = None,
+        guidance: float | Mapping[str, object] | None = None,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         batch_size: int | None = 16,

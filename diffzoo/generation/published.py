@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -51,7 +51,7 @@ class Speed(TypedDict, total=False):
 class Options(Speed, total=False):
     """How to sample, where a call does not take the published way."""
 
-    guidance: float | Mapping[str, Any] | None
+    guidance: float | Mapping[str, object] | None
     steps: int | None
     sampler: Sampler | str | None
 
@@ -78,7 +78,7 @@ class Request:
     cond: Condition | None
     sampler: Sampler
     guidance: AnyGuidance | None
-    record: dict[str, Any] | None
+    record: dict[str, object] | None
     columns: int
     speed: Speed
 
@@ -109,7 +109,7 @@ class Published:
         self,
         classes: Sequence[str | int] | str | int | None,
         seeds: Sequence[int],
-        guidance: float | Mapping[str, Any] | None = None,
+        guidance: float | Mapping[str, object] | None = None,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         **speed: Unpack[Speed],
@@ -143,7 +143,7 @@ class Published:
         size: Size | None = None,
         start: Latents | None = None,
         compile: bool = False,
-        **more: Any,
+        **more: object,
     ) -> Samples:
         """The images of a request, with a record each.
 
@@ -187,7 +187,7 @@ class Published:
         ids = [self.classes.index(item) for item in items]
         return [self.classes.label(i) for i in ids], ids, Condition(label=torch.tensor(ids))
 
-    def guidance(self, guidance: float | Mapping[str, Any] | None) -> tuple[AnyGuidance | None, dict[str, Any] | None]:
+    def guidance(self, guidance: float | Mapping[str, object] | None) -> tuple[AnyGuidance | None, dict[str, object] | None]:
         """The guidance of a call, and its record; the first is None where it changes nothing."""
         if self.classifier is not None:
             if isinstance(guidance, Mapping):
@@ -211,7 +211,7 @@ class Published:
         chosen: Sampler = from_plain(Sampler, asked, "sampler")  # type: ignore[type-abstract]
         return replace(chosen, steps=steps) if steps is not None else chosen
 
-    def samples(self, images: Images, request: Request, **more: Any) -> Samples:
+    def samples(self, images: Images, request: Request, **more: object) -> Samples:
         """Samples with a record each; `more` goes into all of them."""
         shared = {
             "guidance": request.record,
@@ -234,9 +234,9 @@ class Published:
         pixels = to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy()
         return Samples(pixels, request.labels, records, request.columns)
 
-    def encoders(self) -> dict[str, Any]:
+    def encoders(self) -> dict[str, object]:
         """Which autoencoder and text encoder took part."""
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         if not isinstance(self.generator.autoencoder, Identity):
             found["autoencoder"] = self.generator.autoencoder.id
         if self.generator.text_encoder is not None:

@@ -108,7 +108,7 @@ class DiTConfig(PatchConfig):
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must lie in [0, 1), got {self.dropout}")
 
-    def summary_rows(self) -> list[dict[str, Any]]:
+    def summary_rows(self) -> list[dict[str, object]]:
         """For `diffzoo describe`: the transformer, and the head if there is one."""
         tokens = math.prod(self.grid)
         body = {"part": "blocks", "tokens": tokens, "width": self.width, "depth": self.depth, "heads": self.heads}

@@ -44,9 +44,9 @@ class Summary:
     classes: int
     text_width: int = 0
     note: str = ""
-    levels: list[dict[str, Any]] = field(default_factory=list)
+    levels: list[dict[str, object]] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The same as JSON-ready data."""
         return asdict(self)
 
@@ -76,20 +76,20 @@ def _short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
+def _columns(rows: list[dict[str, object]]) -> list[str]:
     """Rows of equal keys as aligned text with a headline."""
     cells = [list(rows[0]), *([_cell(v) for v in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return ["  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in cells]
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "-"
     return str(value)
 
 
-def _levels(config: Config) -> list[dict[str, Any]]:
+def _levels(config: Config) -> list[dict[str, object]]:
     if hasattr(config, "summary_rows"):
         return list(config.summary_rows())
     if not isinstance(config, LevelConfig):
