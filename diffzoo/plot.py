@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffzoo.errors import MissingExtraError, UserError
+from diffzoo.errors import UserError
 from diffzoo.files import atomic_path
 from diffzoo.process import GaussianProcess, Weighting, weight
 
@@ -48,14 +48,11 @@ def plot_schedules(named: Mapping[str, Curve], out: Path) -> Path:
     """Draw several processes into one file, .png or .svg.
 
     Raises:
-        UserError: for another ending, or without matplotlib.
+        UserError: for another ending.
     """
     if out.suffix.lower() not in FORMATS:
         raise UserError(f"plots are written as {' or '.join(FORMATS)}, got the file name {str(out)!r}")
-    try:
-        figure = _drawn({name: curves(curve) for name, curve in named.items()})
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "eval", "a plot") from error
+    figure = _drawn({name: curves(curve) for name, curve in named.items()})
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=150)
     return out

@@ -129,23 +129,18 @@ def _thin(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]
 
 
 def _svg(figure: "Figure") -> str:
-    from matplotlib import pyplot as plt
-
     text = io.StringIO()
     figure.savefig(text, format="svg")
-    plt.close(figure)
     drawn = text.getvalue()
     return f"<div class=plot>{drawn[drawn.index('<svg') :]}</div>"
 
 
 def _axes(title: str) -> tuple["Figure", "Axes"]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, which would take the caller's windows and notebooks
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimizer steps", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -230,12 +225,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Write the report of some runs to `out`; returns it.
 
     Raises:
-        UserError: for a folder that is no run; if matplotlib is missing.
+        UserError: for a folder that is no run.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError('a report needs matplotlib: pip install "diffzoo[eval]"') from None
     runs = [read_run(folder) for folder in folders]
     title = ", ".join(str(run.folder) for run in runs)
     parts = [

@@ -50,7 +50,7 @@ def _front(verb: str) -> argparse.ArgumentParser:
 
 
 def _report(directory: Path) -> None:
-    """Write the report of a run, or say why there is none: nothing is logged yet, matplotlib is missing."""
+    """Write the report of a run, or say that nothing is logged yet."""
     from diffzoo.report import write_report
 
     try:

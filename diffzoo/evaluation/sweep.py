@@ -214,17 +214,9 @@ def table(trials: Sequence[Trial]) -> str:
 
 
 def plot(trials: Sequence[Trial], metric: str, path: str | os.PathLike[str]) -> Path:
-    """A plot of the metric over the scale, a line per interval; hollow marks were given up.
+    """A plot of the metric over the scale, a line per interval; hollow marks were given up."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
-    from diffzoo.errors import MissingExtraError
-
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "eval", "the plot of a sweep") from error
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[Trial]] = {}

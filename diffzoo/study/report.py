@@ -200,19 +200,16 @@ def _data(study: Study, jobs: Sequence[Job], results: Results, verdicts: Sequenc
 
 def _plot(study: Study, results: Results, measure: str, out: Path) -> None:
     """One measure: a point for every seed, a bar at the mean of every arm."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(1.5 + 1.1 * len(results), 3.2), layout="constrained")
+    figure = Figure(figsize=(1.5 + 1.1 * len(results), 3.2), layout="constrained")
+    axes = figure.subplots()
     _points(axes, results, measure)
     axes.set_ylabel(measure)
     axes.set_title(study.title, fontsize=10)
     name = "".join(c if c.isalnum() else "-" for c in measure)
     for ending in ("png", "svg"):
         figure.savefig(out / f"{name}.{ending}", dpi=150)
-    plt.close(figure)
 
 
 def _points(axes: "Axes", results: Results, measure: str) -> None:
