@@ -187,7 +187,9 @@ class Published:
         ids = [self.classes.index(item) for item in items]
         return [self.classes.label(i) for i in ids], ids, Condition(label=torch.tensor(ids))
 
-    def guidance(self, guidance: float | Mapping[str, object] | None) -> tuple[AnyGuidance | None, dict[str, object] | None]:
+    def guidance(
+        self, guidance: float | Mapping[str, object] | None
+    ) -> tuple[AnyGuidance | None, dict[str, object] | None]:
         """The guidance of a call, and its record; the first is None where it changes nothing."""
         if self.classifier is not None:
             if isinstance(guidance, Mapping):
