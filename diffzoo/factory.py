@@ -23,6 +23,7 @@ def list_models(
     pretrained: bool = False,
     exclude_filters: str | Sequence[str] = (),
     kind: Kind = "denoiser",
+    **unknown: object,
 ) -> list[str]:
     """Sorted names of the registered models, or `model.tag` of those with published weights.
 
@@ -31,7 +32,12 @@ def list_models(
         pretrained: list the weights instead of the models; patterns then match either name.
         exclude_filters: patterns of names to leave out.
         kind: "denoiser", or "classifier" for the classifiers that guide.
+
+    Raises:
+        UserError: for an argument that is none of these.
     """
+    for name in unknown:
+        raise UserError(f'list_models has no argument {name!r}: families and filters are patterns, such as "adm_*"')
     known = registry.list_models(kind=kind)
     if not pretrained:
         return registry.matching(known, patterns, exclude_filters)
@@ -56,7 +62,7 @@ def get_pretrained_cfg(name: str) -> "Pretrained":
 
 
 def create_model(
-    name: str,
+    name: str | Path,
     pretrained: bool | str | Path | None = None,
     *,
     classes: Literal["random", "mean", "copy"] | None = None,
@@ -83,6 +89,9 @@ def create_model(
     Raises:
         UserError: for an unknown name or argument, naming the nearest right one; for weights that cannot be had.
     """
+    name = str(name) if isinstance(name, Path) else name
+    if isinstance(pretrained, str) and not pretrained.strip():
+        raise UserError("pretrained is an empty text: expected a source of weights, True or False")
     if checkpoint_path:
         if pretrained:
             raise UserError("checkpoint_path and pretrained are both sources of weights: give one of them")
@@ -147,12 +156,12 @@ def _is_registered(name: str) -> bool:
 def is_source(name: str) -> bool:
     """Whether `name` can be a source of weights, rather than a mistyped name of a model."""
     from diffzoo.formats import SUFFIXES
-    from diffzoo.zoo.manifest import list_pretrained
+    from diffzoo.zoo.manifest import is_pretrained
 
-    return (
+    return bool(name) and (
         name.startswith(("hf-hub:", "local-dir:"))
         or "/" in name
         or Path(name).suffix in SUFFIXES
-        or bool(list_pretrained(name.split(".", 1)[0]))
+        or is_pretrained(name.split(".", 1)[0])
         or Path(name).exists()
     )

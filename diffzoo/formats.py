@@ -8,6 +8,8 @@ import json
 import re
 import warnings
 import zipfile
+from codecs import getincrementaldecoder
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ __all__ = ["INDEX", "SUFFIXES", "Tensors", "read_any", "read_header", "read_pick
 
 Tensors = dict[str, Tensor]
 INDEX = ".safetensors.index.json"
+INDICES = (INDEX, ".bin.index.json")
 SUFFIXES = (".ckpt", ".pt", ".pth", ".pkl", ".bin", ".safetensors", ".json")
 SAFETENSORS, PYTORCH = "a safetensors file", "a PyTorch file"
 UNPACK = "unpack it and give the file of weights in it"
@@ -52,8 +55,8 @@ def read_header(path: Path) -> dict[str, str]:
 def _damaged(path: Path, error: Exception) -> UserError:
     if not path.stat().st_size:
         return UserError(f"{path} is empty: fetch or write it again")
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    said = f" ({reason})" if len(reason) <= 120 else ""  # no sentence is cut in the middle
+    reason = str(error).partition("\n")[0]
+    said = f" ({reason})" if " " in reason and len(reason) <= 120 else ""  # a sentence, not cut in the middle
     return UserError(f"{path} is damaged or incomplete{said}: fetch or write it again")
 
 
@@ -66,7 +69,7 @@ def read_tensors(path: Path) -> Tensors:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.name.endswith(INDEX):
+    if not path.name.endswith(INDICES):
         _check_kind(path, SAFETENSORS)
         try:
             return load_file(path)
@@ -78,7 +81,7 @@ def read_tensors(path: Path) -> Tensors:
         shard = path.parent / name
         if not shard.is_file():
             raise UserError(f"{path} needs the shard {name}, which is missing: fetch it again")
-        tensors |= read_tensors(shard)
+        tensors |= read_any(shard)
     missing = [name for name in shards if name not in tensors]
     if missing:
         raise UserError(f"the shards of {path} lack {len(missing)} tensors, for example {missing[0]}: fetch them again")
@@ -87,14 +90,14 @@ def read_tensors(path: Path) -> Tensors:
 
 def read_any(path: Path) -> Any:
     """The content of a file of weights: by its name safetensors, one file or an index, or a PyTorch file."""
-    return read_tensors(path) if path.name.endswith((".safetensors", INDEX)) else read_pickle(path)
+    return read_tensors(path) if path.name.endswith((".safetensors", *INDICES)) else read_pickle(path)
 
 
 def weight_map(index: Path) -> dict[str, str]:
     """Which file holds which tensor, by the index of a sharded checkpoint; all files lie beside it.
 
     Raises:
-        UserError: if it is no such index, or names anything but safetensors files in its own folder.
+        UserError: if it is no such index, or names anything but files of its kind in its own folder.
     """
     try:
         data = json.loads(index.read_text(encoding="utf-8"))
@@ -103,11 +106,12 @@ def weight_map(index: Path) -> dict[str, str]:
     shards = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{index} is not the index of a sharded checkpoint: expected a mapping under 'weight_map'")
+    ending = index.name.removesuffix(".index.json").rpartition(".")[2]
     for name in shards.values():
         # a path or another index could lead out of the folder or around in a circle
-        if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+\.safetensors", name):
+        if not isinstance(name, str) or not re.fullmatch(rf"[^/\\]+\.{ending}", name):
             raise UserError(
-                f"{index} names the shard {name!r}: expected the plain name of a .safetensors file beside it; nothing "
+                f"{index} names the shard {name!r}: expected the plain name of a .{ending} file beside it; nothing "
                 "was loaded"
             )
     return shards
@@ -116,13 +120,14 @@ def weight_map(index: Path) -> dict[str, str]:
 def _check_kind(path: Path, wanted: str) -> None:
     """Raise a `UserError` for a file that is something else than `wanted` by its first bytes."""
     with path.open("rb") as file:
-        head = file.read(HEAD)
+        head, text = file.read(HEAD), ""
     kind, advice = kind_of(head, KINDS)
     if head.startswith(b"PK"):
         kind, advice = _archive(path)
     if kind and kind != wanted:
         raise UserError(f"{path} is {kind}: {advice}")
-    text = head.decode("utf-8", "replace").rstrip("\ufffd").strip()  # the text may end in the middle of a character
+    with suppress(UnicodeDecodeError):
+        text = getincrementaldecoder("utf-8")().decode(head).strip()  # it may end in the middle of a character
     if not kind and text and all(c.isprintable() or c in "\r\n\t" for c in text):
         raise UserError(f"{path} is a text file that begins {text.splitlines()[0][:40]!r}, not a file of weights")
 

@@ -5,6 +5,7 @@ import http.client
 import os
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from diffzoo.errors import UserError
 __all__ = [
     "LOG_IN",
     "HubPlace",
+    "NoSuchFileError",
     "cached_revision",
     "check_repo",
     "explain_hub",
@@ -60,6 +62,10 @@ ELSEWHERE: dict[str | int, str] = {
     403: NO_LOGIN,
     429: "{who} answered 429: too many requests from your address: wait a few minutes, then try again",
 }
+
+
+class NoSuchFileError(UserError):
+    """A repository of the Hub has no file of that name."""
 
 
 def is_offline() -> bool:
@@ -121,7 +127,8 @@ def network_error(error: BaseException, what: str, repo: str = "", url: str = ""
     table = ELSEWHERE if url else SENTENCES
     plain = "{who} answered {status}"
     sentence = table.get(kind) or (table[500] if isinstance(kind, int) and kind >= 500 else plain)
-    return UserError(sentence.format(repo=repo, what=what, who=who, page=page, host=host, status=kind))
+    raised = NoSuchFileError if kind == "EntryNotFoundError" else UserError
+    return raised(sentence.format(repo=repo, what=what, who=who, page=page, host=host, status=kind))
 
 
 def _kind(error: BaseException) -> str | int | None:
@@ -179,17 +186,23 @@ def hub_place(source: str) -> HubPlace | None:
     """The place on the Hub that a source names; None for sources of other kinds.
 
     Args:
-        source: "hf-hub:owner/name@revision", also with "hf_hub:" or "hf://" before; or the address of a repository's
-            page, of its folder or of a file in it, as a browser shows it.
+        source: "hf-hub:owner/name@revision", also with "hf_hub:" before; "hf://owner/name@revision/file"; or the
+            address of a repository's page, of its folder or of a file in it, as a browser shows it. The file of a
+            folder is its `config.json`.
     """
-    found = re.fullmatch(r"(?:hf[-_]hub:|hf://)([^@]*)(?:@(.*))?", source)
-    if found:
-        return HubPlace(found[1], found[2] or None)
-    hosts = f"{re.escape(hub_endpoint())}|https?://(?:www\\.)?(?:huggingface|hf)\\.co"
-    page = re.fullmatch(
-        rf"(?:{hosts})/([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([^/?]+)(?:/([^?]+))?)?/?(?:\?.*)?", source
+    hosts = rf"{re.escape(hub_endpoint())}|(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co"
+    forms = (
+        r"hf[-_]hub:/*([^@]*?)/*(?:@(.*?)/*)?",
+        r"hf://([^/@]+/[^/@]+)(?:@(refs/\w+/[^/]+|[^/]+))?(?:/(.+?))?/*",
+        rf"(?:{hosts})/([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve|raw)/([^/?#]+)(?:/([^?#]+?))?)?/*(?:[?#].*)?",
     )
-    return HubPlace(*page.groups()) if page else None
+    found = next(filter(None, (re.fullmatch(form, source.strip()) for form in forms)), None)
+    if found is None:
+        return None
+    repo, revision, file = (part and urllib.parse.unquote(part) for part in (*found.groups(), None)[:3])
+    if file and ("/tree/" in source or "." not in file.rpartition("/")[2]):
+        file += "/config.json"
+    return HubPlace(str(repo), revision or None, file)
 
 
 # -- files

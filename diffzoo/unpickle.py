@@ -31,8 +31,11 @@ TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first object in a file that torch.sa
 DATA = frozenset(
     {"argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict", "collections.deque"}
     | {"datetime.date", "datetime.datetime", "datetime.timedelta", "datetime.timezone", "decimal.Decimal"}
-    | {"fractions.Fraction", "uuid.UUID", "copyreg._reconstructor"}
-    | {f"builtins.{n}" for n in ("object", "int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "slice")}
+    | {"fractions.Fraction", "uuid.UUID", "copyreg._reconstructor", "functools.partial", "_operator.getitem"}
+    | {
+        f"builtins.{n}"
+        for n in ("object", "int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "slice", "range", "type")
+    }
 )
 
 
@@ -141,7 +144,7 @@ class _Reader(_Unpickler):
             return _PLAIN[full]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if module.partition(".")[0] in sys.stdlib_module_names and full not in DATA:
+        if module.partition(".")[0] in sys.stdlib_module_names - {"typing"} and full not in DATA:
             raise NotPlainError(full.removeprefix("builtins."))
         return type(name, (Held,), {"__module__": module})
 

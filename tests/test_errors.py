@@ -1,9 +1,13 @@
 """Messages that name what was meant."""
 
+from pathlib import Path
+
 import pytest
 
+from diffzoo import create_model, list_models
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.registry import build
+from diffzoo.zoo.loading import locate
 from diffzoo.zoo.manifest import find_pretrained
 
 
@@ -29,6 +33,22 @@ def test_few_names_are_listed_and_many_are_not() -> None:
             "no published weights for 'nowhere'; `diffzoo.list_pretrained()` names them all",
         ),
         (lambda: find_pretrained("dimr_xl_265"), "no published weights for 'dimr_xl_265'; did you mean 'dimr_xl_256'"),
+        (lambda: find_pretrained("adm_*"), "no published weights for 'adm_*'; did you mean 'adm_"),
+        (lambda: find_pretrained(""), "no published weights for ''"),
+        (lambda: create_model("*"), "unknown model '*'"),
+        (lambda: create_model(None), "expected the name of a model, got None"),
+        (lambda: create_model(""), "unknown model ''"),
+        (lambda: create_model("adm_64", pretrained=" "), "pretrained is an empty text"),
+        (lambda: locate(None), "expected a source of weights, a name or a path, got None"),
+        (
+            lambda: locate("https://example.org/w.pt"),
+            "https://example.org/w.pt is no page of the Hub: download the file",
+        ),
+        (lambda: locate("/no/where"), "there is no file or folder /no/where"),
+        (lambda: locate(Path("nowhere")), "there is no file or folder nowhere"),
+        (lambda: list_models(filter="adm*"), "list_models has no argument 'filter'"),
+        (lambda: list_models(3), "expected shell patterns such as 'simple_*', got 3"),
+        (lambda: list_models(kind="x"), "expected the kind denoiser or classifier, got 'x'"),
     ],
 )
 def test_an_unknown_name_says_where_the_names_are(look, message: str) -> None:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"diffzoo: warning: the page is open to everybody {guarded}, on {args.host}", file=sys.stderr)
     try:
         page = serve(models, args.host, args.port, args.password)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # a port beyond 65535
         raise UserError(f"the page cannot be served on {args.host}: {error}") from error
     print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
     try:

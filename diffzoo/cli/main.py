@@ -43,8 +43,9 @@ VERBS = {
 }
 LIGHTNING = ("fit", "validate")
 # what people type, and the verb they mean
-MEANT = {"train": "fit", "finetune": "fit", "generate": "sample", "draw": "sample", "evaluate": "eval", "fid": "eval",
-         "info": "describe", "show": "describe", "download": "pull", "upload": "push", "env": "doctor"}  # fmt: skip
+MEANT = {"train": "fit", "finetune": "fit", "resume": "fit", "generate": "sample", "draw": "sample",
+         "predict": "sample", "evaluate": "eval", "fid": "eval", "models": "list", "info": "describe",
+         "show": "describe", "convert": "export", "download": "pull", "upload": "push", "env": "doctor"}  # fmt: skip
 RENAMED = {"--setting": "--preset"}  # options of earlier versions
 
 
@@ -74,6 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
 
+def _of_the_machine(error: Exception) -> str:
+    """What this machine refused, a path or memory, in words; "" for other errors."""
+    if isinstance(error, OSError):
+        path = error.filename2 or error.filename
+        return f"{path} cannot be read or written: {error.strerror}" if path else ""
+    full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+    return "the memory of this machine does not hold that: ask for smaller images, or fewer at once" if full else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 a verdict of "no", 2 bad input, 130 interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -82,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if args[:1] == ["help"]:
         args = [*args[1:2], "--help"]
-    if args[:1] in (["--version"], ["version"]):
+    if args[:1] in (["--version"], ["-V"], ["version"]):
         from diffzoo import __version__
 
         print(__version__)
@@ -93,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         late = next((a for a in rest if a in VERBS), None)
-        hint = f"; the verb comes first: diffzoo {late} ..." if late else did_you_mean(verb, VERBS)
+        first = late and verb.startswith("-")
+        hint = f"; the verb comes first: diffzoo {late} ..." if first else did_you_mean(verb, VERBS)
         hint = f"; did you mean {MEANT[verb]!r}?" if verb in MEANT else hint
         print(f"diffzoo: unknown verb {verb!r}{hint}", file=sys.stderr)
         return 2
@@ -120,6 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `diffzoo list | head`
         sys.stderr.close()
         return 0
+    except (OSError, MemoryError, RuntimeError) as error:
+        if os.environ.get("DIFFZOO_TRACEBACK") or not (said := _of_the_machine(error)):
+            raise
+        print(f"diffzoo: {said}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ndiffzoo: interrupted", file=sys.stderr)
         return 130

@@ -39,7 +39,9 @@ def device_of(name: str | torch.device | None = None) -> torch.device:
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+        if device.type != "cuda":
+            torch.empty(0, device=device)  # torch knows the names of devices that it was not built for
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"expected a device such as cpu, cuda or cuda:1, got {name!r}") from error
     if device.type == "cuda" and device.index is None and launch().world > 1 and torch.cuda.device_count():
         device = torch.device("cuda", launch().local % torch.cuda.device_count())

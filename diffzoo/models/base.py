@@ -7,12 +7,13 @@ number and the output mean is a fact of the process (`diffzoo.process.GaussianPr
 config (`Config.override`); for networks with resolution levels (`Level`) they are stated in pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_type_hints, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,8 +39,8 @@ Recompute = bool | Literal["all_but_attention"]
 ELSEWHERE = {"in_chans": "in_channels", "drop_rate": "dropout", "drop": "dropout"}
 ELSEWHERE |= dict.fromkeys(("img_size", "input_size", "sample_size", "img_resolution"), "image_size")
 ELSEWHERE |= dict.fromkeys(("label_dim", "num_class_embeds"), "num_classes")
-LEVELLED = ("depth_at", "width_at", "dropout_from_resolution")  # rewrites of networks with resolution levels
-REWRITES = ("dropout", *LEVELLED)
+LEVELLED: dict[str, Any] = {"depth_at": dict | None, "width_at": dict | None, "dropout_from_resolution": int | None}
+REWRITES: dict[str, Any] = {"dropout": float | None, **LEVELLED}  # of networks with resolution levels
 
 
 @runtime_checkable
@@ -122,12 +123,12 @@ class Config:
         """
         return replace(self, **self._read(overrides))
 
-    def _read(self, overrides: Mapping[str, object], rewrites: Sequence[str] = ()) -> dict[str, Any]:
+    def _read(self, overrides: Mapping[str, object], rewrites: Iterable[str] = ()) -> dict[str, Any]:
         """Overrides with plain lists and mappings decoded.
 
         Raises:
             UserError: for a name that is neither a field nor a rewrite, with the one that was meant; for a list, a
-                mapping or a text that does not fit its field.
+                mapping or a number that does not fit its field.
         """
         known = {f.name for f in fields(self)} | set(rewrites)
         for name in overrides:
@@ -139,11 +140,14 @@ class Config:
             hint = f"; here it is called {meant!r}" if meant in known else did_you_mean(name, known)
             raise UserError(f"{type(self).__name__} has no argument {name!r}{hint}")
         hints = get_type_hints(type(self))
-        numbers = {k for k, hint in hints.items() if hint in (int, float, bool)}
-        return {
-            k: from_plain(hints[k], v, k) if isinstance(v, list | dict) or (isinstance(v, str) and k in numbers) else v
-            for k, v in overrides.items()
-        }
+        given = {k: _item(v) for k, v in overrides.items()}
+        read = {k for k, v in given.items() if isinstance(v, list | dict) or hints[k] in (int, float, bool)}
+        return {k: from_plain(hints[k], v, k) if k in read else v for k, v in given.items()}
+
+
+def _item(value: object) -> object:
+    """A number of NumPy or torch as one of Python."""
+    return value.item() if isinstance(value, np.generic | Tensor) and not value.ndim else value
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,7 @@ def _scale(levels: tuple[Level, ...], config: LevelConfig, ratio: Fraction) -> t
 
 def take_rewrites(overrides: dict[str, Any]) -> dict[str, Any]:
     """The rewrites of levels among some overrides, which lose them."""
-    return {name: overrides.pop(name, None) for name in REWRITES}
+    return {name: from_plain(hint, _item(overrides.pop(name, None)), name) for name, hint in REWRITES.items()}
 
 
 def rewritten(levels: tuple[L, ...], rewrites: Mapping[str, Any]) -> tuple[L, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 
@@ -125,6 +125,8 @@ def entry(name: str) -> ModelEntry:
         UserError: for an unknown name; names the nearest.
     """
     _load_plugins()
+    if not isinstance(name, str):
+        raise UserError(f"expected the name of a model, got {name!r:.80}")
     module, _, last = name.rpartition(":")
     if module.isidentifier() and last:
         try:
@@ -140,7 +142,7 @@ def entry(name: str) -> ModelEntry:
 def is_model(name: str) -> bool:
     """Whether `name`, with or without the tag of published weights behind a dot, is registered."""
     _load_plugins()
-    return name.split(".", 1)[0] in _REGISTRY
+    return isinstance(name, str) and name.split(".", 1)[0] in _REGISTRY
 
 
 def matching(names: Iterable[str], patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> list[str]:
@@ -150,8 +152,14 @@ def matching(names: Iterable[str], patterns: str | Sequence[str], exclude: str |
         names: in the order of the result.
         patterns: such as "simple_*"; "" means all.
         exclude: patterns.
+
+    Raises:
+        UserError: for patterns that are no text.
     """
-    wanted, unwanted = ([p] if isinstance(p, str) else list(p) for p in (patterns or "*", exclude or ()))
+    wanted, unwanted = ([p] if isinstance(p, str | int | bytes) else [*p] for p in (patterns or "*", exclude or ()))
+    for pattern in (*wanted, *unwanted):
+        if not isinstance(pattern, str):
+            raise UserError(f"expected shell patterns such as 'simple_*', got {pattern!r}")
 
     def fits(name: str, pattern: str) -> bool:
         return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.split(".", 1)[0], pattern)
@@ -164,6 +172,8 @@ def list_models(
 ) -> list[str]:
     """Sorted names of one kind that match a shell pattern such as "simple_*", or one of several."""
     _load_plugins()
+    if kind not in get_args(Kind):
+        raise UserError(f"expected the kind denoiser or classifier, got {kind!r}")
     return matching(sorted(n for n, e in _REGISTRY.items() if e.kind == kind), patterns, exclude_filters)
 
 

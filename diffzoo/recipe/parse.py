@@ -48,14 +48,21 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """A recipe as it is written."""
+    """A recipe as it is written.
+
+    Raises:
+        UserError: it is no mapping in YAML.
+    """
     import yaml
 
     path = find_recipe(recipe)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no recipe: expected keys such as model, data and trainer")
+    return content
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:

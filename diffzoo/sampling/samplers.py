@@ -29,6 +29,7 @@ from diffzoo.typing import Data, Time, Times
 __all__ = ["DDIM", "AdjustedDDIM", "Ancestral", "Denoised", "Final", "Node", "Noise", "Sampler", "Steps", "node"]
 
 Final = Literal["x_hat", "denoise", "state"]
+MOST_STEPS = 1_000_000
 
 
 @runtime_checkable
@@ -105,8 +106,9 @@ class Sampler(ABC):
     final: Final = "x_hat"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"a sampler needs at least 1 step, got {self.steps}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            bound = "at least 1 step" if self.steps < 1 else f"at most {MOST_STEPS:,} steps"
+            raise UserError(f"a sampler needs {bound}, got {self.steps}")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip must be positive, got {self.clip}: leave it out for no clipping")
         if self.final not in ("x_hat", "denoise", "state"):

@@ -63,7 +63,7 @@ def assign(network: Network, state: Mapping[str, Tensor], what: str) -> Network:
 
 
 def mismatch(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """In what names and shapes differ, in words; empty if they do not."""
+    """In what names, shapes and kinds of numbers differ, in words; empty if they do not."""
     missing = [k for k in wanted if k not in state]
     extra = [k for k in state if k not in wanted]
     shapes = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
@@ -72,6 +72,11 @@ def mismatch(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     if shapes:
         k = shapes[0]
         parts.append(f"{k} should have shape {tuple(wanted[k].shape)}, got {tuple(state[k].shape)}")
+    other = [k for k, v in wanted.items() if k in state and v.is_floating_point() and not state[k].is_floating_point()]
+    if other:
+        parts.append(
+            f"{other[0]} should hold real numbers, got {state[other[0]].dtype}: quantised weights are not read"
+        )
     return "; ".join(parts)
 
 

@@ -4,11 +4,13 @@ A checkpoint holds several sets of weights under names of its framework: raw one
 (`module.`) or compile (`_orig_mod.`), below the attribute of a LightningModule (`model.`, `network.`), or as a list in
 the order of the parameters. A *complete set* has every tensor of the network, and nothing else below its prefix. A
 complete set beside another one is an EMA if the words of its place say so (`params_ema`, `model_ema1`, `ema_0.9999`,
-`shadow_params`); two sets that no word tells apart are not chosen between.
+`shadow_params`); two sets that no word tells apart are not chosen between. What an optimizer holds is a moment of the
+gradients, whatever its shape, unless it is called an EMA there (NeMo).
 """
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
@@ -22,7 +24,8 @@ Convert = Callable[[Tensors], Tensors | None]
 
 WRAPPERS = ("module", "_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 EMA_WORDS = ("ema", "average", "averaged", "averages", "avg", "shadow", "swa", "polyak", "target")
-PASSED = ("diffzoo", "diffzoo_averages", "optimizer_states", "optimizer", "optim", "opt", "opt_state")
+OURS = ("diffzoo", "diffzoo_averages")  # where our training keeps its EMAs, by label
+OPTIMIZER = re.compile(r"opts?|optim|opt_state.*|.*optimi[sz]er.*|exp_avg.*", re.IGNORECASE)
 
 
 class NothingFits(UserError):
@@ -31,7 +34,7 @@ class NothingFits(UserError):
 
 def emas_in(checkpoint: Mapping[str, object]) -> dict[str, Tensors]:
     """The EMAs that our training stores, by label; empty for other files."""
-    for key in ("diffzoo", "diffzoo_averages"):
+    for key in OURS:
         held = checkpoint.get(key)
         emas = held.get("averages") if isinstance(held, Mapping) else None
         if emas:
@@ -81,6 +84,11 @@ def find_weights(
         label = next((label for label in emas_in(data) if label in emas), next(iter(emas)))
         _remark_on_ema_pytorch(data, label, what)
         return emas[label], label
+    if weights == "ema" and (partial := _partial_ema(data, names)):
+        raise UserError(
+            f"{what} holds an EMA, {partial!r}, which is no complete set of these weights: weights='raw' takes the raw "
+            "ones"
+        )
     _only_one(raw, what)
     return base, "raw"
 
@@ -129,7 +137,7 @@ def _sets(
         if squeezed := _without_dots(tensors, names):
             found[f"{path}.ema without dots".strip(".")] = squeezed
     fitting = {p: t for p, t in found.items() if all(t[k].shape == v.shape for k, v in names.items())}
-    found = fitting or found
+    found = {place: t for place, t in (fitting or found).items() if not _is_moment(place)}
     raw = {place: t for place, t in found.items() if not _is_ema(place, data)}
     emas = {place: t for place, t in found.items() if place not in raw}
     for path, values in _lists(data):
@@ -141,6 +149,10 @@ def _sets(
 def _is_ema(place: str, data: Mapping[str, object]) -> bool:
     if "current_model_state" in data:
         return place.split(".")[0] == "state_dict"  # Lightning's WeightAveraging swaps: `state_dict` is the EMA
+    return _says_ema(place)
+
+
+def _says_ema(place: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", place)]
     if "online" in words:  # what an EMA of ema-pytorch keeps beside itself, below whatever name
         return False
@@ -158,16 +170,19 @@ def _tensors(data: object) -> Tensors:
     return {_plain(k): v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
-def _nested(data: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
-    """Every value that is a mapping or a list, with its path, outermost first; not of optimizers or our own EMAs."""
-    yield path, data
-    for key, value in data.items():
-        if isinstance(key, str) and key not in PASSED:
-            inside = f"{path}.{key}" if path else key
-            if isinstance(value, Mapping):
-                yield from _nested(value, inside)
-            elif isinstance(value, list | tuple):
-                yield inside, value
+def _nested(data: Mapping[str, object] | Sequence[object], path: str = "") -> Iterator[tuple[str, object]]:
+    """Every mapping, and every list of tensors, with its path, outermost first; not of optimizers or our own EMAs."""
+    if not _is_moment(path) and (isinstance(data, Mapping) or all(isinstance(value, Tensor) for value in data)):
+        yield path, data
+    for key, value in data.items() if isinstance(data, Mapping) else enumerate(data):
+        if isinstance(value, Mapping | list | tuple) and key not in OURS:
+            yield from _nested(value, f"{path}.{key}" if path else str(key))
+
+
+def _is_moment(place: str) -> bool:
+    """Whether a place belongs to an optimizer, and to no EMA that this keeps."""
+    inside = [i for i, part in enumerate(place.split(".")) if OPTIMIZER.fullmatch(part)]
+    return bool(inside) and not _says_ema(".".join(place.split(".")[inside[-1] + 1 :]))
 
 
 def state_dicts(data: Mapping[str, object]) -> Iterator[tuple[str, Tensors]]:
@@ -179,7 +194,7 @@ def state_dicts(data: Mapping[str, object]) -> Iterator[tuple[str, Tensors]]:
 
 def _lists(data: Mapping[str, object]) -> Iterator[tuple[str, Sequence[Tensor]]]:
     for path, held in _nested(data):
-        if isinstance(held, list | tuple) and held and all(isinstance(v, Tensor) for v in held):
+        if isinstance(held, list | tuple) and held:
             yield path, held
 
 
@@ -216,19 +231,37 @@ def _left_over(tensors: Tensors, names: Mapping[str, object], prefix: str) -> li
     A scalar with a plain name, such as `n_averaged` of `AveragedModel`, is a counter and not a weight.
     """
     rest = [k for k in tensors if k.startswith(prefix) and k[len(prefix) :] not in names]
-    return [k for k in rest if tensors[k].ndim or "." in k]
+    return [k for k in rest if tensors[k].ndim or "." in k[len(prefix) :]]
+
+
+def _closest(data: Mapping[str, object], names: Mapping[str, object]) -> Counter[tuple[str, str]]:
+    """How many tensors have one of `names`, by path and prefix; all of a list, which has no names."""
+    count = Counter({(path, ""): len(values) for path, values in _lists(data)})
+    for path, tensors in state_dicts(data):
+        for key in tensors:
+            ends = [0, *(found.end() for found in re.finditer(r"\.", key))]
+            prefix = next((key[:end] for end in ends if key[end:] in names), None)
+            if prefix is not None:
+                count[path, prefix] += 1
+    return count
+
+
+def _partial_ema(data: Mapping[str, object], names: Mapping[str, object]) -> str:
+    """The place of an EMA that has most of the tensors, and not all or others too; "" if there is none."""
+    places = ((f"{path}.{prefix}".strip("."), n) for (path, prefix), n in _closest(data, names).items())
+    return next((place for place, n in places if 2 * n > len(names) and _is_ema(place, data)), "")
 
 
 def _nothing(data: Mapping[str, object], names: Mapping[str, object], what: str) -> str:
     """What the closest set lacks, or what is left over in it, in words."""
-    best: Tensors = {}
-    most, prefix = -1, ""
-    for _, tensors in state_dicts(data):
-        first = {k[: -len(n)] for n in list(names)[:3] for k in tensors if k == n or k.endswith("." + n)}
-        for candidate in first or {""}:
-            count = sum(candidate + n in tensors for n in names)
-            if count > most:
-                best, most, prefix = tensors, count, candidate
+    sets = dict(state_dicts(data))
+    if lora := [k for tensors in sets.values() for k in tensors if "lora_" in k]:
+        part = (
+            f"it holds low-rank adapters, for example {lora[0]}: merge them into their weights where they were trained"
+        )
+        return f"{what} does not hold the weights of this network: {part}"
+    path, prefix = next((place for place, _ in _closest(data, names).most_common() if place[0] in sets), ("", ""))
+    best = sets.get(path, {})
     missing = [n for n in names if prefix + n not in best]
     if missing:
         part = f"{len(missing)} of the network's {len(names)} tensors are not in it, for example {missing[0]}"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from diffzoo import formats
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.files import sha256 as file_sha256
-from diffzoo.hub import HubPlace, check_repo, hub_file, hub_place
+from diffzoo.hub import HubPlace, NoSuchFileError, check_repo, hub_file, hub_place
 from diffzoo.models.adapters import merge, plain_name
 from diffzoo.models.registry import entry, list_models
 from diffzoo.runs import newest_checkpoint
@@ -27,7 +27,7 @@ from diffzoo.zoo.adapt import adapt_to
 from diffzoo.zoo.building import Loaded, Weights, assign, build_meta, mismatch
 from diffzoo.zoo.entries import converter_of, entry_weights
 from diffzoo.zoo.finding import NothingFits, emas_in, find_weights, state_dicts
-from diffzoo.zoo.manifest import find_pretrained, is_pretrained, load_manifest
+from diffzoo.zoo.manifest import find_pretrained, load_manifest
 from diffzoo.zoo.metadata import Base, Metadata, held_metadata, read_metadata
 
 __all__ = [
@@ -44,7 +44,8 @@ __all__ = [
 
 
 # a key of `config.json` or `model_index.json` that other libraries write
-LIBRARIES = {"_class_name": "diffusers", "pretrained_cfg": "timm", "architectures": "transformers"}
+LIBRARIES = {"_class_name": "diffusers", "pretrained_cfg": "timm"}
+LIBRARIES |= dict.fromkeys(("architectures", "model_type"), "transformers")
 
 
 # -- what files say
@@ -117,8 +118,12 @@ def folder_file(folder: Path) -> Path:
         for name in ("config.json", "model_index.json"):  # of another library, perhaps
             if (folder / name).is_file():
                 json_metadata(folder / name)
+        there = sorted(
+            str(p) for depth in ("*", "*/*") for p in folder.glob(depth) if p.suffix in formats.SUFFIXES[:-1]
+        )
         raise UserError(
             f"no weights in {folder}: expected model.safetensors with config.json, or a run with checkpoints/*.ckpt"
+            + (f"; of the files of weights below it, such as {there[-1]}, give one" if there else "")
         )
     return run
 
@@ -132,7 +137,7 @@ def _local_file(source: str | Path) -> Path:
 def _file_weights(path: Path, weights: str, metadata: Metadata | None = None) -> Weights:
     """Weights in a file; `metadata` says which network, where the file does not."""
     data = formats.read_any(path)
-    if path.name.endswith((".safetensors", formats.INDEX)):
+    if path.name.endswith((".safetensors", *formats.INDICES)):
         own = _header_metadata(path) if path.suffix == ".safetensors" else None
         known = own or metadata or _sidecar_metadata(path)
     else:
@@ -154,13 +159,14 @@ def _find(data: Mapping[str, object], metadata: Metadata, path: Path, weights: s
     """The tensors of a network in a file, and their place there."""
     names = build_meta(metadata.network, metadata.config).state_dict()
     mine = metadata.title
-    layouts = [v for n, v in load_manifest().items() if n.split(".")[0] == mine and v.converter != "diffzoo"]
+    items = [item for name, item in load_manifest().items() if name.split(".")[0] == mine]
+    layouts = {source.converter: item for item in items for source in item.sources if source.converter != "diffzoo"}
 
     def convert(tensors: formats.Tensors) -> formats.Tensors | None:
         """From the layout of the original authors, if it is in that."""
-        for item in layouts:
+        for converter, item in layouts.items():
             with suppress(UserError, KeyError, AttributeError):
-                state: formats.Tensors = converter_of(item).from_official(tensors, metadata.config)
+                state: formats.Tensors = converter_of(item, converter).from_official(tensors, metadata.config)
                 if not mismatch(names, state):
                     return state
         return None
@@ -286,25 +292,34 @@ def base_of(metadata: Metadata, source: str | None = None) -> Base:
 
 
 def _hub_weights(place: HubPlace, weights: str, metadata: Metadata | None) -> Weights:
-    repo, revision, file = place
+    repo, revision, _ = place
     check_repo(repo)
-    if file is not None and Path(file).name not in ("config.json", "README.md", "model.safetensors"):
-        path, commit = hub_file(repo, file, revision)
+    file = PurePosixPath(place.file or "config.json")
+    if file.name not in ("config.json", "README.md", "model.safetensors"):
+        path, commit = hub_file(repo, str(file), revision)
         found = _file_weights(path, weights, metadata)
         return Weights(found.state, found.metadata.derived(repo=repo, revision=commit), f"hf-hub:{repo}@{commit}")
-    config, commit = hub_file(repo, "config.json", revision)
-    metadata = json_metadata(config, f"{repo}/config.json")
+
+    def beside(name: str, commit: str | None) -> tuple[Path, str]:
+        return hub_file(repo, str(file.with_name(name)), commit)
+
     try:
-        path, _ = hub_file(repo, "adapter.safetensors" if metadata.adapter else "model.safetensors", commit)
-    except UserError as error:
-        if "no such file" not in str(error):
-            raise
+        config, commit = beside("config.json", revision)
+    except NoSuchFileError as error:
+        raise UserError(
+            f"{error}, so it is no model of diffzoo: give the address of its file of weights, and the name of the "
+            "network, create_model(NAME, pretrained=ADDRESS)"
+        ) from error
+    metadata = json_metadata(config, f"{repo}/{file.with_name('config.json')}")
+    try:
+        path, _ = beside("adapter.safetensors" if metadata.adapter else "model.safetensors", commit)
+    except NoSuchFileError as error:
         try:
-            path, _ = hub_file(repo, f"model{formats.INDEX}", commit)
-        except UserError:
+            path, _ = beside(f"model{formats.INDEX}", commit)
+        except NoSuchFileError:
             raise error from None  # most have one file, so that is the one to ask for
         for shard in sorted(set(formats.weight_map(path).values())):
-            hub_file(repo, shard, commit)
+            beside(shard, commit)
     found = _file_weights(path, weights, metadata)
     known = found.metadata if metadata.adapter else metadata
     return Weights(found.state, known.derived(repo=repo, revision=commit, file=None), f"hf-hub:{repo}@{commit}")
@@ -330,6 +345,8 @@ def locate(source: str | Path, weights: str = "ema", metadata: Metadata | None =
         UserError: if there is nothing, or it cannot be read.
     """
     weights = "ema" if weights == "average" else weights  # its name in earlier versions
+    if not isinstance(source, str | Path) or source == "":
+        raise UserError(f"expected a source of weights, a name or a path, got {source!r:.80}")
     text = str(source)
     place = hub_place(text)
     if place is not None:
@@ -337,14 +354,27 @@ def locate(source: str | Path, weights: str = "ema", metadata: Metadata | None =
     path = _local_file(text)
     if path.is_file() or path.is_dir():  # a checkpoint in shards is a folder
         return _file_weights(path, weights, metadata)
-    if text.startswith("local-dir:") or path.suffix in formats.SUFFIXES:
-        raise UserError(f"there is no file or folder {path}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) and not is_pretrained(text):
+    if "://" in text:
+        raise UserError(f"{text} is no page of the Hub: download the file and give its path{_published_at(text)}")
+    if (
+        isinstance(source, str)
+        and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text)
+        and path.suffix not in formats.SUFFIXES
+    ):
         raise UserError(f"there is no folder {text}; a repository of the Hub is written hf-hub:{text}")
+    if isinstance(source, Path) or "/" in text or path.suffix in formats.SUFFIXES or text.startswith("local-dir:"):
+        raise UserError(f"there is no file or folder {path}")
     item = find_pretrained(text)
     if weights != "ema":
         raise UserError(f"{item.name} holds one set of weights, so there are no {weights!r} to choose: leave it out")
     return entry_weights(item)
+
+
+def _published_at(address: str) -> str:
+    """The name of the published weights whose file lies at an address, as the end of a sentence."""
+    sources = ((item.name, source) for item in load_manifest().values() for source in item.sources)
+    name = next((name for name, s in sources if (s.url or s.drive or " ") in address), None)
+    return f", or use {name!r}, which it is published as" if name else ""
 
 
 def load_any(source: str | Path, *, weights: str = "ema") -> Loaded:

@@ -294,9 +294,13 @@ def list_pretrained(patterns: str | Sequence[str] = "*") -> list[str]:
     return matching(load_manifest(), patterns)
 
 
+def _tagged(model: str) -> list[str]:
+    return [name for name in load_manifest() if name.split(".", 1)[0] == model]
+
+
 def is_pretrained(name: str) -> bool:
     """Whether `name`, a model or `model.tag`, has published weights."""
-    return bool(list_pretrained(name)) or name in load_manifest()
+    return name in load_manifest() or bool(_tagged(name))
 
 
 def find_pretrained(name: str) -> Pretrained:
@@ -306,13 +310,11 @@ def find_pretrained(name: str) -> Pretrained:
         UserError: if there is none, naming the tags or the nearest name.
     """
     entries = load_manifest()
-    if name in entries:
-        return entries[name]
-    model = name.split(".", 1)[0]
-    tags = list_pretrained(model)
-    if tags and "." not in name:
-        return entries[tags[0]]
+    model, dot, tag = str(name).partition(".")
+    tags = _tagged(model)
+    if name in tags or (tags and not dot):
+        return entries[name if dot else tags[0]]
     if tags:
-        raise UserError(f"{model} has no weights tagged {name.split('.', 1)[1]!r}; there are {', '.join(tags)}")
+        raise UserError(f"{model} has no weights tagged {tag!r}; there are {', '.join(tags)}")
     hint = did_you_mean(name, {n.split(".", 1)[0] for n in entries}) or "; `diffzoo.list_pretrained()` names them all"
     raise UserError(f"no published weights for {name!r}{hint}")

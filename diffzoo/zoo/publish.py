@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from diffzoo.cache import explain_disk, gigabytes, hub_cache_dir
 from diffzoo.errors import UserError
 from diffzoo.files import atomic_path, sha256, write_text
 from diffzoo.formats import INDEX, read_header, weight_map
-from diffzoo.hub import HubPlace, check_repo, explain_hub, hub_endpoint, hub_file, hub_place, is_offline, offline_error
+from diffzoo.hub import HubPlace, check_repo, explain_hub, hub_endpoint, hub_file, hub_place, is_offline
 from diffzoo.models.base import Network
 from diffzoo.runs import Run, run_of
 from diffzoo.zoo.card import model_card
@@ -123,7 +124,9 @@ def _evaluations(run: Run | None, given: Sequence[str | Path]) -> list[dict[str,
     """Results of `diffzoo eval`: those given, and those in the folder `eval` of the run."""
     results = []
     for path in [*map(Path, given), *(sorted(run.root.glob("eval/**/*.json")) if run else [])]:
-        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        data = None
+        with suppress(OSError, ValueError):
+            data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and "values" in data and "protocol" in data:
             results.append(data)
         elif path in map(Path, given):
@@ -258,7 +261,7 @@ def push_to_hub(
 
     Args:
         source: anything `load_any` reads.
-        repo: `owner/name`, made if needed.
+        repo: `owner/name` or the address of its page, made if needed.
         licence: of the weights, as `named_licence` reads it; required unless the source states one, which cannot be
             changed here.
         private: publish in a private repository, made if needed; one that is public is refused.
@@ -274,6 +277,8 @@ def push_to_hub(
         UserError: without a licence or under another than the source's, for options that a folder in published form
             leaves no room for, and one sentence for whatever the Hub refuses.
     """
+    place = hub_place(repo) or HubPlace(repo)
+    repo, revision = place.repo, revision or place.revision
     check_repo(repo)
     licence = named_licence(licence)
     folder = Path(str(source).removeprefix("local-dir:"))
@@ -321,7 +326,7 @@ def _upload(plan: Upload) -> str:
     from huggingface_hub import HfApi
 
     if is_offline():
-        raise offline_error(f"a connection to publish {plan.repo}")
+        raise UserError(f"offline (HF_HUB_OFFLINE=1), so {plan.repo} cannot be published: unset that")
     api = HfApi(endpoint=hub_endpoint(), library_name="diffzoo")
     with explain_hub(plan.repo):
         api.create_repo(plan.repo, private=plan.private, exist_ok=True)
@@ -359,8 +364,10 @@ def pull(repo: str, folder: str | Path | None = None, revision: str | None = Non
     from huggingface_hub import snapshot_download
 
     place = hub_place(repo) or HubPlace(*repo.split("@", 1))
-    repo, given, _ = place
+    repo, given, file = place
     check_repo(repo)
+    if "/" in (file or ""):
+        raise UserError(f"expected a repository, got the place {file} in one: `diffzoo sample` and load_any read that")
     with explain_hub(repo):
         snapshot = Path(
             snapshot_download(

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from diffzoo.cli.main import LIGHTNING, VERBS, main
 from diffzoo.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -33,8 +36,20 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config", "x.yaml", "fit"], "the verb comes first: diffzoo fit"),
         (["describe", "simple_uvit_265"], "did you mean 'simple_uvit_256'"),
         (["recipes", "show", "cifar10/simple_uvitt"], "did you mean 'cifar10/simple_uvit'"),
+        (["recipe", "list"], "unknown verb 'recipe'; did you mean 'recipes'"),
+        (["recipes", "copy", "cifar10/simple_uvit", f"{__file__}/x.yaml"], "cannot be read or written: "),
+        (["plan", str(ROOT / "benchmarks/results/emoji.png")], "is not valid YAML"),
+        (["describe", "simple_uvit_xs_32", "num_classes=null"], "num_classes: expected a whole number, got None"),
+        (["describe", "simple_uvit_xs_32", "num_classes=2.0"], "num_classes: expected a whole number, got 2.0"),
+        (["describe", "simple_uvit_xs_32", "dropout=x"], "dropout: expected a number or null, got 'x'"),
+        (["describe", "simple_uvit_xs_32", "depth_at=3"], "depth_at: expected a mapping or null, got 3"),
+        (
+            ["sample", "--size", "400000", "--steps", "1", "--seeds", "0", "--quiet"],
+            "the memory of this machine does not hold that",
+        ),
+        (["sample", "--steps", "9999999"], "a sampler needs at most 1,000,000 steps, got 9999999"),
+        (["sample", "--device", "mps:99"], "expected a device such as cpu, cuda or cuda:1, got 'mps:99'"),
     ],
-    ids=["verb", "another word", "order", "model", "recipe"],
 )
 def test_mistakes_are_one_sentence_on_stderr(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -44,6 +59,12 @@ def test_mistakes_are_one_sentence_on_stderr(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
+
+
+def test_a_text_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_text("hello")
+    assert main(["plan", str(tmp_path / "r.yaml")]) == 2
+    assert "r.yaml is no recipe: expected keys such as model" in capsys.readouterr().err
 
 
 def test_tracebacks_are_one_variable_away(monkeypatch: pytest.MonkeyPatch) -> None:

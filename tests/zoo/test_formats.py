@@ -4,12 +4,14 @@ import argparse
 import collections
 import copy
 import datetime
+import functools
 import json
 import os
 import pickle
 import subprocess
 import sys
 import types
+import typing
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -148,6 +150,18 @@ FOREIGN: dict[str, tuple[Callable[[Tensors], Any], bool]] = {  # (layout, whethe
     "capitals": (lambda s: {"net": s, "netEMA": shifted(s, 1)}, True),
     "AveragedModel": (lambda s: {"model": s, "swa": {**prefixed(shifted(s, 1), "module."), "n_averaged": ONE}}, True),
     "score_sde": (lambda s: {"model": s, "ema": {"decay": 0.99, "shadow_params": list(shifted(s, 1).values())}}, True),
+    "a list of EMAs": (lambda s: {"model": s, "emas": [shifted(s, 1), shifted(s, 2)]}, True),
+    "by number": (lambda s: {"model": s, "ema": {0.999: shifted(s, 1)}}, True),
+    "NeMo": (
+        lambda s: {"state_dict": prefixed(s, "net."), "optimizer_states": [{"ema": tuple(shifted(s, 1).values())}]},
+        True,
+    ),
+    "counters below a prefix": (
+        lambda s: {**prefixed(s, "net."), **prefixed(shifted(s, 1), "net_ema."), "net_ema.decay": ONE},
+        True,
+    ),
+    "a list of models": (lambda s: {"models": [s]}, False),
+    "moments": (lambda s: {"model": s, "exp_avg": shifted(s, 1), "optimizer_state": {"exp_avg": shifted(s, 1)}}, False),
     "an object": (lambda s: {"model": s, "ema": argparse.Namespace(decay=0.9, shadow=shifted(s, 1))}, True),
 }
 
@@ -190,11 +204,27 @@ def test_users_of_ema_pytorch_are_told_what_its_decay_means(tiny: Network, tmp_p
             "ema",
             "1 of its tensors are not the network's, for example net.classes.weight",
         ),
+        (
+            lambda s: {"model": s, "ema": dict([*shifted(s, 1).items()][1:])},
+            "ema",
+            "w holds an EMA, 'ema', which is no complete set of these weights: weights='raw' takes the raw ones",
+        ),
+        (
+            lambda s: {f"{k}.lora_A.weight": v for k, v in s.items()},
+            "ema",
+            r"holds low-rank adapters, for example .*lora_A\.weight: merge them",
+        ),
     ],
 )
 def test_what_cannot_be_told_apart_is_not_chosen(tiny: Network, make: Any, weights: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         find_weights(make(tiny.state_dict()), tiny.state_dict(), "w", weights)
+
+
+def test_quantised_weights_are_refused(tiny: Network, tmp_path: Path) -> None:
+    torch.save({k: (10 * v).to(torch.int8) for k, v in tiny.state_dict().items()}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"should hold real numbers, got torch\.int8: quantised weights are not read"):
+        create_model("dimr_tiny", pretrained=tmp_path / "w.pt")
 
 
 def test_a_set_is_named_by_its_place(tiny: Network) -> None:
@@ -292,6 +322,17 @@ def test_an_index_names_plain_files_only(sharded: Path, tmp_path: Path, name: An
         load_any(sharded)
 
 
+def test_shards_that_torch_wrote_are_read(sharded: Path, tiny: Network) -> None:
+    index = sharded / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    for name in set(data["weight_map"].values()):
+        torch.save(read_any(sharded / name), sharded / name.replace(".safetensors", ".bin"))
+    data["weight_map"] = {k: v.replace(".safetensors", ".bin") for k, v in data["weight_map"].items()}
+    (sharded / "pytorch_model.bin.index.json").write_text(json.dumps(data))
+    mine = create_model("dimr_tiny", pretrained=sharded / "pytorch_model.bin.index.json")
+    assert equal(mine, tiny.state_dict())
+
+
 @pytest.mark.parametrize("content", ['{"weight_map": ["a.safetensors"]}', "[]", "3", "{}", '{"weight_map": {}}'])
 def test_what_is_no_index_is_said(sharded: Path, content: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(content)
@@ -308,11 +349,19 @@ def test_what_is_no_index_is_said(sharded: Path, content: str) -> None:
         ("config.json", {"_class_name": "UNet2DModel"}, "diffusers"),
         ("config.json", {"architecture": "vit", "pretrained_cfg": {}}, "timm"),
         ("config.json", {"architectures": ["Bert"]}, "transformers"),
+        ("config.json", {"model_type": "bert"}, "transformers"),
     ],
 )
 def test_a_folder_of_another_library_is_named(tmp_path: Path, file: str, content: Any, library: str) -> None:
     (tmp_path / file).write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"is of a model of {library}, which diffzoo does not read"):
+        load_any(tmp_path)
+
+
+def test_a_folder_of_other_files_of_weights_names_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "0050000.pt").touch()
+    with pytest.raises(UserError, match=r"no weights in .* such as .*/checkpoints/0050000\.pt, give one"):
         load_any(tmp_path)
 
 
@@ -388,6 +437,8 @@ FOREIGN_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "LFS": (text("version https://git-lfs.github.com/spec/v1\n"), "is a pointer of Git LFS, not the file itself"),
     "GGUF": (lambda p: p.write_bytes(b"GGUF\3\0\0\0" * 99), "is a GGUF file"),
     "HDF5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" * 99), "is an HDF5 file"),
+    "Flax": (lambda p: p.write_bytes(b"\x82\xa6params" * 99), r"is damaged or incomplete"),
+    "picture": (lambda p: p.write_bytes(b"\xff\xd8\xff\xe0" * 99), r"is damaged or incomplete"),
     "ZIP": (zipped, "is a ZIP archive that torch.save did not write"),
 }
 
@@ -443,6 +494,8 @@ def test_arguments_and_plain_objects_are_kept_and_no_class_is_loaded(
         "counts": collections.defaultdict(int, {"cat": 2}),
         "settings": Settings(),
         "seen": {1, 2},
+        "make": functools.partial(torch.optim.AdamW, lr=1e-4),
+        "kinds": (typing.Any, typing.Literal[1], range(3)),  # OmegaConf stores annotations
         "half": torch.ones(2).bfloat16(),
         "scale": nn.Parameter(torch.ones(3)),
         "size": torch.Size([1, 2]),
@@ -454,6 +507,8 @@ def test_arguments_and_plain_objects_are_kept_and_no_class_is_loaded(
     assert found["args"] == {"lr": 1e-4, "out": "a/b", "sizes": [1, 2]}
     assert found["settings"] == {"width": 3, "path": "runs/x"}
     assert found["counts"]["cat"] == 2
+    assert isinstance(found["make"], dict)
+    assert len(found["kinds"]) == 3
     assert (found["seen"], found["size"]) == ({1, 2}, torch.Size([1, 2]))
     assert torch.equal(found["half"], data["half"])
     assert type(found["scale"]) is Tensor

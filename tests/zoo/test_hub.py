@@ -141,9 +141,10 @@ def test_results_from_elsewhere_go_onto_the_card(run: Path, tmp_path: Path, caps
         assert main([*arguments, *more]) == 0
         digests.append(next(line for line in capsys.readouterr().out.splitlines() if "README.md" in line))
     assert digests[0] != digests[1]
-    (tmp_path / "other.json").write_text("{}")
-    assert main([*arguments, "--evaluation", str(tmp_path / "other.json")]) == 2
-    assert "other.json is no result of `diffzoo eval`" in capsys.readouterr().err
+    for content in ("{}", "no JSON"):
+        (tmp_path / "other.json").write_text(content)
+        assert main([*arguments, "--evaluation", str(tmp_path / "other.json")]) == 2
+        assert "other.json is no result of `diffzoo eval`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -315,6 +316,9 @@ def test_shards_without_a_card_are_not_published(hub: FakeHub, tiny: Network, tm
         "URL/a/one/tree/main",
         "URL/a/one/blob/main/model.safetensors",
         "URL/a/one/resolve/main/deep/ema.safetensors?download=true",
+        "URL/a/one#usage",
+        "hf-hub:a/one/",
+        "hf://a/one@main/deep/ema.safetensors",
     ],
 )
 def test_places_of_the_hub_as_people_paste_them(hub: FakeHub, tiny: Network, tmp_path: Path, source: str) -> None:
@@ -325,10 +329,51 @@ def test_places_of_the_hub_as_people_paste_them(hub: FakeHub, tiny: Network, tmp
     assert all(torch.equal(mine[k], v) for k, v in tiny.state_dict().items())
 
 
-def test_the_public_address_is_understood_with_another_endpoint_too() -> None:
-    assert hub_place("https://huggingface.co/a/b/resolve/v1/x/w.pt") == ("a/b", "v1", "x/w.pt")
-    assert hub_place("https://hf.co/a/b") == ("a/b", None, None)
-    assert hub_place("https://example.org/a/b") is None
+@pytest.mark.parametrize(
+    "source", ["URL/a/two/tree/main/deep", "URL/a/two/blob/main/deep/model.safetensors", "hf://a/two/deep"]
+)
+def test_a_folder_of_a_repository_gives_its_own_weights(
+    hub: FakeHub, tiny: Network, tmp_path: Path, source: str
+) -> None:
+    """Other weights lie in the main folder."""
+    save_pretrained(tiny, tmp_path, process=PROCESS)
+    other = {f"deep/{name}": data for name, data in bytes_of(tmp_path).items()}
+    save_pretrained(create_model("dimr_tiny"), tmp_path, process=PROCESS)
+    hub.add_repo("a/two", {**bytes_of(tmp_path), **other})
+    mine = create_model(source.replace("URL", hub.url)).state_dict()
+    assert all(torch.equal(mine[k], v) for k, v in tiny.state_dict().items())
+    with pytest.raises(UserError, match="expected a repository, got the place deep/"):
+        pull(source.replace("URL", hub.url))
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("https://huggingface.co/a/b/resolve/v1/x/w.pt", ("a/b", "v1", "x/w.pt")),
+        ("https://hf.co/a/b", ("a/b", None, None)),
+        ("huggingface.co/a/b/raw/refs%2Fpr%2F1/config.json", ("a/b", "refs/pr/1", "config.json")),
+        ("hf-hub:a/b@refs/pr/1", ("a/b", "refs/pr/1", None)),
+        ("hf://a/b@refs/pr/1/x/w.pt", ("a/b", "refs/pr/1", "x/w.pt")),
+        ("https://example.org/a/b", None),
+        ("a/b", None),
+    ],
+)
+def test_public_addresses_are_understood_with_another_endpoint_too(source: str, place: Any) -> None:
+    assert hub_place(source) == place
+
+
+def test_a_repository_without_a_config_says_how_its_file_is_given(hub: FakeHub) -> None:
+    hub.add_repo("a/other", {"w.pt": b""})
+    with pytest.raises(
+        UserError, match=r"no such file: config\.json .* so it is no model of diffzoo: give the address"
+    ):
+        load_any("hf-hub:a/other")
+
+
+@pytest.mark.parametrize("repo", ["hf-hub:tester/cats", "URL/tester/cats"])
+def test_a_push_takes_the_address_of_a_page(hub: FakeHub, run: Path, repo: str) -> None:
+    plan = push_to_hub(run, repo.replace("URL", hub.url), licence="mit", dry_run=True)
+    assert plan.startswith(f"to {hub.url}/tester/cats (")
 
 
 def test_a_folder_with_a_file_that_is_something_else_is_not_published(

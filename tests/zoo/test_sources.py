@@ -144,6 +144,12 @@ def test_the_first_reason_and_all_places_are_said(sources: FakeHub) -> None:
         loaded()
 
 
+def test_a_file_in_the_layout_of_a_mirror_is_read(sources: FakeHub, state: dict[str, Tensor], tmp_path: Path) -> None:
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(sources.files["m.safetensors"])
+    mine = create_model("dit_tiny", pretrained=tmp_path / "diffusion_pytorch_model.safetensors")
+    assert state_sha256(mine.state_dict()) == state_sha256(state)
+
+
 def test_jit_weights_of_a_mirror_have_another_prefix() -> None:
     config = dit.TINY_JIT
     state: dict[str, Any] = DiT(config).state_dict()
