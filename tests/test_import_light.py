@@ -1,4 +1,4 @@
-"""`import diffzoo` is light, help is instant, and the check can fail."""
+"""`import diffzoo` is light, and help is instant."""
 
 import resource
 import subprocess
@@ -19,10 +19,6 @@ def test_package_imports_nothing_heavy() -> None:
 
 def test_networks_and_samplers_need_only_torch() -> None:
     assert loaded_after("import diffzoo.models, diffzoo.process, diffzoo.sampling") == {"torch"}
-
-
-def test_the_check_can_fail() -> None:
-    assert "torch" in loaded_after("import diffzoo.process")
 
 
 def test_help_answers_at_once() -> None:

@@ -67,15 +67,17 @@ def test_the_stream_is_complete_and_never_short(files: list[str], unbroken: list
     assert max(map(len, by_row.values())) > 1, "crops, flips or captions change between visits"
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_workers_do_not_change_it(files: list[str], unbroken: list[tuple], workers: int) -> None:
     data = module(files, num_workers=workers)
     assert walk(data, STEPS) == unbroken
     data.teardown()
 
 
-@pytest.mark.parametrize("by_block", [True, False])
-@pytest.mark.parametrize("stops", [(1, 1), (5, 3), (18, 1), (19, 1), (20, 17), (2, 37)])
+@pytest.mark.parametrize(
+    ("stops", "by_block"),
+    [((1, 1), True), ((5, 3), False), ((18, 1), True), ((19, 1), False), ((20, 17), True), ((2, 37), True)],
+)
 def test_two_resumes(files: list[str], stops: tuple[int, int], by_block: bool) -> None:
     """Each leg with another number of workers; the state passes through JSON-like values only."""
     whole = walk(module(files, by_block=by_block), STEPS)
@@ -99,9 +101,8 @@ def test_another_batch_size_after_a_resume_loses_nothing(files: list[str], unbro
     assert seen + walk(second, 16) == unbroken
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_each_global_batch(files: list[str], unbroken: list[tuple], world: int, monkeypatch) -> None:
-    parts = []
+def test_ranks_share_each_global_batch(files: list[str], unbroken: list[tuple], monkeypatch) -> None:
+    parts, world = [], 4
     for rank in range(world):
         data = module(files, num_workers=rank % 3)
         monkeypatch.setattr(data, "_ranks", lambda rank=rank: (rank, world))
@@ -155,7 +156,7 @@ def run_leg(files: list[str], folder: Path, ckpt: Path | None, stop_at: int | No
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
-@pytest.mark.parametrize("stops", [(1, 2), (7, 8), (18, 19), (19, 20), (20, 38), (13, 31)])
+@pytest.mark.parametrize("stops", [(1, 2), (18, 19), (20, 38)])
 def test_lightning_resume(files: list[str], unbroken: list[tuple], stops: tuple[int, int], tmp_path: Path) -> None:
     """19 steps are an epoch: kills inside one, at its border, and twice in a row."""
     seen: list[tuple] = []
