@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from data.stand_ins import quiet_trainer
 
 from diffzoo.cli.main import main
 from diffzoo.data import DemoData
@@ -38,12 +38,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         UViTBao(config), process=GaussianProcess(prediction=V()), sampler=DDIM(steps=10, clip=1.0),
         optimizer=lambda p: torch.optim.AdamW(p, lr=2e-3),
     )  # fmt: skip
-    trainer = pl.Trainer(
-        max_steps=40, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, default_root_dir=str(folder / "run"),
-        callbacks=[EMA(decays=[0.5, 0.9], stds=[0.05, 0.1], snapshot_every=10)],
-        limit_val_batches=0,
-    )  # fmt: skip
+    ema = EMA(decays=[0.5, 0.9], stds=[0.05, 0.1], snapshot_every=10)
+    trainer = quiet_trainer(folder / "run", max_steps=40, limit_val_batches=0, callbacks=[ema])
     trainer.fit(module, DemoData(image_size=16, batch_size=16, num_workers=0))
     trainer.save_checkpoint(folder / "run" / "checkpoints" / "step_00000040.ckpt")
     return folder / "run"

@@ -63,10 +63,6 @@ def test_published_sizes(name: str, count: int, rows: int) -> None:
     assert config.class_rows == rows
 
 
-def test_ten_configurations_are_published() -> None:
-    assert len(VARIANTS) == 10
-
-
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_outputs_and_gradients(config: UViTBaoConfig) -> None:
     network = lively(config)
@@ -152,21 +148,9 @@ def test_one_graph_for_all_blocks() -> None:
     torch._dynamo.reset()
 
 
-def test_checkpointing_changes_nothing() -> None:
-    network, grads = lively(TINY).train(), []
-    z, level, cond = inputs(TINY)
-    for enable in (False, True):
-        network.set_grad_checkpointing(enable)
-        network.zero_grad()
-        network(z, level, cond).square().sum().backward()
-        grads.append([p.grad.clone() for p in network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
-
-
-@pytest.mark.parametrize("config", [TINY, TEXT], ids=["classes", "text"])
-def test_low_precision(config: UViTBaoConfig) -> None:
-    network = lively(config).eval()
-    z, level, cond = inputs(config)
+def test_low_precision_with_text() -> None:
+    network = lively(TEXT).eval()
+    z, level, cond = inputs(TEXT)
     with torch.no_grad():
         want = network(z, level, cond)
         with torch.autocast("cpu", torch.bfloat16):

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
+from data.stand_ins import quiet_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch import nn
@@ -98,19 +99,9 @@ def fit(folder: Path, callback: EMA, steps: int = 12, module: Module | None = No
     module = module or Module()
     validation = options.pop("validation", None)
     callbacks = [callback, *options.pop("callbacks", [])]
-    trainer = L.Trainer(
-        max_steps=steps,
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-        num_sanity_val_steps=0,
-        **{k: v for k, v in options.items() if k != "ckpt_path"},
-    )
-    trainer.fit(module, data(), validation, ckpt_path=options.get("ckpt_path"))
+    saves, ckpt_path = any(isinstance(c, ModelCheckpoint) for c in callbacks), options.pop("ckpt_path", None)
+    trainer = quiet_trainer(folder, max_steps=steps, callbacks=callbacks, enable_checkpointing=saves, **options)
+    trainer.fit(module, data(), validation, ckpt_path=ckpt_path)
     return module
 
 

@@ -3,9 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-import lightning.pytorch as L
 import pytest
 import torch
+from data.stand_ins import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -56,11 +56,8 @@ def test_clipped_steps_are_those_of_a_plain_loop(
     total_norm = nn.utils.get_total_norm
     monkeypatch.setattr(nn.utils, "get_total_norm", lambda *a: norms.append(total_norm(*a)) or norms[-1])
     module = made(optimizer)
-    trainer = L.Trainer(
-        max_steps=len(BATCHES), accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=limit,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        callbacks=[GradientGuard()] if guarded else [],
-    )  # fmt: skip
+    callbacks = [GradientGuard()] if guarded else []
+    trainer = quiet_trainer(tmp_path, max_steps=len(BATCHES), gradient_clip_val=limit, callbacks=callbacks)
     trainer.fit(module, DataLoader(BATCHES, batch_size=None))
     assert len(norms) == len(BATCHES)
     if limit > 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
+from data.stand_ins import quiet_trainer
 from torch import nn
 
 from diffzoo.errors import UserError
@@ -40,16 +41,8 @@ class Module(L.LightningModule):
 
 def fit(folder: Path, guard: GradientGuard, bad: dict[int, float], fused: bool = True, **options) -> Module:
     module = Module(bad, fused)
-    trainer = L.Trainer(
-        max_steps=options.pop("steps", 12),
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[guard, Checkpointing(every_n_steps=0, every_minutes=0)],
-        **options,
-    )
+    options = {"max_steps": options.pop("steps", 12), "enable_checkpointing": True, **options}
+    trainer = quiet_trainer(folder, callbacks=[guard, Checkpointing(0, 0)], **options)
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(400, 4), batch_size=4))
     return module
 

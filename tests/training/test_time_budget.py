@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
+from data.stand_ins import quiet_trainer
 from torch.utils.data import DataLoader
 
 from diffzoo.errors import UserError
@@ -43,10 +44,7 @@ class Line(L.LightningModule):
 def fit(clock: Clock, budget: TimeBudget, folder: Path, **options: object) -> tuple[L.Trainer, Line]:
     module = Line(clock)
     checkpoint = options.pop("ckpt_path", None)
-    trainer = L.Trainer(
-        max_steps=1000, max_epochs=-1, accelerator="cpu", callbacks=[budget], logger=False, default_root_dir=folder,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options,
-    )  # fmt: skip
+    trainer = quiet_trainer(folder, max_steps=1000, callbacks=[budget], **options)
     trainer.fit(module, DataLoader(torch.ones(8, 1), 1), ckpt_path=checkpoint)
     return trainer, module
 
@@ -77,10 +75,7 @@ def test_a_resumed_run_goes_on_with_its_plan(monkeypatch: pytest.MonkeyPatch, tm
 
     budget = TimeBudget(2, fewest=10, most=1000)
     module = Line(Clock(monkeypatch))
-    trainer = L.Trainer(
-        max_steps=1000, max_epochs=-1, accelerator="cpu", callbacks=[budget, Stop()], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(tmp_path, max_steps=1000, callbacks=[budget, Stop()])
     with pytest.raises(BaseException):  # noqa: B017, PT011  Lightning leaves by SystemExit
         trainer.fit(module, DataLoader(torch.ones(8, 1), 1))
     again, _ = fit(Clock(monkeypatch), TimeBudget(2, fewest=10, most=1000), tmp_path, ckpt_path=tmp_path / "half.ckpt")

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
+from data.stand_ins import quiet_trainer
 from torch import nn
 
 from diffzoo.errors import UserError
@@ -38,18 +39,10 @@ class Module(L.LightningModule):
 
 def fit(folder: Path, steps: int, **options) -> Module:
     module = Module()
-    trainer = L.Trainer(
-        max_steps=steps,
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[GradientGuard(), TrainingLog(4), Checkpointing(every_n_steps=3, every_minutes=0)],
-        **{k: v for k, v in options.items() if k != "ckpt_path"},
-    )
+    callbacks, ckpt_path = [GradientGuard(), TrainingLog(4), Checkpointing(3, 0)], options.pop("ckpt_path", None)
+    trainer = quiet_trainer(folder, max_steps=steps, callbacks=callbacks, enable_checkpointing=True, **options)
     data = [{"image": torch.zeros(4, 4), "index": torch.arange(4)} for _ in range(100)]
-    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None), ckpt_path=options.get("ckpt_path"))
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None), ckpt_path=ckpt_path)
     return module
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from data.stand_ins import quiet_trainer
 
 from diffzoo import GaussianProcess, load_any, pipeline
 from diffzoo.encoders import AutoencoderSpec, Identity, KLAutoencoder
@@ -33,24 +34,13 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    import lightning.pytorch as pl
-
     from diffzoo.training.ema import EMA
     from diffzoo.training.module import DiffusionModule
 
     module = DiffusionModule(
         uvit_bao.UViTBao(CONFIG), process=GaussianProcess(prediction=V()), sampler=DDIM(steps=3, clip=1.0)
     )
-    trainer = pl.Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[EMA(decays=[0.5])],
-        default_root_dir=str(tmp_path),
-    )
+    trainer = quiet_trainer(tmp_path, max_steps=2, callbacks=[EMA(decays=[0.5])])
     trainer.fit(module, torch.utils.data.DataLoader(Rows(), batch_size=4))
     object.__setattr__(module, "autoencoder", KLAutoencoder("a/vae", 0.2, subfolder="vae"))
     trainer.save_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
