@@ -157,7 +157,6 @@ def walk(data: Shards, steps: int) -> list[tuple]:
 
 
 @pytest.mark.filterwarnings("ignore:skipped a bad image")
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("by_block", [True, False])
 def test_bad_images_break_no_resume(tmp_path: Path, by_block: bool) -> None:
     """Rows, captions and pixels, on 0, 1 and 2 workers and after resumes; neighbours stand in for bad ones alone."""

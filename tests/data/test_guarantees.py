@@ -24,7 +24,6 @@ from diffzoo.data.inspect import report
 from diffzoo.errors import UserError
 
 COMMON: dict[str, Any] = {"image_size": 8, "batch_size": 4, "num_workers": 0}
-pytestmark = pytest.mark.filterwarnings("ignore:.*many workers.*")
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:

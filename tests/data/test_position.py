@@ -22,11 +22,6 @@ from training.test_checkpointing import Child
 from diffzoo.data.demo import DemoData
 from diffzoo.errors import UserError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-]
-
 BATCH = run_position.SETTINGS["batch_size"]
 STEPS = 45  # of 8 in 150 rows: more than two epochs, with a batch across each border
 
@@ -154,8 +149,6 @@ def run_leg(files: list[str], folder: Path, ckpt: Path | None, stop_at: int | No
     return recorder
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 @pytest.mark.parametrize("stops", [(1, 2), (18, 19), (20, 38)])
 def test_lightning_resume(files: list[str], unbroken: list[tuple], stops: tuple[int, int], tmp_path: Path) -> None:
     """19 steps are an epoch: kills inside one, at its border, and twice in a row."""
@@ -169,7 +162,6 @@ def test_lightning_resume(files: list[str], unbroken: list[tuple], stops: tuple[
     assert saved["Shards"]["images_seen"] == STEPS * BATCH
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_an_interrupted_step_is_repeated(files: list[str], unbroken: list[tuple], tmp_path: Path) -> None:
     """A checkpoint written while a step is under way counts the batch of this step as unseen."""
     data = module(files)

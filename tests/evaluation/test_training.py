@@ -23,8 +23,6 @@ from diffzoo.training.ema import EMA, averaged
 from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.module import DiffusionModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval).*")
-
 
 class Tiny(Network):
     """A convolution and a class bias."""

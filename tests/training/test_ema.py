@@ -33,15 +33,7 @@ from diffzoo.training.reconstruction import (
     reconstruct,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
-    pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),  # what a step sees depends on its number
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty.*"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
-    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*")
 
 
 class Net(nn.Module):

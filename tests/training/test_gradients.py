@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader
 from diffzoo.models.base import Config, Network
 from diffzoo.training import DiffusionModule, FusedAdam, FusedAdamW, GradientGuard
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|val_dataloader).*")]
-
 
 class Tiny(Network):
     def __init__(self, config: Config):

@@ -15,8 +15,6 @@ from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard, gradient_norm
 from diffzoo.training.optimizers import FusedAdam, FusedAdamW
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|val_dataloader).*")]
-
 
 class Module(L.LightningModule):
     """A loss that is what `bad` says at the steps it names."""

@@ -173,11 +173,7 @@ def fit(m: DiffusionModule, data: Data, tmp_path, ckpt_path=None, **options) -> 
     return trainer
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*",
-    "ignore:.*isinstance.treespec.*",
-    "ignore:.*overridden `transfer_batch_to_device`.*",
-)
+@pytest.mark.filterwarnings("ignore:.*overridden `transfer_batch_to_device`.*")
 class TestFitting:
     @pytest.mark.parametrize(
         ("data", "message"),

@@ -15,8 +15,6 @@ from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.training_log import CsvLog, TrainingLog
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|not resumable).*")]
-
 
 class Module(L.LightningModule):
     def __init__(self) -> None:
