@@ -270,7 +270,7 @@ def test_a_dry_run_uses_the_recipes_own_metrics_and_the_folder_given(
     assert "measured: frechet-spatial:random-conv " in capsys.readouterr().out
 
 
-def test_a_dry_run_draws_in_few_steps(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_samples_in_few_steps(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grids, metrics and reports of the recipe too, in both parts of the trial; a table of steps stays as it is."""
     drawn: list[int] = []
     times = DDIM.times

@@ -1,6 +1,6 @@
 """Metrics during training on two processes: `python run_distributed_metrics.py FOLDER REFERENCE`.
 
-Writes what each process logged and measured, and the averaged weights.
+Writes what each process logged and measured, and the EMA weights.
 """
 
 import sys

@@ -51,7 +51,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return names
 
 
-def drawn(zoo: dict[str, str], network: str, labels: Tensor, seeds: range, sampler: object, scale: float) -> Tensor:
+def sampled(zoo: dict[str, str], network: str, labels: Tensor, seeds: range, sampler: object, scale: float) -> Tensor:
     """The parts put together by hand."""
     model, classifier = load_any(zoo[network]).network, load_any(zoo["classifier"]).network
     told = network == "small"
@@ -68,7 +68,7 @@ def test_a_preset_is_a_plan(zoo: dict[str, str], preset: str, sampler: object) -
     labels = images.condition(0, 4).label  # type: ignore[union-attr]
     assert plan.labels == "uniform"
     torch.testing.assert_close(
-        images.images(0, 4), drawn(zoo, "small", labels, range(5, 9), sampler, 6.0), rtol=1e-3, atol=1e-3
+        images.images(0, 4), sampled(zoo, "small", labels, range(5, 9), sampler, 6.0), rtol=1e-3, atol=1e-3
     )
     resolved = images.plan()
     assert resolved.guidance is not None
@@ -84,7 +84,7 @@ def test_a_classifier_chooses_classes_for_an_unconditional_network(zoo: dict[str
     guidance = {"classifier": zoo["classifier"], "scale": 4.0}
     images = ModelImages(default_plan(zoo["free"], metadata, guidance=guidance, labels="balanced", classes=(3, 7)))
     assert images.num_classes == 10
-    want = drawn(zoo, "free", torch.tensor([3, 7, 3]), range(3), RespacedAncestral(3), 4.0)
+    want = sampled(zoo, "free", torch.tensor([3, 7, 3]), range(3), RespacedAncestral(3), 4.0)
     torch.testing.assert_close(images.images(0, 3), want, rtol=1e-3, atol=1e-3)
     images.plan()
 
@@ -93,7 +93,7 @@ def test_an_upsampler_enlarges_the_images_of_the_same_seeds_and_classes(zoo: dic
     metadata = load_any(zoo["large"]).metadata
     images = pickle.loads(pickle.dumps(ModelImages(default_plan(zoo["large"], metadata, "guided", labels="balanced"))))
     labels = torch.tensor([0, 1, 2])
-    small = drawn(zoo, "small", labels, range(3), RespacedAncestral(3), 6.0)
+    small = sampled(zoo, "small", labels, range(3), RespacedAncestral(3), 6.0)
     denoise = Denoiser(load_any(zoo["large"]).network, PROCESS)
     # what the chain hands on is put on 256 levels, so rounding may move single values by one level
     want = upsample(denoise, RespacedAncestral(3), small, (3, 32, 32), range(3), labels, batch_size=None)

@@ -101,7 +101,7 @@ def test_reference_mismatch(tmp_path: Path, ref: Reference) -> None:
         ({"arr_0": np.zeros((9, 16, 16, 3), np.uint8)}, "clip-score:random-conv", "gives no layer 'image'"),
     ],
 )
-def test_what_a_reference_lacks_is_known_before_anything_is_drawn(
+def test_what_a_reference_lacks_is_known_before_anything_is_sampled(
     tmp_path: Path, arrays: dict, metric: str, message: str
 ) -> None:
     (tmp_path / "log").mkdir()
@@ -114,7 +114,7 @@ def test_what_a_reference_lacks_is_known_before_anything_is_drawn(
     assert not list((tmp_path / "log").iterdir())
 
 
-def test_captions_that_are_missing_are_known_before_anything_is_drawn(tmp_path: Path, ref: Reference) -> None:
+def test_captions_that_are_missing_are_known_before_anything_is_sampled(tmp_path: Path, ref: Reference) -> None:
     (tmp_path / "log").mkdir()
     source = StandInImages(log=str(tmp_path / "log"))
     source.captions = ["words"] * 20

@@ -44,7 +44,7 @@ def plan(path: Path, **changes: object) -> SamplePlan:
     return replace(SamplePlan(str(path), sampler=DDIM(steps=3, clip=1.0)), **changes)
 
 
-def drawn(denoise: object, labels: bool = True) -> torch.Tensor:
+def sampled(denoise: object, labels: bool = True) -> torch.Tensor:
     cond = Condition(label=torch.arange(6) % CLASSES) if labels else None
     return sample(denoise, DDIM(steps=3, clip=1.0), (3, 8, 8), range(6), cond)
 
@@ -54,9 +54,9 @@ def test_a_scale_per_class(strong: tuple[Path, Denoiser]) -> None:
     scales = [1.0, 2.0, 3.0, 0.5]
     source = ModelImages(plan(path, guidance={"scale": scales}))
     assert source.plan().guidance == Guidance(tuple(scales))
-    want = drawn(ClassifierFree(denoise, torch.tensor(scales), per="class"))
+    want = sampled(ClassifierFree(denoise, torch.tensor(scales), per="class"))
     torch.testing.assert_close(source.images(0, 6), want, rtol=1e-4, atol=1e-5)
-    assert (want - drawn(ClassifierFree(denoise, 2.0))).abs().amax(dim=(1, 2, 3))[[0, 2, 3]].min() > 1e-3
+    assert (want - sampled(ClassifierFree(denoise, 2.0))).abs().amax(dim=(1, 2, 3))[[0, 2, 3]].min() > 1e-3
     with pytest.raises(UserError, match="3 guidance scales and the model 4 classes"):
         ModelImages(plan(path, guidance={"scale": [1.0, 2.0, 3.0]})).plan()
 
@@ -68,9 +68,9 @@ def test_a_weaker_model_guides(strong: tuple[Path, Denoiser], weak: tuple[Path, 
     assert len(resolved.guidance.weak_sha256) == 64
     assert resolved.guidance.weak_sha256 != resolved.weights_sha256
     assert ModelImages(resolved).plan() == resolved
-    want = drawn(Autoguidance(strong[1], weak[1], 2.0, interval=Interval(0.2, 1.0)))
+    want = sampled(Autoguidance(strong[1], weak[1], 2.0, interval=Interval(0.2, 1.0)))
     torch.testing.assert_close(source.images(0, 6), want, rtol=1e-4, atol=1e-5)
-    assert (want - drawn(strong[1])).abs().max() > 1e-2
+    assert (want - sampled(strong[1])).abs().max() > 1e-2
 
 
 def test_weaker_models_that_do_not_fit(
@@ -91,12 +91,12 @@ def test_weaker_models_that_do_not_fit(
     with torch.no_grad():
         got, good, bad = Autoguidance(strong[1], blind, 2.0)(z, t, cond), strong[1](z, t, cond), blind(z, t)
     torch.testing.assert_close(got.x, bad.x + 2 * (good.x - bad.x))
-    torch.testing.assert_close(source.images(0, 6), drawn(Autoguidance(strong[1], blind, 2.0)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(source.images(0, 6), sampled(Autoguidance(strong[1], blind, 2.0)), rtol=1e-4, atol=1e-4)
     # away from itself is nowhere, and an unconditional model may be guided so
     source = ModelImages(plan(other, labels="none", guidance={"scale": 3.0, "weak": str(other)}))
     source.plan()
     torch.testing.assert_close(
-        source.images(0, 6), drawn(saved(tmp_path, 2, num_classes=0)[1], labels=False), rtol=1e-4, atol=1e-4
+        source.images(0, 6), sampled(saved(tmp_path, 2, num_classes=0)[1], labels=False), rtol=1e-4, atol=1e-4
     )
     with pytest.raises(UserError, match=r"guidance\.scale: expected a number"):
         ModelImages(plan(strong[0], guidance={"weak": str(weak[0])})).plan()
@@ -135,5 +135,5 @@ def test_fp32_means_all_digits(strong: tuple[Path, Denoiser], precision: str, di
 def test_compiled_images_are_those_of_the_plain_network(strong: tuple[Path, Denoiser]) -> None:
     source = ModelImages(plan(strong[0], compile=True, guidance={"scale": 2.0}))
     assert source.plan().sha256 != replace(source.plan(), compile=False).sha256
-    torch.testing.assert_close(source.images(0, 6), drawn(ClassifierFree(strong[1], 2.0)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(source.images(0, 6), sampled(ClassifierFree(strong[1], 2.0)), rtol=1e-3, atol=1e-3)
     assert any(u._compiled_call_impl is not None for u in source.generator.network.units())

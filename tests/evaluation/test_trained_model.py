@@ -150,7 +150,7 @@ def test_other_weights_other_numbers(run: Path, by_one: dict[str, Any], tmp_path
     assert raw["values"] != by_one["values"]
 
 
-def test_the_plan_of_a_sweep_over_averages_is_written_back_whole(
+def test_the_plan_of_a_sweep_over_emas_is_written_back_whole(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ["--protocol", "demo", "--n", "140", "--steps", "2", "--quiet", "--device", "cpu"]

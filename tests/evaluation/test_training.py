@@ -1,4 +1,4 @@
-"""`ImageMetrics`: the values of `diffzoo eval`, on the averaged weights."""
+"""`ImageMetrics`: the values of `diffzoo eval`, on the EMA weights."""
 
 import os
 import subprocess
@@ -93,7 +93,7 @@ def test_values_are_those_of_eval_on_the_averaged_weights(tmp_path: Path, ref: R
     )
 
 
-def test_every_image_is_drawn_by_one_rank_and_all_take_equally_many_turns(ref: Reference) -> None:
+def test_every_image_is_sampled_by_one_rank_and_all_take_equally_many_turns(ref: Reference) -> None:
     module = DiffusionModule(Tiny(Config(image_size=16, num_classes=5)), process=GaussianProcess(), sampler=DDIM(2))
     callback = ImageMetrics(str(ref.path), ["frechet:random-conv"], n=50, batch_size=8)
     calls: list[int] = []

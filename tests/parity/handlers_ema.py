@@ -1,4 +1,4 @@
-"""EDM2's power-function averages: exponents, decays and the post-hoc solver, recorded from NVlabs' code."""
+"""EDM2's power-function EMAs: exponents, decays and the post-hoc solver, recorded from NVlabs' code."""
 
 from pathlib import Path
 

@@ -89,8 +89,8 @@ def test_adapters_learn_two_classes(images: Path, tmp_path: Path, own_registry: 
     assert all(torch.equal(v, before[k]) for k, v in tuned.items() if k not in targets and k != table)
     adapter, whole = run / "adapter" / "adapter.safetensors", tmp_path / "nano" / "model.safetensors"
     assert adapter.stat().st_size < whole.stat().st_size
-    drawn = pipeline(run, "cpu")(["robots"], seeds=[0], steps=6, guidance=1.4)
-    assert drawn.pixels.shape == (1, 16, 16, 3)
+    samples = pipeline(run, "cpu")(["robots"], seeds=[0], steps=6, guidance=1.4)
+    assert samples.pixels.shape == (1, 16, 16, 3)
 
 
 def test_another_resolution_keeps_the_network_and_shifts_the_schedule(

@@ -111,9 +111,9 @@ def test_parses_builds_on_meta_and_runs_one_batch(recipe: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
     sampler = replace(full.sampler, steps=4)
-    drawn = sample(Denoiser(network.eval(), full.process), sampler, x.shape[1:], [0, 1], cond)
-    assert drawn.shape == x.shape
-    assert torch.isfinite(drawn).all()
+    samples = sample(Denoiser(network.eval(), full.process), sampler, x.shape[1:], [0, 1], cond)
+    assert samples.shape == x.shape
+    assert torch.isfinite(samples).all()
 
 
 def test_configurations_that_differ_in_size_differ_in_nothing_else() -> None:

@@ -334,7 +334,7 @@ def test_compile_reaches_every_network_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_network_draws_the_same_images() -> None:
+def test_a_compiled_network_samples_the_same_images() -> None:
     from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 
     torch.manual_seed(0)

@@ -7,7 +7,7 @@
     fsdp      two processes, FSDP2, gloo; checkpoints in shards, and a preview at the end
     fsdp+     the same with activation checkpointing and two micro-batches per step; checkpoints in one file
 
-The loss of the global batch at each step, and the averaged weights, are left in `folder/kind/family.pt`.
+The loss of the global batch at each step, and the EMA weights, are left in `folder/kind/family.pt`.
 """
 
 import os

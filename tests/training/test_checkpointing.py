@@ -82,7 +82,7 @@ def contents(path: Path) -> dict:
 
 
 def assert_same(a: Path, b: Path) -> None:
-    """Weights, averages, optimizer and counters of two checkpoints are bit-identical."""
+    """Weights, EMAs, optimizer and counters of two checkpoints are bit-identical."""
     first, second = contents(a), contents(b)
     for part in ("state_dict", "optimizer_states", CHECKPOINT_KEY, "global_step", "epoch", "loops", "lr_schedulers"):
         left, right = (torch.utils._pytree.tree_flatten(c[part]) for c in (first, second))
@@ -135,7 +135,7 @@ def test_bad_settings(settings: dict) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_three_times_is_as_never_killed(tmp_path: Path, whole: Path, accumulate: int) -> None:
-    """SIGKILL at three points; weights, averages, optimizer, losses and data are those of the undisturbed run."""
+    """SIGKILL at three points; weights, EMAs, optimizer, losses and data are those of the undisturbed run."""
     if accumulate > 1:
         whole = tmp_path / "whole"
         whole.mkdir()

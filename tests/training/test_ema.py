@@ -1,4 +1,4 @@
-"""Averages of weights: closed forms, other implementations, and what must not disturb them."""
+"""EMAs of weights: closed forms, other implementations, and what must not disturb them."""
 
 import math
 import os
@@ -160,10 +160,10 @@ def test_more_snapshots_fit_better() -> None:
     assert mismatch(dense, 1000, 0.07) < 0.01
 
 
-# -- averages in training
+# -- EMAs in training
 
 
-def test_power_average_is_the_closed_form(tmp_path: Path) -> None:
+def test_power_ema_is_the_closed_form(tmp_path: Path) -> None:
     callback = EMA(decays=[], stds=[0.05, 0.1, 0.2])
     module = fit(tmp_path, callback, 16)
     for std in (0.05, 0.1, 0.2):
@@ -173,7 +173,7 @@ def test_power_average_is_the_closed_form(tmp_path: Path) -> None:
             torch.testing.assert_close(ours, exact, atol=1e-6, rtol=1e-5)
 
 
-def test_exponential_average_is_the_closed_form(tmp_path: Path) -> None:
+def test_exponential_ema_is_the_closed_form(tmp_path: Path) -> None:
     start = {n: p.detach().double().clone() for n, p in Module().network.named_parameters()}
     callback = EMA(decays=[0.9], warm_start=False)
     module = fit(tmp_path, callback, 12)
@@ -200,7 +200,7 @@ def test_same_as_lightning(tmp_path: Path) -> None:
 
     ours = EMA(decays=[0.9], warm_start=False)
     theirs = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=False)
-    module = fit(tmp_path, ours, 12, callbacks=[theirs])  # after the fit the module holds their average
+    module = fit(tmp_path, ours, 12, callbacks=[theirs])  # after the fit the module holds their EMA
     # theirs starts from the weights after the first update, ours from those before it
     first = module.trajectory[0]["first.weight"]
     start = dict(Module().network.named_parameters())["first.weight"].double()
@@ -225,7 +225,7 @@ def test_once_per_optimizer_step(tmp_path: Path) -> None:
     torch.testing.assert_close(callback.averages["power_0.100"]["last.weight"].double(), exact, atol=1e-6, rtol=1e-5)
 
 
-def test_averages_stay_float32_for_bfloat16_weights(tmp_path: Path) -> None:
+def test_emas_stay_float32_for_bfloat16_weights(tmp_path: Path) -> None:
     module = Module(Net().bfloat16())
     callback = EMA(decays=[0.999], stds=[0.1])
     fit(tmp_path, callback, 8, module=module, precision="bf16-true")
@@ -237,8 +237,8 @@ def test_averages_stay_float32_for_bfloat16_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(module.network.last.weight, average.bfloat16())
 
 
-def test_a_slow_average_of_bfloat16_weights_moves(tmp_path: Path) -> None:
-    """An average that is bfloat16 itself, as in most libraries, loses most steps of 0.1 %."""
+def test_a_slow_ema_of_bfloat16_weights_moves(tmp_path: Path) -> None:
+    """An EMA that is bfloat16 itself, as in most libraries, loses most steps of 0.1 %."""
     module = Module(Net().bfloat16())
     start = module.network.last.weight.detach().double().clone()
     callback = EMA(decays=[0.999], warm_start=False)
@@ -254,7 +254,7 @@ def test_a_slow_average_of_bfloat16_weights_moves(tmp_path: Path) -> None:
     assert (rounded.double() - start).norm() < 0.5 * gone  # so this test tells them apart
 
 
-def test_compiled_blocks_keep_their_names_and_see_the_average(tmp_path: Path) -> None:
+def test_compiled_blocks_keep_their_names_and_see_the_ema(tmp_path: Path) -> None:
     """`_orig_mod.` does not reach the names; a compiled network computes with what `averaged` puts in."""
     module = Module(torch.compile(Net(), backend="eager"))
     callback = EMA(decays=[0.5])
@@ -267,7 +267,7 @@ def test_compiled_blocks_keep_their_names_and_see_the_average(tmp_path: Path) ->
         torch.testing.assert_close(module.network(x), plain(x))
 
 
-# -- putting an average in and out
+# -- putting an EMA in and out
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
@@ -304,7 +304,7 @@ def test_nested_blocks(tmp_path: Path) -> None:
     assert torch.equal(module.network.last.weight, raw)
 
 
-def test_validation_and_its_end_see_the_average(tmp_path: Path) -> None:
+def test_validation_and_its_end_see_the_ema(tmp_path: Path) -> None:
     callback = EMA(decays=[0.9])
     module = fit(tmp_path, callback, 16, validation=data(8), val_check_interval=16)
     average = callback.averages["ema_0.9"]["last.weight"]
@@ -323,7 +323,7 @@ def test_interrupted_validation_leaves_the_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(module.network.last.weight.double(), module.trajectory[-1]["last.weight"])
 
 
-def test_function_without_averages(tmp_path: Path) -> None:
+def test_function_without_emas(tmp_path: Path) -> None:
     module = Module()
     before = module.network.last.weight.detach().clone()
     with averaged(module):
@@ -359,7 +359,7 @@ def test_resume_is_exact(tmp_path: Path) -> None:
             assert torch.equal(resumed.averages[label][name], value), (label, name)
 
 
-def test_checkpoint_holds_averages_and_raw_weights(tmp_path: Path) -> None:
+def test_checkpoint_holds_emas_and_raw_weights(tmp_path: Path) -> None:
     callback, module = checkpointed(tmp_path, 6, 6)
     checkpoint = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
     held = checkpoint[ema.CHECKPOINT_KEY]["averages"]
@@ -377,7 +377,7 @@ def test_checkpoint_inside_a_block_holds_the_raw_weights(tmp_path: Path) -> None
     assert torch.equal(inside["network.frozen.weight"], module.network.frozen.weight)
 
 
-def test_recipe_adds_and_drops_averages(tmp_path: Path) -> None:
+def test_recipe_adds_and_drops_emas(tmp_path: Path) -> None:
     checkpointed(tmp_path, 6, 6)
     callback = EMA(decays=[0.5, 0.99])
     with pytest.warns(UserWarning, match=r"no EMA ema_0\.5"):
@@ -387,7 +387,7 @@ def test_recipe_adds_and_drops_averages(tmp_path: Path) -> None:
         fit(tmp_path, EMA(decays=[], stds=[0.1, 0.2]), 8, ckpt_path=str(tmp_path / "step=6.ckpt"))
 
 
-def test_average_of_another_network(tmp_path: Path) -> None:
+def test_ema_of_another_network(tmp_path: Path) -> None:
     checkpointed(tmp_path, 6, 6)
     held = torch.load(tmp_path / "step=6.ckpt", weights_only=True)[ema.CHECKPOINT_KEY]
     held["averages"]["ema_0.9"]["other"] = held["averages"]["ema_0.9"].pop("scale")
@@ -464,7 +464,7 @@ def test_coefficients_as_in_ema_pytorch() -> None:
 
 
 @pytest.mark.parity
-def test_averages_as_in_ema_pytorch(tmp_path: Path) -> None:
+def test_emas_as_in_ema_pytorch(tmp_path: Path) -> None:
     """The same trajectory through lucidrains' PostHocEMA: kept profiles and reconstruction.
 
     Its counter is one ahead: it takes in the first weights twice and its snapshots name the time before. We do the
@@ -538,7 +538,7 @@ def test_snapshots_of_another_course_are_set_aside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_average_follows_weights_that_double(dtype: torch.dtype, adapters: bool) -> None:
+def test_the_ema_follows_weights_that_double(dtype: torch.dtype, adapters: bool) -> None:
     """A hundred updates of 0.1 %, each of which vanishes in 16 bits; of all weights, or of adapters alone."""
     module = L.LightningModule()
     module.network = network = entry("simple_uvit_xs_32").network(TINY)
@@ -567,7 +567,7 @@ def test_the_average_follows_weights_that_double(dtype: torch.dtype, adapters: b
 
 
 def two_processes(folder: Path, kind: str, steps: int, checkpoint: Path | None = None) -> list[dict]:
-    script = Path(__file__).with_name("run_distributed_averages.py")
+    script = Path(__file__).with_name("run_distributed_ema.py")
     environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
     arguments = [str(folder), kind, str(steps), *([str(checkpoint)] if checkpoint else [])]
     done = subprocess.run(
@@ -578,7 +578,7 @@ def two_processes(folder: Path, kind: str, steps: int, checkpoint: Path | None =
 
 
 @pytest.mark.slow
-def test_ddp_and_fsdp_hold_the_same_averages(tmp_path: Path) -> None:
+def test_ddp_and_fsdp_hold_the_same_emas(tmp_path: Path) -> None:
     """Identical on the ranks under DDP; shards under FSDP2; both equal, in snapshots, checkpoints and resumes too."""
     ddp, fsdp = two_processes(tmp_path / "ddp", "ddp", 10), two_processes(tmp_path / "fsdp", "fsdp", 10)
     for label in ("ema_0.9", "power_0.100"):

@@ -87,5 +87,5 @@ def test_the_recipe_starts_from_the_weights_with_a_class_table_of_its_own(
     same = [k for k in before if k != "classes.weight"]
     assert all((after[k] - before[k]).abs().max() < 1e-4 for k in same)
     assert any(not torch.equal(after[k], before[k]) for k in same)
-    drawn = pipeline(tmp_path / "run", "cpu")(["cow"], seeds=[0], steps=2, guidance=1.5)
-    assert drawn.pixels.shape == (1, 16, 16, 3)
+    samples = pipeline(tmp_path / "run", "cpu")(["cow"], seeds=[0], steps=2, guidance=1.5)
+    assert samples.pixels.shape == (1, 16, 16, 3)

@@ -135,8 +135,8 @@ def test_a_copy_is_found(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     data = ImageFolder(str(images / "train"), image_size=16, num_workers=0)
     copy = held_out._training_images(data)[5:6]
-    drawn = torch.cat([torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8), copy])
-    monkeypatch.setattr(held_out.MemorisationReport, "sample", lambda *args: drawn)
+    samples = torch.cat([torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8), copy])
+    monkeypatch.setattr(held_out.MemorisationReport, "sample", lambda *args: samples)
     assert fit(images, 1, REPORT) == 0
     found = json.loads((images.parent / "run" / "memorisation.json").read_text())
     assert (found["sample"][0], found["training"][0], round(found["distance"][0], 3)) == (5, 5, 0)

@@ -155,7 +155,7 @@ def test_a_run_holds_adapters_alone_resumes_exactly_and_merges(released: Path) -
     for i, row in rows.items():
         assert (tuned["conditioning.classes.weight"][i] - row).abs().max() < 0.05
 
-    # the folder `adapter` has the average; so has the run, by default
+    # the folder `adapter` has the EMA; so has the run, by default
     averaged = load_any(folder / "whole")
     alone = load_any(folder / "whole" / "adapter")
     for name, value in averaged.network.state_dict().items():

@@ -217,7 +217,7 @@ def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFix
 
 
 def test_recipe_in_another_form(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The network by `create_model`, timm's optimizer, several averages, latent companions."""
+    """The network by `create_model`, timm's optimizer, several EMAs, latent frozen encoders."""
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "model:\n"

@@ -85,7 +85,7 @@ def test_a_run_on_two_processes_resumes_exactly(kind: str, tmp_path: Path) -> No
     assert checkpoint.is_dir() == (kind == "fsdp")
     assert (run / "samples" / "final.png").exists() == (kind == "fsdp")
     for source in (run, checkpoint):
-        loaded = load_any(source).network.state_dict()  # the average, from one file or from shards
+        loaded = load_any(source).network.state_dict()  # the EMA, from one file or from shards
         assert all(torch.equal(v, loaded[k]) for k, v in whole["state"].items())
     raw = load_any(run, weights="raw").network.state_dict()
     assert any(not torch.equal(v, raw[k]) for k, v in whole["state"].items())

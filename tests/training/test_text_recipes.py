@@ -1,7 +1,7 @@
 """The text-to-image recipes, end to end on the demo's captions: small networks, and small encoders of the real kinds.
 
 Captions are encoded by CLIP or T5 with random weights, some are dropped in the training step, a checkpoint is written,
-and the run draws from captions it never saw, through the encoder that the checkpoint names.
+and the run samples for captions it never saw, through the encoder that the checkpoint names.
 """
 
 from pathlib import Path

@@ -158,7 +158,7 @@ def test_a_setting_brings_classifier_scale_and_sampler(published: None) -> None:
         pipeline("adm_16_uncond", "cpu", preset="guided")
 
 
-def test_an_upsampler_draws_its_small_images_itself(published: None, tmp_path: Path) -> None:
+def test_an_upsampler_samples_its_small_images_itself(published: None, tmp_path: Path) -> None:
     for setting, small_setting in ((None, None), ("guided", "guided")):
         small = pipeline("adm_16", "cpu", preset=small_setting)([1, 2], seeds=[3, 4])
         pipe = pipeline("adm_16_to_32", "cpu", preset=setting)
@@ -199,7 +199,7 @@ def test_a_cascade_on_the_page_shows_both_sizes_and_stops_in_its_upsampler(
         asked.sampled(pipe, Watch(2, stop_once_large, stop))
 
 
-def test_a_classifier_draws_nothing(zoo: dict[str, str]) -> None:
+def test_a_classifier_samples_nothing(zoo: dict[str, str]) -> None:
     with pytest.raises(UserError, match="is a classifier and samples nothing: guide a model"):
         pipeline(zoo["classifier"], "cpu")
     cosine = GaussianProcess(

@@ -77,11 +77,11 @@ def our_checkpoint(network: Network, averages: dict[str, Tensors]) -> dict[str, 
 
 @pytest.fixture
 def run(tiny: Network, tmp_path: Path) -> Path:
-    """A run directory; the averages are the weights plus 1 and plus 2."""
+    """A run directory; the EMAs are the weights plus 1 and plus 2."""
     folder = tmp_path / "runs" / "x"
     (folder / "checkpoints").mkdir(parents=True)
     state = tiny.state_dict()
-    trained = {k: v for k, v in state.items() if "patch" not in k}  # a frozen layer has no average
+    trained = {k: v for k, v in state.items() if "patch" not in k}  # a frozen layer has no EMA
     averages = {"ema_0.999": shifted(trained, 1), "power_0.050": shifted(trained, 2)}
     torch.save(our_checkpoint(tiny, averages), folder / "checkpoints" / "last.ckpt")
     return folder
@@ -101,7 +101,7 @@ def test_a_run_gives_the_weights_that_are_asked_for(
     assert not loaded.network.training
 
 
-def test_an_average_that_is_not_there_names_those_that_are(run: Path) -> None:
+def test_an_ema_that_is_not_there_names_those_that_are(run: Path) -> None:
     with pytest.raises(UserError, match=r"holds no EMA 'ema_0\.9'; did you mean 'ema_0\.999'"):
         load_any(run, weights="ema_0.9")
 
@@ -119,13 +119,13 @@ def test_a_bare_snapshot_takes_its_metadata_from_the_run(run: Path, tiny: Networ
 
 
 def lit_ema(state: Tensors) -> Tensors:
-    """CompVis: averages inside the state dict, their names without dots."""
+    """CompVis: EMAs inside the state dict, their names without dots."""
     squeezed = {"model_ema." + k.replace(".", ""): v + 1 for k, v in state.items()}
     return {**prefixed(state, "model."), **squeezed, "model_ema.decay": torch.tensor(0.99)}
 
 
 ONE = torch.tensor(1)
-FOREIGN: dict[str, tuple[Callable[[Tensors], Any], bool]] = {  # (layout, whether the average is state + 1)
+FOREIGN: dict[str, tuple[Callable[[Tensors], Any], bool]] = {  # (layout, whether the EMA is state + 1)
     "bare": (lambda s: s, False),
     "data parallel": (lambda s: prefixed(s, "module."), False),
     "compiled": (lambda s: prefixed(s, "_orig_mod."), False),

@@ -38,7 +38,7 @@ RECIPE = "model:\n  network: dimr_tiny\ndata:\n  class_path: ImageFolder\n  init
 
 @pytest.fixture
 def run(tiny: Network, tmp_path: Path) -> Path:
-    """A finished run: a checkpoint with an average, a recipe, images, an evaluation."""
+    """A finished run: a checkpoint with an EMA, a recipe, images, an evaluation."""
     from diffzoo.images import save_image
 
     folder = tmp_path / "run"
@@ -80,7 +80,7 @@ def test_a_run_goes_up_and_comes_down_exactly(hub: FakeHub, run: Path, tiny: Net
     assert sorted(hub.content("tester/cats")) == sorted(FORM)
     loaded = load_any("hf-hub:tester/cats")
     mine = loaded.network.state_dict()
-    assert all(torch.equal(mine[k], v + 1) for k, v in tiny.state_dict().items())  # the average
+    assert all(torch.equal(mine[k], v + 1) for k, v in tiny.state_dict().items())  # the EMA
     assert loaded.process == PROCESS
     assert loaded.class_names[4] == "cat 4"
     assert loaded.metadata.licence == "cc-by-4.0"

@@ -188,7 +188,7 @@ def test_bad_requests_are_refused(pixels: Path, options: dict[str, Any], sentenc
         pipeline(pixels, "cpu")(**{"classes": [0], **options})
 
 
-def test_weights_without_a_process_cannot_draw(tmp_path: Path) -> None:
+def test_weights_without_a_process_cannot_sample(tmp_path: Path) -> None:
     config = uvit_bao.UViTBaoConfig(image_size=8, in_channels=3, width=32, depth=3, heads=4)
     save_pretrained(uvit_bao.UViTBao(config), tmp_path)
     with pytest.raises(UserError, match="do not say which noise process"):
@@ -226,7 +226,7 @@ def test_latents_go_through_the_autoencoder_of_the_weights(vae: Path, tmp_path: 
 def test_a_missing_extra_is_named(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = pipeline(latent_model(tmp_path, vae), "cpu")
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.setattr(pipe.network, "forward", lambda *args: pytest.fail("drawn before the extra was missed"))
+    monkeypatch.setattr(pipe.network, "forward", lambda *args: pytest.fail("sampled before the extra was missed"))
     with pytest.raises(MissingExtraError, match=r"a latent model needs .*pip install diffzoo\[latent\]"):
         pipe([2], seeds=[0], steps=1)
 
@@ -240,7 +240,7 @@ def test_an_autoencoder_that_cannot_be_had_stops_before_the_first_step(
     network = random_weights(dimr.DiMR(dimr.TINY))
     save_pretrained(network, tmp_path, process=GaussianProcess(prediction=V()), autoencoder=metadata)
     pipe = pipeline(tmp_path, "cpu")
-    monkeypatch.setattr(pipe.network, "forward", lambda *args: pytest.fail("drawn before the autoencoder was there"))
+    monkeypatch.setattr(pipe.network, "forward", lambda *args: pytest.fail("sampled before the autoencoder was there"))
     with pytest.raises(UserError, match="the autoencoder nobody/vae is not in the cache"):
         pipe([2], seeds=[0], steps=1)
 
@@ -268,7 +268,7 @@ class Words:
         return self
 
 
-def test_captions_are_drawn_and_guided_away_from_the_empty_one(tmp_path: Path) -> None:
+def test_captions_are_sampled_and_guided_away_from_the_empty_one(tmp_path: Path) -> None:
     config = uvit_bao.UViTBaoConfig(
         image_size=8, in_channels=3, width=32, depth=3, heads=4, text_width=8, text_tokens=5
     )
@@ -401,7 +401,7 @@ def test_the_command_writes_a_grid_with_a_row_per_class(
     assert "holds images already" in capsys.readouterr().err
 
 
-def test_the_command_draws_unconditional_models_and_some_classes(
+def test_the_command_samples_unconditional_models_and_some_classes(
     pixels: Path, unconditional: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--seeds", "0", "--steps", "1", "--device", "cpu", "--quiet", "--out", str(tmp_path / "g.png")]
@@ -466,7 +466,7 @@ def test_a_pipeline_says_what_it_is(pixels: Path) -> None:
     assert repr(pipe) == "Pipeline(UViTBao, samples from a class, on cpu)"
 
 
-def test_classes_that_are_called_by_numbers_are_drawn_by_these() -> None:
+def test_classes_that_are_called_by_numbers_are_sampled_by_these() -> None:
     classes = Classes(3, ("1", "3", "12"))
     assert [classes.index(name) for name in ("1", "3", "12")] == [0, 1, 2]
     assert classes.index(1) == 1  # a number of Python's is an index

@@ -57,7 +57,7 @@ class Stated:
         return Estimate(bad.x + w * (good.x - bad.x), bad.eps + w * (good.eps - bad.eps))
 
 
-def test_the_decay_of_the_manifest_is_drawn_with(served: Callable[..., None], tmp_path: Path) -> None:
+def test_the_decay_of_the_manifest_is_sampled_with(served: Callable[..., None], tmp_path: Path) -> None:
     served(guidance=DECAY)
     loaded = load_any("dimr_tiny")
     assert loaded.metadata.guidance == KNOWN
@@ -80,11 +80,11 @@ def test_the_decay_of_the_manifest_is_drawn_with(served: Callable[..., None], tm
 
     options = ["sample", "dimr_tiny", "--classes", "3", "5", "--seeds", "4", "--device", "cpu", "--quiet"]
     assert main([*options, "--dir", str(tmp_path / "a"), "--out", str(tmp_path / "a.png")]) == 0
-    drawn = np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "a").glob("*.png"))])
-    assert {p.tobytes() for p in drawn} == {p.tobytes() for p in got.pixels}
+    samples = np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "a").glob("*.png"))])
+    assert {p.tobytes() for p in samples} == {p.tobytes() for p in got.pixels}
 
 
-def test_verify_says_how_the_weights_draw(served: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_says_how_the_weights_sample(served: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     served(guidance=DECAY)
     assert main(["verify", "dimr_tiny.test", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

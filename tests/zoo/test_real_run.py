@@ -1,4 +1,4 @@
-"""The directory that `diffzoo fit` writes is a source: it is drawn from, exported, pushed and pulled as it is."""
+"""The directory that `diffzoo fit` writes is a source: it is sampled from, exported, pushed and pulled as it is."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning
 
 @quiet
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/step_00000004.ckpt"])
-def test_the_newest_checkpoint_and_its_average_are_taken(run: Path, place: str) -> None:
+def test_the_newest_checkpoint_and_its_ema_are_taken(run: Path, place: str) -> None:
     checkpoint = held(run, 4)
     averages = checkpoint["diffzoo_averages"]["averages"]
     assert set(averages) == {"ema_0.5", "power_0.100"}
@@ -86,7 +86,7 @@ def test_a_snapshot_of_a_run_takes_its_metadata_from_the_newest_checkpoint(run: 
 
 
 @quiet
-def test_sample_draws_from_the_run(run: Path, tmp_path: Path) -> None:
+def test_the_command_samples_from_the_run(run: Path, tmp_path: Path) -> None:
     options = ["--seeds", "0-1", "--classes", "Flags", "7", "--device", "cpu", "--quiet"]
     assert main(["sample", str(run), *options, "--out", str(tmp_path / "grid.png")]) == 0
     with Image.open(tmp_path / "grid.png") as image:
@@ -97,7 +97,7 @@ def test_sample_draws_from_the_run(run: Path, tmp_path: Path) -> None:
 
 
 @quiet
-def test_export_and_push_keep_every_bit_of_the_average(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+def test_export_and_push_keep_every_bit_of_the_ema(hub: FakeHub, run: Path, tmp_path: Path) -> None:
     assert main(["push", str(run), "tester/emoji", "--licence", "mit"]) == 0
     folder = pull("tester/emoji", tmp_path / "pulled")
     assert main(["push", str(folder), "tester/again"]) == 0

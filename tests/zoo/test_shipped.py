@@ -1,4 +1,4 @@
-"""The weights that ship with the package: the file that was published, drawn from alike, without a connection."""
+"""The weights that ship with the package: the file that was published, sampled alike, without a connection."""
 
 import hashlib
 import importlib.metadata
@@ -76,15 +76,15 @@ def test_the_fingerprint_verifies(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_samples_are_reproducible() -> None:
-    drawn = pipeline(NAME, "cpu")(["Food & Drink", "Flags"], seeds=[3, 4])
+    samples = pipeline(NAME, "cpu")(["Food & Drink", "Flags"], seeds=[3, 4])
     torch.manual_seed(7)
     again = pipeline(NAME, "cpu")(["Flags", "Food & Drink"], seeds=[4, 3], batch_size=1)
     for i, j in enumerate([3, 2, 1, 0]):
-        assert np.abs(drawn[i].astype(int) - again[j].astype(int)).max() <= 1  # batches of other sizes round otherwise
-    assert drawn.pixels.reshape(4, -1, 3).mean(1) == pytest.approx(MEANS, abs=1)
+        assert np.abs(samples[i].astype(int) - again[j].astype(int)).max() <= 1  # other batches round otherwise
+    assert samples.pixels.reshape(4, -1, 3).mean(1) == pytest.approx(MEANS, abs=1)
 
 
-def test_without_a_source_the_command_draws_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_source_the_command_samples_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seeds", "0", "--steps", "1", "--device", "cpu", "--quiet", "--out", str(tmp_path / "g.png")]
     assert main(["sample", *options]) == 0
     assert "8 images, rows: Activities, Animals & Nature" in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_model_that_enlarges_nothing_is_refused_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "diffzoo.generation.generator.sample", lambda *args, **options: pytest.fail("drawn before the refusal")
+        "diffzoo.generation.generator.sample", lambda *args, **options: pytest.fail("sampled before the refusal")
     )
     options = ["--out", str(tmp_path / "g.png"), "--device", "cpu", "--quiet"]
     assert main(["sample", "--upsample", NAME, *options]) == 2

@@ -1,4 +1,4 @@
-"""A checkpoint of a real training run is a source: network, average, process, sampler, companions."""
+"""A checkpoint of a real training run is a source: network, EMA, process, sampler, frozen encoders."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 # Lightning's own: few workers, deprecated parts of torch
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_a_run_is_loaded_and_drawn_from(run: Path) -> None:
+def test_a_run_is_loaded_and_sampled_from(run: Path) -> None:
     loaded = load_any(run)
     raw = load_any(run, weights="raw").network.state_dict()
     average = loaded.network.state_dict()

@@ -1,6 +1,6 @@
-"""Averages over two processes: `python run_distributed_averages.py FOLDER ddp|fsdp STEPS [CHECKPOINT]`.
+"""EMAs over two processes: `python run_distributed_ema.py FOLDER ddp|fsdp STEPS [CHECKPOINT]`.
 
-Writes what each process holds, and the whole averages as `network_state` gathers them.
+Writes what each process holds, and the whole EMAs as `network_state` gathers them.
 """
 
 import sys
@@ -50,7 +50,7 @@ def whole(module: Module) -> dict[str, torch.Tensor]:
 
 
 def doubled(module: Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """This rank's part of an average and of its weights, a hundred updates after these doubled."""
+    """This rank's part of an EMA and of its weights, a hundred updates after these doubled."""
     module.network.to(dtype)
     average = EMA([0.999], warm_start=False)
     average.prepare(module)
