@@ -112,13 +112,7 @@ class FakeHub:
     # -- content
 
     def add_repo(
-        self,
-        repo: str,
-        files: dict[str, bytes],
-        kind: str = "model",
-        *,
-        private: bool = False,
-        gated: bool = False,
+        self, repo: str, files: dict[str, bytes], kind: str = "model", *, private: bool = False, gated: bool = False
     ) -> str:
         """Make a repository, or add a commit to it; returns the commit."""
         made = self.repos.setdefault((kind, repo), Repo(private, gated))

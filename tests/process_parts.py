@@ -58,11 +58,7 @@ INSIDE: dict[str, tuple[float, float]] = {
     "improved DDPM": (1e-3, 0.999),
     "zero terminal SNR": (1e-3, 1.0),
 }
-PATHS: dict[str, Path] = {
-    "preserving": VariancePreserving(),
-    "straight": Straight(),
-    "exploding": VarianceExploding(),
-}
+PATHS: dict[str, Path] = {"preserving": VariancePreserving(), "straight": Straight(), "exploding": VarianceExploding()}
 # the same classes and their other switches
 EVERY_PATH: dict[str, Path] = {**PATHS, "straight, twice the noise": Straight(2.0)}
 PREDICTIONS: dict[str, Prediction] = {"eps": Eps(), "x0": X0(), "v": V(), "flow": Flow(), "boundary v": BoundaryV(1e-4)}

@@ -278,7 +278,8 @@ def test_a_dry_run_samples_in_few_steps(recipe: Path, monkeypatch: pytest.Monkey
     recipe.write_text(
         RECIPE.replace("steps: 2, clip", "steps: 1000, clip").replace("every_n_steps: 0", "every_n_steps: 1")
         + "    - {class_path: SampleGrid, init_args: {every_n_steps: 0, classes: [0], final_steps: 500}}\n"
-        + "    - {class_path: diffzoo.training.MemorisationReport, init_args: {network: random-conv, steps: 700}}\n"
+        + "    - class_path: diffzoo.training.MemorisationReport\n"
+        + "      init_args: {network: random-conv, n: 4, steps: 700}\n"
     )
     assert main(["fit", "-c", str(recipe), "--dry-run"]) == 0
     assert set(drawn) == {4}

@@ -32,7 +32,7 @@ from diffzoo.zoo.publish import _fill
 
 pytestmark = [
     # Lightning's own: few workers, deprecated parts of torch
-    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 ]
 
 RECIPE = """

@@ -149,8 +149,7 @@ def test_a_missing_extra_is_named_and_only_on_use(folder: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [({"scaling_factor": 0.0}, "must be positive"), ({"dtype": "int8"}, "expected dtype")],
+    ("arguments", "sentence"), [({"scaling_factor": 0.0}, "must be positive"), ({"dtype": "int8"}, "expected dtype")]
 )
 def test_bad_arguments_are_refused(arguments: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

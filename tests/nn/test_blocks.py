@@ -127,9 +127,7 @@ def test_resampling() -> None:
 
 
 @pytest.mark.parametrize(
-    "block",
-    [ResBlock(8, 6), TransformerBlock(8, 6, heads=2, context=5)],
-    ids=lambda b: type(b).__name__,
+    "block", [ResBlock(8, 6), TransformerBlock(8, 6, heads=2, context=5)], ids=lambda b: type(b).__name__
 )
 def test_blocks_start_as_the_identity(block: nn.Module) -> None:
     x = torch.randn(2, 8, 4, 4) if isinstance(block, ResBlock) else torch.randn(2, 16, 8)

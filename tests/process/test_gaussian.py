@@ -167,11 +167,7 @@ def test_v_is_the_derivative_in_the_angle_and_flow_the_one_in_time() -> None:
 
 
 EDM_PROCESS = GaussianProcess(
-    LinearLogSNR(),
-    prediction=V(),
-    noise_conditioning=LogSNRConditioning(-1 / 8),
-    data_scale=0.5,
-    output_sign=-1,
+    LinearLogSNR(), prediction=V(), noise_conditioning=LogSNRConditioning(-1 / 8), data_scale=0.5, output_sign=-1
 )
 
 

@@ -74,11 +74,7 @@ def test_what_is_out_is_named(runs: list[Path], tmp_path: Path, factors: dict[st
     found = check_run(made_up(tmp_path / "new", 9, factors), curve_of("toy", runs))
     assert {level.name for level in found.out} == set(factors)
     # the factor acts from row 51 on, which is in the window that begins at 42.4 rows
-    assert {level.since for level in found.out} <= {
-        round(600 * 200 / 2**1.5),
-        round(600 * 200 / 2**2),
-        (600 * 100),
-    }
+    assert {level.since for level in found.out} <= {round(600 * 200 / 2**1.5), round(600 * 200 / 2**2), (600 * 100)}
     assert health.MEANINGS[said] in str(found)
 
 

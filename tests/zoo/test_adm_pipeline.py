@@ -124,10 +124,7 @@ def published(zoo: dict[str, str], own_registry: None, monkeypatch: pytest.Monke
                 "scale": 9.0,
             },
         },
-        "large": {
-            "plain": {"base": "adm_16"},
-            "guided": {"base": "adm_16", "base_setting": "guided"},
-        },
+        "large": {"plain": {"base": "adm_16"}, "guided": {"base": "adm_16", "base_setting": "guided"}},
     }
     entries: dict[str, Weights] = {}
     for place, name in names.items():
