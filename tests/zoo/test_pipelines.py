@@ -416,21 +416,8 @@ def test_the_command_samples_unconditional_models_and_some_classes(
 def test_the_command_shows_what_the_model_believed_on_the_way(
     pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [
-        "sample",
-        str(pixels),
-        "--classes",
-        "1",
-        "2",
-        "--seeds",
-        "0-2",
-        "--steps",
-        "20",
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
-    args += ["--out", str(tmp_path / "g.png"), "--trajectory"]
+    args = ["sample", str(pixels), "--classes", "1", "2", "--seeds", "0-2", "--steps", "20", "--device", "cpu"]
+    args += ["--quiet", "--out", str(tmp_path / "g.png"), "--trajectory"]
     assert main([*args, str(tmp_path / "way.gif")]) == 0
     with Image.open(tmp_path / "way.gif") as film, Image.open(tmp_path / "g.png") as grid:
         assert film.size == grid.size

@@ -131,18 +131,8 @@ def test_without_its_encoder_the_text_model_says_what_to_install(
         return found(name)
 
     monkeypatch.setattr("importlib.metadata.distribution", missing)
-    options = [
-        "--captions",
-        "red heart",
-        "--seeds",
-        "0",
-        "--device",
-        "cpu",
-        "--quiet",
-        "--out",
-        str(tmp_path / "g.png"),
-    ]
-    assert main(["sample", TEXT, *options]) == 2
+    options = ["--captions", "red heart", "--seeds", "0", "--device", "cpu", "--quiet"]
+    assert main(["sample", TEXT, *options, "--out", str(tmp_path / "g.png")]) == 2
     assert "install it with `pip install diffzoo[text-demo]`" in capsys.readouterr().err
 
 
