@@ -79,18 +79,9 @@ def _tensor(storage: torch.TypedStorage, offset: int, size: Shape, stride: Shape
     return made
 
 
-def _typed_tensor(
-    storage: torch.TypedStorage,
-    offset: int,
-    size: Shape,
-    stride: Shape,
-    _: object,
-    hooks: object,
-    dtype: torch.dtype,
-    *rest: object,
-) -> Tensor:
+def _typed_tensor(storage: torch.TypedStorage, offset: int, size: Shape, stride: Shape, *rest: Any) -> Tensor:
     """As `torch._utils._rebuild_tensor_v3`: of a type that has no storage of its own, such as float8."""
-    return torch.empty(0, dtype=dtype).set_(storage._untyped_storage, offset, size, stride)
+    return torch.empty(0, dtype=rest[2]).set_(storage._untyped_storage, offset, size, stride)
 
 
 def _first(value: object, *rest: object) -> object:

@@ -16,18 +16,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument(
-        "sources",
-        nargs="*",
-        metavar="SOURCE",
-        help="what the page offers: published names, run directories, files; default: the small model that ships and "
-        "the runs below ./runs",
-    )
+    sources = "published names, runs or files; default: the small model that ships and the runs below ./runs"
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=sources)
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; default: this machine alone. Others may then sample"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: for this machine alone")
     parser.add_argument("--password", help="ask visitors for it; the user is called diffzoo")
 
 

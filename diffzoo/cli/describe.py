@@ -15,16 +15,9 @@ SHOWN = 20  # class names
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "name",
-        help="a registered name (`diffzoo list`), or weights: adm_256.in1k, a run, a file, hf-hub:owner/name",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help='rewrites of the config, for example num_classes=10 dropout=0.2 "depth_at={16: 8}"',
-    )
+    parser.add_argument("name", help="of a model, or weights: adm_256.in1k, a run, a file, hf-hub:owner/name")
+    overrides = 'rewrites of the config, for example num_classes=10 dropout=0.2 "depth_at={16: 8}"'
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -41,16 +41,10 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every verb that evaluates."""
     parser.add_argument("--protocol", help="such as adm-imagenet256, coco30k-val2014, edm2-fdd, demo; or a JSON file")
     parser.add_argument("--n", type=int, help="number of images; default: the protocol's. Seeds are prefixes")
-    parser.add_argument(
-        "--out", help="folder of blocks and results, where a killed run goes on; default: in the run, else eval/NAME"
-    )
-    parser.add_argument(
-        "--reference",
-        help="an .npz or .pkl, or a folder of real images; default: the protocol's own",
-    )
-    parser.add_argument(
-        "--feature-weights", nargs="+", default=[], metavar="NETWORK=PATH", help="weights of feature networks"
-    )
+    parser.add_argument("--out", help="folder of results, where a killed run goes on; default: RUN/eval or eval/NAME")
+    parser.add_argument("--reference", help="an .npz or .pkl, or a folder of real images; default: the protocol's own")
+    networks = "weights of feature networks"
+    parser.add_argument("--feature-weights", nargs="+", default=[], metavar="NETWORK=PATH", help=networks)
     parser.add_argument("--processes", type=int, default=1, help="how many work at once; changes no value (default: 1)")
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument("--block-size", type=int, help="images per block (default: 1000; for n below 5000: 100)")
@@ -71,9 +65,8 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", choices=["balanced", "uniform", "none"], help="rule of the class labels")
     parser.add_argument("--classes", nargs="+", type=int, metavar="INDEX", help="sample these classes only")
     parser.add_argument("--captions", help="text file, one caption per line, for text-to-image models")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "bf16", "fp16"], help="of the network (default: fp32, with all digits)"
-    )
+    precisions = ["fp32", "tf32", "bf16", "fp16"]
+    parser.add_argument("--precision", choices=precisions, help="of the network (default: fp32, with all digits)")
     parser.add_argument("--size", metavar="HxW", help="height and width of the samples, 96x64; default: the model's")
     parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--compile", action="store_true", default=None, help="compile the network")

@@ -19,9 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="safetensors (default), which diffzoo loads; onnx or pt2 (torch.export): a function from noisy to clean "
         "images, with the process inside, in float32; diffusers: the folder of a DiTPipeline",
     )
-    parser.add_argument(
-        "--compiled", action="store_true", help="with pt2: compile for this kind of machine (AOTInductor)"
-    )
+    parser.add_argument("--compiled", action="store_true", help="with pt2: compile for this machine (AOTInductor)")
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "fp16"], help="in the file (default: fp32)")
     parser.add_argument("--licence", "--license", help="licence of the weights; no default")
     parser.add_argument("--weights", default="ema", help="ema (default), raw, or the label of an EMA")

@@ -31,19 +31,12 @@ def _front(verb: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        default=[],
-        help="recipe: a file or a name that ships; default RUN/config.yaml",
-    )
+    recipe = "recipe: a file or a name that ships; default RUN/config.yaml"
+    parser.add_argument("-c", "--config", action="append", default=[], help=recipe)
     parser.add_argument("--run", help="directory of the run; default runs/ and the name of the recipe")
     if verb == "fit":
         parser.add_argument("--resume", help="'auto': continue the newest sound checkpoint, or start; or a path")
-        parser.add_argument(
-            "--dry-run", action="store_true", help="two real steps, preview, evaluation, checkpoint, resume"
-        )
+        parser.add_argument("--dry-run", action="store_true", help="two steps, preview, evaluation, checkpoint, resume")
     parser.add_argument("--trainer.default_root_dir", dest="root", help=argparse.SUPPRESS)  # the same as --run
     parser.add_argument("--data.folder", dest="folder", help="train on a folder of images; sub-folders are classes")
     return parser

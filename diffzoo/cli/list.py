@@ -18,9 +18,7 @@ __all__ = ["configure", "run"]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "pattern", nargs="*", help='shell patterns of models or weights, such as "simple_*" "*emoji*"; all by default'
-    )
+    parser.add_argument("pattern", nargs="*", help='of models or weights, such as "simple_*" "*emoji*"; default: all')
     parser.add_argument("--pretrained", action="store_true", help="list the published weights, with FID and licence")
     parser.add_argument("--kind", choices=("denoiser", "classifier"), default="denoiser", help="default: denoiser")
     parser.add_argument("--json", action="store_true", help="print a JSON object by name")

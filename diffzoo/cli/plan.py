@@ -19,15 +19,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="a file, or a name that ships (`diffzoo recipes list`)")
     parser.add_argument("-c", "--config", action="append", default=[], help="the same; later ones win, as for `fit`")
     parser.add_argument("--data.folder", dest="folder", help="plan for a folder of images, as for `fit`")
-    parser.add_argument(
-        "--gpu", help="h100, h200, a100-80, l40s, rtx4090, ...; default: the one of this machine, or h100"
-    )
+    parser.add_argument("--gpu", help="h100, a100-80, rtx4090, ...; default: the one of this machine, or h100")
     parser.add_argument("--devices", type=int, help="number of GPUs; default: trainer.devices where it is stated, or 1")
-    parser.add_argument(
-        "--shards",
-        type=int,
-        help="GPUs that share weights and optimizer by FSDP2; default: all with ModelParallelStrategy, else 1",
-    )
+    shards = "GPUs that share weights and optimizer by FSDP2; default: all with ModelParallelStrategy, else 1"
+    parser.add_argument("--shards", type=int, help=shards)
     parser.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak FLOPs (default 0.35)")
     parser.add_argument("--grad-checkpointing", action="store_true", help="plan with recomputed activations")
     parser.add_argument("--json", action="store_true", help="machine-readable")

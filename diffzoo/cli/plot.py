@@ -9,9 +9,7 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("what", choices=["schedule"])
-    parser.add_argument(
-        "names", nargs="+", metavar="NAME", help="recipes (also their files, and runs), or published weights"
-    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="recipes, their files, runs, or published weights")
     parser.add_argument("--out", type=Path, default=Path("schedule.png"), help=".png or .svg (default: schedule.png)")
 
 

@@ -12,15 +12,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", "--license", help="licence of the weights, for example cc-by-4.0; no default")
     parser.add_argument("--dataset", help="what it was trained on, for the card; default: what the recipe says")
     parser.add_argument("--weights", default="ema", help="ema (default), raw, or the label of an EMA")
-    parser.add_argument(
-        "--evaluation", nargs="+", default=[], metavar="RESULT", help="results of `diffzoo eval` for the card"
-    )
-    parser.add_argument(
-        "--merge", action="store_true", help="low-rank adapters: publish the whole weights, not the adapters alone"
-    )
-    parser.add_argument(
-        "--private", action="store_true", help="in a private repository, made if needed; a public one is refused"
-    )
+    results = "results of `diffzoo eval` for the card"
+    parser.add_argument("--evaluation", dest="evaluations", nargs="+", default=[], metavar="RESULT", help=results)
+    parser.add_argument("--merge", action="store_true", help="publish whole weights, not low-rank adapters alone")
+    parser.add_argument("--private", action="store_true", help="in a private repository; a public one is refused")
     parser.add_argument("--revision", help="branch to commit to, made if needed")
     parser.add_argument("--message", help="of the commit")
     parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, with sizes and hashes")
@@ -30,19 +25,5 @@ def run(args: argparse.Namespace) -> int:
     """Publish, and print the address of the commit."""
     from diffzoo.zoo.publish import push_to_hub
 
-    print(
-        push_to_hub(
-            args.source,
-            args.repo,
-            licence=args.licence,
-            private=args.private,
-            revision=args.revision,
-            message=args.message,
-            dry_run=args.dry_run,
-            weights=args.weights,
-            dataset=args.dataset,
-            evaluations=args.evaluation,
-            merge=args.merge,
-        )
-    )
+    print(push_to_hub(**{name: value for name, value in vars(args).items() if name != "settings"}))
     return 0

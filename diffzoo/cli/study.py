@@ -15,16 +15,11 @@ __all__ = ["configure", "run"]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "study",
-        help='a file, or the name of a study that ships, such as studies/schedule_shift; or "check", with a run',
-    )
+    study = 'a file, or the name of a study that ships, such as studies/schedule_shift; or "check", with a run'
+    parser.add_argument("study", help=study)
     parser.add_argument("checked", nargs="?", type=Path, metavar="RUN", help="with check: the folder of a run")
-    parser.add_argument(
-        "--against",
-        metavar="CURVE",
-        help="with check: a reference curve, by name or file; default: that of its settings",
-    )
+    curve = "with check: a reference curve, by name or file; default: that of its settings"
+    parser.add_argument("--against", metavar="CURVE", help=curve)
     parser.add_argument("--out", type=Path, help="folder of runs and report; default: studies/ and the study's name")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="run these arms only")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")

@@ -31,15 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", help="what to vary: guidance")
     parser.add_argument("target", nargs=1, metavar="MODEL", help="a published name, a run, a checkpoint")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 1.25, 1.5, 2.0, 3.0], help="guidance scales")
-    parser.add_argument(
-        "--intervals",
-        nargs="+",
-        metavar="LOW-HIGH",
-        help='in t, such as 0.2-0.8; "all" = everywhere; default: that of the plan',
-    )
-    parser.add_argument(
-        "--stds", nargs="+", type=float, metavar="WIDTH", help="widths of EMAs, reconstructed from a run's snapshots"
-    )
+    intervals = 'in t, such as 0.2-0.8; "all" = everywhere; default: that of the plan'
+    parser.add_argument("--intervals", nargs="+", metavar="LOW-HIGH", help=intervals)
+    widths = "widths of EMAs, reconstructed from a run's snapshots"
+    parser.add_argument("--stds", nargs="+", type=float, metavar="WIDTH", help=widths)
     parser.add_argument("--metric", help="to order by; default: the protocol's first")
     parser.add_argument("--first-part", type=float, default=0.2, help="share of images before bad ones are given up")
     parser.add_argument("--margin", type=float, default=0.1, help="relative distance from the best that is given up")

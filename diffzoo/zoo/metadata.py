@@ -4,6 +4,8 @@ It lies, as plain data (`diffzoo.record`), in `config.json`, in the header of a 
 checkpoints; a manifest entry is one, too. Files of earlier versions are understood.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
@@ -267,7 +269,7 @@ def class_list(names: tuple[str, ...] | str) -> tuple[str, ...]:
 # -- reading
 
 
-def read_metadata(data: Any, where: str) -> Metadata:
+def read_metadata(data: object, where: str) -> Metadata:
     """Metadata from plain data, of this version or an earlier one; unknown fields of later ones are ignored.
 
     Raises:
@@ -314,7 +316,7 @@ def _provenance(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "notes": {**values.get("notes", {}), **other}} if other else values
 
 
-def held_metadata(checkpoint: Mapping[str, Any], where: str) -> Metadata | None:
+def held_metadata(checkpoint: Mapping[str, object], where: str) -> Metadata | None:
     """The metadata that a training checkpoint holds, if it is one of ours; earlier versions spread it over its keys."""
     held = checkpoint.get("diffzoo")
     if isinstance(held, Mapping) and "network" in held:
@@ -329,17 +331,5 @@ def held_metadata(checkpoint: Mapping[str, Any], where: str) -> Metadata | None:
 
 def foreign_modules(metadata: Metadata) -> list[str]:
     """The modules besides this package that somebody needs who reads this metadata."""
-    found: set[str] = set()
-
-    def look(data: Any, key: str = "") -> None:
-        if isinstance(data, Mapping):
-            for name, value in data.items():
-                look(value, name)
-        elif isinstance(data, list):
-            for value in data:
-                look(value)
-        elif key in ("class", "network") and isinstance(data, str) and "." in data:
-            found.add(data.rpartition(".")[0])
-
-    look(metadata.to_plain())
+    found = set(re.findall(r'"(?:class|network)": "([^"]+)\.[^".]+"', json.dumps(metadata.to_plain())))
     return sorted(module for module in found if module.split(".")[0] != "diffzoo")

@@ -312,11 +312,8 @@ def push_network(network: Network, repo: str, *, licence: str | None = None, **o
             "weights chooses among the weights of a checkpoint, and a network in memory holds one set: leave it out, "
             "or publish the checkpoint with push_to_hub(SOURCE, REPO, weights=...)"
         )
-    upload = {
-        k: options.pop(k)
-        for k in ("private", "revision", "message", "dry_run", "dataset", "evaluations", "merge")
-        if k in options
-    }
+    names = ("private", "revision", "message", "dry_run", "dataset", "evaluations", "merge")
+    upload = {name: options.pop(name) for name in names if name in options}
     with tempfile.TemporaryDirectory(prefix="diffzoo-push-") as name:
         save_pretrained(network, name, **options)
         return push_to_hub(name, repo, licence=licence, **upload)

@@ -87,7 +87,7 @@ def _normal(what: str, *shape: int) -> Tensor:
 
 def probe(network: Network, process: GaussianProcess) -> tuple[Tensor, Tensor, Condition | None]:
     """Input, noise level and condition of two images at times 0.3 and 0.8, from fixed seeds."""
-    config: Any = network.config
+    config = network.config
     z = _normal("z", 2, config.in_channels, *config.sides)
     level = process.noise_level(torch.tensor([0.3, 0.8], dtype=torch.float64)).float()
     cond: dict[str, Tensor] = {}

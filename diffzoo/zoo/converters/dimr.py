@@ -4,18 +4,14 @@ A renaming without arithmetic; the official gate parameters are stored as ours a
 """
 
 import re
-from collections.abc import Mapping
-from functools import lru_cache
-
-from torch import Tensor
 
 from diffzoo.models.dimr import DiMR, DiMRConfig
-from diffzoo.zoo.converters.renaming import Renaming, on_meta
+from diffzoo.zoo.converters.renaming import Rules, converters, renamed
 
 __all__ = ["from_official", "to_official"]
 
 # ours to official, tried in order on the part below stages.N
-_RULES = [
+_RULES: Rules = [
     (r"^unused_row$", "pos_emb.freqs_h"),
     (r"^unused_column$", "pos_emb.freqs_w"),
     (r"^patch\.", "input_layer.1."),
@@ -40,7 +36,7 @@ _RULES = [
     (r"\.mlp\.value\.", ".block2.w1."),
     (r"\.mlp\.out\.", ".block2.w2."),
 ]
-_GATE_RULES = [
+_GATE_RULES: Rules = [
     (r"\.high$", ".param0"),
     (r"\.low$", ".param1"),
     (r"\.slope$", ".nodecay_weight"),
@@ -48,31 +44,9 @@ _GATE_RULES = [
 ]
 
 
-def _official_name(ours: str) -> str:
+def _official_name(ours: str, config: DiMRConfig) -> str:
     prefix, rest = re.fullmatch(r"(stages\.\d+\.)(.+)", ours).groups()  # type: ignore[union-attr]
-    for pattern, replacement in _RULES:
-        rest, hits = re.subn(pattern, replacement, rest)
-        if hits:
-            break
-    for pattern, replacement in _GATE_RULES:
-        rest = re.sub(pattern, replacement, rest)
-    return prefix + rest
+    return prefix + renamed(renamed(rest, _RULES), _GATE_RULES)
 
 
-@lru_cache(maxsize=8)
-def _renaming(config: DiMRConfig) -> Renaming:
-    return Renaming(on_meta(lambda: DiMR(config)), _official_name, "DiMR")
-
-
-def from_official(state: Mapping[str, Tensor], config: DiMRConfig) -> dict[str, Tensor]:
-    """An official state dict under our names; the tensors are the same objects.
-
-    Raises:
-        UserError: for unknown or missing names and for wrong shapes, naming them.
-    """
-    return _renaming(config).from_official(state)
-
-
-def to_official(state: Mapping[str, Tensor], config: DiMRConfig) -> dict[str, Tensor]:
-    """The inverse of `from_official`."""
-    return _renaming(config).to_official(state)
+from_official, to_official = converters(DiMR, _official_name, "DiMR")

@@ -7,19 +7,18 @@ Files may prefix every name by `net.` (JiT's training) or `transformer.` (its mi
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 
 from torch import Tensor
 
 from diffzoo.models.dit import DiT, DiTConfig
 from diffzoo.nn.embeddings import sine_cosine_table
-from diffzoo.zoo.converters.renaming import Renaming, on_meta
+from diffzoo.zoo.converters.renaming import Rules, converters, renamed
 
 __all__ = ["from_official", "to_official"]
 
 _CONSTANTS = re.compile(r"pos_embed|(enc_|dec_)?feat_rope(_incontext)?\.freqs_(cos|sin)|bn\.\w+")
 _PREFIX = re.compile(r"^(net|transformer)\.")
-_RULES = [
+_RULES: Rules = [
     (r"^time\.frequencies$", "t_embedder.W"),
     (r"^time\.linear1\.", "t_embedder.mlp.0."),
     (r"^time\.linear2\.", "t_embedder.mlp.2."),
@@ -31,7 +30,7 @@ _RULES = [
     (r"^modulation_out\.linear\.", "final_layer.adaLN_modulation.1."),
     (r"^out\.", "final_layer.linear."),
 ]
-_BLOCK_RULES = [
+_BLOCK_RULES: Rules = [
     (r"^attention\.qkv\.", "attn.qkv."),
     (r"^attention\.out\.", "attn.proj."),
     (r"^attention\.norm_([qk])\.", r"attn.\1_norm."),
@@ -46,25 +45,15 @@ def _official_name(ours: str, config: DiTConfig) -> str:
         number = int(block[2]) + (config.depth if block[1] == "head" else 0)
         first, last = _MLP[config.mlp]
         rules = [*_BLOCK_RULES, (r"^mlp\.hidden\.", f"mlp.{first}."), (r"^mlp\.out\.", f"mlp.{last}.")]
-        return f"blocks.{number}.{_first_match(rules, block[3])}"
+        return f"blocks.{number}.{renamed(block[3], rules)}"
     deep = "s_embedder" if config.head_depth else "x_embedder"
     first = "proj1" if config.bottleneck else "proj"
     embeds = [(r"^embed\.conv\.", f"{deep}.{first}."), (r"^embed\.project\.", f"{deep}.proj2."),
               (r"^head_embed\.conv\.", "x_embedder.proj.")]  # fmt: skip
-    return _first_match([*embeds, *_RULES], ours)
+    return renamed(ours, [*embeds, *_RULES])
 
 
-def _first_match(rules: list[tuple[str, str]], name: str) -> str:
-    for pattern, replacement in rules:
-        name, hits = re.subn(pattern, replacement, name)
-        if hits:
-            break
-    return name
-
-
-@lru_cache(maxsize=16)
-def _renaming(config: DiTConfig) -> Renaming:
-    return Renaming(on_meta(lambda: DiT(config)), lambda name: _official_name(name, config), "DiT")
+_from_names, _to_names = converters(DiT, _official_name, "DiT")
 
 
 def from_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
@@ -76,10 +65,10 @@ def from_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, T
     plain = {_PREFIX.sub("", k): v for k, v in state.items()}
     spare = "projectors." if not config.projector_width else "net."
     kept = {k: v for k, v in plain.items() if not _CONSTANTS.fullmatch(k) and not k.startswith(spare)}
-    return _renaming(config).from_official(kept)
+    return _from_names(kept, config)
 
 
 def to_official(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The inverse of `from_official`, with the position table (and without tables of RoPE and prefixes)."""
     table = sine_cosine_table(*config.grid, config.width)
-    return {"pos_embed": table[None], **_renaming(config).to_official(state)}
+    return {"pos_embed": table[None], **_to_names(state, config)}

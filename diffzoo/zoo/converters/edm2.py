@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffzoo.models.edm2 import EDM2Config, EDM2UNet
-from diffzoo.zoo.converters.renaming import Renaming, on_meta
+from diffzoo.zoo.converters.renaming import converters
 
 __all__ = ["from_official", "to_official"]
 
@@ -55,13 +55,16 @@ def _decoder(config: EDM2Config) -> Iterator[str]:
 
 
 @lru_cache(maxsize=16)
-def _renaming(config: EDM2Config) -> Renaming:
+def _names(config: EDM2Config) -> dict[str, str]:
     size = config.levels[0].resolution
     names = {**_TOP, "conv_in.weight": f"unet.enc.{size}x{size}_conv.weight"}
     for ours, theirs, blocks in (("encoder", "enc", _encoder(config)), ("decoder", "dec", _decoder(config))):
         for i, block in enumerate(blocks):
             names.update({f"{ours}.{i}.{a}": f"unet.{theirs}.{block}.{b}" for a, b in _BLOCK.items()})
-    return Renaming(on_meta(lambda: EDM2UNet(config)), names.__getitem__, "EDM2")
+    return names
+
+
+_from_names, _to_names = converters(EDM2UNet, lambda ours, config: _names(config)[ours], "EDM2")
 
 
 def from_official(state: Mapping[str, Tensor], config: EDM2Config) -> dict[str, Tensor]:
@@ -73,14 +76,12 @@ def from_official(state: Mapping[str, Tensor], config: EDM2Config) -> dict[str, 
     flat = {k: v[..., 0, 0] if k.endswith(_POINTWISE) and v.ndim == 4 else v for k, v in state.items()}
     if _CLASSES in flat:
         flat[_CLASSES] = flat[_CLASSES].T.contiguous()
-    return {
-        k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in _renaming(config).from_official(flat).items()
-    }
+    return {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in _from_names(flat, config).items()}
 
 
 def to_official(state: Mapping[str, Tensor], config: EDM2Config) -> dict[str, Tensor]:
     """The inverse of `from_official`, in the precision of the state."""
-    official = _renaming(config).to_official(state)
+    official = _to_names(state, config)
     if _CLASSES in official:
         official[_CLASSES] = official[_CLASSES].T
     return {k: v[..., None, None] if k.endswith(_POINTWISE) else v for k, v in official.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.models.adm import ADMClassifier, ADMClassifierConfig, ADMConfig, ADMEncoderConfig, ADMUNet
-from diffzoo.zoo.converters.renaming import Renaming, on_meta
+from diffzoo.zoo.converters.renaming import converters
 
 __all__ = ["from_official", "to_official"]
 
@@ -57,6 +57,7 @@ def _up(config: ADMEncoderConfig) -> Iterator[tuple[str, str]]:
         yield f"up.{i}.resample.conv", f"{last}.conv"
 
 
+@lru_cache(maxsize=32)
 def _modules(config: ADMEncoderConfig) -> dict[str, str]:
     """Our module names to theirs, with a few that this config does not have."""
     names = {
@@ -77,23 +78,21 @@ def _modules(config: ADMEncoderConfig) -> dict[str, str]:
     return names
 
 
-@lru_cache(maxsize=32)
-def _renaming(config: ADMEncoderConfig) -> Renaming:
+def _official_name(ours: str, config: ADMEncoderConfig) -> str:
     if config.norm != ADMEncoderConfig.norm:  # the default
         raise UserError(f"the official networks have group norm alone, got a config with norm {config.norm!r}")
-    modules = _modules(config)
+    module, _, leaf = ours.rpartition(".")
+    return _TABLE if ours == "pool.position" else f"{_modules(config)[module]}.{leaf}"
 
-    def official_name(ours: str) -> str:
-        module, _, leaf = ours.rpartition(".")
-        return _TABLE if ours == "pool.position" else f"{modules[module]}.{leaf}"
 
-    def build() -> ADMClassifier | ADMUNet:
-        if isinstance(config, ADMClassifierConfig):
-            return ADMClassifier(config)
-        assert isinstance(config, ADMConfig)
-        return ADMUNet(config)
+def _network(config: ADMEncoderConfig) -> ADMClassifier | ADMUNet:
+    if isinstance(config, ADMClassifierConfig):
+        return ADMClassifier(config)
+    assert isinstance(config, ADMConfig)
+    return ADMUNet(config)
 
-    return Renaming(on_meta(build), official_name, "ADM")
+
+_from_names, _to_names = converters(_network, _official_name, "ADM")
 
 
 def from_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict[str, Tensor]:
@@ -105,12 +104,12 @@ def from_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict
     flat = {k: v.squeeze(-1) if k.endswith(_POINTWISE) and v.ndim == 3 else v for k, v in state.items()}
     if _TABLE in flat:
         flat[_TABLE] = flat[_TABLE].T.contiguous()
-    return _renaming(config).from_official(flat)
+    return _from_names(flat, config)
 
 
 def to_official(state: Mapping[str, Tensor], config: ADMEncoderConfig) -> dict[str, Tensor]:
     """The inverse of `from_official`: our state dict under their names, loadable by their code."""
-    official = _renaming(config).to_official(state)
+    official = _to_names(state, config)
     if _TABLE in official:
         official[_TABLE] = official[_TABLE].T.contiguous()
     return {k: v[..., None] if k.endswith(_POINTWISE) else v for k, v in official.items()}

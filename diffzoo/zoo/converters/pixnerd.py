@@ -6,17 +6,16 @@ layer here. Everything else is a renaming.
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from diffzoo.models.pixnerd import PixNerd, PixNerdConfig
-from diffzoo.zoo.converters.renaming import Renaming, on_meta
+from diffzoo.zoo.converters.renaming import Rules, converters
 
 __all__ = ["from_official", "to_official"]
 
-_RULES = [
+_RULES: Rules = [
     (r"^time\.linear1\.", "t_embedder.mlp.0."),
     (r"^time\.linear2\.", "t_embedder.mlp.2."),
     (r"^classes\.", "y_embedder.embedding_table."),
@@ -42,9 +41,7 @@ def _official_name(ours: str, config: PixNerdConfig) -> str:
     return ours
 
 
-@lru_cache(maxsize=16)
-def _renaming(config: PixNerdConfig) -> Renaming:
-    return Renaming(on_meta(lambda: PixNerd(config)), lambda name: _official_name(name, config), "PixNerd")
+_from_names, _to_names = converters(PixNerd, _official_name, "PixNerd")
 
 
 def from_official(state: Mapping[str, Tensor], config: PixNerdConfig) -> dict[str, Tensor]:
@@ -61,12 +58,12 @@ def from_official(state: Mapping[str, Tensor], config: PixNerdConfig) -> dict[st
     kernel = flat.get("s_embedder.proj.weight")
     if kernel is not None and kernel.shape[1:] == (config.in_channels * config.patch**2,):
         flat["s_embedder.proj.weight"] = kernel.unflatten(1, (config.in_channels, config.patch, config.patch))
-    return _renaming(config).from_official(flat)
+    return _from_names(flat, config)
 
 
 def to_official(state: Mapping[str, Tensor], config: PixNerdConfig) -> dict[str, Tensor]:
     """The inverse of `from_official`."""
-    official = _renaming(config).to_official(state)
+    official = _to_names(state, config)
     for name in [k for k in official if k.endswith(".mlp.w1.weight")]:
         official[name], official[name.replace("w1", "w3")] = official[name].chunk(2)
     official["s_embedder.proj.weight"] = official["s_embedder.proj.weight"].flatten(1)

@@ -4,18 +4,14 @@ A renaming without arithmetic.
 """
 
 import re
-from collections.abc import Mapping
-from functools import lru_cache
-
-from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
-from diffzoo.zoo.converters.renaming import Renaming, on_meta
+from diffzoo.zoo.converters.renaming import Rules, converters, renamed
 
 __all__ = ["from_official", "to_official"]
 
-_RULES = [
+_RULES: Rules = [
     (r"^patch\.", "patch_embed.proj."),
     (r"^time_mlp\.", "time_embed."),
     (r"^class_table\.", "label_emb."),
@@ -24,7 +20,7 @@ _RULES = [
     (r"^head\.", "decoder_pred."),
     (r"^smooth\.", "final_layer."),
 ]
-_BLOCK_RULES = [
+_BLOCK_RULES: Rules = [
     (r"^attention_norm\.", "norm1."),
     (r"^mlp_norm\.", "norm2."),
     (r"^attention\.out\.", "attn.proj."),
@@ -34,43 +30,19 @@ _BLOCK_RULES = [
 ]
 
 
-def _first_match(rules: list[tuple[str, str]], name: str) -> str:
-    for pattern, replacement in rules:
-        name, hits = re.subn(pattern, replacement, name)
-        if hits:
-            break
-    return name
-
-
-def _official_name(ours: str, half: int) -> str:
+def _official_name(ours: str, config: UViTBaoConfig) -> str:
+    if config.norm != UViTBaoConfig.norm:  # the default
+        raise UserError(f"the official U-ViT has layer norm alone, got a config with norm {config.norm!r}")
     skip = re.fullmatch(r"skips\.(\d+)\.(.+)", ours)
     if skip:
         return f"out_blocks.{skip[1]}.skip_linear.{skip[2]}"
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", ours)
     if not block:
-        return _first_match(_RULES, ours)
-    i, rest = int(block[1]), _first_match(_BLOCK_RULES, block[2])
+        return renamed(ours, _RULES)
+    i, half, rest = int(block[1]), config.depth // 2, renamed(block[2], _BLOCK_RULES)
     if i < half:
         return f"in_blocks.{i}.{rest}"
     return f"mid_block.{rest}" if i == half else f"out_blocks.{i - half - 1}.{rest}"
 
 
-@lru_cache(maxsize=16)
-def _renaming(config: UViTBaoConfig) -> Renaming:
-    if config.norm != UViTBaoConfig.norm:  # the default
-        raise UserError(f"the official U-ViT has layer norm alone, got a config with norm {config.norm!r}")
-    return Renaming(on_meta(lambda: UViTBao(config)), lambda name: _official_name(name, config.depth // 2), "U-ViT")
-
-
-def from_official(state: Mapping[str, Tensor], config: UViTBaoConfig) -> dict[str, Tensor]:
-    """An official state dict under our names; the tensors are the same objects.
-
-    Raises:
-        UserError: for unknown or missing names and for wrong shapes, naming them.
-    """
-    return _renaming(config).from_official(state)
-
-
-def to_official(state: Mapping[str, Tensor], config: UViTBaoConfig) -> dict[str, Tensor]:
-    """The inverse of `from_official`."""
-    return _renaming(config).to_official(state)
+from_official, to_official = converters(UViTBao, _official_name, "U-ViT")
