@@ -1,9 +1,13 @@
 """`diffzoo compare SOURCE [SOURCE ...]`: settings, samplers, runs or EMA widths side by side on the same seeds."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from diffzoo.cli.eval_options import sampling_arguments
 from diffzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffzoo.generation.published import Speed
 
 __all__ = ["configure", "run"]
 
@@ -36,14 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if len(ways) > MOST_COLUMNS:
         raise UserError(f"{len(ways)} combinations are more than a sheet shows, {MOST_COLUMNS}: vary fewer things")
     bounded(len(ways) * len(seeds) * len(args.classes or [0]))
-    sheet = compare(
-        ways,
-        args.classes,
-        seeds,
-        args.device,
-        batch_size=args.batch_size,
-        precision=args.precision,
-        progress=not args.quiet,
-    )
+    speed: Speed = {"batch_size": args.batch_size, "precision": args.precision, "progress": not args.quiet}
+    sheet = compare(ways, args.classes, seeds, args.device, **speed)
     print(f"{sheet.save_grid(args.out)}: {len(sheet)} images, columns: {'; '.join(filter(None, sheet.heads)) or 'one'}")
     return 0

@@ -30,8 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shared_arguments(parser)
     plan_arguments(parser)
     parser.add_argument("--images", help="evaluate a folder of images or an .npz file instead of a model")
-    parser.add_argument("--held-out", metavar="FOLDER_OR_NPZ", help="held-out real images: what Fréchet ratios are of")
-    parser.add_argument("--metrics", nargs="+", help="instead of the protocol's: a protocol of its own")
+    parser.add_argument("--held-out", metavar="FOLDER_OR_NPZ", help="held-out real images, which Fréchet ratios need")
+    parser.add_argument("--metrics", nargs="+", help="instead of the protocol's, which makes another protocol")
     parser.add_argument("--keep-images", action="store_true", help="keep the images, as OUT/samples.npz")
     parser.add_argument("--memorisation", metavar="FOLDER_OR_NPZ", help="look for copies of these training images")
 

@@ -40,15 +40,17 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every verb that evaluates."""
     parser.add_argument("--protocol", help="such as adm-imagenet256, coco30k-val2014, edm2-fdd, demo; or a JSON file")
-    parser.add_argument("--n", type=int, help="number of images; default: the protocol's. Seeds are prefixes")
+    parser.add_argument("--n", type=int, help="number of images, from the first seed on; default: the protocol's")
     parser.add_argument("--out", help="folder of results, where a killed run goes on; default: RUN/eval or eval/NAME")
     parser.add_argument("--reference", help="an .npz or .pkl, or a folder of real images; default: the protocol's own")
     networks = "weights of feature networks"
     parser.add_argument("--feature-weights", nargs="+", default=[], metavar="NETWORK=PATH", help=networks)
-    parser.add_argument("--processes", type=int, default=1, help="how many work at once; changes no value (default: 1)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes at once; no value depends on it (default: 1)"
+    )
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument("--block-size", type=int, help="images per block (default: 1000; for n below 5000: 100)")
-    parser.add_argument("--few", action="store_true", help="allow fewer images than features")
+    parser.add_argument("--few", action="store_true", help="allow fewer images than a network has features")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

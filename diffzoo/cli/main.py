@@ -79,7 +79,7 @@ def _of_the_machine(error: Exception) -> str:
     """What this machine refused, a path or memory, in words; "" for other errors."""
     if isinstance(error, OSError):
         path = error.filename2 or error.filename
-        return f"{path} cannot be read or written: {error.strerror}" if path else ""
+        return f"{path} cannot be read or written: {error.strerror}" if path and error.strerror else ""
     full = isinstance(error, MemoryError) or "allocate memory" in str(error)
     return "the memory of this machine does not hold that: ask for smaller images, or fewer at once" if full else ""
 
@@ -101,44 +101,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return 0
     verb, rest = args[0], args[1:]
-    if verb not in VERBS:
-        late = next((a for a in rest if a in VERBS), None)
-        first = late and verb.startswith("-")
-        hint = f"; the verb comes first: diffzoo {late} ..." if first else did_you_mean(verb, VERBS)
-        hint = f"; did you mean {MEANT[verb]!r}?" if verb in MEANT else hint
-        print(f"diffzoo: unknown verb {verb!r}{hint}", file=sys.stderr)
-        return 2
-    if "" not in sys.path:
-        sys.path.append("")  # classes of one's own in this folder, as for `python -m`
-    rest = [re.sub(r"^(--[\w.-]+=)?~(?=/)", lambda found: (found[1] or "") + os.path.expanduser("~"), a) for a in rest]
     try:
-        for old in RENAMED.keys() & set(rest) if verb not in LIGHTNING else ():
-            raise UserError(f"{old} is called {RENAMED[old]} now")
-        module = import_module(VERBS[verb][0])
-        if verb in LIGHTNING:
-            return int(module.run(verb, rest))
-        parser = Parser(prog=f"diffzoo {verb}", description=VERBS[verb][1], allow_abbrev=False)
-        module.configure(parser)
-        settings: list[str] = []
-        if hasattr(module, "split_settings"):  # a verb that takes settings of a recipe besides its own options
-            settings, rest = module.split_settings(rest)
-        return int(module.run(parser.parse_args(rest, argparse.Namespace(settings=settings))))
-    except UserError as error:
-        if os.environ.get("DIFFZOO_TRACEBACK"):
-            raise
-        print(f"diffzoo: {error}", file=sys.stderr)
-        return 2
+        return _run(verb, rest) if verb in VERBS else _unknown(verb, rest)
     except BrokenPipeError:  # `diffzoo list | head`
         sys.stderr.close()
         return 0
-    except (OSError, MemoryError, RuntimeError) as error:
-        if os.environ.get("DIFFZOO_TRACEBACK") or not (said := _of_the_machine(error)):
-            raise
-        print(f"diffzoo: {said}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ndiffzoo: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        said = str(error) if isinstance(error, UserError) else _of_the_machine(error)
+        if not said or os.environ.get("DIFFZOO_TRACEBACK"):
+            raise
+        print(f"diffzoo: {said}", file=sys.stderr)
+        return 2
+
+
+def _unknown(verb: str, rest: Sequence[str]) -> NoReturn:
+    late = next((a for a in rest if a in VERBS), None)
+    first = late and verb.startswith("-")
+    hint = f"; the verb comes first: diffzoo {late} ..." if first else did_you_mean(verb, VERBS)
+    raise UserError(f"unknown verb {verb!r}" + (f"; did you mean {MEANT[verb]!r}?" if verb in MEANT else hint))
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    if "" not in sys.path:
+        sys.path.append("")  # classes of one's own in this folder, as for `python -m`
+    rest = [re.sub(r"^(--[\w.-]+=)?~(?=/)", lambda found: (found[1] or "") + os.path.expanduser("~"), a) for a in rest]
+    for old in RENAMED.keys() & set(rest) if verb not in LIGHTNING else ():
+        raise UserError(f"{old} is called {RENAMED[old]} now")
+    module = import_module(VERBS[verb][0])
+    if verb in LIGHTNING:
+        return int(module.run(verb, rest))
+    parser = Parser(prog=f"diffzoo {verb}", description=VERBS[verb][1], allow_abbrev=False)
+    module.configure(parser)
+    settings: list[str] = []
+    if hasattr(module, "split_settings"):  # a verb that takes settings of a recipe besides its own options
+        settings, rest = module.split_settings(rest)
+    return int(module.run(parser.parse_args(rest, argparse.Namespace(settings=settings))))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upsample-steps", type=int, metavar="N", help="of that model; default: the published number")
     parser.add_argument("--init", metavar="IMAGE", help="begin with this image, noised, instead of noise")
     parser.add_argument(
-        "--strength", type=float, help="share of the steps made from it: small keeps it (default: 0.6; with --mask: 1)"
+        "--strength",
+        type=float,
+        help="share of the steps that change it: small keeps it (default: 0.6; with --mask: 1)",
     )
     parser.add_argument("--mask", metavar="IMAGE", help="of --init: sample only where this is white")
     parser.add_argument("--between", type=int, nargs=2, metavar="SEED", help="images on the way between two seeds")

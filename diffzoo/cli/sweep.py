@@ -36,8 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     widths = "widths of EMAs, reconstructed from a run's snapshots"
     parser.add_argument("--stds", nargs="+", type=float, metavar="WIDTH", help=widths)
     parser.add_argument("--metric", help="to order by; default: the protocol's first")
-    parser.add_argument("--first-part", type=float, default=0.2, help="share of images before bad ones are given up")
-    parser.add_argument("--margin", type=float, default=0.1, help="relative distance from the best that is given up")
+    parser.add_argument(
+        "--first-part", type=float, default=0.2, help="images after which bad settings stop, as a share"
+    )
+    parser.add_argument("--margin", type=float, default=0.1, help="relative distance from the best at which they stop")
     shared_arguments(parser)
     plan_arguments(parser)
 

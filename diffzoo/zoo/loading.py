@@ -205,23 +205,10 @@ def _look_alikes(data: Mapping[str, object]) -> list[str]:
 # -- low-rank adapters
 
 
-def _adapter_tensors(data: Mapping[str, Any], weights: str, where: str) -> tuple[dict[str, Tensor], str]:
-    """The trained tensors in a checkpoint or file by plain name, and which they are."""
-    state = data.get("state_dict", data)
-    found = {plain_name(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    emas = emas_in(data)
-    if weights not in ("ema", "raw") and weights not in emas:
-        raise UserError(f"{where} holds no EMA {weights!r}{did_you_mean(weights, emas)}")
-    if not emas or weights == "raw":
-        return found, "raw"
-    label = next(iter(emas)) if weights == "ema" else weights
-    return found | {plain_name(k): v for k, v in emas[label].items()}, label
-
-
 def read_adapter(
     path: Path, metadata: Metadata, weights: str = "ema", data: Mapping[str, object] | None = None
 ) -> tuple[dict[str, Tensor], Metadata]:
-    """The tensors of an adapter's file or checkpoint, and its metadata with their place.
+    """The trained tensors of an adapter's file or checkpoint by plain name, and its metadata with their place.
 
     Args:
         path: of the file.
@@ -231,8 +218,13 @@ def read_adapter(
     """
     if data is None:
         data = formats.read_any(path)
-    tensors, place = _adapter_tensors(data, weights, str(path))
-    return tensors, metadata.derived(file=str(path), weights=place)
+    state, emas = data.get("state_dict", data), emas_in(data)
+    if weights not in ("ema", "raw", *emas):
+        raise UserError(f"{path} holds no EMA {weights!r}{did_you_mean(weights, emas)}")
+    label = "raw" if not emas else next(iter(emas)) if weights == "ema" else weights
+    found = state if isinstance(state, Mapping) else {}
+    tensors = {plain_name(k): v for k, v in {**found, **emas.get(label, {})}.items() if isinstance(v, Tensor)}
+    return tensors, metadata.derived(file=str(path), weights=label)
 
 
 def find_adapter(source: str | Path) -> tuple[Path, Metadata] | None:
