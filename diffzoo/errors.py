@@ -1,9 +1,9 @@
 """Errors that a user can act on: one sentence that says what was expected, what came and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-__all__ = ["MissingExtraError", "UserError", "did_you_mean", "lacks"]
+__all__ = ["MissingExtraError", "UserError", "causes", "did_you_mean", "lacks"]
 
 
 class UserError(ValueError):
@@ -15,6 +15,14 @@ class MissingExtraError(UserError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs the package '{package}': install it with `pip install diffzoo[{extra}]`")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those behind it, the last one raised first."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:

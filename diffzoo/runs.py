@@ -6,7 +6,6 @@ Beside `checkpoints/step_00001000.ckpt` lies `step_00001000.ckpt.sha256`, in the
 without a matching checksum is damaged.
 """
 
-import hashlib
 import os
 import re
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from diffzoo.errors import UserError
+from diffzoo.files import sha256
 
 __all__ = [
     "Launch",
@@ -38,8 +38,6 @@ __all__ = [
     "step_of",
     "without_launcher",
 ]
-
-_CHUNK = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -135,16 +133,8 @@ def checksum_lines(path: Path, digest: str = "") -> str:
     """What `sha256sum` would print in the folder of the checkpoint; a sharded checkpoint is a folder of files."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        return "".join(f"{_digest(p)}  {path.name}/{p.relative_to(path)}\n" for p in files)
-    return f"{digest or _digest(path)}  {path.name}\n"
-
-
-def _digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(_CHUNK):
-            total.update(data)
-    return total.hexdigest()
+        return "".join(f"{sha256(p)}  {path.name}/{p.relative_to(path)}\n" for p in files)
+    return f"{digest or sha256(path)}  {path.name}\n"
 
 
 def is_sound(path: Path) -> bool:
@@ -270,18 +260,8 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
 
 def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a child that is a job of its own, not one of the processes that torchrun or srun started."""
-    ours: tuple[str, ...] = (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD",
-        "GROUP_",
-        "ROLE_",
-        "NODE_RANK",
-        "MASTER_",
-    )
-    ours += ("TORCHELASTIC_", "SLURM_")
-    return {name: value for name, value in environment.items() if not name.startswith(ours)}
+    ours = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD GROUP_ ROLE_ NODE_RANK MASTER_ TORCHELASTIC_ SLURM_"
+    return {name: value for name, value in environment.items() if not name.startswith(tuple(ours.split()))}
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:

@@ -58,7 +58,8 @@ class Batch(TypedDict, total=False):
     """What a data module yields. `image` is raw pixels; `moments` replaces it for cached latents.
 
     `index` is the position of each sample in the global order of the epoch-spanning stream, `id` the row it came
-    from; both serve exact resume and error reports. `text` and `text_mask` are cached caption embeddings.
+    from; both serve exact resume and error reports. `text` and `text_mask` are cached caption embeddings. Training adds
+    `places`, `index` on its device.
     """
 
     image: Tensor
@@ -68,6 +69,7 @@ class Batch(TypedDict, total=False):
     text: Tensor
     text_mask: Tensor
     index: Tensor
+    places: Tensor
     id: Tensor
 
 

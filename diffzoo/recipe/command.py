@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import lightning.pytorch as L
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # short class names in recipes work for classes that are imported here
@@ -22,7 +22,8 @@ import diffzoo.encoders
 import diffzoo.process
 import diffzoo.sampling
 import diffzoo.training
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, causes
+from diffzoo.files import write_text
 from diffzoo.recipe.explain import explain
 from diffzoo.recipe.files import recipe_name, version_line
 from diffzoo.record import RENAMED
@@ -42,7 +43,7 @@ for _package in (diffzoo.data, diffzoo.training):  # their classes are imported 
         getattr(_package, _name)
 
 
-def _start_from_its_own_defaults(parser_or_action: Any, previous: Any, value: Any) -> None:
+def _start_from_its_own_defaults(parser_or_action: object, previous: Namespace | None, value: Namespace) -> None:
     """A class chosen anew takes nothing from the class it replaces.
 
     jsonargparse keeps arguments of the same name: `weighting: Sigmoid` would silently inherit `measure` from the
@@ -52,7 +53,7 @@ def _start_from_its_own_defaults(parser_or_action: Any, previous: Any, value: An
         previous["init_args"] = Namespace()
 
 
-def _by_old_or_new_name(cls: Any, name: str) -> str:
+def _by_old_or_new_name(cls: type, name: str) -> str:
     """The class of a name; one from an earlier version is the class that took its place."""
     module, _, last = name.rpartition(".")
     ours = not module or module.startswith("diffzoo.")
@@ -86,7 +87,7 @@ class Command(LightningCLI):
         hidden = {"model", "dataloaders", "datamodule"}
         return {"fit": hidden | {"train_dataloaders", "val_dataloaders"}, "validate": hidden}
 
-    def parse_arguments(self, parser: Any, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         shown = io.StringIO()
         try:
             with contextlib.redirect_stderr(shown):
@@ -112,10 +113,8 @@ class Command(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError | ImportError):
-                cause = cause.__cause__ or cause.__context__
-            if cause is None or cause is error:
+            cause = next((e for e in causes(error) if isinstance(e, UserError | ImportError)), error)
+            if cause is error:
                 raise
             raise (cause if isinstance(cause, UserError) else UserError(str(cause))) from None
         recipes = self._get(self.config_init, "config") or []
@@ -130,22 +129,11 @@ class Command(LightningCLI):
         if chosen is not False:  # the recipe's loggers, and metrics.csv always
             chosen = list(chosen) if isinstance(chosen, (list, tuple)) else [chosen]
             config["logger"] = [CsvLog(directory), *chosen]
-        config["callbacks"] = self._with_defaults(config.get("callbacks"), config.get("enable_checkpointing") is False)
+        config["callbacks"] = _with_defaults(config.get("callbacks"), config.get("enable_checkpointing") is False)
         self._derive_accumulation(config)
         return super().instantiate_trainer(**kwargs)
 
-    @staticmethod
-    def _with_defaults(callbacks: Any, unsaved: bool) -> list[L.Callback]:
-        """The recipe's callbacks and those of every run; none that saves, where nothing is to be saved."""
-        chosen = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-        if unsaved:
-            chosen = [c for c in chosen if not isinstance(c, Checkpoint)]
-        for default in (GradientGuard, TrainingLog, RunProgress, Checkpointing):
-            if not any(isinstance(c, default) for c in chosen) and not (unsaved and default is Checkpointing):
-                chosen.append(default())
-        return chosen
-
-    def _derive_accumulation(self, config: Any) -> None:
+    def _derive_accumulation(self, config: Namespace) -> None:
         """Micro-batches per step, from the fixed global batch and what one device holds."""
         micro_batches = getattr(self.datamodule, "micro_batches", None)
         if micro_batches is None:
@@ -153,6 +141,15 @@ class Command(LightningCLI):
         count = micro_batches(world_size(config))  # complains of a batch that does not divide, before processes start
         if getattr(self.datamodule, "micro_batch_size", None) is not None:
             config["accumulate_grad_batches"] = count
+
+
+def _with_defaults(callbacks: L.Callback | Sequence[L.Callback] | None, unsaved: bool) -> list[L.Callback]:
+    """The recipe's callbacks and those of every run; none that saves, where nothing is to be saved."""
+    chosen = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks] if callbacks else []
+    if unsaved:
+        chosen = [c for c in chosen if not isinstance(c, Checkpoint)]
+    defaults = (GradientGuard, TrainingLog, RunProgress, *(() if unsaved else (Checkpointing,)))
+    return chosen + [default() for default in defaults if not any(isinstance(c, default) for c in chosen)]
 
 
 class ParsedRecipe(Command):
@@ -168,7 +165,7 @@ class ParsedRecipe(Command):
         """Nothing."""
 
 
-def world_size(config: Any) -> int:
+def world_size(config: Mapping[str, Any] | Namespace) -> int:
     """How many devices the settings of a trainer ask for, over all nodes."""
     devices = config.get("devices", "auto")
     if isinstance(devices, (list, tuple)):
@@ -199,8 +196,6 @@ class SaveRecipe(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero or self.already_saved:
             return
-        from diffzoo.files import write_text
-
         path = Path(trainer.default_root_dir) / "config.yaml"
         kept = self.config.clone()
         kept["ckpt_path"] = None  # where this run went on from says nothing about the recipe

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_only
 
 from diffzoo.errors import UserError
 from diffzoo.evaluation.reference import make_reference
@@ -24,6 +23,11 @@ from diffzoo.runs import Run, is_first_process
 from diffzoo.training.held_out import MemorisationReport
 from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.previews import SampleGrid
+from diffzoo.training.steps import data_of, say
+
+if TYPE_CHECKING:
+    from diffzoo.data import ImageDataModule
+    from diffzoo.training.module import DiffusionModule
 
 __all__ = ["FewSamplerSteps", "TrialEvaluation", "dry_run"]
 
@@ -50,9 +54,8 @@ def dry_run(recipes: Sequence[Path], rest: Sequence[str], folder: str | None = N
         limits.append("--trainer.max_steps=3")
         trainer = train(recipes, [*rest, *limits, FEW_STEPS], directory, resume="auto", folder=folder)
         if trainer.is_global_zero:
-            print(
-                f"dry run: checkpoint written, resumed and trained to step {trainer.global_step}; the recipe is ready"
-            )
+            step = trainer.global_step
+            print(f"dry run: checkpoint written, resumed and trained to step {step}; the recipe is ready")
     return 0
 
 
@@ -102,7 +105,7 @@ class FewSamplerSteps(L.Callback):
         self.n, self.steps = n, steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module: Any = pl_module
+        module = cast("DiffusionModule", pl_module)
         try:
             fewer = replace(module.sampler, steps=min(module.sampler.steps, self.steps))
             fewer.times(module.process)
@@ -134,40 +137,33 @@ class TrialEvaluation(FewSamplerSteps):
         self.batch_size = batch_size
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        values: dict[str, float] = {}
-        for metrics in self._metrics(trainer):
-            kept, metrics.n = metrics.n, self.n
-            values |= metrics.measure(trainer, pl_module)
-            metrics.n = kept
-        if not values:
-            values = self._distance(trainer, pl_module)
+        module, values = cast("DiffusionModule", pl_module), dict[str, float]()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            # without a reference are those that compare with the data itself
+            if isinstance(callback, ImageMetrics) and callback.reference:
+                kept, callback.n = callback.n, self.n
+                values |= callback.measure(trainer, module)
+                callback.n = kept
+        values = values or self._distance(trainer, module)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no metric, the data has latents"
-        module: Any = pl_module
-        steps = module.sampler.steps
-        rank_zero_only(print)(f"dry run: {self.n} images sampled in {steps} sampler steps and measured: {shown}")
+        say(f"dry run: {self.n} images sampled in {module.sampler.steps} sampler steps and measured: {shown}")
 
-    @staticmethod
-    def _metrics(trainer: Any) -> list[ImageMetrics]:
-        own = [c for c in trainer.callbacks if isinstance(c, ImageMetrics) and not isinstance(c, MemorisationReport)]
-        return [c for c in own if c.reference]
-
-    def _distance(self, trainer: Any, module: Any) -> dict[str, float]:
-        options: dict[str, Any] = {"every_n_steps": 0, "n": self.n, "batch_size": self.batch_size}
-        metric = "frechet:random-conv"
-        path = Path(trainer.default_root_dir) / "trial.npz"
-        made = trainer.is_global_zero and self._reference(trainer.datamodule, metric, path)
+    def _distance(self, trainer: L.Trainer, module: "DiffusionModule") -> dict[str, float]:
+        metric, path = "frechet:random-conv", Path(trainer.default_root_dir) / "trial.npz"
+        made = trainer.is_global_zero and self._reference(data_of(trainer), metric, path)
         made = trainer.strategy.broadcast(made)  # all ranks agree: each samples its share
         if not made:  # images are sampled and decoded all the same
             report = MemorisationReport("random-conv", self.n, batch_size=self.batch_size)
             report.sample(trainer, module)
             return {}
-        return ImageMetrics(str(path), [metric], **options).measure(trainer, module)
+        metrics = ImageMetrics(str(path), [metric], every_n_steps=0, n=self.n, batch_size=self.batch_size)
+        return metrics.measure(trainer, module)
 
-    def _reference(self, data: Any, metric: str, path: Path) -> bool:
+    def _reference(self, data: L.LightningDataModule, metric: str, path: Path) -> bool:
         """Write statistics of the first training images; False if there are none."""
         if not hasattr(data, "one_pass"):
             return False
-        batches = data.one_pass("train", min(self.n, 64))
+        batches = cast("ImageDataModule", data).one_pass("train", min(self.n, 64))
         first = next(iter(batches))
         if "image" not in first:
             return False

@@ -12,19 +12,20 @@ The data modules of diffzoo give exactly that. Of other loaders, usual names and
 and floats in [0, 1] or [0, 255] are scaled. The first batch decides the range, and the decision is printed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from diffzoo import rng
 from diffzoo.errors import UserError
 from diffzoo.models.base import Config
 from diffzoo.sizes import Size, sides, size_text
+from diffzoo.training.steps import say
+from diffzoo.typing import Batch
 
 __all__ = ["BatchFormat", "BatchReader", "check_data_fits", "size_of"]
 
@@ -39,7 +40,7 @@ _CONTRADICTION = 1.5  # of images in [-1, 1], after the first batch: far more th
 
 @dataclass(frozen=True)
 class BatchFormat:
-    """How the batches of a loader become ours; `of` decides it on the first one.
+    """How the batches of a loader become ours.
 
     Args:
         names: ours to the loader's, a key or the place in a tuple.
@@ -54,35 +55,6 @@ class BatchFormat:
     classes: int
     raw: bool
 
-    @classmethod
-    def of(cls, batch: Any, config: Config, latent: bool, where: str, sizes: Sequence[Size] = ()) -> "BatchFormat":
-        """Decide the format.
-
-        Args:
-            batch: the first of a loader, on the host.
-            config: of the network.
-            latent: whether images are encoded before the network sees them.
-            where: "training" or "validation", for messages.
-            sizes: heights and widths that images may have besides the network's.
-
-        Raises:
-            UserError: for what cannot be trained on, saying what was expected.
-        """
-        names = _names(batch, where)
-        found = {name: batch[key] for name, key in names.items()}
-        scale, shift = 1.0, 0.0
-        if "image" in found:
-            _check_shape(found["image"], config, latent, where, (config.image_size, *sizes))
-            scale, shift = _range(found["image"], where)
-        if config.num_classes and found.get("label") is None:
-            held_out = ", leave validation out (data.init_args.val_split: null)" * (where == "validation")
-            raise UserError(
-                f"the network has {config.num_classes} classes but the {where} batches have no label: give `label`, "
-                f"class numbers{held_out}, or set model.network_args.num_classes to 0"
-            )
-        raw = "image" in found and found["image"].dtype == torch.uint8
-        return cls(names, scale, shift, config.num_classes, raw)
-
     @property
     def note(self) -> str:
         """How images are scaled, where that is not obvious; empty otherwise."""
@@ -90,21 +62,21 @@ class BatchFormat:
             return ""
         return f"images are in [0, {1 if self.scale == 2 else 255}]: they are scaled to [-1, 1]"
 
-    def read(self, batch: Any) -> dict[str, Any]:
+    def read(self, batch: object) -> Batch:
         """A batch of this loader in our form, on the host.
 
         Raises:
             UserError: for labels or values that do not fit the format.
         """
-        found = dict(batch) if isinstance(batch, Mapping) else {}
-        for name, key in self.names.items():
-            found[name] = found.pop(key) if isinstance(key, str) else batch[key]
+        parts = _parts(batch)
+        ours = {name: parts.pop(key) for name, key in self.names.items()}
+        found = cast(Batch, parts | ours)
         if "image" in found:
             found["image"] = self._scaled(found["image"])
         if self.classes:
             found["label"] = _labels(found["label"], self.classes)
         sized = ("image", "moments", "caption", *["label"] * bool(self.classes))
-        counts = {name: len(found[name]) for name in sized if found.get(name) is not None}
+        counts = {name: len(cast(Sized, found[name])) for name in sized if found.get(name) is not None}  # type: ignore[literal-required]
         if len({*counts.values()}) > 1:
             raise UserError(f"a batch holds {', '.join(f'{n} of {name}' for name, n in counts.items())}")
         return found
@@ -127,21 +99,48 @@ class BatchFormat:
         return image
 
 
-def size_of(batch: Any) -> int:
+def size_of(batch: object) -> int:
     """Samples in a batch: the length of its first tensor."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    return next((len(v) for v in values if isinstance(v, Tensor)), 0)
+    return next((len(v) for v in _parts(batch).values() if isinstance(v, Tensor)), 0)
 
 
-def _names(batch: Any, where: str) -> dict[str, str | int]:
+def _parts(batch: object) -> dict[str | int, object]:
+    """The parts of a batch by key, or by place in a tuple."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    return dict(enumerate(batch if isinstance(batch, Sequence) else [batch]))
+
+
+def format_of(batch: object, config: Config, latent: bool, where: str, sizes: Sequence[Size] = ()) -> BatchFormat:
+    """The format of a loader, from its first batch on the host.
+
+    `latent` says that images are encoded before the network sees them; `sizes` are allowed besides the network's.
+
+    Raises:
+        UserError: for what cannot be trained on, saying what was expected.
+    """
+    names, parts = _names(batch, where), _parts(batch)
+    scale, shift, raw = 1.0, 0.0, False
+    if "image" in names:
+        image = cast(Tensor, parts[names["image"]])
+        _check_shape(image, config, latent, where, (config.image_size, *sizes))
+        scale, shift = _range(image, where)
+        raw = image.dtype == torch.uint8
+    if config.num_classes and ("label" not in names or parts[names["label"]] is None):
+        held_out = ", leave validation out (data.init_args.val_split: null)" * (where == "validation")
+        raise UserError(
+            f"the network has {config.num_classes} classes but the {where} batches have no label: give `label`, "
+            f"class numbers{held_out}, or set model.network_args.num_classes to 0"
+        )
+    return BatchFormat(names, scale, shift, config.num_classes, raw)
+
+
+def _names(batch: object, where: str) -> dict[str, str | int]:
     if isinstance(batch, Tensor):
-        batch = [batch]
-    if isinstance(batch, Sequence) and not isinstance(batch, str) and 1 <= len(batch) <= 2:
+        return {"image": 0}
+    if isinstance(batch, Sequence) and 1 <= len(batch) <= 2 and isinstance(batch[0], Tensor):
         second = {} if len(batch) == 1 else {"label" if isinstance(batch[1], Tensor) else "caption": 1}
-        if isinstance(batch[0], Tensor):
-            return {"image": 0, **second}
+        return {"image": 0, **second}
     if not isinstance(batch, Mapping):
         what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sequence) else type(batch).__name__
         raise UserError(
@@ -202,7 +201,7 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _labels(label: Any, classes: int) -> Tensor:
+def _labels(label: Tensor | Sequence[object], classes: int) -> Tensor:
     if not isinstance(label, Tensor):
         label = torch.as_tensor(label) if all(isinstance(v, Integral) for v in label) else label
     expected = f"labels: expected class numbers from 0 to {classes - 1}, integers of shape (b,), got "
@@ -224,12 +223,7 @@ def _labels(label: Any, classes: int) -> Tensor:
 class BatchReader:
     """Reads the batches of every loader of a run, each in the format that its first batch decides.
 
-    Args:
-        config: of the network.
-        latent: an autoencoder stands between the images and the network.
-
-    Attributes:
-        sizes: heights and widths that images may have besides the network's: the buckets of the data.
+    `latent` says that an autoencoder stands between the images and the network; `sizes` are the buckets of the data.
     """
 
     def __init__(self, config: Config, latent: bool):
@@ -237,35 +231,30 @@ class BatchReader:
         self.sizes: tuple[Size, ...] = ()
         self._formats: dict[tuple[str, int], BatchFormat] = {}
 
-    def read(self, batch: Any, where: str, loader: int, device: torch.device) -> dict[str, Any]:
-        """A batch in our form on `device`; row ids stay on the host, which reports them.
+    def read(self, batch: object, where: str, loader: int, device: torch.device) -> Batch:
+        """A batch of a loader in our form on `device`; row ids stay on the host, which reports them.
 
-        Args:
-            batch: as the loader gives it.
-            where: "training" or "validation".
-            loader: number of the loader there.
-            device: where the tensors go.
+        `where` is "training" or "validation", `loader` the number of the loader there.
         """
         known = self._formats.get((where, loader))
         if known is None:
-            known = self._formats[where, loader] = BatchFormat.of(batch, self.config, self.latent, where, self.sizes)
+            known = self._formats[where, loader] = format_of(batch, self.config, self.latent, where, self.sizes)
             if known.note:
-                rank_zero_only(print)(f"{where} {known.note}")
+                say(f"{where} {known.note}")
         moved = {
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in ("index", "id") else v
             for k, v in known.read(batch).items()
         }
-        return {**moved, "places": rng.places(moved["index"], device)} if "index" in moved else moved
+        found = cast(Batch, moved)
+        if "index" in found:
+            found["places"] = rng.places(found["index"], device)
+        return found
 
 
 def check_data_fits(data: object, config: Config, name: str, latent: bool) -> None:
     """Raise if a data module gives other classes or images of another size than the network expects.
 
-    Args:
-        data: the data module; None, and what it does not say, pass.
-        config: of the network.
-        name: of the network, for messages.
-        latent: an autoencoder stands between the images and the network.
+    What the data does not say passes. `name` is that of the network, for messages.
     """
     classes = getattr(data, "num_classes", 0) or 0
     if config.num_classes and classes > config.num_classes:

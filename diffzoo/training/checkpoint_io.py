@@ -30,6 +30,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map
 
+from diffzoo.errors import causes
+
 __all__ = ["BackgroundCheckpointIO"]
 
 
@@ -76,18 +78,10 @@ def _write(checkpoint: Mapping[str, object], path: Path, parent: int | None = No
 
 def _disk_error(error: BaseException) -> OSError | None:
     """The disk's complaint behind an exception; torch's writer wraps it, or reports a short write of its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
     text = str(error)
-    if "PytorchStreamWriter" in text or "unexpected pos" in text:
-        return OSError(errno.EIO, text.splitlines()[0])
-    return None
-
-
-_KILLED = json.dumps({"errno": str(errno.EIO), "text": "the process that wrote it was killed"})
+    short = "PytorchStreamWriter" in text or "unexpected pos" in text
+    own = OSError(errno.EIO, text.splitlines()[0]) if short else None
+    return next((e for e in causes(error) if isinstance(e, OSError)), own)
 
 
 class _Child:
@@ -132,7 +126,9 @@ class _Child:
         with os.fdopen(self._pipe, "rb") as file:
             text = file.read()
         os.waitpid(self._pid, 0)
-        answer: dict[str, str] = json.loads(text or _KILLED)
+        if not text:
+            raise OSError(errno.EIO, "the process that wrote it was killed")
+        answer: dict[str, str] = json.loads(text)
         if "failed" in answer:
             raise RuntimeError(f"the checkpoint cannot be written: {answer['failed']}")
         if "errno" in answer:

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -30,7 +31,7 @@ from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.runs import Run, checksum_file, checksum_lines, list_checkpoints, step_of
 from diffzoo.training.checkpoint_io import BackgroundCheckpointIO
-from diffzoo.training.steps import StepCallback
+from diffzoo.training.steps import StepCallback, is_trial
 
 __all__ = ["Checkpointing", "Preempted"]
 
@@ -80,14 +81,14 @@ class Checkpointing(StepCallback, Checkpoint):
         self._io: BackgroundCheckpointIO | None = None
         self._finishing: threading.Thread | None = None  # of the checkpoint that is being written
         self._sharing: threading.Thread | None = None  # the same, until an optimizer step has waited for it
-        self._agreement: Any = None
+        self._agreement: torch.distributed.ProcessGroup | None = None
         self._saved_step = -1
         self._failed = False  # whether the disk refused the last one
         self._error: Exception | None = None
         self._saved_time = time.monotonic()
         self._signal = 0
         self._between_batches = False
-        self._replaced: dict[int, Any] = {}
+        self._replaced: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._process = os.getpid()
 
     # -- hooks
@@ -110,7 +111,7 @@ class Checkpointing(StepCallback, Checkpoint):
             _remove_leftovers(self.folder(trainer))
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._between_batches = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -121,8 +122,8 @@ class Checkpointing(StepCallback, Checkpoint):
         if writer is not None:
             writer.join(PATIENCE)
 
-    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _is_trial(trainer):
+    def after_step(self, trainer: Trainer, module: LightningModule) -> None:
+        if is_trial(trainer):
             return
         received, due = self._agree(self._signal, self._is_due(trainer))
         if received or due:
@@ -130,13 +131,13 @@ class Checkpointing(StepCallback, Checkpoint):
         if received:
             self._leave(trainer, received)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self._between_batches = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._between_batches = False
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         if trainer.sanity_checking or not self._replaced:
             return
         received, _ = self._agree(self._signal, False)
@@ -144,7 +145,7 @@ class Checkpointing(StepCallback, Checkpoint):
             raise StopIteration
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _is_trial(trainer) and self._saved_step != trainer.global_step:
+        if not is_trial(trainer) and self._saved_step != trainer.global_step:
             self.save(trainer)
         self._wait()
         self._stop_listening()
@@ -155,7 +156,7 @@ class Checkpointing(StepCallback, Checkpoint):
             self._wait()
         # The data failed. With several processes the others are waiting in a step by now: nothing can be saved.
         failed = self._between_batches and isinstance(exception, UserError) and trainer.world_size == 1
-        if failed and not _is_trial(trainer) and trainer.global_step not in (0, self._saved_step):
+        if failed and not is_trial(trainer) and trainer.global_step not in (0, self._saved_step):
             _forget_unfinished_step(trainer)
             path = self.save(trainer)
             if path is not None:
@@ -301,18 +302,12 @@ class Checkpointing(StepCallback, Checkpoint):
         raise Preempted(128 + received)
 
 
-def _is_trial(trainer: Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))
-
-
-def _cluster(trainer: Trainer) -> Any:
+def _cluster(trainer: Trainer) -> ClusterEnvironment | None:
     """What started the processes; the strategy of one device does not know it."""
     return trainer._accelerator_connector.cluster_environment
 
 
 def _requeues(trainer: Trainer, received: int) -> bool:
-    from lightning.fabric.plugins.environments import SLURMEnvironment
-
     environment = _cluster(trainer)
     return (
         isinstance(environment, SLURMEnvironment)

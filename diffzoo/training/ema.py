@@ -14,11 +14,11 @@ stay as they are (frozen, integer) need no EMA. With FSDP2 every rank averages i
 the shards are gathered when a checkpoint or a snapshot is written.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -38,11 +38,18 @@ from diffzoo.training.sharding import (
     shard_of,
     whole_tensor,
 )
-from diffzoo.training.steps import StepCallback
+from diffzoo.training.steps import StepCallback, callback_of
 
 __all__ = ["CHECKPOINT_KEY", "EMA", "averaged"]
 
 CHECKPOINT_KEY = "diffzoo_averages"
+
+
+class _Stored(TypedDict):
+    """What a checkpoint holds: number of updates, and tensors by name, for each label."""
+
+    updates: dict[str, int]
+    averages: dict[str, dict[str, Tensor]]
 
 
 @contextmanager
@@ -53,8 +60,7 @@ def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[N
         pl_module: the module with the network.
         label: which EMA; default: the first.
     """
-    trainer = pl_module._trainer
-    keeper = next((c for c in trainer.callbacks if isinstance(c, EMA)), None) if trainer else None  # type: ignore[attr-defined]
+    keeper = callback_of(pl_module._trainer, EMA) if pl_module._trainer else None
     if keeper is None:
         yield
         return
@@ -114,10 +120,10 @@ class EMA(StepCallback):
         self.averages: dict[str, dict[str, Tensor]] = {}
         self.updates = dict.fromkeys(self.labels, 0)
         self._sources: dict[str, Tensor] = {}
-        self._loaded: dict[str, Any] | None = None
+        self._loaded: _Stored | None = None
         self._raw: dict[str, Tensor] = {}  # the weights themselves while an average stands in for them
         self._inside: str | None = None
-        self._validation: Any = None
+        self._validation: AbstractContextManager[None] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -146,14 +152,12 @@ class EMA(StepCallback):
             if not self._sources:
                 raise UserError("the network has no trainable parameters: an EMA has nothing to average")
         if not self.averages:
-            self.averages = {label: self._fresh() for label in self.labels}
+            now = {n: local_part(p.detach()) for n, p in self._sources.items()}
+            wide = {n: torch.promote_types(p.dtype, torch.float32) for n, p in now.items()}
+            self.averages = {label: {n: p.to(wide[n], copy=True) for n, p in now.items()} for label in self.labels}
         if self._loaded is not None:
             self._restore(self._loaded)
             self._loaded = None
-
-    @torch.no_grad()
-    def _fresh(self) -> dict[str, Tensor]:
-        return {n: local_part(p).to(_wide(p.dtype), copy=True) for n, p in self._sources.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -173,7 +177,7 @@ class EMA(StepCallback):
         if trainer.is_global_zero and self.stds:
             _set_aside(self._place(trainer), self._step)
 
-    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def after_step(self, trainer: Trainer, module: LightningModule) -> None:
         self.update()
         if self.stds and self._step % self.snapshot_every == 0:
             self.write_snapshots(trainer)
@@ -249,13 +253,11 @@ class EMA(StepCallback):
 
     # -- storing
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         self.prepare(pl_module)
-        checkpoint[CHECKPOINT_KEY] = {
-            "updates": dict(self.updates),
-            "averages": {label: self._gather(label, move=False) for label in self.labels},
-        }
-        state = checkpoint["state_dict"]
+        averages = {label: self._gather(label, move=False) for label in self.labels}
+        checkpoint[CHECKPOINT_KEY] = _Stored(updates=dict(self.updates), averages=averages)
+        state = cast(dict[str, Tensor], checkpoint["state_dict"])
         for key in [k for k in state if k.startswith("network.")] if self._raw else []:
             # saved inside `averaged`: the checkpoint still gets the weights themselves
             name = clean_name(key.removeprefix("network."))
@@ -263,30 +265,22 @@ class EMA(StepCallback):
                 raw, source = self._raw[name], self._sources[name]
                 state[key] = part_of_whole(raw, source) if is_sharded(state[key]) else whole_tensor(raw, source)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._loaded = checkpoint.get(CHECKPOINT_KEY)
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
+        self._loaded = cast(_Stored | None, checkpoint.get(CHECKPOINT_KEY))
         if self._loaded is None:
             rank_zero_warn("the checkpoint holds no EMA of the weights: it starts from the weights")
 
     @torch.no_grad()
-    def _restore(self, state: dict[str, Any]) -> None:
-        held = state["averages"]
+    def _restore(self, stored: _Stored) -> None:
         for label in self.labels:
-            if label not in held:
-                _check_late_start(label, label in self.stds, state)
+            held = stored["averages"].get(label)
+            if held is None:
+                _check_late_start(label, label in self.stds, stored)
                 continue
-            theirs = {name: value.shape for name, value in held[label].items()}
-            ours = {name: source.shape for name, source in self._sources.items()}
-            for name in sorted(theirs | ours):
-                if theirs.get(name) != ours.get(name):
-                    there, here = (tuple(s[name]) if name in s else "nothing" for s in (theirs, ours))
-                    raise UserError(
-                        f"the EMA {label} of the checkpoint does not fit this network: {name!r} has shape {there} "
-                        f"there and {here} here; is it of another architecture, or were other parameters frozen?"
-                    )
+            _check_shapes(label, held, self._sources)
             for name, source in self._sources.items():
-                self.averages[label][name].copy_(shard_of(held[label][name], source))
-            self.updates[label] = int(state["updates"][label])
+                self.averages[label][name].copy_(shard_of(held[name], source))
+            self.updates[label] = int(stored["updates"][label])
 
     def _gather(self, label: str, move: bool = True) -> dict[str, Tensor]:
         """One EMA as whole tensors; those of shards come to the CPU of rank 0, and are empty elsewhere."""
@@ -319,8 +313,18 @@ def _set_aside(folder: Path, step: int) -> None:
         rank_zero_info(f"moved {len(late)} snapshots from after step {step} to {folder / 'stale'}")
 
 
-def _check_late_start(label: str, power: bool, state: dict[str, Any]) -> None:
-    others = [v for k, v in state["updates"].items() if k.startswith("power_")]
+def _check_shapes(label: str, held: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    for name in sorted({*held, *sources}):
+        there, here = (tuple(tensors[name].shape) if name in tensors else "nothing" for tensors in (held, sources))
+        if there != here:
+            raise UserError(
+                f"the EMA {label} of the checkpoint does not fit this network: {name!r} has shape {there} there and "
+                f"{here} here; is it of another architecture, or were other parameters frozen?"
+            )
+
+
+def _check_late_start(label: str, power: bool, stored: _Stored) -> None:
+    others = [v for k, v in stored["updates"].items() if k.startswith("power_")]
     if power and any(others):
         raise UserError(
             f"{label} was not kept from the start of this run, so it cannot begin now: leave its width out of "
@@ -333,10 +337,6 @@ def _network(pl_module: LightningModule) -> nn.Module:
     network = pl_module.network
     assert isinstance(network, nn.Module)
     return network
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _network_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -3,11 +3,11 @@
 What then trains, and at which learning rate, is in `freezing.py` and `lora.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from diffzoo.errors import UserError
 from diffzoo.factory import create_model
@@ -15,16 +15,15 @@ from diffzoo.models.base import Network
 from diffzoo.process import DiscreteBetas, GaussianProcess, Shifted
 from diffzoo.sizes import as_size, mean_side, size_text
 from diffzoo.training.lora import LoRA
+from diffzoo.training.steps import say
 from diffzoo.zoo.adapt import copy_classes
 from diffzoo.zoo.loading import locate
 from diffzoo.zoo.metadata import metadata_of
 
 __all__ = ["build_network", "check_process", "shifted", "start"]
 
-_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
 
-
-def build_network(network: Network | str, overrides: dict[str, Any] | None, weights: str | None) -> Network:
+def build_network(network: Network | str, overrides: Mapping[str, Any] | None, weights: str | None) -> Network:
     """The network that trains, in training mode.
 
     Args:
@@ -49,7 +48,7 @@ def build_network(network: Network | str, overrides: dict[str, Any] | None, weig
 
 
 def start(
-    network: Network, weights: str | None, classes: str | None, lora: LoRA | None, class_names: Sequence[str]
+    network: Network, weights: str | None, classes: object, lora: LoRA | None, class_names: Sequence[str]
 ) -> None:
     """Check that there are weights where the recipe speaks of them; copy the rows of classes that they know by name.
 
@@ -71,7 +70,7 @@ def start(
         )
     if classes == "copy" and class_names:
         same = copy_classes(network, locate(str(weights)), class_names)
-        _say(f"classes that start from their own weights: {', '.join(same) or 'none'}")
+        say(f"classes that start from their own weights: {', '.join(same) or 'none'}")
 
 
 def check_process(network: Network, process: GaussianProcess, weights: str) -> None:
@@ -101,5 +100,5 @@ def shifted(process: GaussianProcess, network: Network) -> GaussianProcess:
         raise UserError("a table of betas cannot be shifted to another resolution: state a continuous schedule")
     old, new = as_size(size), network.config.image_size
     schedule = Shifted(process.schedule, from_resolution=mean_side(old), to_resolution=mean_side(new))
-    _say(f"schedule shifted from {size_text(old)} to {size_text(new)} px: {schedule.shift:+.3f} log-SNR")
+    say(f"schedule shifted from {size_text(old)} to {size_text(new)} px: {schedule.shift:+.3f} log-SNR")
     return replace(process, schedule=schedule)

@@ -1,15 +1,12 @@
 """The frozen encoders beside a network that trains: the autoencoder of latents and the encoder of captions."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from diffzoo.encoders.autoencoder import Autoencoder
 from diffzoo.encoders.text import TextEncoder
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
-from diffzoo.typing import Mask, Tokens
+from diffzoo.typing import Batch, Mask, Tokens
 
 __all__ = ["encoded_text", "prepare"]
 
@@ -26,7 +23,7 @@ def prepare(
         tell(text_encoder.null(1)[0].to(device))
 
 
-def encoded_text(batch: Mapping[str, Any], encoder: TextEncoder, device: torch.device) -> tuple[Tokens, Mask]:
+def encoded_text(batch: Batch, encoder: TextEncoder, device: torch.device) -> tuple[Tokens, Mask]:
     """Encoded captions of a batch and their mask, as cached or encoded now.
 
     Raises:

@@ -9,6 +9,7 @@ what happened every few steps. Other optimizers are kept from stepping by the ho
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 from diffzoo.errors import UserError
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.gradients import gradient_norm, release, steps_on_device
-from diffzoo.training.steps import StepCallback
+from diffzoo.training.steps import StepCallback, callback_of
 
 __all__ = ["GradientGuard"]
 
@@ -63,7 +64,7 @@ class GradientGuard(StepCallback):
         self._in_a_row = self._steps = 0
         self._mean: Tensor | None = None
         self._verdicts: list[tuple[int, Tensor, Tensor]] = []  # since the last look: step, bad, norm
-        self._ids: deque[tuple[int, list[Any]]] = deque(maxlen=4096)
+        self._ids: deque[tuple[int, list[object]]] = deque(maxlen=4096)
         self._flagged: list[Optimizer] = []
 
     # -- the verdict
@@ -98,23 +99,23 @@ class GradientGuard(StepCallback):
     # -- what came of it
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._ids.append((self._step, list(getattr(pl_module, "last_ids", None) or [])))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def after_step(self, trainer: Trainer, module: LightningModule) -> None:
         for optimizer in self._flagged:
             release(optimizer)
         self._flagged = []
-        interval = self.check_every if pl_module.device.type != "cpu" else 1
+        interval = self.check_every if module.device.type != "cpu" else 1
         if self._step % interval == 0 or len(self._verdicts) >= interval:
-            self.look(trainer, pl_module)
+            self.look(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.look(trainer, pl_module)
+        self.look(trainer)
 
-    def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def look(self, trainer: Trainer) -> None:
         """Read the verdicts since the last look; warn, count or stop."""
         verdicts, self._verdicts = self._verdicts, []
         if not verdicts:
@@ -135,10 +136,10 @@ class GradientGuard(StepCallback):
     def _stop(self, trainer: Trainer, step: int, norm: float) -> None:
         ids = self._ids_of(step)
         if trainer.world_size > 1 and torch.distributed.is_initialized():
-            gathered: list[Any] = [None] * trainer.world_size
+            gathered: list[list[object]] = [[]] * trainer.world_size
             torch.distributed.all_gather_object(gathered, ids)
             ids = [i for part in gathered for i in part]
-        keeper = next((c for c in trainer.callbacks if isinstance(c, Checkpointing)), None)  # type: ignore[attr-defined]
+        keeper = callback_of(trainer, Checkpointing)
         saved = keeper.save(trainer) if keeper is not None else None
         where = f"the last good weights are in {saved}" if saved else "the weights are the last good ones"
         many = f", number {self._in_a_row} in a row that is bad" if self._in_a_row > 1 else ""
@@ -147,28 +148,24 @@ class GradientGuard(StepCallback):
             f"{_list(ids)}. Look at these samples, lower the learning rate, or train in bf16-mixed instead of 16-mixed"
         )
 
-    def _ids_of(self, step: int) -> list[Any]:
+    def _ids_of(self, step: int) -> list[object]:
         return [i for s, ids in self._ids if s == step for i in ids]
 
     # -- exact resume
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "skipped": self.skipped,
-            "steps": self._steps,
-            "in_a_row": self._in_a_row,
-            "mean": None if self._mean is None else self._mean.cpu(),
-        }
+    def state_dict(self) -> dict[str, object]:
+        mean = None if self._mean is None else self._mean.cpu()
+        return {"skipped": self.skipped, "steps": self._steps, "in_a_row": self._in_a_row, "mean": mean}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self._steps = state_dict["skipped"], state_dict["steps"]
         self._in_a_row, self._mean = state_dict["in_a_row"], state_dict["mean"]
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         self._verdicts = []
 
 
-def _list(ids: list[Any], limit: int = 64) -> str:
+def _list(ids: Sequence[object], limit: int = 64) -> str:
     if not ids:
         return "unknown (the data has no ids)"
     shown = ", ".join(str(i) for i in ids[:limit])

@@ -5,11 +5,10 @@ were held out turns before that, so training stops there and its best weights ar
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from diffzoo.cache import explain_disk
@@ -21,10 +20,14 @@ from diffzoo.evaluation.run import load_networks
 from diffzoo.images import Rounding, to_uint8
 from diffzoo.training.image_metrics import ImageMetrics
 from diffzoo.training.optional_files import write_or_warn
+from diffzoo.training.steps import data_of, ended, is_trial, say
+
+if TYPE_CHECKING:
+    from diffzoo.data import ImageDataModule
+    from diffzoo.training.module import DiffusionModule
 
 __all__ = ["HeldOutDistance", "MemorisationReport"]
 
-_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
 LIMIT_BYTES = 4 * 2**30  # of training images that a report looks at
 
 
@@ -61,9 +64,8 @@ class HeldOutDistance(ImageMetrics):
         weights: dict[str, str] | None = None,
         rounding: Rounding = "round",
     ):
-        super().__init__(
-            "", [metric], every_n_steps, n or 2, steps, guidance, batch_size, average, weights, rounding
-        )  # fmt: skip
+        more = steps, guidance, batch_size, average, weights, rounding
+        super().__init__("", [metric], every_n_steps, n or 2, *more)
         if not metric_of(metric).kind.startswith("frechet"):
             raise UserError(f"HeldOutDistance stops by a Fréchet distance, which {metric} is not: use fid or fdd")
         if every_n_steps < 1 or (patience is not None and patience < 1):
@@ -77,30 +79,29 @@ class HeldOutDistance(ImageMetrics):
         """The reference is made when training starts."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._opened is not None or getattr(trainer, "fast_dev_run", False):
+        if self._opened is not None or is_trial(trainer):
             return
         path = Path(trainer.default_root_dir) / "held_out.npz"
         if trainer.is_global_zero:
-            data = _data(trainer)
             networks = load_networks(self.metrics, self.weights, str(pl_module.device))
             with explain_disk(path):
-                make_reference(data.one_pass("validation"), list(networks.values()), path, keep=0)
+                make_reference(_data(trainer).one_pass("validation"), list(networks.values()), path, keep=0)
         trainer.strategy.barrier("diffzoo.held_out")
         self.reference = str(path)
         super().setup(trainer, pl_module, "fit")
         if self._counts_n:
             self.n = max(2, len(_data(trainer).val_source))
 
-    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def after_step(self, trainer: L.Trainer, module: "DiffusionModule") -> None:
         step = trainer.global_step
         if step % self.every_n_steps or self._opened is None:
             return
-        value = self.measure(trainer, pl_module)[self.metric]
+        value = self.measure(trainer, module)[self.metric]
         for logger in trainer.loggers:  # at every measurement, whatever log_every_n_steps says
             logger.log_metrics({f"eval/{self.metric}": value}, step)
-        self.judge(trainer, pl_module, value)
+        self.judge(trainer, module, value)
 
-    def judge(self, trainer: Any, module: Any, value: float) -> None:
+    def judge(self, trainer: L.Trainer, module: "DiffusionModule", value: float) -> None:
         """Keep the weights if they are the best so far; stop if they have not been for too long."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir) / "best"
         if value < self.best * (1 - self.min_delta):
@@ -111,18 +112,13 @@ class HeldOutDistance(ImageMetrics):
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
             where = f"are in {folder}" if self.best_kept else "could not be written"
-            _say(
+            say(
                 f"stopped at step {step}: the held-out {self.metric} has been no better than {self.best:.4g}, that of "
                 f"step {self.best_step}, for {self.waited} measurements; the weights of that step {where}"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "best": self.best,
-            "best_step": self.best_step,
-            "waited": self.waited,
-            "best_kept": self.best_kept,
-        }
+    def state_dict(self) -> dict[str, object]:
+        return {k: getattr(self, k) for k in ("best", "best_step", "waited", "best_kept")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step, self.waited = (state_dict[k] for k in ("best", "best_step", "waited"))
@@ -173,9 +169,9 @@ class MemorisationReport(ImageMetrics):
             load_networks(self.metrics, self.weights)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if getattr(trainer, "fast_dev_run", False) or trainer.interrupted:
+        if not ended(trainer):
             return
-        sampled = self.sample(trainer, pl_module)
+        sampled = self.sample(trainer, cast("DiffusionModule", pl_module))
         if not trainer.is_global_zero:
             return
         training = _Tensors(_training_images(_data(trainer)))
@@ -186,11 +182,11 @@ class MemorisationReport(ImageMetrics):
                 _Tensors(sampled), training, self.network, folder,
                 weights=self.network_weights, pairs=self.pairs, device=str(pl_module.device),
             )  # fmt: skip
-            _say(found.summary())
+            say(found.summary())
 
         write_or_warn(folder / "memorisation.json", write)
 
-    def sample(self, trainer: L.Trainer, module: Any) -> Tensor:
+    def sample(self, trainer: L.Trainer, module: "DiffusionModule") -> Tensor:
         """The images, raw pixels `(n, 3, h, w)` on the CPU; every rank samples them all, as sharded networks need."""
         with self._planned(trainer, module) as planned:
             starts = range(0, self.n, self.batch_size)
@@ -198,14 +194,14 @@ class MemorisationReport(ImageMetrics):
         return torch.cat([to_uint8(p, self.rounding) for p in parts])
 
 
-def _data(trainer: Any) -> Any:
-    data = trainer.datamodule
+def _data(trainer: L.Trainer) -> "ImageDataModule":
+    data = data_of(trainer)
     if not hasattr(data, "one_pass"):
         raise UserError(f"{type(data).__name__} cannot show its images one by one: use a data module of diffzoo")
-    return data
+    return cast("ImageDataModule", data)
 
 
-def _training_images(data: Any) -> Tensor:
+def _training_images(data: "ImageDataModule") -> Tensor:
     """The training images as raw pixels, as many as fit."""
     parts: list[Tensor] = []
     size = 0
@@ -215,6 +211,6 @@ def _training_images(data: Any) -> Tensor:
         parts.append(batch["image"].cpu())
         size += parts[-1].nbytes
         if size > LIMIT_BYTES:
-            _say(f"the report on copies looks at the first {sum(map(len, parts))} training images alone")
+            say(f"the report on copies looks at the first {sum(map(len, parts))} training images alone")
             break
     return torch.cat(parts)

@@ -1,9 +1,9 @@
 """FID and its relatives during training, on the EMA weights, with every rank at work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as L
 import torch
@@ -16,10 +16,14 @@ from diffzoo.evaluation.reference import Reference
 from diffzoo.evaluation.run import load_networks
 from diffzoo.generation import PlannedImages, SamplePlan
 from diffzoo.images import Rounding, to_uint8
+from diffzoo.metrics.features import FeatureNetwork
 from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
 from diffzoo.sampling import Guidance
 from diffzoo.training.previews import sampling_from
-from diffzoo.training.steps import StepCallback, ended
+from diffzoo.training.steps import StepCallback, data_of, ended
+
+if TYPE_CHECKING:
+    from diffzoo.training.module import DiffusionModule
 
 __all__ = ["ImageMetrics"]
 
@@ -78,23 +82,23 @@ class ImageMetrics(StepCallback):
         if stage == "fit":
             self._opened = Reference.open(self.reference)
 
-    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def after_step(self, trainer: L.Trainer, module: "DiffusionModule") -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            values = self.measure(trainer, pl_module)
-            pl_module.log_dict({f"eval/{k}": v for k, v in values.items()}, on_step=True, on_epoch=False)
+            values = self.measure(trainer, module)
+            module.log_dict({f"eval/{k}": v for k, v in values.items()}, on_step=True, on_epoch=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.every_n_steps and ended(trainer):
-            values = self.measure(trainer, pl_module)
+            values = self.measure(trainer, cast("DiffusionModule", pl_module))
             for logger in trainer.loggers:
                 logger.log_metrics({f"eval/{k}": v for k, v in values.items()}, trainer.global_step)
 
-    def measure(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+    def measure(self, trainer: L.Trainer, module: "DiffusionModule") -> dict[str, float]:
         """The values now; every rank must call it, and every rank gets the same."""
         device = str(module.device)
         networks = load_networks(self.metrics, self.weights, device)
         reference = self._opened or Reference.open(self.reference)
-        states = {name: self._state(name, networks, reference).to(device) for name in self.metrics}
+        states = {name: _state(name, networks, reference).to(device) for name in self.metrics}
         for pixels in self._images(trainer, module):
             with torch.no_grad():
                 layers = {name: network(pixels) for name, network in networks.items()}
@@ -103,16 +107,7 @@ class ImageMetrics(StepCallback):
                 state.update(layers[metric.network][metric.layer])
         return {name: float(state.compute()) for name, state in states.items()}
 
-    @staticmethod
-    def _state(name: str, networks: Any, reference: Reference) -> Any:
-        metric = metric_of(name)
-        network = networks[metric.network]
-        require_layer(metric, network)
-        if metric.kind == "inception-score":
-            return InceptionScore(network.dims[metric.layer])
-        return FrechetDistance(*reference.statistics(network, metric.layer))
-
-    def _images(self, trainer: L.Trainer, module: Any) -> Iterator[Tensor]:
+    def _images(self, trainer: L.Trainer, module: "DiffusionModule") -> Iterator[Tensor]:
         """This rank's share of the images, as raw pixels."""
         starts = range(0, self.n, self.batch_size)
         world, rank = trainer.world_size, trainer.global_rank
@@ -126,14 +121,13 @@ class ImageMetrics(StepCallback):
                     yield to_uint8(images, self.rounding, start)
 
     @contextmanager
-    def _planned(self, trainer: L.Trainer, module: Any) -> Iterator[PlannedImages]:
+    def _planned(self, trainer: L.Trainer, module: "DiffusionModule") -> Iterator[PlannedImages]:
         """The images of the module, with EMA weights for the length of the block."""
         config = module.network.config
         sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
         captions: list[str] = []
         if module.text_encoder is not None:  # those held out, over and over
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            held_out = [c for batch in data.val_dataloader() for c in batch["caption"]]
+            held_out = [c for batch in data_of(trainer).val_dataloader() for c in batch["caption"]]
             captions = [held_out[i % len(held_out)] for i in range(self.n)]
         plan = SamplePlan(
             model="in training",
@@ -145,3 +139,12 @@ class ImageMetrics(StepCallback):
         )
         with sampling_from(module, self.average) as generator:
             yield PlannedImages(generator, plan, captions)
+
+
+def _state(name: str, networks: Mapping[str, FeatureNetwork], reference: Reference) -> InceptionScore | FrechetDistance:
+    metric = metric_of(name)
+    network = networks[metric.network]
+    require_layer(metric, network)
+    if metric.kind == "inception-score":
+        return InceptionScore(network.dims[metric.layer])
+    return FrechetDistance(*reference.statistics(network, metric.layer))

@@ -6,11 +6,11 @@ in `diffzoo.process`. Starting from weights is in `fine_tuning.py`, the checks o
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as L
 import torch
 from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,9 +33,9 @@ from diffzoo.training.host_memory import keep_freed_memory
 from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.optimizers import OptimizerFactory, SchedulerFactory, network_optimizer, with_scheduler
 from diffzoo.training.optional_files import write_or_warn
-from diffzoo.training.sharding import shard
-from diffzoo.training.steps import ended
-from diffzoo.typing import Condition, Data, Images, PerSample
+from diffzoo.training.sharding import is_sharded, shard
+from diffzoo.training.steps import callback_of, ended
+from diffzoo.typing import Batch, Condition, Data, Images, PerSample
 from diffzoo.zoo.loading import base_of
 from diffzoo.zoo.metadata import Metadata
 
@@ -87,7 +87,7 @@ class DiffusionModule(L.LightningModule):
 
     # -- Algorithm 1
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Float[Tensor, ""]:
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Loss of a batch: sample times and noise, diffuse, predict, weigh."""
         index, places = self._index(batch, batch_idx)
         x = self.clean(batch, places)
@@ -126,7 +126,7 @@ class DiffusionModule(L.LightningModule):
         step = StepOutputs(network, self.process, x, eps, t, level, outputs[-1], tokens, images)
         return with_terms(loss, self.extra_losses, step)
 
-    def clean(self, batch: dict[str, Any], places: rng.Places) -> Data:
+    def clean(self, batch: Batch, places: rng.Places) -> Data:
         """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
         if "moments" in batch:
             mean, std = batch["moments"].float().chunk(2, dim=1)
@@ -139,7 +139,7 @@ class DiffusionModule(L.LightningModule):
                 mean, std = self.autoencoder.encode(images)
         return mean + std * rng.normal("latent", self.seed, places, mean.shape[1:], self.device)
 
-    def condition(self, batch: dict[str, Any], places: rng.Places | None) -> Condition | None:
+    def condition(self, batch: Batch, places: rng.Places | None) -> Condition | None:
         """Class or text of a batch; with `places`, some are dropped, here and nowhere else."""
         label = batch.get("label") if self.network.config.num_classes else None
         text = mask = None
@@ -158,12 +158,12 @@ class DiffusionModule(L.LightningModule):
         u = rng.times(self.seed, places, self.device)
         return u if self.time_density is None else self.time_density.times(self.process, u)
 
-    def _images(self, batch: dict[str, Any]) -> Images | None:
+    def _images(self, batch: Batch) -> Images | None:
         """The images of a batch in [-1, 1], for the terms of the loss that look at them."""
         images = batch.get("image") if self.extra_losses else None
         return to_float(images) if images is not None and images.dtype == torch.uint8 else images
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
         index = batch["id"] if "id" in batch else self._consecutive(batch, batch_idx)
         places = rng.places(index, self.device)
@@ -177,12 +177,12 @@ class DiffusionModule(L.LightningModule):
 
     # -- which sample gets which noise
 
-    def _index(self, batch: dict[str, Any], batch_idx: int) -> tuple[rng.Places, Int[Tensor, " b"]]:
+    def _index(self, batch: Batch, batch_idx: int) -> tuple[rng.Places, Int[Tensor, " b"]]:
         """Place of each sample in the global stream, on the host and on the device.
 
         Batches that do not say get consecutive places.
         """
-        again: Any = getattr(self._trainer, "overfit_batches", 0)
+        again = getattr(self._trainer, "overfit_batches", 0)
         if "index" in batch and not again:  # batches that come again get new noise each time
             places = batch.get("places")
             return batch["index"], rng.places(batch["index"], self.device) if places is None else places
@@ -190,7 +190,7 @@ class DiffusionModule(L.LightningModule):
         index = self._consecutive(batch, self.global_step * accumulate + batch_idx % accumulate)
         return index, rng.places(index, self.device)
 
-    def _consecutive(self, batch: dict[str, Any], number: int) -> range:
+    def _consecutive(self, batch: Batch, number: int) -> range:
         """Consecutive places for the samples of batch `number`, over all ranks."""
         n = size_of(batch)
         start = (number * self.trainer.world_size + self.global_rank) * n
@@ -201,7 +201,7 @@ class DiffusionModule(L.LightningModule):
     def __init__(
         self,
         network: Network | str,
-        network_args: dict[str, Any] | None = None,
+        network_args: dict[str, object] | None = None,
         weights: str | None = None,
         shift_schedule: bool = False,
         freeze: str | list[str] | None = None,
@@ -215,7 +215,7 @@ class DiffusionModule(L.LightningModule):
         loss_coefficients: list[float] | None = None,
         condition_dropout: float = 0.1,
         sampler: Sampler = DDIM(),  # noqa: B008  frozen
-        guidance: dict[str, Any] | Guidance | None = None,
+        guidance: dict[str, object] | Guidance | None = None,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         autoencoder: Autoencoder | None = None,
@@ -275,7 +275,7 @@ class DiffusionModule(L.LightningModule):
 
     # -- around a step
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
         """Hand the loss to callbacks that watch it; `TrainingLog` writes it."""
         for optimizer in self.trainer.optimizers:
             release(optimizer)
@@ -283,12 +283,12 @@ class DiffusionModule(L.LightningModule):
             loss = self.last_losses[1]
             self.log("train/loss", loss.mean(), logger=False, on_step=True, on_epoch=True, batch_size=len(loss))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> dict[str, Any]:
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> Batch:
         """Bring a batch of any loader into our form (`batch_format`) and move it."""
         where = "training" if self._trainer is None or self._trainer.training else "validation"
         return self._reader.read(batch, where, dataloader_idx, device)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the network alone, with the family's own no-decay groups."""
         decay, resumed = self.layer_decay, self.resumed
         shares = None if decay is None else freezing.learning_rate_shares(self.network, decay)
@@ -307,11 +307,11 @@ class DiffusionModule(L.LightningModule):
         """Clip by the norm that `GradientGuard` has just taken; by value, and in shards, as Lightning does."""
         if not gradient_clip_val:
             return
-        sharded = any(hasattr(p, "device_mesh") for p in self.network.parameters())
+        sharded = any(map(is_sharded, self.network.parameters()))
         if sharded or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        guard = next((c for c in self.trainer.callbacks if isinstance(c, GradientGuard)), None)  # type: ignore[attr-defined]
+        guard = callback_of(self.trainer, GradientGuard)
         inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
         norm = guard.last_norm if guard is not None else gradient_norm(inner)
         if norm is not None:
@@ -352,11 +352,11 @@ class DiffusionModule(L.LightningModule):
         """What is known about the weights that this run makes."""
         return run_record.run_metadata(self)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Add all that is needed to rebuild the model without its recipe (`diffzoo.zoo.load_any`)."""
         run_record.complete(self, checkpoint)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Check that the checkpoint belongs to this run."""
         resume.check_checkpoint(self, checkpoint)
 

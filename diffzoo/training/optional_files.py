@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from diffzoo.cache import system_error
+from diffzoo.errors import causes
 
 __all__ = ["write_or_warn"]
 
@@ -29,7 +30,7 @@ def write_or_warn(path: Path, write: Callable[[], object]) -> bool:
     try:
         write()
     except Exception as error:
-        number = _system_error(error)
+        number = next((n for e in causes(error) if (n := system_error(e)) is not None), None)
         if number is None:
             raise
         if path not in _told:
@@ -37,13 +38,3 @@ def write_or_warn(path: Path, write: Callable[[], object]) -> bool:
             rank_zero_warn(f"{path} could not be written ({os.strerror(number)}): training goes on without it")
         return False
     return True
-
-
-def _system_error(error: Exception) -> int | None:
-    """The number of the system's error, which others may be wrapped around; None if there is none."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, Exception) and (number := system_error(seen)) is not None:
-            return number
-        seen = seen.__cause__ or seen.__context__
-    return None

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as L
 import torch
@@ -20,8 +20,12 @@ from diffzoo.images import make_grid, save_image, to_uint8
 from diffzoo.sampling import Guidance
 from diffzoo.training.ema import averaged
 from diffzoo.training.optional_files import write_or_warn
-from diffzoo.training.steps import StepCallback, ended
+from diffzoo.training.sharding import is_sharded
+from diffzoo.training.steps import StepCallback, data_of, ended
 from diffzoo.typing import Condition
+
+if TYPE_CHECKING:
+    from diffzoo.training.module import DiffusionModule
 
 __all__ = ["SampleGrid", "sampling_from"]
 
@@ -58,29 +62,28 @@ class SampleGrid(StepCallback):
         self.guidance, self.final_steps, self.batch_size = guidance, final_steps, batch_size
         self.captions = captions
 
-    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def after_step(self, trainer: L.Trainer, module: "DiffusionModule") -> None:
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0:
-            self.sample(trainer, pl_module, f"step_{step:07d}")
+            self.sample(trainer, module, f"step_{step:07d}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if ended(trainer):
-            self.sample(trainer, pl_module, "final", self.final_steps)
+            self.sample(trainer, cast("DiffusionModule", pl_module), "final", self.final_steps)
 
-    def sample(self, trainer: L.Trainer, module: Any, name: str, steps: int | None = None) -> Path | None:
+    def sample(self, trainer: L.Trainer, module: "DiffusionModule", name: str, steps: int | None = None) -> Path | None:
         """Sample one grid and write it; returns its path, or None on other ranks, on a full disk, and for images that
         are not finite."""
-        sharded = any(hasattr(p, "device_mesh") for p in module.network.parameters())
+        sharded = any(map(is_sharded, module.network.parameters()))
         if not trainer.is_global_zero and not sharded:  # a sharded network needs every rank in its forward
             return None
 
         cond, names = self._conditions(trainer, module)
-        rows = len(names)
-        guided = self.guidance != 1 and cond is not None and module.network.config.null_class
+        guided = bool(self.guidance != 1 and cond is not None and module.network.config.null_class)
         sampler = module.sampler if steps is None else replace(module.sampler, steps=steps)
         with sampling_from(module) as generator:
             images = generator.images(
-                [i % self.per_class for i in range(rows * self.per_class)],
+                [*range(self.per_class)] * len(names),
                 cond,
                 sampler=sampler,
                 guidance=Guidance(self.guidance) if guided else None,
@@ -97,21 +100,23 @@ class SampleGrid(StepCallback):
             return None
         options = ["--seeds", f"0-{self.per_class - 1}", "--steps", str(sampler.steps)]
         if cond is not None:
-            options += [
-                "--classes",
-                *(names if cond.label is None else map(str, cond.label[:: self.per_class].tolist())),
-            ]
+            rows = names if cond.label is None else map(str, cond.label[:: self.per_class].tolist())
+            options += ["--classes", *rows]
         if guided:
             options += ["--guidance", str(self.guidance)]
-        made = {"step": trainer.global_step, "options": options if self._as_published(module, guided) else None}
-        written = write_or_warn(path.parent, lambda: self._log(trainer, grid, path, made))
+        # the options of `diffzoo sample` that repeat it; it guides by the recipe's formula and interval
+        known = module.guidance or Guidance(1.0)
+        same = replace(known, scale=self.guidance) == Guidance(self.guidance) if guided else not known.acts
+        made = json.dumps({"step": trainer.global_step, "options": options if same else None})
+        written = write_or_warn(path.parent, lambda: _log(trainer, grid, path, made))
         return path if written else None
 
-    def _conditions(self, trainer: L.Trainer, module: Any) -> tuple[Condition | None, list[str]]:
+    def _conditions(self, trainer: L.Trainer, module: "DiffusionModule") -> tuple[Condition | None, list[str]]:
         """A row of conditions per image, and what each row of the grid shows."""
         config = module.network.config
         if module.text_encoder is not None:
-            captions = list(self.captions or self._held_out_captions(trainer))
+            held_out = next(iter(data_of(trainer).val_dataloader()))["caption"][:8] if not self.captions else []
+            captions = list(self.captions or held_out)
             text, mask = module.text_encoder.encode([c for c in captions for _ in range(self.per_class)])
             return Condition(text=text, text_mask=mask), captions
         if not config.num_classes:
@@ -127,29 +132,19 @@ class SampleGrid(StepCallback):
         labels = torch.tensor([c for c in classes for _ in range(self.per_class)])
         return Condition(label=labels), [names.label(c) if c < count else f"class {c}" for c in classes]
 
-    def _as_published(self, module: Any, guided: bool) -> bool:
-        """Whether `diffzoo sample` guides as the preview was guided."""
-        known = module.guidance or Guidance(1.0)
-        return bool(replace(known, scale=self.guidance) == Guidance(self.guidance)) if guided else not known.acts
 
-    @staticmethod
-    def _held_out_captions(trainer: L.Trainer) -> list[str]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return list(next(iter(data.val_dataloader()))["caption"][:8])
-
-    @staticmethod
-    def _log(trainer: L.Trainer, grid: Tensor, path: Path, made: dict[str, Any]) -> None:
-        save_image(grid, path, {"diffzoo": json.dumps(made)})
-        for logger in trainer.loggers:
-            writer = getattr(getattr(logger, "experiment", None), "add_image", None)
-            if writer is not None:
-                writer("samples", grid, trainer.global_step)
-            elif hasattr(logger, "log_image"):  # Weights & Biases
-                logger.log_image("samples", [grid], trainer.global_step)
+def _log(trainer: L.Trainer, grid: Tensor, path: Path, made: str) -> None:
+    save_image(grid, path, {"diffzoo": made})
+    for logger in trainer.loggers:
+        writer = getattr(getattr(logger, "experiment", None), "add_image", None)
+        if writer is not None:
+            writer("samples", grid, trainer.global_step)
+        elif hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image("samples", [grid], trainer.global_step)
 
 
 @contextmanager
-def sampling_from(module: Any, label: str | None = None) -> Iterator[Generator]:
+def sampling_from(module: "DiffusionModule", label: str | None = None) -> Iterator[Generator]:
     """The generator of a module in training, with EMA weights in its network for the length of the block.
 
     Args:

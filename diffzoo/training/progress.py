@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from diffzoo.progress import moves
 from diffzoo.training.batch_format import size_of
-from diffzoo.training.steps import StepCallback
+from diffzoo.training.steps import StepCallback, loss_of
 
 __all__ = ["RunProgress"]
 
@@ -29,8 +29,7 @@ class RunProgress(StepCallback, ProgressBar):
         self._bar: tqdm | None = None
         self._enabled = True
         self._loss = self._rate = None  # type: float | None
-        self._stamp = self._line_stamp = 0.0
-        self._step_stamp = 0.0
+        self._stamp = self._line_stamp = self._step_stamp = 0.0
         self._durations: deque[float] = deque(maxlen=200)  # seconds per step
 
     def disable(self) -> None:
@@ -47,7 +46,7 @@ class RunProgress(StepCallback, ProgressBar):
             self._bar = tqdm(total=total, initial=trainer.global_step, desc="training", unit="step", dynamic_ncols=True)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if not self._enabled or not trainer.is_global_zero:
             return
@@ -58,18 +57,18 @@ class RunProgress(StepCallback, ProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
         # reading the loss waits for the device, so it is done at a human pace
-        if trainer.global_step % 10 == 0 or self._loss is None:
-            loss = float(outputs["loss"])
-            self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
+        loss = loss_of(outputs)
+        if loss is not None and (trainer.global_step % 10 == 0 or self._loss is None):
+            self._loss = float(loss) if self._loss is None else 0.9 * self._loss + 0.1 * float(loss)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._rate:.0f} images/s, loss {self._loss:.4f}", refresh=False)
+            self._bar.set_postfix_str(self._speed(), refresh=False)
             self._bar.total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar.update(trainer.global_step - self._bar.n)
         elif now - self._line_stamp > self.line_every_seconds:
             self._line_stamp = now
             print(self._line(trainer), flush=True)
 
-    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._durations.append(self._stamp - self._step_stamp)
         self._step_stamp = self._stamp
 
@@ -79,7 +78,10 @@ class RunProgress(StepCallback, ProgressBar):
             # the median leaves out the first steps, previews and validation
             seconds = median(self._durations) * (trainer.max_steps - trainer.global_step)
             left = f"/{trainer.max_steps}, {int(seconds // 60)} min {int(seconds % 60):02d} s left"
-        return f"step {trainer.global_step}{left}, {self._rate:.0f} images/s, loss {self._loss:.4f}"
+        return f"step {trainer.global_step}{left}, {self._speed()}"
+
+    def _speed(self) -> str:
+        return f"{self._rate or 0:.0f} images/s" + ("" if self._loss is None else f", loss {self._loss:.4f}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
@@ -92,7 +94,7 @@ class RunProgress(StepCallback, ProgressBar):
             self._bar.close()
             self._bar = None
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: object, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.write(" ".join(map(str, args)))
         elif self._enabled:

@@ -1,15 +1,47 @@
-"""Callbacks that act once per optimizer step, whatever the number of micro-batches in it."""
+"""Callbacks that act once per optimizer step, whatever the number of micro-batches in it, and what callbacks ask."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
-__all__ = ["StepCallback", "ended"]
+if TYPE_CHECKING:
+    from diffzoo.training.module import DiffusionModule
+
+__all__ = ["StepCallback", "callback_of", "data_of", "ended", "is_trial", "loss_of", "say"]
+
+C = TypeVar("C", bound=Callback)
+
+say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
+
+
+def callback_of(trainer: Trainer, kind: type[C]) -> C | None:
+    """The first callback of a class."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, kind)), None)
+
+
+def loss_of(outputs: object) -> Tensor | None:
+    """The mean loss of a training step, as Lightning hands it to callbacks."""
+    loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+    return loss.detach() if isinstance(loss, Tensor) else None
+
+
+def data_of(trainer: Trainer) -> LightningDataModule:
+    """The data module that the run was started with."""
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether this is a trial run (`fast_dev_run`), which leaves no files."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def ended(trainer: Trainer) -> bool:
-    """Whether training has come to its end: it was not interrupted, and no trial (`fast_dev_run`)."""
-    return not getattr(trainer, "fast_dev_run", False) and not trainer.interrupted
+    """Whether training has come to its end: it was not interrupted, and no trial."""
+    return not is_trial(trainer) and not trainer.interrupted
 
 
 class StepCallback(Callback):
@@ -25,12 +57,12 @@ class StepCallback(Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer.global_step != self._step:
             self._step = trainer.global_step
-            self.after_step(trainer, pl_module)
+            self.after_step(trainer, cast("DiffusionModule", pl_module))
 
-    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def after_step(self, trainer: Trainer, module: "DiffusionModule") -> None:
         """An optimizer step was taken; `trainer.global_step` counts it."""
         raise NotImplementedError

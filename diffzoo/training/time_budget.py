@@ -4,10 +4,10 @@ import time
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_only
 
 from diffzoo.errors import UserError
 from diffzoo.training.schedules_lr import WarmupLinear
+from diffzoo.training.steps import say
 
 __all__ = ["TimeBudget"]
 
@@ -35,7 +35,7 @@ class TimeBudget(L.Callback):
             raise UserError(f"expected positive minutes and fewest <= most, got {minutes:g}, {fewest} and {most}")
         self.seconds, self.fewest, self.most = 60 * minutes, fewest, most
         self.planned = most
-        self._spent, self._start, self._looked = 0.0, 0.0, 0.0
+        self._spent = self._start = self._looked = 0.0
         self._said = False
 
     def plan(self, steps: int, seconds: float) -> int:
@@ -46,7 +46,7 @@ class TimeBudget(L.Callback):
         self._start = self._looked = time.monotonic()
         self._follow(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
         now = time.monotonic()
         spent = self._spent + now - self._start
         if now - self._looked < FIRST_LOOK or not trainer.global_step or (self._said and spent > self.seconds / 2):
@@ -57,7 +57,7 @@ class TimeBudget(L.Callback):
         self._follow(trainer)
         if not self._said:
             self._said = True
-            rank_zero_only(print)(self._sentence(trainer.global_step / spent), flush=True)
+            say(self._sentence(trainer.global_step / spent), flush=True)
 
     def _sentence(self, rate: float) -> str:
         minutes = self.planned / rate / 60
@@ -75,7 +75,7 @@ class TimeBudget(L.Callback):
             if isinstance(config.scheduler, WarmupLinear):
                 config.scheduler.total_steps = self.planned
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         spent = self._spent + (time.monotonic() - self._start if self._start else 0.0)
         return {"planned": self.planned, "spent": spent, "said": self._said}
 

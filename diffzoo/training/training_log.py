@@ -24,7 +24,7 @@ from diffzoo.training.gpus import GIB, GPU, present_gpu
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.planning import flops_per_image
-from diffzoo.training.steps import StepCallback
+from diffzoo.training.steps import StepCallback, callback_of, is_trial, loss_of
 
 __all__ = ["CsvLog", "TrainingLog"]
 
@@ -57,7 +57,7 @@ class CsvLog(Logger):
     def save_dir(self) -> str:
         return str(self.path.parent)
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
         """The recipe is in `config.yaml`."""
 
     @rank_zero_only
@@ -67,7 +67,7 @@ class CsvLog(Logger):
             return
         write_or_warn(self.path, lambda: self._append(row))
 
-    def _append(self, row: Mapping[str, Any]) -> None:
+    def _append(self, row: Mapping[str, float | None]) -> None:
         whole, self._whole = self._whole, False
         if not whole or not row.keys() <= set(self._columns):
             rows = self._rows()
@@ -152,8 +152,7 @@ class TrainingLog(StepCallback):
         return [f"train/loss_logsnr_{a}_{b}" for a, b in itertools.pairwise(borders)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trial = getattr(trainer, "fast_dev_run", False)
-        if stage == "fit" and not trial and not any(isinstance(g, CsvLog) for g in trainer.loggers):
+        if stage == "fit" and not is_trial(trainer) and not any(isinstance(g, CsvLog) for g in trainer.loggers):
             trainer.loggers = [*trainer.loggers, CsvLog(trainer.default_root_dir)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,31 +178,29 @@ class TrainingLog(StepCallback):
         self._stamp += time.perf_counter() - self._pause
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._take_in(pl_module, outputs, size_of(batch) * trainer.world_size)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def after_step(self, trainer: Trainer, module: LightningModule) -> None:
         if self._step % (self.every_n_steps or max(1, getattr(trainer, "log_every_n_steps", 50))) == 0:
-            values = self.collect(trainer, pl_module)
+            values = self.collect(trainer, module)
             for logger in trainer.loggers:
                 logger.log_metrics(values, self._step)
 
     @torch.no_grad()
-    def _take_in(self, pl_module: LightningModule, outputs: Any, images: int) -> None:
+    def _take_in(self, pl_module: LightningModule, outputs: object, images: int) -> None:
         self.images_seen += images
         self._images += images
-        pair = getattr(pl_module, "last_losses", None)
-        if pair is None:
-            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-            pair = None if loss is None else (None, loss.detach().reshape(1))
-        if pair is None:
+        pair: tuple[Tensor, Tensor] | None = getattr(pl_module, "last_losses", None)
+        logsnr, loss = pair or (None, loss_of(outputs))  # of a module that is not ours, the mean loss alone
+        if loss is None:
             return
-        logsnr, loss = pair
         if self._sums is None:
             self._sums = torch.zeros(2, len(self.edges) + 2, dtype=torch.float64, device=loss.device)
-        add = torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+        each = loss.double().reshape(-1)
+        add = torch.stack([each, torch.ones_like(each)])
         self._sums[:, -1] += add.sum(1)
         if logsnr is not None:
             if self._borders is None:
@@ -219,7 +216,7 @@ class TrainingLog(StepCallback):
             for name, loss, count in zip([*self.bins, "train/loss"], *total.tolist(), strict=True):
                 if count:
                     values[name] = loss / count
-        guard = next((c for c in trainer.callbacks if isinstance(c, GradientGuard)), None)  # type: ignore[attr-defined]
+        guard = callback_of(trainer, GradientGuard)
         if guard is not None and guard.last_norm is not None:
             values["train/gradient_norm"] = float(guard.last_norm)
             values["train/skipped_steps"] = guard.skipped
@@ -237,7 +234,7 @@ class TrainingLog(StepCallback):
     def _restart(self) -> None:
         self._sums, self._images, self._stamp = None, 0, time.perf_counter()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"images_seen": self.images_seen, "sums": self._sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,13 +1,12 @@
 """A verdict on the samples at the end of training, measured against the training images."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int, UInt8
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from diffzoo.errors import UserError
@@ -16,14 +15,16 @@ from diffzoo.metrics.features import load_features
 from diffzoo.metrics.frechet import FrechetReference
 from diffzoo.metrics.moments import Moments
 from diffzoo.training.previews import sampling_from
-from diffzoo.training.steps import ended
+from diffzoo.training.steps import ended, say
 from diffzoo.typing import Condition, Features, RawPixels
+
+if TYPE_CHECKING:
+    from diffzoo.training.module import DiffusionModule
 
 __all__ = ["GridVerdict", "Verdict", "compare"]
 
 COARSE = 4  # how much smaller the images are that show what coarse means
 NEIGHBOURS = 4  # times as many images to compare with as samples
-_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
 
 
 class GridVerdict(L.Callback):
@@ -52,7 +53,9 @@ class GridVerdict(L.Callback):
         self._images: list[Tensor] = []
         self._labels: list[Tensor] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
         if not isinstance(batch, dict) or sum(map(len, self._images)) >= (1 + NEIGHBOURS) * self.n:
             return
         image = batch.get("image")
@@ -60,21 +63,15 @@ class GridVerdict(L.Callback):
             self._images.append(image.cpu())
             self._labels.append(batch["label"].cpu() if "label" in batch else torch.zeros(len(image), dtype=torch.long))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if ended(trainer) and trainer.world_size == 1 and sum(map(len, self._images)) >= 4:
-            found = self.measure(pl_module)
+            step, found = trainer.global_step, self.measure(cast("DiffusionModule", pl_module))
             for logger in trainer.loggers:
-                logger.log_metrics({f"verdict/{k}": v for k, v in asdict(found).items()}, trainer.global_step)
-            _say(f"{found}: {self.advice(trainer.global_step, found.finished)}")
+                logger.log_metrics({f"verdict/{k}": v for k, v in asdict(found).items()}, step)
+            more = f"the samples are not finished: train longer, for example with --steps {max(2 * step, 1500)}"
+            say(f"{found}: {'the samples are recognisable' if found.finished else more}")
 
-    @staticmethod
-    def advice(steps: int, finished: bool) -> str:
-        """What the verdict means."""
-        if finished:
-            return "the samples are recognisable"
-        return f"the samples are not finished: train longer, for example with --steps {max(2 * steps, 1500)}"
-
-    def measure(self, module: Any) -> "Verdict":
+    def measure(self, module: "DiffusionModule") -> "Verdict":
         """Sample and compare."""
         known, labels = torch.cat(self._images), torch.cat(self._labels)
         n = min(self.n, len(known) // 2)

@@ -110,10 +110,10 @@ def test_device_skips_before_the_host_looks(tmp_path: Path, monkeypatch: pytest.
                     patch.setattr(torch.Tensor, name, lambda *_, n=name: pytest.fail(f"the host waits for {n}"))
                 super().on_before_optimizer_step(*args)
 
-        def look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        def look(self, trainer: L.Trainer) -> None:
             if trainer.global_step % 5 == 0:
                 self.looks.append(trainer.global_step)
-                super().look(trainer, pl_module)
+                super().look(trainer)
 
     monkeypatch.setattr(Module, "configure_optimizers", lambda self: optimizer(self.network.parameters(), lr=1e-2))
     with pytest.warns(UserWarning, match="step 7 was skipped"):
