@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonargparse._typehints as typehints
 import lightning.pytorch as L
@@ -53,7 +53,7 @@ def _start_from_its_own_defaults(parser_or_action: object, previous: Namespace |
         previous["init_args"] = Namespace()
 
 
-def _by_old_or_new_name(cls: type, name: str) -> str:
+def _by_old_or_new_name(cls: type | tuple[type], name: str) -> str:
     """The class of a name; one from an earlier version is the class that took its place."""
     module, _, last = name.rpartition(".")
     ours = not module or module.startswith("diffzoo.")
@@ -91,7 +91,8 @@ class Command(LightningCLI):
         shown = io.StringIO()
         try:
             with contextlib.redirect_stderr(shown):
-                self.config = parser.parse_args(args)  # Lightning's own version warns of a sys.argv besides
+                # Lightning's own version warns of a sys.argv besides
+                self.config = parser.parse_args(cast(list[str], args))
         except SystemExit as stop:
             if stop.code in (0, None):  # --print_config, --help
                 raise

@@ -81,7 +81,7 @@ class Checkpointing(StepCallback, Checkpoint):
         self._io: BackgroundCheckpointIO | None = None
         self._finishing: threading.Thread | None = None  # of the checkpoint that is being written
         self._sharing: threading.Thread | None = None  # the same, until an optimizer step has waited for it
-        self._agreement: torch.distributed.ProcessGroup | None = None
+        self._agreement: object = None
         self._saved_step = -1
         self._failed = False  # whether the disk refused the last one
         self._error: Exception | None = None
@@ -177,7 +177,7 @@ class Checkpointing(StepCallback, Checkpoint):
         if self._agreement is None:
             return received, due
         wishes = torch.tensor([received, int(due)])
-        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, group=self._agreement)
+        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, group=self._agreement)  # type: ignore[arg-type]
         return int(wishes[0]), bool(wishes[1])
 
     # -- saving

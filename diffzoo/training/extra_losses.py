@@ -14,7 +14,6 @@ from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError
@@ -209,10 +208,3 @@ class Alignment(ExtraLoss):
                 "choose another size of the encoder's images"
             )
         return loss + self.weight * alignment_loss(step.tokens.float(), features)
-
-
-def with_terms(loss: Float[Tensor, "b"], terms: list[ExtraLoss], step: StepOutputs) -> Float[Tensor, "b"]:
-    """The loss per sample with all terms."""
-    for term in terms:
-        loss = term(loss, step)
-    return loss

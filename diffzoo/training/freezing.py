@@ -13,7 +13,6 @@ layer-wise decay leaves it the full learning rate.
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Network
@@ -49,14 +48,14 @@ def _module_depths(network: Network) -> dict[str, int]:
     started, ended = 0, 0
 
     def begin(name: str, is_unit: bool) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             nonlocal started
             started += is_unit
             found.setdefault(name, started + (ended == count))
 
         return hook
 
-    def end(*_: Any) -> None:
+    def end(*_: object) -> None:
         nonlocal ended
         ended += 1
 

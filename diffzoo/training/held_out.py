@@ -4,8 +4,9 @@ With few images the loss goes on falling while the model begins to repeat them. 
 were held out turns before that, so training stops there and its best weights are kept.
 """
 
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import lightning.pytorch as L
 import torch
@@ -23,12 +24,19 @@ from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.steps import data_of, ended, is_trial, say
 
 if TYPE_CHECKING:
-    from diffzoo.data import ImageDataModule
     from diffzoo.training.module import DiffusionModule
 
 __all__ = ["HeldOutDistance", "MemorisationReport"]
 
 LIMIT_BYTES = 4 * 2**30  # of training images that a report looks at
+
+
+class _OnePass(Protocol):
+    """What is used of `diffzoo.data.ImageDataModule`."""
+
+    val_source: Sized
+
+    def one_pass(self, part: Literal["train", "validation"]) -> Iterable[Mapping[str, Tensor]]: ...
 
 
 class HeldOutDistance(ImageMetrics):
@@ -194,14 +202,14 @@ class MemorisationReport(ImageMetrics):
         return torch.cat([to_uint8(p, self.rounding) for p in parts])
 
 
-def _data(trainer: L.Trainer) -> "ImageDataModule":
+def _data(trainer: L.Trainer) -> _OnePass:
     data = data_of(trainer)
     if not hasattr(data, "one_pass"):
         raise UserError(f"{type(data).__name__} cannot show its images one by one: use a data module of diffzoo")
-    return cast("ImageDataModule", data)
+    return cast(_OnePass, data)
 
 
-def _training_images(data: "ImageDataModule") -> Tensor:
+def _training_images(data: _OnePass) -> Tensor:
     """The training images as raw pixels, as many as fit."""
     parts: list[Tensor] = []
     size = 0

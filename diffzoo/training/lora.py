@@ -8,7 +8,7 @@ joins them to those weights.
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
@@ -66,7 +66,7 @@ def inject(network: Network, lora: LoRA) -> list[str]:
     whole = network.class_tables() + matching(names, lora.train or [], "lora.train")
     # PEFT reads a string as a pattern of the whole name, a list as ends of names
     pattern = "|".join(map(re.escape, targets))
-    alpha: Any = lora.scale * lora.rank
+    alpha = cast(int, lora.scale * lora.rank)  # it may be a fraction
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=pattern)
     inject_adapter_in_model(config, network)
     for name, parameter in network.named_parameters():

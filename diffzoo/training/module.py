@@ -26,7 +26,7 @@ from diffzoo.record import from_plain
 from diffzoo.sampling import DDIM, Guidance, Sampler
 from diffzoo.training import fine_tuning, freezing, frozen_encoders, resume, run_record
 from diffzoo.training.batch_format import BatchReader, check_data_fits, size_of
-from diffzoo.training.extra_losses import ExtraLoss, StepOutputs, with_terms
+from diffzoo.training.extra_losses import ExtraLoss, StepOutputs
 from diffzoo.training.gradients import clip_by_norm, gradient_norm, release
 from diffzoo.training.guards import GradientGuard
 from diffzoo.training.host_memory import keep_freed_memory
@@ -96,7 +96,7 @@ class DiffusionModule(L.LightningModule):
         eps = rng.normal("eps", self.seed, places, x.shape[1:], self.device)
         if self.drops:
             rng.seed_layers(self.seed, index)
-        loss = self.losses(x, eps, t, cond, self._images(batch))
+        loss = self.losses(x, eps, t, cond, self._seen(batch))
         self.last_losses = (self.process.logsnr(t), loss.detach())
         ids = batch.get("id", index)
         self.last_ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
@@ -124,15 +124,16 @@ class DiffusionModule(L.LightningModule):
             self.process, self.weighting, outputs, x, eps, t, self.loss_resolutions, self.loss_coefficients
         )
         step = StepOutputs(network, self.process, x, eps, t, level, outputs[-1], tokens, images)
-        return with_terms(loss, self.extra_losses, step)
+        for term in self.extra_losses:
+            loss = term(loss, step)
+        return loss
 
     def clean(self, batch: Batch, places: rng.Places) -> Data:
         """Clean data `(b, c, h, w)`: images in [-1, 1], or unit-variance latents drawn from their moments."""
         if "moments" in batch:
             mean, std = batch["moments"].float().chunk(2, dim=1)
         else:
-            images = batch["image"]
-            images = to_float(images) if images.dtype == torch.uint8 else images.float()
+            images = _floats(batch["image"])
             if self.autoencoder is None:
                 return images
             with torch.no_grad():
@@ -158,10 +159,9 @@ class DiffusionModule(L.LightningModule):
         u = rng.times(self.seed, places, self.device)
         return u if self.time_density is None else self.time_density.times(self.process, u)
 
-    def _images(self, batch: Batch) -> Images | None:
+    def _seen(self, batch: Batch) -> Images | None:
         """The images of a batch in [-1, 1], for the terms of the loss that look at them."""
-        images = batch.get("image") if self.extra_losses else None
-        return to_float(images) if images is not None and images.dtype == torch.uint8 else images
+        return _floats(batch["image"]) if self.extra_losses and "image" in batch else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss on held-out data, with noise that depends on the row alone; `EMA` puts its average in."""
@@ -170,7 +170,7 @@ class DiffusionModule(L.LightningModule):
         x = self.clean(batch, places)
         t = self._times(places)
         eps = rng.normal("validation", self.seed, places, x.shape[1:], self.device)
-        loss = self.losses(x, eps, t, self.condition(batch, None), self._images(batch)).mean()
+        loss = self.losses(x, eps, t, self.condition(batch, None), self._seen(batch)).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
         # Lightning would write the number before
         self.log("step", float(self.global_step), sync_dist=True, batch_size=len(x))
@@ -369,3 +369,8 @@ class DiffusionModule(L.LightningModule):
     def write_weights(self, folder: Path) -> Path:
         """Write the network's weights, their EMA where one is kept: `run_record.write_weights`."""
         return run_record.write_weights(self, folder)
+
+
+def _floats(images: Tensor) -> Images:
+    """Images in [-1, 1] from raw pixels, or as they are."""
+    return to_float(images) if images.dtype == torch.uint8 else images.float()

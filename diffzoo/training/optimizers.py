@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.optimizer import ParamsT
 
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.models.base import Network
@@ -37,7 +39,7 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 def parameter_groups(
     network: nn.Module, shares: Mapping[str, float] | None = None, split_tables: bool = True
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The trainable parameters in one group, or in two where the family exempts some from weight decay.
 
     The exempt ones are those that `network.no_weight_decay()` names, and nothing else: most diffusion codes decay
@@ -57,20 +59,20 @@ def parameter_groups(
         raise UserError("the network has no trainable parameters: all are frozen")
     rule = getattr(network, "no_weight_decay", None)
     exempt = set(rule()) if rule is not None else set()
-    known = {n for n, _ in network.named_parameters()}
-    for name in sorted(exempt - known):
+    for name in sorted(exempt - {n for n, _ in network.named_parameters()}):
         raise UserError(f"no_weight_decay() names {name!r}, which is no parameter of the network")
-    groups: dict[tuple[float | None, bool], dict[str, Any]] = {}
-    kinds = sorted({shares[n] for n in trainable}, reverse=True) if shares is not None else [None]
-    for kind in ((share, free) for share in kinds for free in (False, True)):  # the order is that of the checkpoint
-        share, free = kind
-        groups[kind] = {"params": []} | ({"lr_share": share} if share is not None else {})
-        groups[kind] |= {"weight_decay": 0.0} if free else {}
     tables = set(network.class_tables()) if split_tables and isinstance(network, Network) else set()
     for name, parameter in trainable.items():
         parameter.diffzoo_name, parameter.class_table = name, name in tables  # type: ignore[attr-defined]
-        groups[shares[name] if shares is not None else None, name in exempt]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+    share_of = dict.fromkeys(trainable, 1.0) if shares is None else shares
+    groups: list[dict[str, object]] = []
+    for share in sorted({share_of[n] for n in trainable}, reverse=True):  # the order is that of the checkpoint
+        stated = {} if shares is None else {"lr_share": share}
+        mine = [n for n in trainable if share_of[n] == share]
+        decayed, free = [n for n in mine if n not in exempt], [n for n in mine if n in exempt]
+        groups += [{"params": [trainable[n] for n in decayed], **stated}] if decayed else []
+        groups += [{"params": [trainable[n] for n in free], **stated, "weight_decay": 0.0}] if free else []
+    return groups
 
 
 def scale_learning_rates(optimizer: Optimizer) -> Optimizer:
@@ -80,9 +82,15 @@ def scale_learning_rates(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def _fits_fused(groups: list[Any]) -> bool:
+def _groups_of(params: ParamsT) -> list[dict[str, Any]]:
+    """Parameter groups; plain parameters are one."""
+    given = list(params)
+    return [{**g} for g in given if isinstance(g, dict)] or [{"params": given}]
+
+
+def _fits_fused(groups: list[dict[str, Any]]) -> bool:
     """Whether the fused kernels take these parameters: floating point, on a device that has them."""
-    tensors = [p for g in groups for p in (g["params"] if isinstance(g, dict) else [g])]
+    tensors = [p for g in groups for p in g["params"]]
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for p in tensors)
 
 
@@ -99,13 +107,13 @@ class FusedAdamW(torch.optim.AdamW):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        groups = list(params)
+        groups = _groups_of(params)
         super().__init__(groups, lr, betas, eps, weight_decay, fused=_fits_fused(groups))
         self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
         self.takes_found_inf = bool(self.defaults["fused"])  # the kernel does; `GradientGuard` reads it
@@ -121,14 +129,8 @@ class FusedAdam(torch.optim.Adam):
         eps: added to the root of the second moment.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ):
-        groups = list(params)
+    def __init__(self, params: ParamsT, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        groups = _groups_of(params)
         super().__init__(groups, lr, betas, eps, fused=_fits_fused(groups))
         self._step_supports_amp_scaling = False  # Lightning refuses to clip where this is set
         self.takes_found_inf = bool(self.defaults["fused"])  # the kernel does; `GradientGuard` reads it
@@ -163,11 +165,11 @@ class TimmOptimizer(Optimizer):
 
     def __new__(  # type: ignore[misc]
         cls,
-        params: Iterable[Any],
+        params: ParamsT,
         name: str,
         lr: float,
         weight_decay: float = 0.0,
-        options: dict[str, Any] | None = None,
+        options: dict[str, object] | None = None,
         fallback_list: list[str] | None = None,
     ) -> Optimizer:
         from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
@@ -179,13 +181,13 @@ class TimmOptimizer(Optimizer):
             raise UserError(f"the optimizer {name!r} needs second derivatives, which training here does not compute")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
         try:
-            made: Any = get_optimizer_class(name.lower(), bind_defaults=False)
+            made = get_optimizer_class(name.lower(), bind_defaults=False)
         except (AssertionError, ImportError) as error:
             raise UserError(f"the optimizer {name!r} does not run here: {error}") from error
         takes = set(inspect.signature(made).parameters) - {"params", "lr", "weight_decay"}
         for option in given.keys() - takes:
             raise UserError(f"the optimizer {name!r} does not take {option!r}{did_you_mean(option, takes)}")
-        groups: list[Any] = list(params)
+        groups = _groups_of(params)
         if "fallback_lr_scale" in takes:  # timm's Muon and its kin
             groups = _with_fallback(groups, fallback_list or [])
         elif fallback_list:
@@ -197,25 +199,24 @@ class TimmOptimizer(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         name: str,
         lr: float,
         weight_decay: float = 0.0,
-        options: dict[str, Any] | None = None,
+        options: dict[str, object] | None = None,
         fallback_list: list[str] | None = None,
     ):
         """Never runs: what `__new__` makes is of another class. The signature is what recipes may say."""
 
 
-def _with_fallback(groups: list[Any], patterns: list[str]) -> list[dict[str, Any]]:
+def _with_fallback(groups: list[dict[str, Any]], patterns: list[str]) -> list[dict[str, Any]]:
     """The groups with class tables and parameters of these names apart, marked for AdamW."""
     found: list[dict[str, Any]] = []
-    dicts = [g if isinstance(g, dict) else {"params": [g]} for g in groups]
-    names = [getattr(p, "diffzoo_name", "") for group in dicts for p in group["params"]]
+    names = [getattr(p, "diffzoo_name", "") for group in groups for p in group["params"]]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UserError(f"fallback_list: no parameter that trains matches {pattern!r}")
-    for group in dicts:
+    for group in groups:
         apart = [p for p in group["params"] if _falls_back(p, patterns)]
         rest = [p for p in group["params"] if not _falls_back(p, patterns)]
         found += [{**group, "params": rest}] if rest else []
@@ -223,7 +224,7 @@ def _with_fallback(groups: list[Any], patterns: list[str]) -> list[dict[str, Any
     return found
 
 
-def _falls_back(parameter: Any, patterns: list[str]) -> bool:
+def _falls_back(parameter: Tensor, patterns: list[str]) -> bool:
     name = getattr(parameter, "diffzoo_name", "")
     return getattr(parameter, "class_table", False) or any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
@@ -247,13 +248,15 @@ def network_optimizer(
     return scale_learning_rates(optimizer)
 
 
-def with_scheduler(optimizer: Optimizer, scheduler: LRScheduler | None) -> Any:
+def with_scheduler(optimizer: Optimizer, scheduler: LRScheduler | None) -> OptimizerLRScheduler:
     """Both as Lightning wants them: stepped every step, or every epoch by the training loss."""
     if scheduler is None:
         return optimizer
-    watched = isinstance(scheduler, ReduceLROnPlateau)
-    when = {"interval": "epoch", "monitor": "train/loss"} if watched else {"interval": "step"}
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **when}}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config = LRSchedulerConfigType(scheduler=scheduler, interval="epoch", monitor="train/loss")
+    else:
+        config = LRSchedulerConfigType(scheduler=scheduler, interval="step")
+    return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 def _warn_of_half_weights(network: nn.Module) -> None:

@@ -11,8 +11,8 @@ step n + 1, the next to be taken: the first step of a warm-up over w steps uses 
 """
 
 import math
-from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -42,7 +42,7 @@ class _Warmup(LRScheduler):
     def after(self, step: int) -> float:
         raise lacks(self, "after")
 
-    def get_lr(self) -> list[Any]:
+    def get_lr(self) -> list[float | Tensor]:
         return [base * self.factor(self.last_epoch + 1) for base in self.base_lrs]
 
 

@@ -1,9 +1,8 @@
 """FSDP2 by one declaration per family, `Network.fsdp_units()`; and tensors as parts and as wholes."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from diffzoo.models.base import Network
 
@@ -24,7 +23,7 @@ _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile an
 OUTPUTS = ("training_outputs", "aligned", "log_variance")  # what a training step calls of a network
 
 
-def shard(network: Network, mesh: Any) -> Network:
+def shard(network: Network, mesh: DeviceMesh) -> Network:
     """Split every unit's parameters over the devices of `mesh`, and what is left as one more group; in place.
 
     Args:
