@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
@@ -81,7 +82,7 @@ class Checkpointing(StepCallback, Checkpoint):
         self._io: BackgroundCheckpointIO | None = None
         self._finishing: threading.Thread | None = None  # of the checkpoint that is being written
         self._sharing: threading.Thread | None = None  # the same, until an optimizer step has waited for it
-        self._agreement: object = None
+        self._agreement: torch.distributed.ProcessGroup | None = None
         self._saved_step = -1
         self._failed = False  # whether the disk refused the last one
         self._error: Exception | None = None
@@ -106,7 +107,7 @@ class Checkpointing(StepCallback, Checkpoint):
         self._listen(trainer)
         if trainer.world_size > 1 and torch.distributed.is_initialized():
             # the processes agree over gloo on the host, so that the device is never waited for
-            self._agreement = torch.distributed.new_group(backend="gloo")
+            self._agreement = cast("torch.distributed.ProcessGroup", torch.distributed.new_group(backend="gloo"))
         if trainer.is_global_zero:
             _remove_leftovers(self.folder(trainer))
 
@@ -177,7 +178,7 @@ class Checkpointing(StepCallback, Checkpoint):
         if self._agreement is None:
             return received, due
         wishes = torch.tensor([received, int(due)])
-        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, group=self._agreement)  # type: ignore[arg-type]
+        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, group=self._agreement)
         return int(wishes[0]), bool(wishes[1])
 
     # -- saving

@@ -6,6 +6,7 @@ in `diffzoo.process`. Starting from weights is in `fine_tuning.py`, the checks o
 
 import functools
 from pathlib import Path
+from typing import cast
 
 import lightning.pytorch as L
 import torch
@@ -354,11 +355,11 @@ class DiffusionModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Add all that is needed to rebuild the model without its recipe (`diffzoo.zoo.load_any`)."""
-        run_record.complete(self, checkpoint)
+        run_record.complete(self, cast(run_record.Checkpoint, checkpoint))
 
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Check that the checkpoint belongs to this run."""
-        resume.check_checkpoint(self, checkpoint)
+        resume.check_checkpoint(self, cast(run_record.Checkpoint, checkpoint))
 
     def on_train_end(self) -> None:
         """Leave the adapters in the run's folder `adapter`."""

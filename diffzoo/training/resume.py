@@ -8,10 +8,9 @@ touched, so that a resume with the same recipe stays exact.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,26 +18,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffzoo.errors import UserError
 from diffzoo.record import to_plain
 from diffzoo.rng import EARLIER_NOISE, NOISE
-from diffzoo.training.run_record import adapter_of
+from diffzoo.training.run_record import Checkpoint, adapter_of
+from diffzoo.training.steps import say
 from diffzoo.zoo.metadata import Adapter, Metadata, held_metadata
 
 if TYPE_CHECKING:
     from diffzoo.training.module import DiffusionModule
 
-__all__ = [
-    "Resumed",
-    "Settings",
-    "apply_changes",
-    "check_checkpoint",
-    "check_class_order",
-    "check_data",
-    "follow_recipe",
-    "settings_of",
-]
+__all__ = ["Resumed", "Settings", "check_checkpoint", "check_class_order", "check_data", "follow_recipe", "settings_of"]
 
-Settings = dict[str, Any]
 
-_say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
+class Settings(TypedDict):
+    """What the recipe says of the parameter groups and of the learning-rate schedule, and the class of the latter."""
+
+    groups: list[dict[str, object]]
+    scheduler: dict[str, object]
+    kind: str | None
 
 
 @dataclass(frozen=True)
@@ -60,17 +55,21 @@ class Resumed:
     noise: str
 
     @classmethod
-    def of(cls, checkpoint: Mapping[str, Any]) -> "Resumed":
+    def of(cls, checkpoint: Checkpoint) -> "Resumed":
         """Read a checkpoint of Lightning's."""
         held = checkpoint.get("diffzoo") or {}
-        optimizers = checkpoint.get("optimizer_states") or []
+        optimizers = checkpoint.get("optimizer_states")
         sizes = [len(group["params"]) for group in optimizers[0]["param_groups"]] if optimizers else None
-        metadata = held_metadata(checkpoint, "the checkpoint")
-        noise = held.get("noise", EARLIER_NOISE)
-        return cls(metadata, held.get("recipe_settings"), sizes, held.get("channels_last"), noise)
+        return cls(
+            held_metadata(checkpoint, "the checkpoint"),
+            cast(Settings | None, held.get("recipe_settings")),
+            sizes,
+            cast(bool | None, held.get("channels_last")),
+            str(held.get("noise", EARLIER_NOISE)),
+        )
 
 
-def check_checkpoint(module: "DiffusionModule", checkpoint: dict[str, Any]) -> None:
+def check_checkpoint(module: "DiffusionModule", checkpoint: Checkpoint) -> None:
     """Check that a checkpoint is of this run, and keep what the run compares later in `module.resumed`.
 
     Beside adapters, the network keeps the weights that it started from.
@@ -80,12 +79,12 @@ def check_checkpoint(module: "DiffusionModule", checkpoint: dict[str, Any]) -> N
     """
     module.resumed = resumed = Resumed.of(checkpoint)
     if resumed.noise != NOISE:
-        _say(
+        say(
             f"the noise of this run was drawn by {resumed.noise} and is drawn by {NOISE} from here on: it goes on with "
             "other noise, times and dropped conditions than an uninterrupted run would have had"
         )
     if module.drops and resumed.channels_last not in (None, module.channels_last):
-        _say(
+        say(
             f"channels_last is {module.channels_last} here and was {resumed.channels_last}: dropout draws in the order "
             "of memory, so the run goes on with other draws"
         )
@@ -101,12 +100,13 @@ def check_checkpoint(module: "DiffusionModule", checkpoint: dict[str, Any]) -> N
         checkpoint["state_dict"] = {**state, **checkpoint["state_dict"]}
 
 
-def check_data(trainer: L.Trainer | None, checkpoint: dict[str, Any]) -> None:
+def check_data(trainer: L.Trainer | None, checkpoint: Checkpoint) -> None:
     """Refuse another data module, which would ignore the position; one of the same class compares its rows itself."""
     data = getattr(trainer, "datamodule", None)
     theirs, ours = (checkpoint.get("diffzoo") or {}).get("data"), type(data).__qualname__
     if theirs is not None and theirs in vars(type(data)).get("former_names", ()):
-        checkpoint[ours], theirs = checkpoint.pop(theirs), ours
+        states = cast(dict[str, object], checkpoint)
+        states[ours], theirs = states.pop(str(theirs)), ours
     if trainer is None or not trainer.training or data is None or theirs in (None, "NoneType", ours):
         return
     if not getattr(getattr(data, "reading", None), "allow_changed_source", False):
@@ -141,7 +141,7 @@ def _check_adapter(theirs: Adapter | None, ours: Adapter | None) -> None:
 
 
 def _check_architecture(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], held: Metadata | None, module: "DiffusionModule"
+    theirs: Mapping[str, object], ours: Mapping[str, object], held: Metadata | None, module: "DiffusionModule"
 ) -> None:
     """Raise if tensors of a checkpoint have no place in this run, and say which fields of the config differ.
 
@@ -166,8 +166,9 @@ def _check_architecture(
 def settings_of(optimizer: Optimizer, scheduler: LRScheduler | None) -> Settings:
     """The settings of both before the first step, in types that a checkpoint can hold."""
     groups = [_plain({k: v for k, v in g.items() if k != "params"}) for g in optimizer.param_groups]
-    kind = type(scheduler).__name__ if scheduler is not None else None
-    return {"groups": groups, "scheduler": _plain(vars(scheduler)) if scheduler is not None else {}, "kind": kind}
+    if scheduler is None:
+        return {"groups": groups, "scheduler": {}, "kind": None}
+    return {"groups": groups, "scheduler": _plain(vars(scheduler)), "kind": type(scheduler).__name__}
 
 
 def follow_recipe(module: "DiffusionModule") -> None:
@@ -175,27 +176,10 @@ def follow_recipe(module: "DiffusionModule") -> None:
     resumed, module.resumed = module.resumed, None
     if resumed is None or resumed.settings is None or module.recipe_settings is None:
         return
-    optimizer: Any = module.optimizers(use_pl_optimizer=False)
-    scheduler: Any = module.lr_schedulers()
-    step = module.trainer.global_step
-    changed = apply_changes(optimizer, scheduler, resumed.settings, module.recipe_settings, step)
-    if changed:
-        _say(f"set as the recipe says, not as the checkpoint: {', '.join(changed)}")
-
-
-def apply_changes(
-    optimizer: Optimizer, scheduler: LRScheduler | None, theirs: Settings, ours: Settings, step: int
-) -> list[str]:
-    """Set what the recipe changed; the names of what was.
-
-    Args:
-        optimizer: after its state was restored.
-        scheduler: likewise.
-        theirs: `settings_of` the run that wrote the checkpoint.
-        ours: `settings_of` this run.
-        step: optimizer steps taken.
-    """
-    changed = set()
+    theirs, ours = resumed.settings, module.recipe_settings
+    optimizer = cast(Optimizer, module.optimizers(use_pl_optimizer=False))
+    scheduler = cast(LRScheduler | None, module.lr_schedulers())
+    changed = set[str]()
     for group, old, new in zip(optimizer.param_groups, theirs["groups"], ours["groups"], strict=True):
         for name in _differing(old, new):
             group[name] = new[name]
@@ -207,13 +191,15 @@ def apply_changes(
             setattr(scheduler, name, ours["scheduler"][name])
             changed.add(name)
         if other_kind:
-            scheduler.last_epoch = step
+            scheduler.last_epoch = module.trainer.global_step
         if changed:
             _set_rates(optimizer, scheduler, theirs, ours)
     if other_kind:
         changed.add("lr_scheduler")
     hidden = {"_last_lr", "base_lrs", "initial_lr", "last_epoch", "_step_count"}  # what follows from the others
-    return sorted({"lr" if name == "base_lrs" else name for name in changed} - hidden)
+    shown = sorted({"lr" if name == "base_lrs" else name for name in changed} - hidden)
+    if shown:
+        say(f"set as the recipe says, not as the checkpoint: {', '.join(shown)}")
 
 
 def _set_rates(optimizer: Optimizer, scheduler: LRScheduler, theirs: Settings, ours: Settings) -> None:
@@ -224,25 +210,23 @@ def _set_rates(optimizer: Optimizer, scheduler: LRScheduler, theirs: Settings, o
     elif closed_form is not None:
         rates = [float(rate) for rate in closed_form()]
     else:  # known only as a chain of steps from the first rate: all of it scales with that
-        before = theirs["scheduler"].get("base_lrs") or ours["scheduler"]["base_lrs"]
-        now = ours["scheduler"]["base_lrs"]
-        last: list[Any] = scheduler.get_last_lr()
-        rates = [
-            float(rate) * new / old if old else float(new) for rate, old, new in zip(last, before, now, strict=True)
-        ]
+        now = cast(list[float], ours["scheduler"]["base_lrs"])
+        before = cast(list[float], theirs["scheduler"].get("base_lrs") or now)
+        last = zip(scheduler.get_last_lr(), before, now, strict=True)
+        rates = [float(rate) * new / old if old else float(new) for rate, old, new in last]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     scheduler._last_lr = list(rates)
 
 
-def _differing(old: Settings, new: Settings) -> list[str]:
+def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     return [name for name, value in new.items() if name not in old or old[name] != value]
 
 
-def _plain(values: dict[str, Any]) -> Settings:
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
     """Numbers, words, and lists of them."""
 
-    def is_plain(value: Any) -> bool:
+    def is_plain(value: object) -> bool:
         if isinstance(value, (list, tuple)):
             return all(is_plain(v) for v in value)
         return value is None or isinstance(value, (bool, int, float, str))

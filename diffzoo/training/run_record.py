@@ -1,7 +1,9 @@
 """The metadata of a run, and its weights as `load_any` reads them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
+
+from torch import Tensor
 
 from diffzoo import __version__, rng
 from diffzoo.models.adapters import plain_name
@@ -9,13 +11,22 @@ from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.training.ema import EMA, averaged
 from diffzoo.training.lora import adapter_state
 from diffzoo.training.sharding import whole_state
+from diffzoo.training.steps import callback_of
 from diffzoo.zoo.metadata import Adapter, Metadata, Provenance
 from diffzoo.zoo.saving import write_model
 
 if TYPE_CHECKING:
     from diffzoo.training.module import DiffusionModule
 
-__all__ = ["adapter_of", "complete", "run_metadata", "write_weights"]
+__all__ = ["Checkpoint", "adapter_of", "complete", "run_metadata", "write_weights"]
+
+
+class Checkpoint(TypedDict, total=False):
+    """What is used of Lightning's checkpoints: the tensors, the optimizers, and what `complete` adds."""
+
+    state_dict: dict[str, Tensor]
+    optimizer_states: list[dict[str, list[dict[str, list[int]]]]]
+    diffzoo: dict[str, object]
 
 
 def adapter_of(module: "DiffusionModule") -> Adapter | None:
@@ -52,7 +63,7 @@ def run_metadata(module: "DiffusionModule") -> Metadata:
     )
 
 
-def complete(module: "DiffusionModule", checkpoint: dict[str, Any]) -> None:
+def complete(module: "DiffusionModule", checkpoint: Checkpoint) -> None:
     """Add to a checkpoint what rebuilds the model and what a resumed run compares; of a LoRA, keep what trains."""
     checkpoint["diffzoo"] = {
         **run_metadata(module).to_plain(),
@@ -67,19 +78,12 @@ def complete(module: "DiffusionModule", checkpoint: dict[str, Any]) -> None:
 
 
 def write_weights(module: "DiffusionModule", folder: Path) -> Path:
-    """Write the network's weights, their EMA where one is kept, in the form that `load_any` reads.
+    """Write the network's weights, their EMA where one is kept, in the form that `load_any` reads; returns the file.
 
     `model.safetensors`, or `adapter.safetensors` where low-rank adapters are trained, with the metadata in its
     header and in `config.json`. Every rank must call it; rank 0 writes.
-
-    Args:
-        module: attached to its trainer.
-        folder: made if needed.
-
-    Returns:
-        the file of weights.
     """
-    keeper = next((c for c in module.trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    keeper = callback_of(module.trainer, EMA)
     if module.lora is not None:
         with averaged(module):
             state = {k: v.clone() for k, v in adapter_state(module.network).items()}
