@@ -44,6 +44,5 @@ def run(args: argparse.Namespace) -> int:
     content = read_recipe(names[0]) if plain else parse_recipe(names, args.settings, args.folder)
     named, recompute = " + ".join(names), args.grad_checkpointing
     plan, micro = plan_content(content, named, args.devices, args.shards, args.mfu, recompute)
-    found = numbers(plan, gpu, micro)
-    print(json.dumps(found, indent=1) if args.json else shown(named, plan, gpu, found))
+    print(json.dumps(numbers(plan, gpu, micro), indent=1) if args.json else shown(named, plan, gpu, micro))
     return 0

@@ -3,9 +3,13 @@
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from diffzoo.errors import UserError
 from diffzoo.runs import Run, free_directory
+
+if TYPE_CHECKING:
+    from diffzoo.training.module import DiffusionModule
 
 RECIPE = "emoji/simple_uvit_xs_32"
 FEWEST, MOST = 1500, 6000  # steps that make the classes recognisable, and steps that still pay on this data
@@ -50,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     minutes = (time.monotonic() - start) / 60
     print(f"trained {trainer.global_step} steps in {minutes:.1f} minutes; samples: {Run(directory).samples}/final.png")
     print(f"checkpoints: {Run(directory).checkpoints}; curves: {Run(directory).metrics}")
-    classes = trainer.lightning_module.network.config.num_classes
+    classes = cast("DiffusionModule", trainer.lightning_module).network.config.num_classes
     chosen = f" --classes {' '.join(map(str, (3, 7) if classes > 7 else range(min(2, classes))))}" if classes else ""
     print(f"more:        diffzoo sample {directory}{chosen} --seeds 0-15 --steps 50 --out grid.png")
     return 0

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jsonargparse._typehints as typehints
 import lightning.pytorch as L
@@ -37,6 +37,8 @@ from diffzoo.training.training_log import CsvLog, TrainingLog
 __all__ = ["Command", "ParsedRecipe", "world_size"]
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
+
+T = TypeVar("T")
 
 for _package in (diffzoo.data, diffzoo.training):  # their classes are imported on first use
     for _name in _package.__all__:
@@ -101,10 +103,8 @@ class Command(LightningCLI):
             raise UserError(explain(str(error), self._keys())) from error
 
     def _keys(self) -> list[str]:
-        found: list[str] = []
-        for parser in self._subcommand_parsers.values():
-            found += [action.dest for action in parser._actions if action.dest != "help"]
-        return sorted(set(found))
+        actions = (action for parser in self._subcommand_parsers.values() for action in parser._actions)
+        return sorted({action.dest for action in actions} - {"help"})
 
     def _parse_ckpt_path(self) -> None:
         """Recipe and command line win over what a checkpoint stores."""
@@ -121,32 +121,29 @@ class Command(LightningCLI):
         recipes = self._get(self.config_init, "config") or []
         self.model.recipe = " + ".join(recipe_name(Path(str(path))) for path in recipes) or None
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+    def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
-        directory = Path(config.get("default_root_dir") or ".")
-        chosen = config.get("logger")
-        if chosen in (None, True):
-            chosen = [TensorBoard(directory, name="", version="tensorboard")]
-        if chosen is not False:  # the recipe's loggers, and metrics.csv always
-            chosen = list(chosen) if isinstance(chosen, (list, tuple)) else [chosen]
-            config["logger"] = [CsvLog(directory), *chosen]
-        config["callbacks"] = _with_defaults(config.get("callbacks"), config.get("enable_checkpointing") is False)
-        self._derive_accumulation(config)
+        directory, loggers = Path(config.get("default_root_dir") or "."), config.get("logger")
+        if loggers in (None, True):
+            loggers = TensorBoard(directory, name="", version="tensorboard")
+        if loggers is not False:  # the recipe's loggers, and metrics.csv always
+            config["logger"] = [CsvLog(directory), *_as_list(loggers)]
+        callbacks = _as_list(config.get("callbacks"))
+        config["callbacks"] = _with_defaults(callbacks, config.get("enable_checkpointing") is False)
+        micro_batches = getattr(self.datamodule, "micro_batches", None)
+        if micro_batches is not None:
+            count = micro_batches(world_size(config))  # a batch that does not divide is refused before processes start
+            if getattr(self.datamodule, "micro_batch_size", None) is not None:
+                config["accumulate_grad_batches"] = count
         return super().instantiate_trainer(**kwargs)
 
-    def _derive_accumulation(self, config: Namespace) -> None:
-        """Micro-batches per step, from the fixed global batch and what one device holds."""
-        micro_batches = getattr(self.datamodule, "micro_batches", None)
-        if micro_batches is None:
-            return
-        count = micro_batches(world_size(config))  # complains of a batch that does not divide, before processes start
-        if getattr(self.datamodule, "micro_batch_size", None) is not None:
-            config["accumulate_grad_batches"] = count
+
+def _as_list(value: T | Sequence[T] | None) -> list[T]:
+    return [] if value is None else list(value) if isinstance(value, Sequence) else [value]
 
 
-def _with_defaults(callbacks: L.Callback | Sequence[L.Callback] | None, unsaved: bool) -> list[L.Callback]:
+def _with_defaults(chosen: list[L.Callback], unsaved: bool) -> list[L.Callback]:
     """The recipe's callbacks and those of every run; none that saves, where nothing is to be saved."""
-    chosen = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks] if callbacks else []
     if unsaved:
         chosen = [c for c in chosen if not isinstance(c, Checkpoint)]
     defaults = (GradientGuard, TrainingLog, RunProgress, *(() if unsaved else (Checkpointing,)))

@@ -3,7 +3,7 @@
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,22 @@ __all__ = [
     "parse_recipe",
     "plain_warnings",
     "read_recipe",
+    "section",
     "split_settings",
     "stated_directory",
 ]
+
+
+HIDDEN = (  # warnings that users cannot act on
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*GPU available but not used.*",
+    ".*mid-epoch.*",
+    ".*overridden `transfer_batch_to_device`.*",
+    ".*recommended to use `self.log\\('train/loss'.*",
+)
 
 
 def command_arguments(verb: str, recipes: Sequence[Path], rest: Sequence[str], folder: str | None = None) -> list[str]:
@@ -47,7 +60,7 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return settings, others
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
+def read_recipe(recipe: str) -> dict[str, object]:
     """A recipe as it is written.
 
     Raises:
@@ -65,11 +78,18 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return content
 
 
-def parse_overrides(words: list[str]) -> dict[str, Any]:
+def section(content: object, *keys: str) -> Mapping[str, Any]:
+    """The mapping below some keys of a recipe; empty where it states none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
+
+
+def parse_overrides(words: list[str]) -> dict[str, object]:
     """`key=value` words as a dict; values are read as YAML."""
     import yaml
 
-    overrides = {}
+    overrides: dict[str, object] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
@@ -77,13 +97,12 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         try:
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(
-                f"cannot read the value of {word!r}: expected a number, a word or {{pixels: value}}"
-            ) from None
+            expected = "a number, a word or {pixels: value}"
+            raise UserError(f"cannot read the value of {word!r}: expected {expected}") from None
     return overrides
 
 
-def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | None) -> dict[str, Any]:
+def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | None) -> dict[str, object]:
     """Recipes and settings as `fit` would take them together, defaults included."""
     postpone_torchmetrics()
     from diffzoo.recipe.command import ParsedRecipe
@@ -96,7 +115,7 @@ def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | 
 
 def stated_directory(recipes: Sequence[Path]) -> str | None:
     """`trainer.default_root_dir` of the last recipe that has one; `config.yaml` of a run does."""
-    stated = [(read_recipe(str(r)).get("trainer") or {}).get("default_root_dir") for r in recipes]
+    stated = [section(read_recipe(str(r)), "trainer").get("default_root_dir") for r in recipes]
     return next((s for s in reversed(stated) if s), None)
 
 
@@ -112,15 +131,14 @@ def _folder_in_place_of_data(recipes: Sequence[Path], folder: str) -> list[str]:
     from diffzoo.data import ImageDataModule, ImageFolder
 
     signature = {n for c in (ImageFolder, ImageDataModule) for n in inspect.signature(c).parameters}
-    kept: dict[str, Any] = {}
-    classes: Any = None
+    signature -= {"path", "val_path", "allow_changed_source"}
+    kept: dict[str, object] = {}
+    classes = None
     for recipe in recipes:
         content = read_recipe(str(recipe))
-        given = (content.get("data") or {}).get("init_args") or {}
+        given = section(content, "data", "init_args")
         kept |= {k: v for k, v in given.items() if k in signature and v is not None}
-        classes = ((content.get("model") or {}).get("network_args") or {}).get("num_classes", classes)
-    for name in ("path", "val_path", "allow_changed_source"):
-        kept.pop(name, None)
+        classes = section(content, "model", "network_args").get("num_classes", classes)
     found = ImageFolder(folder).num_classes
     if not found:  # stated, because the recipe's own value stays otherwise
         kept["balance"] = False
@@ -135,29 +153,17 @@ def plain_warnings() -> Iterator[None]:
     """Show warnings of this package as sentences without a line of source; hide those that users cannot act on."""
     package, usual = Path(__file__).parents[1], warnings.formatwarning
 
-    def plain(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
         ours = Path(filename).is_relative_to(package)
         return f"diffzoo: warning: {message}\n" if ours else usual(message, category, filename, lineno, line)
 
     with warnings.catch_warnings():
-        _quiet()
+        for pattern in HIDDEN:
+            warnings.filterwarnings("ignore", message=pattern)
         warnings.formatwarning = plain
         try:
             yield
         finally:
             warnings.formatwarning = usual
-
-
-def _quiet() -> None:
-    """Hide warnings that users cannot act on."""
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-        ".*GPU available but not used.*",
-        ".*mid-epoch.*",
-        ".*overridden `transfer_batch_to_device`.*",
-        ".*recommended to use `self.log\\('train/loss'.*",
-    ):
-        warnings.filterwarnings("ignore", message=pattern)

@@ -1,7 +1,7 @@
 """From a recipe to its plan, and from a plan to advice when the memory of a device runs out."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 
@@ -9,6 +9,7 @@ import diffzoo.models  # noqa: F401  registers the names
 from diffzoo.errors import UserError
 from diffzoo.models.base import Network
 from diffzoo.models.registry import build
+from diffzoo.recipe.parse import section
 from diffzoo.training import freezing
 from diffzoo.training.gpus import GIB, GPU
 from diffzoo.training.lora import LoRA, inject
@@ -16,9 +17,12 @@ from diffzoo.training.planning import Plan, network_cost
 
 __all__ = ["advice", "network_of", "numbers", "plan_content", "shown"]
 
+# millions of parameters of frozen encoders, which are kept in float32
+FROZEN = {"KLAutoencoder": 84, "CLIPEncoder": 123, "MiniLMEncoder": 23, "T5Encoder": 4762}
+
 
 def plan_content(
-    content: dict[str, Any],
+    content: Mapping[str, object],
     where: str,
     devices: int | None = None,
     shards: int | None = None,
@@ -38,16 +42,15 @@ def plan_content(
     Raises:
         UserError: for a recipe whose network is not a registered name.
     """
-    model, trainer = content.get("model") or {}, content.get("trainer") or {}
+    model, trainer, data = section(content, "model"), section(content, "trainer"), section(content, "data", "init_args")
     devices = devices or _devices(trainer)
     network = network_of(model, where)
     network.set_grad_checkpointing(recompute or model.get("grad_checkpointing") or False)
-    data = (content.get("data") or {}).get("init_args") or {}
     plan = Plan(
         cost=network_cost(network, half="16" in str(trainer.get("precision", "32"))),
         optimizer_states=_states(model.get("optimizer")),
         averages=_emas(trainer.get("callbacks")),
-        companions=_frozen(model),
+        companions=sum(4e6 * FROZEN.get(_class(model.get(k))[0], 0) for k in ("autoencoder", "text_encoder")),
         batch=int(data.get("batch_size", 64)),
         steps=max(0, int(trainer.get("max_steps", 0) or 0)),
         devices=devices,
@@ -58,7 +61,7 @@ def plan_content(
     return plan, None if micro is None else int(micro)
 
 
-def _devices(trainer: dict[str, Any]) -> int:
+def _devices(trainer: Mapping[str, object]) -> int:
     if trainer.get("devices", "auto") in ("auto", -1, "-1", None):
         return 1
     from diffzoo.recipe.command import world_size
@@ -66,7 +69,7 @@ def _devices(trainer: dict[str, Any]) -> int:
     return world_size(trainer)
 
 
-def network_of(model: Mapping[str, Any], where: str) -> Network:
+def network_of(model: Mapping[str, object], where: str) -> Network:
     """The network of a recipe on the device "meta", with adapters, and frozen as the recipe says.
 
     Args:
@@ -78,11 +81,11 @@ def network_of(model: Mapping[str, Any], where: str) -> Network:
     """
     stated = model.get("network")
     if isinstance(stated, str):
-        name, overrides = stated, dict(model.get("network_args") or {})
+        name, overrides = stated, dict(section(model, "network_args"))
     else:  # `create_model` as a class of version 0.1
-        overrides = dict((stated or {}).get("init_args") or {})
+        overrides = dict(section(stated, "init_args"))
         name = overrides.pop("name", "")
-        overrides |= {**(overrides.pop("overrides", None) or {}), **((stated or {}).get("dict_kwargs") or {})}
+        overrides |= {**(overrides.pop("overrides", None) or {}), **section(stated, "dict_kwargs")}
     if not name:
         raise UserError(f"the recipe {where} states no registered network: expected model.network, a name")
     of_weights = ("pretrained", "checkpoint_path", "classes", "class_names")
@@ -90,43 +93,30 @@ def network_of(model: Mapping[str, Any], where: str) -> Network:
         network = build(name, **{k: v for k, v in overrides.items() if k not in of_weights})
         # what is frozen has neither gradients nor optimizer states nor an EMA
         if model.get("freeze"):
-            freezing.freeze(network, model["freeze"])
+            freezing.freeze(network, cast(str | list[str], model["freeze"]))
         if model.get("lora"):
-            inject(network, LoRA(**model["lora"]))
+            inject(network, LoRA(**section(model, "lora")))
     return network
 
 
-def _class(part: Any) -> tuple[str, dict[str, Any]]:
+def _class(part: object) -> tuple[str, Mapping[str, Any]]:
     """Short class name and arguments of an entry of a recipe."""
-    if isinstance(part, str):
-        return part.rsplit(".", 1)[-1], {}
-    if not isinstance(part, dict):
-        return "", {}
-    return str(part.get("class_path", "")).rsplit(".", 1)[-1], dict(part.get("init_args") or {})
+    path = part if isinstance(part, str) else section(part).get("class_path", "")
+    return str(path).rpartition(".")[2], section(part, "init_args")
 
 
-def _states(optimizer: Any) -> int:
+def _states(optimizer: object) -> int:
     """Tensors of the size of the weights: the two moments of Adam and its kin, one for those with momentum alone."""
     kind, arguments = _class(optimizer)
     name = str(arguments.get("name", kind)).lower()
     return 1 if any(n in name for n in ("lion", "muon", "sgd")) else 2
 
 
-def _emas(callbacks: Any) -> int:
-    for callback in callbacks or []:
-        kind, arguments = _class(callback)
+def _emas(callbacks: Iterable[object] | None) -> int:
+    for kind, arguments in map(_class, callbacks or ()):
         if kind == "EMA":
             return len(arguments.get("decays", [0.9999])) + len(arguments.get("stds", []))
     return 0
-
-
-# millions of parameters of frozen encoders, which are kept in float32
-FROZEN = {"KLAutoencoder": 84, "CLIPEncoder": 123, "MiniLMEncoder": 23, "T5Encoder": 4762}
-
-
-def _frozen(model: dict[str, Any]) -> float:
-    kinds = [_class(model.get(part))[0] for part in ("autoencoder", "text_encoder")]
-    return sum(4e6 * FROZEN.get(kind, 0) for kind in kinds)
 
 
 def advice(plan: Plan, recomputing: Plan, gpu: GPU, micro: int) -> str:
@@ -139,7 +129,7 @@ def advice(plan: Plan, recomputing: Plan, gpu: GPU, micro: int) -> str:
         micro: images per device at once.
     """
     share = max(1, plan.batch // plan.devices)
-    needed, usable = plan.peak(micro) / GIB, plan.usable(gpu) / GIB
+    needed, usable = plan.peak(micro) / GIB, gpu.usable / GIB
     said = (
         f"out of memory with {micro} images at once on a {gpu.name}: `diffzoo plan` expects a peak of {needed:.1f} GiB "
         f"of {usable:.1f} GiB usable"
@@ -158,9 +148,9 @@ def advice(plan: Plan, recomputing: Plan, gpu: GPU, micro: int) -> str:
     return f"{said}, and no micro-batch fits: shard it over more devices (ModelParallelStrategy) or take a larger card"
 
 
-def numbers(plan: Plan, gpu: GPU, micro: int | None) -> dict[str, Any]:
+def numbers(plan: Plan, gpu: GPU, micro: int | None) -> dict[str, object]:
     """A plan as JSON-ready data; `micro` is the recipe's micro-batch, None = the largest that divides the batch."""
-    largest, fitting = plan.largest_micro_batch(gpu), plan.fitting_micro_batch(gpu)
+    fitting = plan.fitting_micro_batch(gpu)
     chosen = micro or fitting or 1
     return {
         "gpu": gpu.name,
@@ -168,46 +158,50 @@ def numbers(plan: Plan, gpu: GPU, micro: int | None) -> dict[str, Any]:
         "parameters": plan.cost.parameters,
         "gflops_per_image": plan.cost.flops / 1e9,
         "training_gflops_per_image": plan.cost.hardware_flops / 1e9,
-        "bytes": {
-            **plan.parts(),
-            "gradients": plan.gradients(),
-            "activations, fixed part": plan.cost.fixed,
-            "activations per image": plan.cost.activations,
-            "evaluation step": plan.evaluation(),
-        },
+        "bytes": _bytes(plan),
         "micro_batch": chosen,
         "peak_bytes": plan.peak(chosen),
-        "usable_bytes": plan.usable(gpu),
-        "fits": plan.peak(chosen) <= plan.usable(gpu),
-        "largest_micro_batch": largest,
+        "usable_bytes": gpu.usable,
+        "fits": plan.peak(chosen) <= gpu.usable,
+        "largest_micro_batch": plan.largest_micro_batch(gpu),
         "largest_fitting_micro_batch": fitting,
         "images_per_second": plan.images_per_second(gpu),
         "hours": plan.hours(gpu),
     }
 
 
-def shown(recipe: str, plan: Plan, gpu: GPU, numbers: dict[str, Any]) -> str:
-    """A plan in words, from its `numbers`."""
+def _bytes(plan: Plan) -> dict[str, float]:
+    return {
+        **plan.parts(),
+        "gradients": plan.gradients(),
+        "activations, fixed part": plan.cost.fixed,
+        "activations per image": plan.cost.activations,
+        "evaluation step": plan.evaluation(),
+    }
+
+
+def shown(recipe: str, plan: Plan, gpu: GPU, micro: int | None) -> str:
+    """The same in words."""
+    cost, fitting = plan.cost, plan.fitting_micro_batch(gpu)
+    chosen = micro or fitting or 1
+    peak, usable = plan.peak(chosen), gpu.usable
     lines = [
         f"{recipe} on {plan.devices} x {gpu.name}",
-        f"  parameters          {plan.cost.parameters / 1e6:.1f} M",
-        f"  FLOPs per image     {numbers['gflops_per_image']:.1f} G forward, "
-        f"{numbers['training_gflops_per_image']:.1f} G in training (two per multiply-add)",
+        f"  parameters          {cost.parameters / 1e6:.1f} M",
+        f"  FLOPs per image     {cost.flops / 1e9:.1f} G forward, {cost.hardware_flops / 1e9:.1f} G in training "
+        "(two per multiply-add)",
         "  memory per GPU",
+        *(f"    {name:<28} {size / GIB:9.3f} GiB" for name, size in _bytes(plan).items()),
+        f"  micro-batch {chosen}: peak {peak / GIB:.1f} GiB of {usable / GIB:.1f} GiB usable: "
+        f"{'fits' if peak <= usable else 'does NOT fit'}",
+        f"  largest micro-batch {plan.largest_micro_batch(gpu)}, "
+        f"largest that divides the batch of {plan.batch}: {fitting}",
     ]
-    lines += [f"    {name:<28} {size / GIB:9.3f} GiB" for name, size in numbers["bytes"].items()]
-    verdict = "fits" if numbers["fits"] else "does NOT fit"
-    lines += [
-        f"  micro-batch {numbers['micro_batch']}: peak {numbers['peak_bytes'] / GIB:.1f} GiB of "
-        f"{numbers['usable_bytes'] / GIB:.1f} GiB usable: {verdict}",
-        f"  largest micro-batch {numbers['largest_micro_batch']}, "
-        f"largest that divides the batch of {plan.batch}: {numbers['largest_fitting_micro_batch']}",
-    ]
-    if not numbers["largest_fitting_micro_batch"]:
+    if not fitting:
         lines.append("  nothing fits: set model.grad_checkpointing to true (--grad-checkpointing), or shard (--shards)")
-    lines.append(
-        f"  speed               {numbers['images_per_second']:.0f} images/s at {100 * plan.mfu:.0f} % MFU (assumed)"
-    )
+    speed = plan.images_per_second(gpu)
+    lines.append(f"  speed               {speed:.0f} images/s at {100 * plan.mfu:.0f} % MFU (assumed)")
     if plan.steps:
-        lines.append(f"  whole run           {numbers['hours']:.1f} h for {plan.steps * plan.batch / 1e6:.1f} M images")
+        millions = plan.steps * plan.batch / 1e6
+        lines.append(f"  whole run           {plan.hours(gpu):.1f} h for {millions:.1f} M images")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffzoo.errors import UserError
 from diffzoo.process import GaussianProcess, UniformEps, Weighting
-from diffzoo.recipe.parse import read_recipe
+from diffzoo.recipe.parse import read_recipe, section
 from diffzoo.record import from_plain
 from diffzoo.zoo.manifest import find_pretrained, is_pretrained
 
@@ -26,7 +26,7 @@ def stated_process(name: str) -> tuple[GaussianProcess, Weighting | None]:
             raise UserError(f"{name} states no process")
         return known, None
     content = read_recipe(str(Path(name) / "config.yaml") if Path(name).is_dir() else name)
-    model = content.get("model") or {}
+    model = section(content, "model")
     process = from_plain(GaussianProcess, _plain(model.get("process") or {}), "model.process")
     stated = model.get("weighting")
     if stated is None:

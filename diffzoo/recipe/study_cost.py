@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffzoo.errors import UserError
 from diffzoo.models.summary import multiply_adds
-from diffzoo.recipe.parse import parse_recipe
+from diffzoo.recipe.parse import parse_recipe, section
 from diffzoo.recipe.plan import network_of
 from diffzoo.study.spec import Budget, options
 
@@ -47,20 +47,19 @@ def costs(base: Path, arms: Mapping[str, Mapping[str, object]], budget: Budget) 
         twin = seen.setdefault(repr(config), arm)
         if twin != arm:
             raise UserError(f"the arms {twin!r} and {arm!r} differ in nothing: give them different settings")
-        flops = float(multiply_adds(network_of(config["model"], str(base))))
+        flops = float(multiply_adds(network_of(section(config, "model"), str(base))))
         first = found[next(iter(found))].flops if found else flops
-        batch_size = int(config["data"]["init_args"]["batch_size"])
-        decays = "total_steps" in ((config["model"].get("lr_scheduler") or {}).get("init_args") or {})
+        batch_size = int(section(config, "data", "init_args")["batch_size"])
+        decays = "total_steps" in section(config, "model", "lr_scheduler", "init_args")
         found[arm] = Cost(flops, batch_size, budget.steps_of(batch_size, flops, first), decays)
     return found
 
 
-def _parsed(base: Path, arm: str, settings: Mapping[str, object]) -> dict[str, dict]:
+def _parsed(base: Path, arm: str, settings: Mapping[str, object]) -> dict[str, object]:
     try:
-        config: dict[str, dict] = parse_recipe([str(base)], options(settings), None)
+        return parse_recipe([str(base)], options(settings), None)
     except UserError as error:
         raise UserError(f"arm {arm!r}: {error}") from error
-    return config
 
 
 def shown(costs: Mapping[str, Cost], seeds: int) -> str:

@@ -7,16 +7,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from diffzoo.environment import environment
 from diffzoo.errors import UserError
 from diffzoo.recipe.files import newer_explained
 from diffzoo.recipe.imports import postpone_torchmetrics
-from diffzoo.recipe.parse import command_arguments, plain_warnings
+from diffzoo.recipe.parse import command_arguments, plain_warnings, section
 from diffzoo.runs import Run, RunLock, checksum_file, find_resume, is_first_process, is_sound, step_of
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 __all__ = ["train"]
+
+LIGHTNING = re.compile(
+    r"lightning[/\\](pytorch|fabric)[/\\](trainer|loops|utilities|core|callbacks|strategies|accelerators)"
+)
 
 
 def train(
@@ -26,7 +33,7 @@ def train(
     verb: str = "fit",
     resume: str | None = None,
     folder: str | None = None,
-) -> Any:
+) -> "Trainer":
     """Parse the recipe, set up the run directory and train; returns the trainer.
 
     Args:
@@ -54,17 +61,11 @@ def train(
             arguments += _measured(directory, rest)
         trainer = Command(arguments).trainer
     if verb == "fit" and is_first_process():
-        say_health(directory)
+        from diffzoo.study.health import note
+
+        if text := note(directory):  # beside earlier runs of the recipe, where a reference curve ships
+            print(text, flush=True)
     return trainer
-
-
-def say_health(directory: Path) -> None:
-    """Lay the finished run beside earlier ones of its recipe, where a reference curve ships."""
-    from diffzoo.study.health import note
-
-    text = note(directory)
-    if text:
-        print(text, flush=True)
 
 
 def _start(directory: Path, resume: str | None, rest: Sequence[str], arguments: list[str]) -> list[str]:
@@ -128,11 +129,6 @@ def settings_explained() -> Iterator[None]:
         if isinstance(error, ZeroDivisionError) and setting:
             raise UserError(f"trainer.{setting[1]}: expected a positive whole number, got 0") from error
         raise UserError(_one_sentence(error)) from error
-
-
-LIGHTNING = re.compile(
-    r"lightning[/\\](pytorch|fabric)[/\\](trainer|loops|utilities|core|callbacks|strategies|accelerators)"
-)
 
 
 def _one_sentence(error: BaseException) -> str:
@@ -219,6 +215,6 @@ def _sentence(arguments: Sequence[str]) -> str:
         plans = [plan_content(content, "the recipe", devices, recompute=again)[0] for again in (False, True)]
     except UserError as error:  # a network that is no registered name
         return f"the device ran out of memory: take a smaller data.init_args.micro_batch_size (no plan: {error})"
-    micro = (content["data"].get("init_args") or {}).get("micro_batch_size")
+    micro = section(content, "data", "init_args").get("micro_batch_size")
     share = max(1, plans[0].batch // devices)
     return advice(plans[0], plans[1], gpu, min(int(micro or share), share))

@@ -9,6 +9,9 @@ from diffzoo.errors import UserError, did_you_mean
 __all__ = ["GIB", "GPU", "GPUS", "find_gpu", "present_gpu", "this_gpu"]
 
 GIB = 2**30
+# CUDA's context and libraries, and what the caching allocator cannot use, as a share of the memory
+CONTEXT_BYTES = 0.8 * GIB
+FRAGMENTATION = 0.06
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class GPU:
     name: str
     memory: float
     tflops: float
+
+    @property
+    def usable(self) -> float:
+        """Bytes that tensors can have."""
+        return self.memory * (1 - FRAGMENTATION) - CONTEXT_BYTES
 
 
 GPUS = {
@@ -78,8 +86,5 @@ def present_gpu() -> GPU | None:
 
 def this_gpu() -> GPU:
     """The card of this machine; one that is not in the table is known by its memory and taken for 100 TFLOPs."""
-    known = present_gpu()
-    if known is not None:
-        return known
     properties = torch.cuda.get_device_properties(0)
-    return GPU(properties.name, properties.total_memory, 100)
+    return present_gpu() or GPU(properties.name, properties.total_memory, 100)

@@ -20,13 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from diffzoo.models.base import Network
 from diffzoo.models.summary import example_inputs, multiply_adds
-from diffzoo.training.gpus import GIB, GPU
+from diffzoo.training.gpus import GPU
 
 __all__ = ["NetworkCost", "Plan", "flops_per_image", "network_cost"]
 
-# CUDA's context and libraries, and what the caching allocator cannot use, as shares of a card's memory
-CONTEXT_BYTES = 0.8 * GIB
-FRAGMENTATION = 0.06
 BATCHES = (64, 128)
 
 
@@ -221,7 +218,7 @@ class Plan:
 
     def evaluation(self) -> float:
         """Bytes that a preview or evaluation step adds: the raw weights put aside, and the guided forward pass."""
-        return 4.0 * self.cost.trainable / self.shards + 2 * self.evaluation_batch * self.cost.forward
+        return self.gradients() + 2 * self.evaluation_batch * self.cost.forward
 
     def training(self, micro_batch: int) -> float:
         """Bytes of a training step at its peak.
@@ -238,16 +235,12 @@ class Plan:
         """Bytes at the highest point of the run, evaluation included."""
         return max(self.training(micro_batch), sum(self.parts().values()) + self.evaluation())
 
-    def usable(self, gpu: GPU) -> float:
-        """Bytes of a card that tensors can have."""
-        return gpu.memory * (1 - FRAGMENTATION) - CONTEXT_BYTES
-
     def largest_micro_batch(self, gpu: GPU) -> int:
         """The largest micro-batch that fits, 0 if none does; no larger than a device's share of the batch."""
-        share, usable = max(1, self.batch // self.devices), self.usable(gpu)
-        if self.training(share) <= usable:
+        share = max(1, self.batch // self.devices)
+        if self.training(share) <= gpu.usable:
             return share
-        room = usable - sum(self.parts().values()) - self.cost.fixed - self.gradients()
+        room = gpu.usable - sum(self.parts().values()) - self.cost.fixed - self.gradients()
         return max(0, min(int(room // max(self.cost.activations, 1)), share - 1))
 
     def fitting_micro_batch(self, gpu: GPU) -> int:
@@ -257,8 +250,7 @@ class Plan:
 
     def images_per_second(self, gpu: GPU) -> float:
         """Over all devices, at the assumed MFU."""
-        waste = self.cost.hardware_flops / self.cost.step_flops
-        return self.devices * gpu.tflops * 1e12 * self.mfu / (self.cost.step_flops * waste)
+        return self.devices * gpu.tflops * 1e12 * self.mfu / self.cost.hardware_flops
 
     def hours(self, gpu: GPU) -> float:
         """Of the whole run."""

@@ -171,7 +171,7 @@ def test_fits_the_hardware_of_its_header(name: str) -> None:
     assert micro is not None
     assert plan.batch // devices % micro == 0
     gib = 2**30
-    need, room = plan.peak(micro) / gib, plan.usable(find_gpu(card.lower())) / gib
+    need, room = plan.peak(micro) / gib, find_gpu(card.lower()).usable / gib
     assert need <= room, (
         f"{need:.0f} of {room:.0f} GiB; micro_batch_size {plan.fitting_micro_batch(find_gpu('h100'))} fits"
     )

@@ -101,8 +101,8 @@ COST = NetworkCost(10**8, 10**8, 1e11, 0.5 * GIB, 0.2 * GIB, 0.1 * GIB, False)
 def test_largest_micro_batch_is_the_largest(gpu: GPU, devices: int) -> None:
     plan = Plan(COST, batch=1024, devices=devices, averages=2)
     largest = plan.largest_micro_batch(gpu)
-    assert plan.training(largest) <= plan.usable(gpu)
-    assert largest == 1024 // devices or plan.training(largest + 1) > plan.usable(gpu)
+    assert plan.training(largest) <= gpu.usable
+    assert largest == 1024 // devices or plan.training(largest + 1) > gpu.usable
     fitting = plan.fitting_micro_batch(gpu)
     assert fitting <= largest
     assert (1024 // devices) % fitting == 0
