@@ -37,13 +37,7 @@ FOLDER = "DIFFZOO_DRY_RUN"  # tells the processes that Lightning starts where th
 
 
 def dry_run(recipes: Sequence[Path], rest: Sequence[str], folder: str | None = None) -> int:
-    """Run the recipe for two steps in a temporary directory, then resume it for a third; nothing is kept.
-
-    Args:
-        recipes: YAML files; later ones win.
-        rest: options in LightningCLI's form.
-        folder: replaces the recipe's data by a folder of images.
-    """
+    """Run the recipe for two steps in a temporary directory, then resume it for a third; nothing is kept."""
     with _common_folder() as place:
         directory = place / "run"
         limits = ["--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1"]
@@ -65,7 +59,8 @@ def _common_folder() -> Iterator[Path]:
     if not is_first_process():
         yield Path(os.environ[FOLDER]) if FOLDER in os.environ else _agreed_folder(os.environ)
         return
-    if _started_from_outside(os.environ):
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        # torchrun or srun started the processes, so that none can hand anything to the others beforehand
         place = _agreed_folder(os.environ)
         shutil.rmtree(place, ignore_errors=True)  # of a trial that was killed
         place.mkdir(parents=True)
@@ -79,11 +74,6 @@ def _common_folder() -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _started_from_outside(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun or srun started the processes, so that none can hand anything to the others beforehand."""
-    return "RANK" in environment or "SLURM_PROCID" in environment
-
-
 def _agreed_folder(environment: Mapping[str, str]) -> Path:
     """In the current directory, which nodes share where they share a run's directory; named after the job."""
     job = environment.get("SLURM_JOB_ID") or "-".join(environment.get(k, "") for k in ("MASTER_ADDR", "MASTER_PORT"))
@@ -94,12 +84,7 @@ def _agreed_folder(environment: Mapping[str, str]) -> Path:
 
 
 class FewSamplerSteps(L.Callback):
-    """Limits a dry run to few images and few sampler steps, so that it takes the memory of the run but not its time.
-
-    Args:
-        n: images per evaluation, at most.
-        steps: of every sampler, at most.
-    """
+    """Limits a dry run to `n` images per evaluation and a few sampler steps: the memory of the run, not its time."""
 
     def __init__(self, n: int = 64, steps: int = 4):
         self.n, self.steps = n, steps
@@ -125,11 +110,6 @@ class TrialEvaluation(FewSamplerSteps):
 
     The recipe's own `ImageMetrics` are called, so that missing weights of feature networks or references show here;
     without any, the Fréchet distance of fixed random features to the first training images is measured.
-
-    Args:
-        n: images per evaluation, at most.
-        steps: of every sampler, at most.
-        batch_size: images at a time, where the recipe says nothing.
     """
 
     def __init__(self, n: int = 64, steps: int = 4, batch_size: int = 32):

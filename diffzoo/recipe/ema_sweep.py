@@ -30,9 +30,6 @@ def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, ba
         stds: relative widths.
         updates: time of the EMAs in optimizer steps; None = the last snapshot.
         batches: validation batches per width.
-
-    Raises:
-        UserError: if the directory is no run, or its data has no held-out part.
     """
     config = Run(Path(run)).config
     if not config.is_file():

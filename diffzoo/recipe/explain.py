@@ -6,7 +6,9 @@ The original messages list every type that was tried. A reader needs to know whi
 import importlib
 import inspect
 import re
+from abc import ABCMeta
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from diffzoo.errors import did_you_mean
 
@@ -17,12 +19,7 @@ PACKAGES = ("process", "sampling", "data", "encoders", "training")
 
 
 def explain(message: str, known: Sequence[str]) -> str:
-    """One sentence for a parser's message.
-
-    Args:
-        message: what jsonargparse said.
-        known: every key that exists, dotted.
-    """
+    """One sentence for a message of jsonargparse; `known` are all keys that exist, dotted."""
     places = re.findall(r'Parser key "([\w.]+)"', message)
     where = f"{'.'.join(places)}: " if places else ""
     argument = re.findall(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
@@ -40,7 +37,8 @@ def explain(message: str, known: Sequence[str]) -> str:
         why = f" (no module {missing.group(1)!r} here, beside the recipe or installed)" if missing else ""
         return f"{where}there is no class {found.group(1)!r}{why}{did_you_mean(found.group(1), _classes())}"
     if found := re.search(r"Expected an instantiatable class, but ([\w.]+) is abstract", message):
-        return f"{where}{found.group(1)} lacks the methods {', '.join(_abstract(found.group(1)))}"
+        methods = sorted(cast(ABCMeta, _found(found.group(1))).__abstractmethods__)
+        return f"{where}{found.group(1)} lacks the methods {', '.join(methods)}"
     kept = re.split(r"\s+(?:Given value|Subclass types expect)", message)[0]
     kept = re.sub(r'Parser key "[\w.]+":|Problem with given class_path \'[\w.]+\':', "", kept)
     kept = re.sub(r"<class '([\w.]+)'>", r"\1", kept)
@@ -65,16 +63,15 @@ def _arguments(path: str) -> Iterable[str]:
     """Arguments of a class, with those that it passes on."""
     from jsonargparse._parameter_resolvers import get_signature_parameters
 
-    module, _, name = path.rpartition(".")
-    made = getattr(importlib.import_module(module), name)
+    made = _found(path)
     found = get_signature_parameters(made, "__init__") if inspect.isclass(made) else get_signature_parameters(made)
     return [parameter.name for parameter in found]
 
 
-def _abstract(path: str) -> list[str]:
-    """The methods that a class leaves open."""
+def _found(path: str) -> type:
     module, _, name = path.rpartition(".")
-    return sorted(getattr(importlib.import_module(module), name).__abstractmethods__)
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _classes() -> Iterable[str]:

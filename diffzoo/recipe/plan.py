@@ -72,12 +72,7 @@ def _devices(trainer: Mapping[str, object]) -> int:
 def network_of(model: Mapping[str, object], where: str) -> Network:
     """The network of a recipe on the device "meta", with adapters, and frozen as the recipe says.
 
-    Args:
-        model: the key `model` of the recipe.
-        where: it came from, for messages.
-
-    Raises:
-        UserError: if it is no registered name.
+    `model` is the recipe's section of this name; `where` it came from is for messages.
     """
     stated = model.get("network")
     if isinstance(stated, str):
@@ -122,11 +117,7 @@ def _emas(callbacks: Iterable[object] | None) -> int:
 def advice(plan: Plan, recomputing: Plan, gpu: GPU, micro: int) -> str:
     """One sentence: what the plan says of `micro` images at once on a card, and the nearest setting that fits.
 
-    Args:
-        plan: of the recipe.
-        recomputing: of the recipe with activations recomputed.
-        gpu: the card that ran out of memory.
-        micro: images per device at once.
+    `recomputing` is the plan of the same recipe with activations recomputed.
     """
     share = max(1, plan.batch // plan.devices)
     needed, usable = plan.peak(micro) / GIB, gpu.usable / GIB

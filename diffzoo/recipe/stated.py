@@ -12,10 +12,7 @@ __all__ = ["stated_process"]
 
 
 def stated_process(name: str) -> tuple[GaussianProcess, Weighting | None]:
-    """The process behind a recipe, a run or published weights, with the weighting that a recipe states.
-
-    Args:
-        name: of a recipe, its file, the directory of a run, or published weights.
+    """The process of a recipe, its file, the directory of a run or published weights, and the weighting it states.
 
     Raises:
         UserError: if there is none, or it states no process that can be read.

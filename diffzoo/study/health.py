@@ -20,48 +20,31 @@ from diffzoo.files import write_text
 from diffzoo.record import from_plain, to_plain
 from diffzoo.report import NOISE_LEVEL, RunRecord, read_run
 
-__all__ = [
-    "Band",
-    "Curve",
-    "Health",
-    "Level",
-    "check_run",
-    "curve_of",
-    "curves",
-    "find_curve",
-    "note",
-    "read_curve",
-    "write_curve",
-]
+__all__ = ["Curve", "Health", "check_run", "curve_of", "curves", "find_curve", "note", "read_curve", "write_curve"]
 
 SHIPPED = Path(__file__).parent / "reference"
 FEWEST = 3  # runs that make a curve: two leave an interval of 12.7 standard deviations
 WINDOWS = 8  # each √2 times as long as the one before
 # the settings that the loss depends on; seeds, speed, previews and evaluation are not among them
+_MODEL = "network weights process weighting time_density loss_ condition_dropout freeze lora optimizer lr_scheduler"
+_DATA = "image_size batch_size balance path source flip crop caption"
 MATTERS = (
-    *(
-        f"model.{k}"
-        for k in ("network", "weights", "process", "weighting", "time_density", "loss_", "condition_dropout")
-    ),
-    *(f"model.{k}" for k in ("freeze", "lora", "optimizer", "lr_scheduler", "text_encoder", "autoencoder")),
-    *(f"data.{k}" for k in ("class_path", "init_args.image_size", "init_args.batch_size", "init_args.balance")),
-    *(f"data.init_args.{k}" for k in ("path", "source", "flip", "crop", "caption")),
+    *(f"model.{k}" for k in (*_MODEL.split(), "text_encoder", "autoencoder")),
+    *("data.class_path", *(f"data.init_args.{k}" for k in _DATA.split())),
 )
 LOSS = ("model.process", "model.weighting", "model.loss_")  # settings under which a loss is another quantity
 HIGH_NOISE, LOW_NOISE = -2.0, 2.0  # log-SNR
 MEANINGS = {
-    "all above": "Every noise level is above: the learning rate, the batch size, the precision or the data "
-    "are probably not those of the reference.",
-    "high noise above": "High noise is above: there the network sees little but its condition. Look at the classes "
-    "or captions, at condition_dropout, and at whether the data is more varied than that of the"
-    " reference.",
-    "middle above": "The middle is above: shapes are learned there. Look at the size of the network, at "
-    "dropout, and at whether the noise schedule fits the image size.",
-    "low noise above": "Low noise is above: there the network has to copy its input exactly. Look at the "
-    "precision, at a learning rate that is too high, and at images that are noisy or scaled "
-    "other than to [-1, 1].",
-    "below": "A loss below the band is not better by itself: the data may be easier or contain repeated "
-    "images. Look at the held-out loss.",
+    "all above": "Every noise level is above: the learning rate, the batch size, the precision or the data are "
+    "probably not those of the reference.",
+    "high noise above": "High noise is above: there the network sees little but its condition. Look at the classes or "
+    "captions, at condition_dropout, and at whether the data is more varied than that of the reference.",
+    "middle above": "The middle is above: shapes are learned there. Look at the size of the network, at dropout, and "
+    "at whether the noise schedule fits the image size.",
+    "low noise above": "Low noise is above: there the network has to copy its input exactly. Look at the precision, at "
+    "a learning rate that is too high, and at images that are noisy or scaled other than to [-1, 1].",
+    "below": "A loss below the band is not better by itself: the data may be easier or contain repeated images. Look "
+    "at the held-out loss.",
 }
 
 
@@ -123,14 +106,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Health:
-    """A run beside a curve.
-
-    Args:
-        curve: the curve.
-        images: seen by the run, as far as it is judged.
-        levels: its noise levels.
-        differences: settings that differ from those of the curve.
-    """
+    """A run beside a curve: `images` seen as far as it is judged, its noise levels, settings that differ."""
 
     curve: Curve
     images: int
@@ -164,8 +140,7 @@ def curve_of(name: str, runs: Sequence[Path]) -> Curve:
     records = [read_run(run) for run in runs]
     settings = _that_matter(records[0].recipe)
     for record in records[1:]:
-        differ = [k for k, v in _that_matter(record.recipe).items() if settings.get(k) != v]
-        if differ:
+        if differ := [k for k, v in _that_matter(record.recipe).items() if settings.get(k) != v]:
             raise UserError(f"{record.folder} differs from {records[0].folder} in {', '.join(differ)}")
     end = min(_seen(record)[-1][1] for record in records)
     edges = tuple(end * 2 ** ((k - WINDOWS) / 2) for k in range(WINDOWS + 1))
@@ -227,22 +202,16 @@ def find_curve(name: str) -> Curve:
 
 
 def check_run(run: Path, curve: Curve | None = None) -> Health:
-    """A run, finished or not, beside a curve.
-
-    Args:
-        run: its folder.
-        curve: None = the one that ships for its settings.
+    """A run, finished or not, beside a curve; None = the one that ships for its settings.
 
     Raises:
         UserError: if it is no run, if no curve is of its settings, if the curve is of another loss, or if the run has
             not seen enough images yet.
     """
     record = read_run(run)
-    curve = _of_settings(record) if curve is None else curve
-    seen = _seen(record)[-1][1]
-    differences = tuple(curve.differences(record.recipe))
-    other = [key for key in differences if key.startswith(LOSS)]
-    if other:
+    curve = curve or _of_settings(record)
+    seen, differences = _seen(record)[-1][1], tuple(curve.differences(record.recipe))
+    if other := [key for key in differences if key.startswith(LOSS)]:
         raise UserError(f"the losses of {run} are not those of {curve.name}: it differs in {', '.join(other)}")
     finished = sum(edge <= seen for edge in curve.edges[1:])
     if not finished:
@@ -263,11 +232,11 @@ def note(run: Path) -> str:
 
 def _of_settings(record: RunRecord) -> Curve:
     known = curves()
-    found = next((c for c in known.values() if not c.differences(record.recipe)), None)
-    if found is None:
-        names = f"; --against takes one of {', '.join(known)}, or a file" if known else "; --against takes a file"
-        raise UserError(f"{record.folder}: no reference curve that ships is of its settings{names}")
-    return found
+    for curve in known.values():
+        if not curve.differences(record.recipe):
+            return curve
+    names = f"one of {', '.join(known)}, or a file" if known else "a file"
+    raise UserError(f"{record.folder}: no reference curve that ships is of its settings; --against takes {names}")
 
 
 def _judged(record: RunRecord, level: str, curve: Curve, finished: int) -> Level | None:
@@ -304,9 +273,8 @@ def _seen(record: RunRecord) -> Sequence[tuple[int, float]]:
     """Images seen by step."""
     seen = record.columns.get("speed/images_seen")
     if not seen or not _levels(record):
-        raise UserError(
-            f"{record.folder} has no losses per noise level in its metrics.csv: is it a run of `diffzoo fit`?"
-        )
+        what = "no losses per noise level in its metrics.csv"
+        raise UserError(f"{record.folder} has {what}: is it a run of `diffzoo fit`?")
     return seen
 
 
@@ -315,9 +283,7 @@ def _levels(record: RunRecord) -> list[str]:
 
 
 def _that_matter(recipe: Mapping[str, str]) -> dict[str, str]:
-    return {
-        key: value for key, value in recipe.items() if key.startswith(MATTERS) and value not in ("null", "{}", "[]")
-    }
+    return {k: v for k, v in recipe.items() if k.startswith(MATTERS) and v not in ("null", "{}", "[]")}
 
 
 # -- in words
@@ -330,9 +296,9 @@ def _bounds(level: str) -> tuple[float, float]:
 
 def _words(level: str) -> str:
     low, high = _bounds(level)
-    if math.isinf(low) or math.isinf(high):
-        return f"log-SNR above {low:g}" if math.isinf(high) else f"log-SNR below {high:g}"
-    return f"log-SNR {low:g} to {high:g}"
+    if math.isinf(high):
+        return f"log-SNR above {low:g}"
+    return f"log-SNR below {high:g}" if math.isinf(low) else f"log-SNR {low:g} to {high:g}"
 
 
 def _meanings(health: Health) -> list[str]:

@@ -11,16 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.study.health import FEWEST, curve_of, write_curve
 from diffzoo.study.runner import Job, Measured, measured
 from diffzoo.study.spec import Claim, Study
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Difference", "Verdict", "compare_arms", "judge", "write_report"]
 
@@ -29,13 +25,7 @@ Results = Mapping[str, Mapping[int, Measured]]  # by arm and seed
 
 @dataclass(frozen=True)
 class Difference:
-    """`first` minus `second` over the seeds that both have.
-
-    Args:
-        mean: over seeds.
-        half_width: of the 95 % interval; infinite with fewer than two seeds.
-        seeds: how many.
-    """
+    """`first` minus `second`: the mean over the `seeds` that both have, ± half the 95 % interval (infinite for one)."""
 
     mean: float
     half_width: float
@@ -118,18 +108,12 @@ def _write_curves(study: Study, jobs: Sequence[Job], results: Results, out: Path
 
 
 def _column(runs: Mapping[int, Measured], measure: str) -> dict[int, float]:
-    found = {seed: {**run.values, **run.speed} for seed, run in sorted(runs.items())}
-    return {seed: values[measure] for seed, values in found.items() if measure in values}
+    return {seed: run.columns[measure] for seed, run in sorted(runs.items()) if measure in run.columns}
 
 
 def _measures(results: Results) -> list[str]:
     """All measures that some run has, in the order in which runs name them."""
-    found = [{**run.values, **run.speed} for runs in results.values() for run in runs.values()]
-    return list(dict.fromkeys(name for values in found for name in values))
-
-
-def _columns_shown(results: Results) -> list[str]:
-    return [name for name in _measures(results) if not name.startswith("loss logsnr")]
+    return list(dict.fromkeys(name for runs in results.values() for run in runs.values() for name in run.columns))
 
 
 def _cell(values: Mapping[int, float]) -> str:
@@ -144,13 +128,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _markdown(study: Study, jobs: Sequence[Job], results: Results, verdicts: Sequence[Verdict]) -> str:
-    columns = _columns_shown(results)
-    lines = [
-        f"# {study.title}",
-        "",
-        f"Source: {study.source}. Base recipe: `{study.base}`.",
-        *filter(None, [study.note]),
-    ]
+    columns = [name for name in _measures(results) if not name.startswith("loss logsnr")]
+    lines = [f"# {study.title}", "", f"Source: {study.source}. Base recipe: `{study.base}`."]
+    lines += [study.note] if study.note else []
     lines += ["", "Mean over seeds, with the range in brackets.", ""]
     lines += [_row(["arm", "steps", "seeds", *columns]), "|---|---:|---:|" + "---:|" * len(columns)]
     steps = {job.arm: job.steps for job in jobs}
@@ -158,14 +138,9 @@ def _markdown(study: Study, jobs: Sequence[Job], results: Results, verdicts: Seq
         ended = sum(not run.failure for run in runs.values())
         cells = [_cell(_column(runs, name)) for name in columns]
         lines.append(_row([arm, str(steps[arm]), f"{ended} of {len(study.seeds)}", *cells]))
-    failures = [
-        f"- {arm}, seed {seed}: {run.failure}"
-        for arm, runs in results.items()
-        for seed, run in runs.items()
-        if run.failure
-    ]
-    if failures:
-        lines += ["", "Runs that ended early:", "", *failures]
+    failed = [(arm, seed, run.failure) for arm, runs in results.items() for seed, run in runs.items() if run.failure]
+    if failed:
+        lines += ["", "Runs that ended early:", "", *(f"- {arm}, seed {seed}: {why}" for arm, seed, why in failed)]
     if verdicts:
         lines += ["", "Claims of the source:", "", *(f"- {verdict}" for verdict in verdicts)]
     return "\n".join(lines) + "\n"
@@ -180,22 +155,22 @@ def _data(study: Study, jobs: Sequence[Job], results: Results, verdicts: Sequenc
         "steps": {job.arm: job.steps for job in jobs},
         "arms": {
             arm: {
-                str(seed): dict(run.values) if not run.failure else {"failure": run.failure}
-                for seed, run in runs.items()
+                str(seed): {"failure": run.failure} if run.failure else dict(run.values) for seed, run in runs.items()
             }
             for arm, runs in results.items()
         },
         "verdicts": [
-            {
-                "says": v.claim.says,
-                "verdict": v.word,
-                "measure": v.claim.measure,
-                **({} if v.difference is None else {"difference": v.difference.mean, "seeds": v.difference.seeds}),
-                **({"half_width": v.difference.half_width} if v.difference and v.difference.seeds > 1 else {}),
-            }
+            {"says": v.claim.says, "verdict": v.word, "measure": v.claim.measure, **_difference(v.difference)}
             for v in verdicts
         ],
     }
+
+
+def _difference(found: Difference | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    width = {"half_width": found.half_width} if found.seeds > 1 else {}
+    return {"difference": found.mean, "seeds": found.seeds, **width}
 
 
 def _plot(study: Study, results: Results, measure: str, out: Path) -> None:
@@ -204,18 +179,14 @@ def _plot(study: Study, results: Results, measure: str, out: Path) -> None:
 
     figure = Figure(figsize=(1.5 + 1.1 * len(results), 3.2), layout="constrained")
     axes = figure.subplots()
-    _points(axes, results, measure)
-    axes.set_ylabel(measure)
-    axes.set_title(study.title, fontsize=10)
-    name = "".join(c if c.isalnum() else "-" for c in measure)
-    for ending in ("png", "svg"):
-        figure.savefig(out / f"{name}.{ending}", dpi=150)
-
-
-def _points(axes: "Axes", results: Results, measure: str) -> None:
     for place, runs in enumerate(results.values()):
         values = list(_column(runs, measure).values())
         axes.plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, markersize=5)
         if values:
             axes.hlines(mean(values), place - 0.25, place + 0.25, color="tab:orange", linewidth=2)
     axes.set_xticks(range(len(results)), list(results), rotation=20, ha="right", fontsize=8)
+    axes.set_ylabel(measure)
+    axes.set_title(study.title, fontsize=10)
+    name = "".join(c if c.isalnum() else "-" for c in measure)
+    for ending in ("png", "svg"):
+        figure.savefig(out / f"{name}.{ending}", dpi=150)

@@ -1,7 +1,7 @@
 """Running a study: every arm with every seed as an ordinary `diffzoo fit` and `diffzoo eval`, in its own process.
 
     OUT/ARM/seed-S/run/        the run, as `fit` leaves it
-    OUT/ARM/seed-S/eval.json   its evaluation
+    OUT/ARM/seed-S/eval/       its evaluation
     OUT/ARM/seed-S/done.json   what was measured; written last
     OUT/ARM/seed-S/failed.txt  why a run ended, where it did
 
@@ -77,28 +77,23 @@ class Measured:
     speed: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """All that is measured."""
+        return {**self.values, **self.speed}
+
 
 def jobs_of(
     study: Study, base: str, steps: Mapping[str, int], settings: Mapping[str, Mapping[str, object]], out: Path
 ) -> list[Job]:
     """All runs of a study, seed by seed, so that every arm has its first seed early.
 
-    Args:
-        study: the study.
-        base: path of its recipe.
-        steps: of each arm.
-        settings: of `diffzoo fit`, for each arm.
-        out: folder of all runs.
+    `base` is the path of its recipe; `steps` and `settings` of `diffzoo fit` are those of each arm.
     """
+    arguments = {arm: ("-c", base, *options(settings[arm])) for arm in study.arms}
+    folders = {arm: out / re.sub(r"[^\w.-]+", "-", arm) for arm in study.arms}
     return [
-        Job(
-            arm=arm,
-            seed=seed,
-            folder=out / re.sub(r"[^\w.-]+", "-", arm) / f"seed-{seed}",
-            arguments=("-c", base, *options(settings[arm])),
-            steps=steps[arm],
-            evaluate=study.evaluate,
-        )
+        Job(arm, seed, folders[arm] / f"seed-{seed}", arguments[arm], steps[arm], study.evaluate)
         for seed in study.seeds
         for arm in study.arms
     ]
@@ -140,7 +135,9 @@ def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say
         set_aside(job)
         say(f"{job.arm}, seed {job.seed}: {job.steps} steps")
         start = time.monotonic()
-        failure = _child(["fit", *_fit(job)], job, processes, running)
+        run = ["--run", str(job.folder / "run"), "--resume", "auto"]
+        seed = [f"--seed_everything={job.seed}", f"--model.seed={job.seed}"]
+        failure = _child(["fit", *job.arguments, *run, *seed], job, processes, running)
         if not failure and job.evaluate is not None:
             failure = _child(["eval", *_eval(job, job.evaluate)], job, processes, running)
         if failure:
@@ -165,11 +162,6 @@ def set_aside(job: Job) -> None:
             with suppress(FileNotFoundError):
                 (job.folder / name).rename(aside / name)
     write_text(told, job.settings)
-
-
-def _fit(job: Job) -> list[str]:
-    run = ["--run", str(job.folder / "run"), "--resume", "auto"]
-    return [*job.arguments, *run, f"--seed_everything={job.seed}", f"--model.seed={job.seed}"]
 
 
 def _eval(job: Job, evaluate: Evaluate) -> list[str]:
@@ -216,8 +208,7 @@ def _values(job: Job) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _evaluated(folder: Path) -> dict[str, float]:
-    found = sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]
-    for path in found:
+    for path in sorted(folder.rglob("*.json")):
         held = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(held, dict) and "values" in held and "protocol" in held:
             return {name: float(value["value"]) for name, value in held["values"].items()}

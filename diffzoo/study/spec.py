@@ -48,12 +48,7 @@ class Budget:
             raise UserError(f"a budget has either steps or images, at least 1: got {self}")
 
     def steps_of(self, batch_size: int, flops: float, first_flops: float) -> int:
-        """Optimizer steps of an arm.
-
-        Args:
-            batch_size: images in a step.
-            flops: of the arm and one image; `first_flops` those of the first arm.
-        """
+        """Optimizer steps of an arm; `flops` are its FLOPs for one image, `first_flops` those of the first arm."""
         steps = self.steps if self.steps is not None else (self.images or 0) // batch_size
         return max(1, round(steps * first_flops / flops) if self.equal_flops else steps)
 

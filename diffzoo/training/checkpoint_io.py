@@ -20,8 +20,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -164,11 +164,12 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
                 self._unfinished = _Child(lambda: _write(checkpoint, place, parent)).result
                 self.shares_memory = True
                 return
+        written = Future[str]()
         try:
-            digest = _write(checkpoint, place)
-            self._unfinished = lambda: digest
+            written.set_result(_write(checkpoint, place))
         except OSError as error:
-            self._unfinished = partial(_raise, error)
+            written.set_exception(error)
+        self._unfinished = written.result
 
     def finish(self) -> str:
         """Wait until the checkpoint is written; its SHA-256, or "" where this process wrote none.
@@ -178,10 +179,6 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         """
         unfinished, self._unfinished = self._unfinished, None
         return unfinished() if unfinished is not None else ""
-
-
-def _raise(error: OSError) -> str:
-    raise error
 
 
 def on_host(checkpoint: Mapping[str, object]) -> Mapping[str, object]:

@@ -191,9 +191,7 @@ class Checkpointing(StepCallback, Checkpoint):
     def save(self, trainer: Trainer, wait: bool = True) -> Path | None:
         """Save now; every process must call it, at the end of an optimizer step.
 
-        Args:
-            trainer: of the run.
-            wait: until it is written; else training goes on meanwhile, and a failure is reported when it is known.
+        Without `wait`, training goes on while the file is written, and a failure is reported when it is known.
 
         Returns:
             the path, or None if the disk failed, which is reported; the checkpoints there already are kept.

@@ -54,12 +54,7 @@ class _Stored(TypedDict):
 
 @contextmanager
 def averaged(pl_module: LightningModule, label: str | None = None) -> Iterator[None]:
-    """Put an EMA into the network for the length of the block; without one it keeps its own weights.
-
-    Args:
-        pl_module: the module with the network.
-        label: which EMA; default: the first.
-    """
+    """Put an EMA into the network for the length of the block, the first by default; without one nothing changes."""
     keeper = callback_of(pl_module._trainer, EMA) if pl_module._trainer else None
     if keeper is None:
         yield
@@ -190,17 +185,10 @@ class EMA(StepCallback):
 
     @contextmanager
     def averaged(self, pl_module: LightningModule, label: str | None = None) -> Iterator[None]:
-        """Put an EMA into the network for the length of the block, and its own weights back, whatever happens.
+        """Put an EMA, the first by default, into the network for the length of the block, and its own weights back.
 
         The tensors keep their identity and memory, so that compiled blocks, optimizers and shards are not affected.
         This costs one copy of the averaged tensors. Blocks may be nested.
-
-        Args:
-            pl_module: the module with the network.
-            label: which EMA; default: the first.
-
-        Raises:
-            UserError: for an unknown label.
         """
         label = self._known(label)
         if label == self._inside:  # it is there already

@@ -24,15 +24,9 @@ __all__ = ["build_network", "check_process", "shifted", "start"]
 
 
 def build_network(network: Network | str, overrides: Mapping[str, Any] | None, weights: str | None) -> Network:
-    """The network that trains, in training mode.
+    """The network that trains, in training mode; a built one is returned as it is.
 
-    Args:
-        network: a registered name, or a built network, which is returned as it is.
-        overrides: overrides of the registered config, and `classes`, what becomes of the class table of `weights`.
-        weights: what to start from, for `create_model`; None = random.
-
-    Raises:
-        UserError: for a built network with overrides or weights.
+    `overrides` are those of the registered config, and `classes`, what becomes of the class table of `weights`.
     """
     if not isinstance(network, str):
         if overrides or weights:
@@ -52,14 +46,8 @@ def start(
 ) -> None:
     """Check that there are weights where the recipe speaks of them; copy the rows of classes that they know by name.
 
-    A resumed run then loads its own weights.
-
-    Args:
-        network: its class table is changed in place.
-        weights: what the run starts from.
-        classes: the policy `network_args.classes`.
-        lora: the adapters that are trained.
-        class_names: those of the data.
+    `classes` is the policy `network_args.classes`, `class_names` are those of the data. A resumed run then loads its
+    own weights.
     """
     if lora is not None and not weights:
         raise UserError("low-rank adapters belong to trained weights: say which with model.weights")

@@ -108,16 +108,7 @@ def _preset(network: Network, preset: str) -> list[str]:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> list[str]:
-    """The names that match any of some shell patterns.
-
-    Args:
-        names: to choose from.
-        patterns: each must match at least one.
-        key: of the recipe that gives the patterns, for messages.
-
-    Raises:
-        UserError: for a pattern that matches nothing, naming the nearest.
-    """
+    """The names that match any of some shell patterns, each of which must match some; `key` is for messages."""
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UserError(f"{key}: nothing in this network is called {pattern!r}{did_you_mean(pattern, names)}")

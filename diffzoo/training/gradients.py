@@ -25,16 +25,10 @@ def gradient_norm(optimizer: Optimizer) -> Float[Tensor, ""] | None:
 
 @torch.no_grad()
 def clip_by_norm(optimizer: Optimizer, norm: Float[Tensor, ""], limit: float, trainer: Trainer) -> None:
-    """Scale the gradients of the coming step so that their norm is at most `limit`.
+    """Scale the gradients of the coming step so that their norm, now `norm`, is at most `limit`.
 
     A fused kernel divides by `grad_scale` as it reads the gradients, so that they are not written once more. Whoever
     sets it takes it away after the step (`release`). Other optimizers find scaled gradients.
-
-    Args:
-        optimizer: whose step is next.
-        norm: of all its gradients (`gradient_norm`).
-        limit: the largest norm, above 0.
-        trainer: its precision plugin may have a gradient scaler, which uses `grad_scale` itself.
     """
     if steps_on_device(optimizer, trainer) and norm.device.type in ("cpu", "cuda"):
         optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0).reshape(())  # type: ignore[attr-defined]

@@ -234,11 +234,8 @@ def network_optimizer(
 ) -> Optimizer:
     """The optimizer of what trains in a network.
 
-    Args:
-        factory: called with the parameter groups.
-        network: whose parameters.
-        shares: share of the learning rate by parameter name; None = the same for all.
-        sizes: number of parameters in each group of the checkpoint that is resumed; None = a new run.
+    `shares` of the learning rate are by parameter name. `sizes` are the numbers of parameters in each group of the
+    checkpoint that is resumed; None = a new run.
     """
     _warn_of_half_weights(network)
     optimizer = factory(parameter_groups(network, shares))

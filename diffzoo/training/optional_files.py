@@ -18,15 +18,7 @@ _told: set[Path] = set()
 
 
 def write_or_warn(path: Path, write: Callable[[], object]) -> bool:
-    """Call `write`; warn, once for each path, if the disk is full or fails.
-
-    Args:
-        path: of the file or folder that is written, for the message.
-        write: writes it.
-
-    Returns:
-        whether it was written.
-    """
+    """Call `write`; if the disk is full or fails, warn once for each path. Returns whether it was written."""
     try:
         write()
     except Exception as error:

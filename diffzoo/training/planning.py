@@ -88,11 +88,6 @@ class NetworkCost:
     recompute: bool
 
     @property
-    def step_flops(self) -> float:
-        """Operations of a training step per image, recomputation not counted: what MFU is defined on."""
-        return 3 * self.flops
-
-    @property
     def hardware_flops(self) -> float:
         """Operations that a training step carries out per image."""
         return (4 if self.recompute else 3) * self.flops
@@ -153,12 +148,7 @@ def _peak(network: Network, batch: int, half: bool, train: bool) -> int:
 
 
 def network_cost(network: Network, half: bool = True) -> NetworkCost:
-    """Measure a network without running it.
-
-    Args:
-        network: on any device, "meta" included; its `grad_checkpointing` counts.
-        half: bf16-mixed, with weights in float32; else float32 throughout.
-    """
+    """Measure a network without running it; `half` = bf16-mixed with weights in float32, else float32 throughout."""
     small, large = BATCHES
     one, two = (_peak(network, b, half, True) for b in BATCHES)
     forward = _peak(network, large, half, False) - _peak(network, small, half, False)

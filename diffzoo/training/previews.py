@@ -145,12 +145,7 @@ def _log(trainer: L.Trainer, grid: Tensor, path: Path, made: str) -> None:
 
 @contextmanager
 def sampling_from(module: "DiffusionModule", label: str | None = None) -> Iterator[Generator]:
-    """The generator of a module in training, with EMA weights in its network for the length of the block.
-
-    Args:
-        module: a `DiffusionModule`.
-        label: which EMA; None = the first.
-    """
+    """The generator of a module in training, with an EMA in its network for the length of the block."""
     was_training = module.network.training
     module.network.eval()
     try:

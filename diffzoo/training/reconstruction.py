@@ -99,13 +99,7 @@ def _vectors(profiles: Sequence[tuple[float, float]]) -> tuple[Float64[Tensor, "
 
 
 def coefficients(profiles: Sequence[tuple[float, float]], updates: float, std: float) -> Float64[Tensor, " n"]:
-    """Weights of the snapshots that come closest to a profile; their sum is 1.
-
-    Args:
-        profiles: time (number of updates) and relative width of each snapshot.
-        updates: time of the profile that is wanted.
-        std: its relative width.
-    """
+    """Weights of the snapshots, each (updates, relative width), that come closest to a profile; their sum is 1."""
     t, gamma = _vectors(profiles)
     t_target, gamma_target = _vectors([(updates, std)])
     matrix = _products(t, gamma, t, gamma) * updates  # in units of the target's time: all entries near 1
@@ -212,13 +206,10 @@ def reconstruct(snapshots: Sequence[Snapshot], std: float, updates: int | None =
 def write_reconstructed(
     run: str, stds: Sequence[float], updates: int | None = None, output: str | Path | None = None
 ) -> list[Path]:
-    """Reconstruct averages of some relative widths, write each as a file that can be loaded, and say where.
+    """Reconstruct EMAs of some relative widths, write each as a file that can be loaded, and say where.
 
-    Args:
-        run: directory of the run.
-        stds: relative widths.
-        updates: time of the averages in optimizer steps; None = that of the last snapshot.
-        output: folder; None = `averages/reconstructed` in the run.
+    `updates` is their time in optimizer steps, None = the last snapshot; `output` None = `averages/reconstructed` in
+    the run.
     """
     snapshots = list_snapshots(run)
     end = updates or max(s.updates for s in snapshots)

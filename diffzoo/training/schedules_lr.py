@@ -22,12 +22,7 @@ __all__ = ["WarmupConstant", "WarmupCosine", "WarmupInverseSqrt", "WarmupLinear"
 
 
 class _Warmup(LRScheduler):
-    """Linear warm-up, then `after(step)`.
-
-    Args:
-        optimizer: supplied by the trainer.
-        warmup_steps: steps until the full learning rate.
-    """
+    """Linear warm-up over `warmup_steps`, then `after(step)`."""
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int = 0):
         if warmup_steps < 0:

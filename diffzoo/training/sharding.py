@@ -24,12 +24,7 @@ OUTPUTS = ("training_outputs", "aligned", "log_variance")  # what a training ste
 
 
 def shard(network: Network, mesh: DeviceMesh) -> Network:
-    """Split every unit's parameters over the devices of `mesh`, and what is left as one more group; in place.
-
-    Args:
-        network: on any device.
-        mesh: the data-parallel dimension of a device mesh.
-    """
+    """Split every unit's parameters over the devices of a mesh, and what is left as one more group; in place."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for unit in reversed(network.fsdp_units()):  # a unit inside another one first

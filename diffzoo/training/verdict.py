@@ -115,13 +115,7 @@ class Verdict:
 def compare(
     sampled: RawPixels, first: RawPixels, others: UInt8[Tensor, "n c h w"], labels: Int[Tensor, "b+n"]
 ) -> Verdict:
-    """The verdict on samples.
-
-    Args:
-        sampled: with the labels of `first`.
-        first, others: training images.
-        labels: of `first`, then of `others`.
-    """
+    """The verdict on samples with the labels of `first`; `labels` are those of `first`, then of `others`."""
     network = load_features("random-conv")
 
     def features(pixels: RawPixels) -> Features:

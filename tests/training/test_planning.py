@@ -52,7 +52,7 @@ def test_activations_of_a_chain() -> None:
     assert 7 * plane <= cost.activations <= 10 * plane
     assert 2 * plane <= cost.forward <= 3 * plane
     assert cost.parameters == cost.trainable == 256
-    assert cost.step_flops == cost.hardware_flops == 3 * cost.flops
+    assert cost.hardware_flops == 3 * cost.flops
 
 
 def test_activations_are_those_that_a_real_pass_keeps() -> None:
