@@ -61,14 +61,14 @@ def to_plain(value: object, *, sparse: bool = False) -> Any:
     return _plain(value, type(value), sparse)
 
 
-def _plain(value: object, hint: object, sparse: bool) -> Any:
+def _plain(value: object, hint: object, sparse: bool) -> object:
     if isinstance(value, type):
         return class_name(value)
     if is_dataclass(value):
         cls: type = type(value)
         # a reader that knows the annotation alone builds objects of just this class
         known = ABC not in inspect.getmro(cls) and (hint is Any or cls in (hint, *get_args(hint)))
-        hints, result = _hints(cls), dict[str, Any]({} if known else {"class": class_name(cls)})
+        hints, result = _hints(cls), dict[str, object]({} if known else {"class": class_name(cls)})
         for f in fields(value):
             held = getattr(value, f.name)
             if not ((sparse or f.metadata.get("sparse")) and _is_absent(held, f)):
@@ -85,7 +85,7 @@ def _plain(value: object, hint: object, sparse: bool) -> Any:
     return str(value) if isinstance(value, float) and math.isinf(value) else value  # JSON knows no infinity
 
 
-def _element(hint: object, index: int) -> Any:
+def _element(hint: object, index: int) -> object:
     """The annotation of an element of a list or tuple; Any where the annotation does not say."""
     for kind in (hint, *get_args(hint)):
         arguments = get_args(kind)
@@ -124,7 +124,7 @@ def from_plain(cls: type[T], data: object, where: str = "") -> T:
     return cast(T, _read(cls, data, where))
 
 
-def _read(hint: object, data: object, where: str, usual: type | None = None) -> Any:
+def _read(hint: object, data: object, where: str, usual: type | None = None) -> object:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (Any, object):
         return data
@@ -146,13 +146,13 @@ def _read(hint: object, data: object, where: str, usual: type | None = None) -> 
     if isinstance(plain, type) and issubclass(plain, Mapping):
         if not isinstance(data, Mapping):
             _refuse(hint, data, where)
-        return {key: _read(arguments[1] if arguments else Any, v, _at(where, key)) for key, v in data.items()}
+        return {key: _read(arguments[1] if arguments else object, v, _at(where, key)) for key, v in data.items()}
     if hint in (bool, int, float, str, type(None)):
         return _read_scalar(hint, data, where)
     return _read_object(cast(type, hint), data, where, usual)
 
 
-def _read_scalar(hint: type, data: object, where: str) -> Any:
+def _read_scalar(hint: type, data: object, where: str) -> object:
     if hint is float and data in ("inf", "-inf"):
         return math.inf if data == "inf" else -math.inf
     # a bool is an int for Python, never for a reader of data
@@ -162,7 +162,7 @@ def _read_scalar(hint: type, data: object, where: str) -> Any:
     return float(data) if isinstance(data, int | float) and hint is float else data
 
 
-def _read_union(hints: tuple[object, ...], data: object, where: str, usual: type | None) -> Any:
+def _read_union(hints: tuple[object, ...], data: object, where: str, usual: type | None) -> object:
     if data is None and type(None) in hints:
         return None
     problems = []
@@ -176,7 +176,7 @@ def _read_union(hints: tuple[object, ...], data: object, where: str, usual: type
     return _refuse(Union[hints], data, where)  # noqa: UP007  built at run time
 
 
-def _read_object(hint: type, data: object, where: str, usual: type | None) -> Any:
+def _read_object(hint: type, data: object, where: str, usual: type | None) -> object:
     if isinstance(data, hint) or not (is_dataclass(hint) or ABC in hint.__mro__):
         return data if isinstance(data, hint) else _refuse(hint, data, where)
     if isinstance(data, str) and ABC in hint.__mro__:
@@ -192,10 +192,10 @@ def _read_object(hint: type, data: object, where: str, usual: type | None) -> An
     return _build(cls, values, where)
 
 
-def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
+def _build(cls: type, data: Mapping[str, object], where: str) -> object:
     known = {_key(f): f for f in fields(cls) if f.init}
     hints = _hints(cls)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for given, value in data.items():
         key = given if given in known else RENAMED.get(given, given)
         if key not in known:
@@ -223,14 +223,14 @@ def _find_class(base: type, name: object, where: str, *, built: bool = True) -> 
         _refuse(base, name, where)
     module, _, last = name.rpartition(".")
     last = RENAMED.get(last, last)
-    found: Any = None
+    found: object = None
     if not module or module.startswith("diffzoo."):  # where a file may have moved since
         found = _known(base).get(last)
     elif module:
         found = getattr(_import(module, name, where), last, None)
     if not isinstance(found, type) or not issubclass(found, base) or (built and not is_dataclass(found)):
         _refuse(base if built else type[base], name, where, did_you_mean(last, _known(base)))
-    return cast(type, found)
+    return found
 
 
 def _import(module: str, name: str, where: str) -> types.ModuleType:
@@ -268,7 +268,7 @@ def _subclasses(base: type) -> Iterable[type]:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, object]:
     return get_type_hints(cls)
 
 
@@ -333,10 +333,10 @@ def digest(data: object) -> str:
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
-def differences(a: object, b: object, path: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(a: object, b: object, path: str = "") -> dict[str, tuple[object, object]]:
     """Where two pieces of JSON-ready data differ: dotted path to the pair of values."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        found: dict[str, tuple[Any, Any]] = {}
+        found: dict[str, tuple[object, object]] = {}
         for key in sorted({*a, *b}):
             found |= differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
         return found
