@@ -172,19 +172,10 @@ class TimmOptimizer(Optimizer):
         options: dict[str, object] | None = None,
         fallback_list: list[str] | None = None,
     ) -> Optimizer:
-        from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
+        from timm.optim import create_optimizer_v2
 
-        known = [str(n) for n in list_optimizers()]
-        if name.lower() not in known:
-            raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
-        if get_optimizer_info(name.lower()).second_order:
-            raise UserError(f"the optimizer {name!r} needs second derivatives, which training here does not compute")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
-        try:
-            made = get_optimizer_class(name.lower(), bind_defaults=False)
-        except (AssertionError, ImportError) as error:
-            raise UserError(f"the optimizer {name!r} does not run here: {error}") from error
-        takes = set(inspect.signature(made).parameters) - {"params", "lr", "weight_decay"}
+        takes = _options_of(name)
         for option in given.keys() - takes:
             raise UserError(f"the optimizer {name!r} does not take {option!r}{did_you_mean(option, takes)}")
         groups = _groups_of(params)
@@ -207,6 +198,22 @@ class TimmOptimizer(Optimizer):
         fallback_list: list[str] | None = None,
     ):
         """Never runs: what `__new__` makes is of another class. The signature is what recipes may say."""
+
+
+def _options_of(name: str) -> set[str]:
+    """The names of the options of timm's optimizer."""
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
+
+    known = [str(n) for n in list_optimizers()]
+    if name.lower() not in known:
+        raise UserError(f"timm has no optimizer {name!r}{did_you_mean(name.lower(), known)}")
+    if get_optimizer_info(name.lower()).second_order:
+        raise UserError(f"the optimizer {name!r} needs second derivatives, which training here does not compute")
+    try:
+        made = get_optimizer_class(name.lower(), bind_defaults=False)
+    except (AssertionError, ImportError) as error:
+        raise UserError(f"the optimizer {name!r} does not run here: {error}") from error
+    return set(inspect.signature(made).parameters) - {"params", "lr", "weight_decay"}
 
 
 def _with_fallback(groups: list[dict[str, Any]], patterns: list[str]) -> list[dict[str, Any]]:

@@ -22,10 +22,9 @@ weights that never changed stay what they are. For t_a ≤ t_b,
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -228,7 +227,7 @@ def write_reconstructed(
     return paths
 
 
-def _write(run: str, tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
+def _write(run: str, tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, float]) -> None:
     """Write an average: complete, and saying which network it is of, if the run has a checkpoint that knows."""
     found = list_checkpoints(run)
     if not found:

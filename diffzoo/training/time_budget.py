@@ -57,17 +57,7 @@ class TimeBudget(L.Callback):
         self._follow(trainer)
         if not self._said:
             self._said = True
-            say(self._sentence(trainer.global_step / spent), flush=True)
-
-    def _sentence(self, rate: float) -> str:
-        minutes = self.planned / rate / 60
-        text = f"{rate:.2g} steps a second: {self.planned} steps in about {minutes:.0f} minutes"
-        if 60 * minutes > 1.2 * self.seconds:
-            text += (
-                f", longer than the {self.seconds / 60:g} that were asked for, because fewer steps make no "
-                "recognisable classes; Ctrl-C stops and can be resumed"
-            )
-        return text
+            say(_sentence(self.planned, trainer.global_step / spent, self.seconds / 60), flush=True)
 
     def _follow(self, trainer: L.Trainer) -> None:
         trainer.fit_loop.epoch_loop.max_steps = self.planned
@@ -81,3 +71,13 @@ class TimeBudget(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.planned, self._spent, self._said = state_dict["planned"], state_dict["spent"], state_dict["said"]
+
+
+def _sentence(steps: int, rate: float, asked: float) -> str:
+    """What is planned, at so many steps a second; `asked` are the minutes that were asked for."""
+    minutes = steps / rate / 60
+    text = f"{rate:.2g} steps a second: {steps} steps in about {minutes:.0f} minutes"
+    if minutes > 1.2 * asked:
+        text += f", longer than the {asked:g} that were asked for, because fewer steps make no recognisable classes; "
+        text += "Ctrl-C stops and can be resumed"
+    return text

@@ -7,7 +7,7 @@ import csv
 import io
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,14 @@ class CsvLog(Logger):
         directory: where the file goes.
     """
 
+    name = "csv"
+    version = ""
+
     def __init__(self, directory: str | Path):
         super().__init__()
         self.path = Path(directory) / "metrics.csv"
         self._columns: list[str] = []
         self._whole = False  # whether the file ends with a row and has the columns `_columns`
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @property
     def save_dir(self) -> str:
@@ -63,17 +58,16 @@ class CsvLog(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{k: _short(float(v)) for k, v in metrics.items() if k not in ("step", "epoch")}}
-        if len(row) == 1:
-            return
-        write_or_warn(self.path, lambda: self._append(row))
+        if len(row) > 1:
+            write_or_warn(self.path, lambda: self._append(row))
 
     def _append(self, row: Mapping[str, float | None]) -> None:
         whole, self._whole = self._whole, False
         if not whole or not row.keys() <= set(self._columns):
-            rows = self._rows()
+            rows = _read(self.path)
             known = self._columns if whole else list(rows[0]) if rows else []
             self._columns = known + [k for k in row if k not in known]
-            self._write(rows)
+            _write(self.path, self._columns, rows)
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
         self._whole = True
@@ -81,27 +75,26 @@ class CsvLog(Logger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`, and a last line that a kill cut short."""
-        rows = [r for r in self._rows() if (r.get("step") or "").isdigit() and int(r["step"]) <= step]
+        rows = [r for r in _read(self.path) if (r.get("step") or "").isdigit() and int(r["step"]) <= step]
         self._columns, self._whole = list(rows[0]) if rows else [], False
         if rows:
-            write_or_warn(self.path, lambda: self._write(rows))
+            write_or_warn(self.path, lambda: _write(self.path, self._columns, rows))
         else:
             self.path.unlink(missing_ok=True)
 
-    def _rows(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        return list(csv.DictReader(lines))
 
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.path, text.getvalue())
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without a last line that was cut short."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _short(value: float) -> float | int:
