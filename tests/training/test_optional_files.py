@@ -60,11 +60,11 @@ def test_a_run_on_a_full_disk_ends_as_usual(
     """Every file that a run can do without fails to be written; checkpoints, written another way, are there."""
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     recipe.write_text(RECIPE)
-    monkeypatch.setattr(CsvLog, "_write", full)
+    monkeypatch.setattr("diffzoo.training.training_log._write", full)
     monkeypatch.setattr(previews, "save_image", full)
     monkeypatch.setattr(held_out, "report", full)
     monkeypatch.setattr("safetensors.torch.save_file", full_in_rust)
-    monkeypatch.setattr("diffzoo.files.write_text", full)  # config.yaml
+    monkeypatch.setattr("diffzoo.recipe.command.write_text", full)  # config.yaml
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
