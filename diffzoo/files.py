@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["HEAD", "STRANGERS", "atomic_path", "kind_of", "sha256", "to_json", "write_text"]
+__all__ = ["HEAD", "STRANGERS", "atomic_path", "kind_of", "sha256", "to_json", "what_is", "write_text"]
 
 Kinds = tuple[tuple[bytes, str, str], ...]
 
@@ -29,6 +29,11 @@ HEAD = 512  # bytes that say what a file is
 def kind_of(head: bytes, kinds: Kinds = STRANGERS + _GZIP) -> tuple[str, str]:
     """(what a file is, what to do about it) by its first bytes; two empty texts for other files."""
     return next(((k, a) for p, k, a in kinds if re.match(p, head, re.DOTALL | re.IGNORECASE)), ("", ""))
+
+
+def what_is(head: bytes, otherwise: str) -> str:
+    """What a file is and what to do about it, by its first bytes; `otherwise` for other files."""
+    return ": ".join(filter(None, kind_of(head))) or otherwise
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ from diffzoo.sizes import Size, as_size, size_text
 
 if TYPE_CHECKING:
     from diffzoo.data.base import ImageDataModule
-    from diffzoo.data.batches import Transform
+    from diffzoo.data.batches import RawBatch, Transform
+    from diffzoo.data.inspect import Report
     from diffzoo.data.sources import Source
 
 __all__ = ["configure", "run"]
 
 CACHE_METADATA = "passport.json"  # of latents, whose module takes long to import
-USUAL: dict[str, Any] = {"config": None, "revision": None, "split": "train", "download": False}
+USUAL: dict[str, object] = {"config": None, "revision": None, "split": "train", "download": False}
 USUAL |= {"image": "auto", "label": "auto", "caption": "auto"}  # what these flags are if nobody sets them
 SOURCE_HELP = "`demo`, a folder of images, a Parquet, tar or zip file, a folder of these, or a Hub name owner/name"
 
@@ -84,6 +85,14 @@ def run(args: argparse.Namespace) -> int:
     return {"inspect": _inspect, "encode": _encode, "stats": _stats}[args.action](args)
 
 
+def _refuse_given(args: argparse.Namespace, source: str, more: Sequence[str] = ()) -> None:
+    """Refuse flags that mean nothing to a source."""
+    unset = {**USUAL, **dict.fromkeys(more)}
+    given = next((name for name, value in unset.items() if getattr(args, name) != value), None)
+    if given:
+        raise UserError(f"--{given} means nothing to {source}: leave it out")
+
+
 def open_data(args: argparse.Namespace) -> "ImageDataModule":
     """The data module of SOURCE, without random choices."""
     from diffzoo.data import DemoData, HFDataset
@@ -92,23 +101,12 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
     common: dict[str, Any] = {"image_size": args.size, "resize": args.resize, "flip": False, "cache": False}
     common |= {"num_workers": args.workers, "max_bad": sys.maxsize}
     if args.source == "demo":
-        given = [name for name, value in USUAL.items() if getattr(args, name) != value]
-        if given:
-            raise UserError(f"--{given[0]} means nothing to the demo set: leave it out")
+        _refuse_given(args, "the demo set")
         return DemoData(**common, balance=False)
-    columns: dict[str, Any] = {
-        k: None if getattr(args, k) == "none" else getattr(args, k) for k in ("label", "caption")
-    }
-    data = HFDataset(
-        args.source,
-        config=args.config,
-        revision=args.revision,
-        split=args.split,
-        image=args.image,
-        streaming=not args.download,
-        **columns,
-        **common,
-    )
+    label, caption = (None if name == "none" else name for name in (args.label, args.caption))
+    columns: dict[str, Any] = {"image": args.image, "label": label, "caption": caption}
+    common |= {"config": args.config, "revision": args.revision, "split": args.split, "streaming": not args.download}
+    data = HFDataset(args.source, **columns, **common)
     print(f"{args.source}: {data.decision}", file=sys.stderr)
     return data
 
@@ -128,10 +126,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _inspect_latents(args: argparse.Namespace) -> int:
-    given = [name for name, value in USUAL.items() if getattr(args, name) != value]
-    given += [name for name in ("size", "resize", "sample", "sheet") if getattr(args, name) is not None]
-    if given:
-        raise UserError(f"--{given[0]} means nothing to {args.source}, which is a cache of latents: leave it out")
+    _refuse_given(args, f"{args.source}, which is a cache of latents", ("size", "resize", "sample", "sheet"))
     from diffzoo.data.inspect import latent_report
 
     return _show(latent_report(Path(args.source), args.workers), args.json)
@@ -143,7 +138,7 @@ def _short_name(source: str) -> str:
     return path.stem if path.is_file() else path.name
 
 
-def _show(report: dict[str, Any], as_json: bool) -> int:
+def _show(report: "Report", as_json: bool) -> int:
     if as_json:
         print(json.dumps(report, indent=1))
         return 0
@@ -174,9 +169,8 @@ def _autoencoder(args: argparse.Namespace) -> Any:
     if args.autoencoder == "identity":
         return Identity()
     if not is_pretrained(args.autoencoder):
-        return KLAutoencoder(
-            args.autoencoder, args.scaling_factor, args.autoencoder_revision, batch_size=args.batch_size
-        )
+        revision = args.autoencoder_revision
+        return KLAutoencoder(args.autoencoder, args.scaling_factor, revision, batch_size=args.batch_size)
     spec = find_pretrained(args.autoencoder).metadata.autoencoder
     if spec is None:
         raise UserError(f"{args.autoencoder} samples pixels and has no autoencoder: leave --autoencoder out")
@@ -193,18 +187,10 @@ def _encode(args: argparse.Namespace) -> int:
     data = open_data(args)
     missing = 0
     for part, source, transform in _parts(data, [as_size(size, "--buckets") for size in args.buckets or ()]):
-        cache_metadata = make_cache_metadata(source, transform, 1 if args.no_flips else 2, autoencoder, args.shard_rows)
-        done = encode(
-            source,
-            args.out / part,
-            transform,
-            lambda images: autoencoder.encode(images.to(device)),
-            cache_metadata,
-            args.batch_size,
-            args.max_bad,
-            _shard_line(part),
-            data.num_workers,
-        )
+        made = make_cache_metadata(source, transform, 1 if args.no_flips else 2, autoencoder, args.shard_rows)
+        limits = (args.batch_size, args.max_bad, _shard_line(part), data.num_workers)
+        encoder = lambda images: autoencoder.encode(images.to(device))  # noqa: E731
+        done = encode(source, args.out / part, transform, encoder, made, *limits)
         for reason in done.bad.values():
             print(f"left out: {reason}", file=sys.stderr)
         missing += done.elsewhere
@@ -242,7 +228,7 @@ def _by_bucket(
             print(f"no image is nearest to {name}: leave it out of the buckets", file=sys.stderr)
 
 
-def _shard_line(part: str) -> Any:
+def _shard_line(part: str) -> Callable[[int, int], None]:
     def line(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{part}: shard {done} of {total}", end="" if done < total else "\n", file=sys.stderr)
@@ -270,14 +256,12 @@ def _stats(args: argparse.Namespace) -> int:
         batches = data.one_pass(args.part)
         reference = make_reference(_first(batches, args.limit, ids), networks, args.out, keep=args.keep)
 
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "source": source.name,
         "revision": source.revision,
         "source_fingerprint": source.rows_hash,
-        "image_size": args.size,
-        "resize": args.resize,
-        "licence": source.licence,
     }
+    record |= {"image_size": args.size, "resize": args.resize, "licence": source.licence}
     record |= {"part": args.part, "networks": args.networks, "sha256": reference.sha256}
     record |= {"images": len(ids), "ids": ids_hash(ids), "left_out": len(batches.bad)}
     write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
@@ -286,7 +270,7 @@ def _stats(args: argparse.Namespace) -> int:
     return 0
 
 
-def _first(batches: Any, limit: int | None, ids: list[int]) -> Iterator[dict[str, Any]]:
+def _first(batches: "Iterable[RawBatch]", limit: int | None, ids: list[int]) -> "Iterator[RawBatch]":
     """The batches up to `limit` images, whose rows are added to `ids`."""
     for batch in batches:
         kept = len(batch["id"]) if limit is None else min(len(batch["id"]), limit - len(ids))

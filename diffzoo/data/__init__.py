@@ -12,29 +12,9 @@ if TYPE_CHECKING:
     from diffzoo.data.demo import DemoData
     from diffzoo.data.latents import Latents
 
-_HOME = {
-    "Cifar10": "datasets",
-    "Coco": "datasets",
-    "DemoData": "demo",
-    "ImageDataModule": "base",
-    "HFDataset": "datasets",
-    "ImageFolder": "datasets",
-    "ImageNet": "datasets",
-    "Latents": "latents",
-}
+__all__ = ["Cifar10", "Coco", "DemoData", "HFDataset", "ImageDataModule", "ImageFolder", "ImageNet", "Latents"]
 
-__all__ = [
-    "Cifar10",
-    "Coco",
-    "DemoData",
-    "HFDataset",
-    "ImageDataModule",
-    "ImageFolder",
-    "ImageNet",
-    "Latents",
-]
-
-
+_HOME = dict.fromkeys(__all__, "datasets") | {"DemoData": "demo", "ImageDataModule": "base", "Latents": "latents"}
 _RENAMED = {"HubImages": "HFDataset"}  # the old name still opens old runs and recipes
 
 

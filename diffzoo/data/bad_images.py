@@ -15,16 +15,7 @@ class BadImage(Exception):
 
 
 def check_bad(bad: Mapping[int, str], max_bad: int, name: str) -> None:
-    """Stop when more images are bad than the settings allow.
-
-    Args:
-        bad: reasons by row.
-        max_bad: how many there may be.
-        name: of the source.
-
-    Raises:
-        UserError: there are more.
-    """
+    """Raise a `UserError` where more images of the source `name` are bad than `max_bad`; `bad` has reasons by row."""
     if len(bad) > max_bad:
         raise UserError(
             f"{len(bad)} images of {name} cannot be decoded, more than max_bad = {max_bad} allows; "
@@ -33,18 +24,7 @@ def check_bad(bad: Mapping[int, str], max_bad: int, name: str) -> None:
 
 
 def note_bad(known: dict[int, str], new: Mapping[int, str], max_bad: int, name: str, verb: str) -> None:
-    """Add bad images to those that are known, warn of each once, and stop when there are too many.
-
-    Args:
-        known: reasons by row, changed in place.
-        new: those of a batch.
-        max_bad: how many there may be in all.
-        name: of the source.
-        verb: what was done with them, for the warning.
-
-    Raises:
-        UserError: there are too many.
-    """
+    """Add the bad images of a batch to the known ones, warn of each once with what was done, and check their number."""
     for row, reason in new.items():
         if row not in known:
             known[row] = reason
@@ -53,12 +33,7 @@ def note_bad(known: dict[int, str], new: Mapping[int, str], max_bad: int, name: 
 
 
 def share_bad(known: dict[int, str], world: int) -> None:
-    """Share the bad images that each rank met, so that the limit and checkpoints count all of them.
-
-    Args:
-        known: reasons by row, changed in place.
-        world: how many ranks there are.
-    """
+    """Add the bad images that other ranks met, so that the limit and checkpoints count those of all `world` ranks."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         shares: list[dict[int, str]] = [{} for _ in range(world)]
         torch.distributed.all_gather_object(shares, known)

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
 from diffzoo.data.bad_images import note_bad
 from diffzoo.data.batches import BatchMaker, RawBatch, Transform
 from diffzoo.data.order import Layout, Order
 from diffzoo.data.position import Position, PositionedData
 from diffzoo.data.reading import Reading, check_positive, range_of_source
-from diffzoo.data.sources import Source
+from diffzoo.data.sources import Source, unlabelled
 from diffzoo.data.spans import EvalBatches, EvalSpans, Sequential, Spans, micro_batches
 from diffzoo.data.workers import WorkerLoader, auto_workers
 from diffzoo.errors import UserError, lacks
@@ -272,16 +270,15 @@ class TrainBatches:
 
 def _warn_of_empty_classes(source: Source) -> None:
     """Say which classes have no row, and if a row has no class, before training meets it."""
-    try:
-        labels = source.labels()
-    except UserError as error:
-        warnings.warn(str(error))
-        return
-    rows = np.bincount(labels, minlength=len(source.class_names)) if labels is not None else np.ones(1)
-    empty = [str(source.class_names[int(c)]) for c in np.flatnonzero(rows == 0)]
+    labels = source.label_values(range(len(source))) or []
+    if None in labels:
+        warnings.warn(str(unlabelled(source.row_name(labels.index(None)), source.name)))
+    present = {*labels}
+    empty = [name for label, name in enumerate(source.class_names) if label not in present]
     if empty:
-        first = ", ".join(empty[:8]) + ", ..." * (len(empty) > 8)
-        warnings.warn(f"{len(empty)} of {len(rows)} classes of {source.name} are without a row to train on: {first}")
+        said = ", ".join(map(str, empty[:8])) + ", ..." * (len(empty) > 8)
+        classes = len(source.class_names)
+        warnings.warn(f"{len(empty)} of {classes} classes of {source.name} are without a row to train on: {said}")
 
 
 def _warn_of_copies(source: Source, processes: int, window: int) -> None:

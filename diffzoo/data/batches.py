@@ -20,7 +20,7 @@ from diffzoo.data.transforms import Crop, Resize, augment, resize_crop, uniform
 from diffzoo.errors import UserError
 from diffzoo.sizes import Size, sides
 
-__all__ = ["BatchMaker", "RawBatch", "Reader", "Sample", "Transform", "collate"]
+__all__ = ["BatchMaker", "RawBatch", "Reader", "Sample", "Transform"]
 
 RawBatch = dict[str, Any]
 Sample = tuple[NDArray[Any], Record, int]  # array, record, row
@@ -139,8 +139,20 @@ class BatchMaker:
         return batch
 
     def collate(self, samples: Sequence[Sample], index: Sequence[int]) -> RawBatch:
-        """The samples at the positions `index` as one batch."""
-        return collate(self.key, samples, index, self.source)
+        """The samples at the positions `index` as one batch; see `diffzoo.typing.Batch`."""
+        batch: RawBatch = {
+            self.key: _stacked([array for array, _, _ in samples]),
+            "index": torch.tensor(list(index), dtype=torch.int64),
+            "id": torch.tensor([row for _, _, row in samples], dtype=torch.int64),
+        }
+        if self.source.class_names:
+            lacking = next((record for _, record, _ in samples if record.label is None), None)
+            if lacking is not None:
+                raise unlabelled(lacking.name, self.source.name)
+            batch["label"] = torch.tensor([record.label for _, record, _ in samples], dtype=torch.int64)
+        if self.source.has_captions:
+            batch["caption"] = [record.captions[0] for _, record, _ in samples]
+        return batch
 
     def _sample(self, place: Place) -> Sample | None:
         """The pixels of a place, or None for an image that is left out."""
@@ -195,20 +207,6 @@ class BatchMaker:
         return {**self.__dict__, "_reader": None}
 
 
-def collate(key: str, samples: Sequence[Sample], index: Sequence[int], source: Source) -> RawBatch:
-    """One batch of (array, record, row) as `diffzoo.typing.Batch`."""
-    batch: RawBatch = {
-        key: _stacked([array for array, _, _ in samples]),
-        "index": torch.tensor(list(index), dtype=torch.int64),
-        "id": torch.tensor([row for _, _, row in samples], dtype=torch.int64),
-    }
-    if source.class_names:
-        batch["label"] = torch.tensor([_label(r, source) for _, r, _ in samples], dtype=torch.int64)
-    if source.has_captions:
-        batch["caption"] = [r.captions[0] for _, r, _ in samples]
-    return batch
-
-
 def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
     """The arrays in one contiguous tensor; `np.stack` would keep their transposed order in memory and copy twice.
 
@@ -225,9 +223,3 @@ def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
     for place, array in zip(out.numpy(), arrays, strict=True):
         place[...] = array
     return out
-
-
-def _label(record: Record, source: Source) -> int:
-    if record.label is None:
-        raise unlabelled(record.name, source.name)
-    return record.label

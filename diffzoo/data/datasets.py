@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.folders import ImageFiles
-from diffzoo.data.metadata import AUTO, CAPTION_COLUMNS, LABEL_COLUMNS
+from diffzoo.data.metadata import AUTO, Columns
 from diffzoo.data.remote import hub_file_of, revision_of
 from diffzoo.data.resolve import Resolved, download, downloaded, resolve, split_of
-from diffzoo.data.sources import Source, SubSource, held_out
-from diffzoo.data.tables import Columns, TableSource
-from diffzoo.data.tar import FOLDER, TarSource
+from diffzoo.data.sources import Origin, Source, SubSource, held_out
+from diffzoo.data.tables import TableSource, rows_with
+from diffzoo.data.tar import TarSource
 from diffzoo.errors import UserError
 from diffzoo.sizes import Size
 
@@ -60,7 +60,7 @@ class HFDataset(ImageDataModule):
         super().__init__(**common)
         self.classes = classes
         self.source, self.config, self.split, self.val_split, self.revision = source, config, split, val_split, revision
-        self.columns: dict[str, str | None] = {"image": image, "label": label, "caption": caption}
+        self.columns = Columns(image, label, caption)
         self._class_names = class_names
         self.where, self.val_where = dict(where or {}), dict(val_where or {})
 
@@ -120,67 +120,42 @@ class HFDataset(ImageDataModule):
             where: keep only rows with these values.
             like: classes of the training rows, by which these are numbered; none of them leaves labels out.
         """
-        label = self.columns["label"] if like is None or like else None
+        columns = self.columns if like is None or like else replace(self.columns, label=None)
         names = self._class_names or like
         if where and place.kind not in ("parquet", "arrow"):
             raise UserError(f"where needs Parquet files, which {place.source} does not have")
         if place.kind == "images":
-            return self._image_files(place, split, label, names)
+            return self._image_files(place, split, columns, names)
         files = list(place.files[split])
-        published = [hub_file_of(file) for file in files]
-        shared: dict[str, Any] = {
-            "revision": revision_of(files[0]) if files else "",
-            "licence": place.licence,
-            "name": place.source,
-            "paths": [p[2] for p in published if p] if all(published) else None,
-        }
+        published = [found[2] for found in map(hub_file_of, files) if found]
+        paths = published if len(published) == len(files) else None
+        origin = Origin(paths, revision_of(files[0]) if files else "", place.licence)
+        if not files:
+            raise UserError(f"{place.source} has no {place.kind} files")
         files = files if self.reading.streaming else download(files)
         if place.kind == "tar":
-            return self._tar(files, label, names, shared)
-        columns = Columns(self.columns["image"] or AUTO, label, self.columns["caption"], where or {})
-        return TableSource(files, columns, class_names=self._class_names, like=like, stated=place.class_names, **shared)
+            source = TarSource(files, columns, place.source, names, origin)
+            if source.folders() and all(map(split_of, source.folders())) and columns.label == AUTO:
+                raise UserError(
+                    f"{place.source} holds the splits {', '.join(source.folders())}: unpack it, or give a tar file of "
+                    "each, such as train.tar and val.tar"
+                )
+            return source
+        table = TableSource(files, columns, place.source, self._class_names, place.class_names, like, origin)
+        return rows_with(table, where or {})
 
-    def _image_files(self, place: Resolved, split: str, label: str | None, names: Sequence[str] | None) -> ImageFiles:
-        if self.columns["image"] != AUTO:
+    def _image_files(self, place: Resolved, split: str, columns: Columns, names: Sequence[str] | None) -> ImageFiles:
+        if columns.image != AUTO:
             raise UserError(
-                f"image={self.columns['image']!r} names a column, but {place.source} holds single images: leave it out"
+                f"image={columns.image!r} names a column, but {place.source} holds single images: leave it out"
             )
         listing = place.listings[split]
         if names and listing.below and listing.stray == list(listing.images):  # of a single class
             listing = replace(listing, below=listing.below.rstrip("/").rpartition("/")[0] + "/")
         revision = revision_of(f"{listing.root.rpartition('::')[2]}/-")
-        return ImageFiles(
-            listing if self.reading.streaming or not revision else downloaded(listing),
-            f"{place.source}/{listing.folder}" if listing.folder else place.source,
-            label,
-            self.columns["caption"],
-            names,
-            self.classes,
-            revision,
-            place.licence,
-        )
-
-    def _tar(
-        self, files: list[str], label: str | None, class_names: Sequence[str] | None, shared: dict[str, Any]
-    ) -> TarSource:
-        image = None if self.columns["image"] == AUTO else self.columns["image"]
-        with warnings.catch_warnings(action="ignore"):
-            first = TarSource(files[:1], self.source, image, revision=shared["revision"])
-        chosen = first.pick(label, LABEL_COLUMNS)
-        folders = first.folders() if label == AUTO and chosen is None else []
-        if folders and all(map(split_of, folders)):
-            raise UserError(
-                f"{self.source} holds the splits {', '.join(folders)}: unpack it, or give a tar file of each, such as "
-                "train.tar and val.tar"
-            )
-        return TarSource(
-            files,
-            image=image,
-            label=FOLDER if folders else chosen,
-            caption=first.pick(self.columns["caption"], CAPTION_COLUMNS),
-            class_names=class_names,
-            **shared,
-        )
+        listing = listing if self.reading.streaming or not revision else downloaded(listing)
+        name = f"{place.source}/{listing.folder}" if listing.folder else place.source
+        return ImageFiles(listing, columns, name, names, self.classes, Origin(None, revision, place.licence))
 
     def state_dict(self) -> dict[str, Any]:
         """The position, the commit of the data set, and whether rows were read singly."""
@@ -205,7 +180,8 @@ class HFDataset(ImageDataModule):
         super().load_state_dict(state_dict)
         source = self.train_source
         if state_dict.get("random_access") and not source.random_access:
-            source.random_access = True  # its order jumps over all rows, which must not all be held
+            for rows in (source, getattr(source, "base", source)):
+                rows.random_access = True  # its order jumps over all rows, which must not all be held
             warnings.warn(f"{self.source} is read row by row, as its checkpoint was: streaming: false is faster")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffzoo.data.tiff import ALPHA, BITS, EXTRA, PHOTOMETRIC, SAMPLES, is_tiff, read_bands, tiff_tags
-from diffzoo.files import HEAD, kind_of
+from diffzoo.files import HEAD, what_is
 
 __all__ = ["Bands", "ValueRange", "decode", "decode_bands", "has_more_frames", "load", "range_of"]
 
@@ -114,9 +114,7 @@ def load(data: bytes, draft: int | None = None) -> Image.Image | Bands:
     try:
         image = Image.open(io.BytesIO(data), formats=_format(data))
     except UnidentifiedImageError:  # names the buffer's place in memory
-        kind, advice = kind_of(data[:HEAD])
-        what = f"{kind}: {advice}" if kind else "no image in a format that Pillow reads"
-        raise UnidentifiedImageError(what) from None
+        raise UnidentifiedImageError(what_is(data[:HEAD], "no image in a format that Pillow reads")) from None
     if draft is not None and image.format == "JPEG":
         _draft(image, draft)
     image.load()

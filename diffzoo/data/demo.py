@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.sources import Source
-from diffzoo.data.tables import Columns, TableSource
+from diffzoo.data.metadata import Columns
+from diffzoo.data.sources import Origin, Source
+from diffzoo.data.tables import TableSource, rows_with
 from diffzoo.errors import UserError
 from diffzoo.sizes import Size, as_size, sides
 
@@ -44,5 +45,6 @@ class DemoData(ImageDataModule):
         super().__init__(image_size=image_size, batch_size=batch_size, balance=balance, flip=flip, **common)
 
     def open_source(self, part: Literal["train", "validation"]) -> Source:
-        columns = Columns("image", "label", "caption", {"split": part})
-        return TableSource([str(PATH)], columns, "the demo set", licence="MIT")
+        columns = Columns("image", "label", "caption")
+        whole = TableSource([str(PATH)], columns, "the demo set", origin=Origin(licence="MIT"))
+        return rows_with(whole, {"split": part})

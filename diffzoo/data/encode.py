@@ -40,41 +40,25 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass
 class Progress:
-    """The work of one process.
+    """The work of one process: shards that it wrote, that were there, and that others are writing.
 
-    Args:
-        encoded: shards that this process wrote.
-        present: shards that were there.
-        elsewhere: shards that other processes are writing.
-        bad: images of the whole cache that could not be decoded, by row, as far as its shards are there.
+    `bad` are the images of the whole cache that could not be decoded, by row, as far as its shards are there.
     """
 
-    encoded: int
-    present: int
-    elsewhere: int
-    bad: dict[int, str]
+    encoded: int = 0
+    present: int = 0
+    elsewhere: int = 0
+    bad: dict[int, str] = field(default_factory=dict)
 
 
 def make_cache_metadata(
     source: Source, transform: Transform, flips: int, autoencoder: Any, shard_rows: int
 ) -> CacheMetadata:
     """The metadata of a cache of `source`; `autoencoder` has `id` and `hash`."""
-    return CacheMetadata(
-        source.name,
-        source.revision,
-        source.rows_hash,
-        transform.image_size,
-        transform.resize,
-        transform.fast_jpeg,
-        flips,
-        autoencoder.id,
-        autoencoder.hash,
-        len(source),
-        shard_rows,
-        tuple(source.class_names),
-        source.has_captions,
-        source.licence,
-    )
+    rows = (source.name, source.revision, source.rows_hash)
+    cropped = (transform.image_size, transform.resize, transform.fast_jpeg)
+    said = (tuple(source.class_names), source.has_captions, source.licence)
+    return CacheMetadata(*rows, *cropped, flips, autoencoder.id, autoencoder.hash, len(source), shard_rows, *said)
 
 
 def encode(
@@ -105,10 +89,9 @@ def encode(
         UserError: the folder holds latents of something else, or too many images are bad, or all are.
     """
     _check_folder(folder, cache_metadata)
-    progress = Progress(0, 0, 0, {})
-    for shard in range(cache_metadata.shards):
-        if (folder / shard_name(shard)).is_file():
-            progress.bad |= _bad_of(open_shard(folder, shard))
+    progress = Progress()
+    for shard in _present(folder, cache_metadata):
+        progress.bad |= _bad_of(open_shard(folder, shard))
     check_bad(progress.bad, max_bad, source.name)
     work = _Work(source, folder, cache_metadata, batch_size, progress)
     make = _RowMaker(source, Sequential(source), transform.held_out(), "leave out", cache=False)
@@ -134,10 +117,15 @@ def encode(
             shard_work.claim.close()
     if done < cache_metadata.shards:
         report(cache_metadata.shards, cache_metadata.shards)
-    if all((folder / shard_name(k)).is_file() for k in range(cache_metadata.shards)):
+    if len(_present(folder, cache_metadata)) == cache_metadata.shards:
         progress.present, progress.elsewhere = progress.present + progress.elsewhere, 0
         _complete(folder, cache_metadata, source, progress, max_bad)
     return progress
+
+
+def _present(folder: Path, cache_metadata: CacheMetadata) -> list[int]:
+    """The shards that are there."""
+    return [k for k in range(cache_metadata.shards) if (folder / shard_name(k)).is_file()]
 
 
 def _check_folder(folder: Path, cache_metadata: CacheMetadata) -> None:
@@ -197,20 +185,11 @@ class _RowMaker(BatchMaker):
 
 @dataclass
 class _Shard:
-    """A shard under way.
-
-    Args:
-        index: its number.
-        rows: of the source.
-        flips: 1, or 2 with mirror images.
-        mark: of the metadata.
-        claim: to be closed when the shard is written or given up.
-    """
+    """A shard under way: its number, its rows in the source, and its claim, to be closed in the end."""
 
     index: int
     rows: range
-    flips: int
-    mark: str
+    made: CacheMetadata
     claim: contextlib.ExitStack
     seen: int = 0
     ids: list[int] = field(default_factory=list)
@@ -237,7 +216,7 @@ class _Shard:
         """
         whole = self.seen == len(self.rows)
         while len(self.waiting) >= (1 if whole else batch_size):
-            self.moments.append(_encoded(torch.stack(self.waiting[:batch_size]), encoder, self.flips))
+            self.moments.append(_encoded(torch.stack(self.waiting[:batch_size]), encoder, self.made.flips))
             del self.waiting[:batch_size]
         return whole
 
@@ -266,7 +245,7 @@ class _Work:
                 self.progress.elsewhere += not present
                 continue
             rows = range(index * step, min(len(self.source), (index + 1) * step))
-            self.claimed.append(_Shard(index, rows, self.cache_metadata.flips, self.cache_metadata.mark, claim))
+            self.claimed.append(_Shard(index, rows, self.cache_metadata, claim))
             cuts = range(rows.start, rows.stop, self.batch_size) if self.source.random_access else self.source.starts
             edges = [rows.start, *(int(c) for c in cuts if rows.start < c < rows.stop), rows.stop]
             yield from ((a, b - a) for a, b in itertools.pairwise(sorted(set(edges))))
@@ -283,11 +262,11 @@ def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> NDArray[np.float16]
 def _write_shard(shard: _Shard, folder: Path, transform: Transform, encoder: Encode) -> None:
     # a shard of bad images alone has the shape of the others
     blank = torch.zeros(1, transform.channels, *sides(transform.image_size), dtype=torch.uint8)
-    parts = shard.moments or [_encoded(blank, encoder, shard.flips)[:0]]
+    parts = shard.moments or [_encoded(blank, encoder, shard.made.flips)[:0]]
     tensors = {
         "moments": torch.from_numpy(np.concatenate(parts)),
         "row": torch.tensor(shard.ids, dtype=torch.int64),
         "label": torch.tensor(shard.labels, dtype=torch.int64),
     }
-    about = {"captions": shard.captions, "bad": shard.bad, "passport": shard.mark}
+    about = {"captions": shard.captions, "bad": shard.bad, "passport": shard.made.mark}
     write_tensors(folder / shard_name(shard.index), tensors, {HEADER: json.dumps(about)})

@@ -3,7 +3,7 @@
 import os
 import posixpath
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from diffzoo.data.metadata import (
-    AUTO,
-    CAPTION_COLUMNS,
-    LABEL_COLUMNS,
     METADATA,
     PREFIX,
+    USUAL,
     Annotations,
-    is_metadata,
+    Columns,
+    Row,
     json_fields,
     names_images,
     prefix_of,
+    read_metadata,
     text_lines,
 )
 from diffzoo.data.remote import file_system, retried
-from diffzoo.data.sources import Indices, LazyRows, Record, Source, label_array, rows_hash
+from diffzoo.data.sources import UNPUBLISHED, LazyRows, Origin, Record, Source, rows_hash
 from diffzoo.errors import UserError
 from diffzoo.images import SUFFIXES
 
@@ -75,17 +75,15 @@ class Listing:
     def split(self, folder: str) -> "Listing":
         """The listing of one folder in it, with the metadata above."""
         inside, up = folder + "/", "../" * (folder.count("/") + 1)
+
+        def within(paths: Iterable[str]) -> list[str]:
+            return [path.removeprefix(inside) for path in paths if path.startswith(inside)]
+
         above = [up + t for t in self.tables if folder.startswith(posixpath.dirname(t)) and not t.startswith(inside)]
         root = f"zip://{folder}{self.root[6:]}" if self.root.startswith("zip://") else f"{self.root}/{folder}"
-        return Listing(
-            root,
-            [i.removeprefix(inside) for i in self.images if i.startswith(inside)],
-            frozenset(t.removeprefix(inside) for t in self.texts if t.startswith(inside)),
-            frozenset(f.removeprefix(inside) for f in self.fields if f.startswith(inside)),
-            [*above, *(t.removeprefix(inside) for t in self.tables if t.startswith(inside))],
-            folder,
-            broken=[b.removeprefix(inside) for b in self.broken if b.startswith(inside)],
-        )
+        texts, fields = frozenset(within(self.texts)), frozenset(within(self.fields))
+        tables, broken = [*above, *within(self.tables)], within(self.broken)
+        return Listing(root, within(self.images), texts, fields, tables, folder, broken=broken)
 
     @property
     def stray(self) -> list[str]:
@@ -131,6 +129,41 @@ def by_kind(files: Sequence[str]) -> str:
     return ", ".join(f"{len(found)} {kind}" if len(found) > 1 else found[0] for kind, found in kinds.items())
 
 
+class Root:
+    """The files below a folder, in a zip file, or in a repository of the Hub, by their paths from there.
+
+    Args:
+        url: as the root of a `Listing`.
+    """
+
+    def __init__(self, url: str):
+        self._url = url
+        self._inside, _, self._archive = url[6:].partition("::") if url.startswith("zip://") else (url, "", "")
+        self._fs, self.remote = file_system(url)
+        self._pid = os.getpid()
+
+    def name(self, path: str) -> str:
+        """What a file is called in messages."""
+        return posixpath.join(self._archive, self._inside, path) if self._archive else f"{self._url}/{path}"
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file."""
+        if not self._archive and not self.remote:
+            return Path(self._url, path).read_bytes()
+        if self._archive and self._pid != os.getpid():  # open files do not survive a fork
+            self._fs, self._pid = file_system(self._url, fresh=True)[0], os.getpid()
+        file = posixpath.join(self._inside, path)
+        return retried(file, lambda: bytes(self._fs.cat_file(file)), remote=self.remote)
+
+    def size(self, path: str) -> int:
+        """Bytes of a file on this disk."""
+        inside = posixpath.join(self._inside, path)
+        return int(self._fs.size(inside)) if self._archive else Path(self._url, path).stat().st_size
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_pid": -1}  # a zip file is opened anew
+
+
 class ImageFiles(Source):
     """Single image files; their folders are their classes, unless metadata files state labels.
 
@@ -140,10 +173,11 @@ class ImageFiles(Source):
 
     Args:
         listing: the files.
+        columns: see `Annotations`; the label "prefix" is the file name without its number.
         name: for messages.
-        label, caption, class_names: see `Annotations`; the label "prefix" is the file name without its number.
+        class_names: see `Annotations`.
         classes: True: sub-folders are classes; False: they are not; None: they are if there are any, and no metadata.
-        revision, licence: as published.
+        origin: where the files come from.
 
     Raises:
         UserError: there are no images, or some lie beside class folders, and as `Annotations`.
@@ -154,133 +188,106 @@ class ImageFiles(Source):
     def __init__(
         self,
         listing: Listing,
+        columns: Columns,
         name: str,
-        label: str | None = AUTO,
-        caption: str | None = AUTO,
         class_names: Sequence[str] | None = None,
         classes: bool | None = None,
-        revision: str = "",
-        licence: str = "",
+        origin: Origin = UNPUBLISHED,
     ):
         if not listing.images:
             there = f", found {by_kind(listing.unread)}" if listing.unread else ""
             raise UserError(
                 f"no images below {name!r}: expected files ending in {', '.join(sorted(SUFFIXES))}, .npy{there}"
             )
-        self.name, self.revision, self.licence = name, revision, licence
-        self._root, self._zip, self._labels_from = listing.root, listing.root.startswith("zip://"), ""
-        self._fs, self.remote = file_system(listing.root)
-        self._pid = os.getpid()
+        self.name, self.revision, self.licence = name, origin.revision, origin.licence
+        self._root = Root(listing.root)
+        self.remote = self._root.remote
         if listing.broken:
             warnings.warn(
                 f"{len(listing.broken)} links below {name} lead nowhere or in a circle, {listing.broken[0]} first: "
                 "they are left out"
             )
-        found = {table: self._read(table) for table in listing.tables}
-        self._metadata = {table: data for table, data in found.items() if is_metadata(table, data)}
-        folders = self._classes_of(listing, label, classes, class_names or ())
-        metadata = {t: data for t, data in self._metadata.items() if names_images(t, data)}
-        beside = any(posixpath.splitext(i)[0] + ".txt" in listing.texts for i in listing.images)
-        if label == PREFIX:
-            label = "label"
-        fields = {} if metadata else self._fields(listing, {label, caption})
-        self._notes = notes = Annotations(
-            listing.images, metadata, folders, beside, fields, name, label, caption, class_names, listing.folder
+        tables = {table: self._root.read(table) for table in listing.tables}
+        named = {table: names_images(table, data) for table, data in tables.items()}
+        self._metadata = {table: data for table, data in tables.items() if named[table] is not None}
+        folders, told_by = self._classes_of(listing, columns.label, classes, class_names or ())
+        metadata = {table: data for table, data in tables.items() if named[table]}
+        if metadata:
+            self.files, rows = read_metadata(metadata, frozenset(listing.images), name, listing.folder)
+        else:
+            self.files, rows = list(listing.images), self._fields(listing, {columns.label, columns.caption})
+        self._texts = listing.texts
+        notes = Annotations(
+            self.files, rows, folders, bool(listing.texts), name, columns, class_names, ", ".join(metadata)
         )
-        self.files, self._texts = notes.files, listing.texts
-        self.class_names, self.has_captions = notes.class_names, notes.has_captions
+        self._notes, self.class_names, self.has_captions = notes, notes.class_names, bool(notes.captions_from)
         self.block_sizes = np.array([len(self.files)], dtype=np.int64)
-        told = f"the column {{}} of {', '.join(metadata)}" if metadata else "the field {} of the files .json"
-        if notes.labels is not None:
-            self.labels_from = self._labels_from if notes.by_folder else told.format(notes.label_column)
-        if notes.has_captions:
-            self.captions_from = "text files beside the images" if notes.beside else told.format(notes.caption_column)
+        self.captions_from = notes.captions_from
+        self.labels_from = "" if notes.labels is None else notes.labels_from or told_by
 
     def _classes_of(
         self, listing: Listing, label: str | None, classes: bool | None, known: Sequence[str]
-    ) -> dict[str, str] | None:
-        """Class of each image by its name or folder, as far as these are classes."""
+    ) -> tuple[dict[str, str] | None, str]:
+        """(class of each image by its name or folder, as far as these are classes; how that is told)."""
         if label == PREFIX:
-            self._labels_from = "the names of the files without their numbers"
-            return {image: prefix_of(image) for image in listing.images}
+            return {image: prefix_of(image) for image in listing.images}, "the names of the files without their numbers"
         stray = listing.stray
         if classes is None:  # with metadata, folders only are classes if they are asked for, or those of training rows
             inside = len(stray) < len(listing.images)
             asked = label == "label" or (not stray and {*map(listing.class_folder, listing.images)} <= set(known))
             classes = inside and label is not None and (not self._metadata or asked)
         if not classes:
-            return None
+            return None, ""
         if stray:
             raise UserError(
                 f"{len(stray)} images lie in {self.name!r} beside its class folders, {stray[0]!r} first: "
                 "move them into one, or set classes to false"
             )
-        self._labels_from = "the folders" + (f" in {listing.below}" if listing.below else "")
-        return {image: listing.class_folder(image) for image in listing.images}
+        told = "the folders" + (f" in {listing.below}" if listing.below else "")
+        return {image: listing.class_folder(image) for image in listing.images}, told
 
-    def _fields(self, listing: Listing, asked: set[str | None]) -> dict[str, dict[str, object]]:
-        """What the JSON file beside an image says in the usual and the asked fields, by the image."""
-        known = {*LABEL_COLUMNS, *CAPTION_COLUMNS, *asked}
-        found = {}
+    def _fields(self, listing: Listing, asked: set[str | None]) -> list[Row]:
+        """What the JSON file beside each image says in the usual and the asked fields."""
+        known, found = {*USUAL, *asked}, []
         for image in listing.images:
-            if (path := posixpath.splitext(image)[0] + ".json") in listing.fields:
-                try:
-                    found[image] = {k: v for k, v in json_fields(self._read(path)).items() if k in known}
-                except ValueError as error:
-                    raise UserError(
-                        f"{path} of {self.name} is no JSON ({error}): repair it, or take it away"
-                    ) from error
+            path = posixpath.splitext(image)[0] + ".json"
+            try:
+                fields = json_fields(self._root.read(path)) if path in listing.fields else {}
+            except ValueError as error:
+                raise UserError(f"{path} of {self.name} is no JSON ({error}): repair it, or take it away") from error
+            found.append({k: v for k, v in fields.items() if k in known})
         return found
-
-    def _read(self, path: str) -> bytes:
-        """The bytes of a file."""
-        if not self._zip and not self.remote:
-            return Path(self._root, path).read_bytes()
-        if self._zip and self._pid != os.getpid():  # open files do not survive a fork
-            self._fs, self._pid = file_system(self._root, fresh=True)[0], os.getpid()
-        inside, _, archive = self._root.removeprefix("zip://").partition("::")
-        file = f"{self._root}/{path}" if not archive else posixpath.join(inside, path)
-        return retried(file, lambda: bytes(self._fs.cat_file(file)), remote=self.remote)
 
     @cached_property
     def rows_hash(self) -> str:  # type: ignore[override]
         if self.revision:  # then names say it all; other files may change under their names
             return rows_hash([self.revision, *self.files, *self._metadata.items()])
-        if self._zip:
-            inside = self._root.removeprefix("zip://").partition("::")[0]
-            sizes = ((f, self._fs.size(posixpath.join(inside, f))) for f in self.files)
-            return rows_hash([*sizes, *self._metadata.items()])
-        return rows_hash([*((f, Path(self._root, f).stat().st_size) for f in self.files), *self._metadata.items()])
+        return rows_hash([*((f, self._root.size(f)) for f in self.files), *self._metadata.items()])
 
     def row_names(self) -> Sequence[str]:
         return self.files
 
     def read_row(self, row: int) -> Record:
-        file, notes = self.files[row], self._notes
-        inside, archive, path = self._root.removeprefix("zip://").partition("::")
-        name = posixpath.join(path, inside, file) if archive else f"{self._root}/{file}"
+        file, notes, name = self.files[row], self._notes, self._root.name(self.files[row])
         label = notes.labels[row] if notes.labels else None
         captions: tuple[str, ...] = () if notes.captions is None else notes.captions[row]
         try:
             if notes.beside:
                 text = posixpath.splitext(file)[0] + ".txt"
-                captions = text_lines(self._read(text), text) if text in self._texts else ("",)
-            return Record(self._read(file), label, captions, name)
-        except (OSError, KeyError) as error:
-            if self.remote:
+                captions = text_lines(self._root.read(text), text) if text in self._texts else ("",)
+            return Record(self._root.read(file), label, captions, name)
+        except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, UserError) or (self.remote and not isinstance(error, ValueError)):
                 raise
-            return Record(None, label, captions, name, f"{type(error).__name__}: {error}")
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            return Record(None, label, captions, name, str(error))
+            why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            return Record(None, label, captions, name, why)
 
     def read_block(self, block: int) -> Sequence[Record]:
         return LazyRows(len(self), self.read_row)
 
-    def labels(self) -> Indices | None:
+    def label_values(self, rows: Iterable[int]) -> Sequence[int | None] | None:
         labels = self._notes.labels
-        return None if labels is None else label_array(labels, self.files.__getitem__, self.name)
+        return None if labels is None else [labels[row] for row in rows]
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_pid": -1}  # a zip file is opened anew
+    def row_name(self, row: int) -> str:
+        return self.files[row]

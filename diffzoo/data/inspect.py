@@ -26,24 +26,26 @@ from diffzoo.errors import UserError
 from diffzoo.images import make_grid, save_image
 from diffzoo.sizes import as_size, size_text
 
-__all__ = ["contact_sheet", "latent_report", "quiet", "report"]
+__all__ = ["Report", "contact_sheet", "latent_report", "quiet", "report"]
+
+Report = dict[str, object]  # texts, numbers and dictionaries of these, by what they say
 
 SAMPLED_BLOCKS = 8
 SHEET_SIZE, SHEET_COLUMNS = 64, 12  # pixels, images
 MEASURED_SECONDS = 3.0
 
 
-def report(data: ImageDataModule, sample: int) -> dict[str, Any]:
+def report(data: ImageDataModule, sample: int) -> Report:
+    """What the rows of a data module are, with sizes and kinds of `sample` images."""
     source = data.train_source
-    report: dict[str, Any] = {
+    report: Report = {
         "source": source.name,
         "read as": getattr(data, "decision", "the demo set"),
         "rows": {"train": len(source), "held out": len(data.val_source) if data.val_source else 0},
         "columns": ", ".join(source.columns()),
         "licence": source.licence or "not stated",
         "revision": source.revision or "none",
-        "read": f"{len(source.block_sizes)} blocks"
-        + (", any row alone" if source.random_access else ", block by block"),
+        "read": f"{len(source.block_sizes)} blocks, {'any row alone' if source.random_access else 'block by block'}",
         "captions": "yes" if source.has_captions else "no",
         "hash of the rows": source.rows_hash,
     }
@@ -56,41 +58,42 @@ def report(data: ImageDataModule, sample: int) -> dict[str, Any]:
     return report
 
 
-def _classes(source: Source) -> dict[str, Any]:
+def _classes(source: Source) -> Report:
     """How many rows each class has, where there are classes."""
-    labels = source.labels()
+    labels = source.label_values(range(len(source)))
     if labels is None:
         return {}
-    counts = {name: int((labels == i).sum()) for i, name in enumerate(source.class_names)}
-    return {"classes": len(counts), "class histogram": counts}
+    counts = Counter(labels)
+    histogram = {name: counts[i] for i, name in enumerate(source.class_names)}
+    lacking = {"rows without a class": counts[None]} if counts[None] else {}
+    return {"classes": len(histogram), "class histogram": histogram, **lacking}
 
 
-def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
+def latent_report(folder: Path, workers: int | None) -> Report:
     """What the metadata of a cache of latents say, and what of it is there."""
-    report: dict[str, Any] = {"source": f"latents in {folder}"}
+    report: Report = {"source": f"latents in {folder}"}
     whole: dict[str, LatentSource] = {}
     for part in sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob(CACHE_METADATA)):
-        cache_metadata = CacheMetadata.read(folder / part)
-        there = sum((folder / part / shard_name(k)).is_file() for k in range(cache_metadata.shards))
-        report[part] = {
-            "images": f"{cache_metadata.images} of the {cache_metadata.rows} of {cache_metadata.source}",
-            "shards": f"{there} of {cache_metadata.shards}"
-            + ("" if there == cache_metadata.shards else ", incomplete"),
-            "image size": f"{size_text(cache_metadata.image_size)} px, resize {cache_metadata.resize}",
-            "mirror images": "yes" if cache_metadata.flips > 1 else "no",
-            "autoencoder": f"{cache_metadata.autoencoder} ({cache_metadata.autoencoder_hash[:12]})",
-            "classes": len(cache_metadata.class_names),
-            "captions": "yes" if cache_metadata.has_captions else "no",
-            "revision": cache_metadata.revision or "none",
-            "licence": cache_metadata.licence or "not stated",
-            "hash of the rows": cache_metadata.rows_hash,
-            "hash of their ids": cache_metadata.ids or "none yet",
+        made = CacheMetadata.read(folder / part)
+        there = sum((folder / part / shard_name(k)).is_file() for k in range(made.shards))
+        counted = "none counted yet" if made.images is None else made.images
+        said: Report = {
+            "images": f"{counted} of the {made.rows} of {made.source}",
+            "shards": f"{there} of {made.shards}" + ("" if there == made.shards else ", incomplete"),
+            "image size": f"{size_text(made.image_size)} px, resize {made.resize}",
+            "mirror images": "yes" if made.flips > 1 else "no",
+            "autoencoder": f"{made.autoencoder} ({made.autoencoder_hash[:12]})",
+            "classes": len(made.class_names),
+            "captions": "yes" if made.has_captions else "no",
+            "revision": made.revision or "none",
+            "licence": made.licence or "not stated",
+            "hash of the rows": made.rows_hash,
+            "hash of their ids": made.ids or "none yet",
         }
-        if cache_metadata.images is None:
-            report[part]["images"] = f"none counted yet of the {cache_metadata.rows} of {cache_metadata.source}"
-            continue
-        whole[part] = LatentSource(folder / part)
-        report[part]["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
+        if made.images is not None:
+            whole[part] = LatentSource(folder / part)
+            said["latent size"] = " x ".join(map(str, whole[part].shape[1:])) + " px"
+        report[part] = said
     train = [whole.get(part) for part in report if part.startswith("train")]
     sources = [source for source in train if source is not None]
     if sources and len(sources) == len(train):
@@ -105,8 +108,8 @@ def latent_report(folder: Path, workers: int | None) -> dict[str, Any]:
 def _some(source: Source, count: int) -> Iterator[Record]:
     """Evenly spread rows, by class where that is known; of a source that is read by block, from a few blocks."""
     if source.random_access:
-        labels = source.labels()
-        ranked = np.arange(len(source)) if labels is None else np.argsort(labels, kind="stable")
+        labels = source.label_values(range(len(source))) or [None] * len(source)
+        ranked = np.argsort([-1 if label is None else label for label in labels], kind="stable")
         count = min(count, len(source))
         yield from (source.read_row(int(ranked[len(source) * i // count])) for i in range(count))
         return
@@ -117,7 +120,7 @@ def _some(source: Source, count: int) -> Iterator[Record]:
         yield from (records[len(records) * i // take] for i in range(take))
 
 
-def _lossy_trace(kind: str) -> list[str]:
+def _lossy_trace(kind: object) -> list[str]:
     """What `map` of `datasets` leaves behind, where every image is of one kind."""
     if kind != "JPEG RGB quality 75":
         return []
@@ -148,11 +151,11 @@ def _label_trace(train: Source, held_out: Source | None) -> list[str]:
 
 def _unlabelled(source: Source) -> int:
     """How many rows have no label."""
-    labels = source.labels()
-    return len(source) if labels is None else int((labels < 0).sum())
+    labels = source.label_values(range(len(source)))
+    return len(source) if labels is None else sum(label is None or label < 0 for label in labels)
 
 
-def _measure(source: Source, sample: int) -> dict[str, Any]:
+def _measure(source: Source, sample: int) -> Report:
     """Sizes and aspect ratios of evenly spread images."""
     shapes, kinds, bad = [], [], []
     for record in _some(source, sample):
@@ -172,7 +175,7 @@ def _measure(source: Source, sample: int) -> dict[str, Any]:
     def spread(values: NDArray[np.float64], digits: int) -> str:
         return ", ".join(f"{name} {np.percentile(values, q):.{digits}f}" for name, q in quantiles.items())
 
-    result: dict[str, Any] = {
+    result: Report = {
         f"sizes of {count} images": {
             "width": spread(width, 0),
             "height": spread(height, 0),

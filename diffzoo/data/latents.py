@@ -154,37 +154,31 @@ class LatentSource(Source):
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder, str(folder)
-        self.cache_metadata = CacheMetadata.read(folder)
-        self.class_names, self.has_captions = list(self.cache_metadata.class_names), self.cache_metadata.has_captions
-        self.licence, self.revision = self.cache_metadata.licence, self.cache_metadata.revision
-        missing = [k for k in range(self.cache_metadata.shards) if not (folder / shard_name(k)).is_file()]
-        if missing or self.cache_metadata.images is None:
+        self.cache_metadata = made = CacheMetadata.read(folder)
+        self.class_names, self.has_captions = list(made.class_names), made.has_captions
+        self.licence, self.revision = made.licence, made.revision
+        missing = [k for k in range(made.shards) if not (folder / shard_name(k)).is_file()]
+        if missing or made.images is None:
             raise UserError(
-                f"the latents in {str(folder)!r} are incomplete, {len(missing)} of "
-                f"{self.cache_metadata.shards} shards are "
-                "missing: run the same `diffzoo data encode` command again, it goes on where it stopped"
+                f"the latents in {str(folder)!r} are incomplete, {len(missing)} of {made.shards} shards are missing: "
+                "run the same `diffzoo data encode` command again, it goes on where it stopped"
             )
-        shards = [open_shard(folder, k) for k in range(self.cache_metadata.shards)]
+        shards = [open_shard(folder, k) for k in range(made.shards)]
         rows = [shard.get_tensor("row") for shard in shards]
         self.block_sizes = np.array([len(r) for r in rows], dtype=np.int64)
         self.shape: tuple[int, ...] = tuple(shards[0].get_slice("moments").get_shape()[2:])  # of an image: 2 c, h, w
         for k, shard in enumerate(shards):
-            wanted = [len(rows[k]), self.cache_metadata.flips, *self.shape]
-            if (
-                header(shard)["passport"] != self.cache_metadata.mark
-                or shard.get_slice("moments").get_shape() != wanted
-            ):
+            shape = shard.get_slice("moments").get_shape()
+            if (header(shard)["passport"], shape) != (made.mark, [len(rows[k]), made.flips, *self.shape]):
                 raise UserError(
                     f"{folder / shard_name(k)} does not belong to the cache that its metadata describe: delete it and "
                     "encode again"
                 )
         images, ids = len(self), ids_hash(row for part in rows for row in part)
-        if (images, ids) != (self.cache_metadata.images, self.cache_metadata.ids):
+        if (images, ids) != (made.images, made.ids):
             raise UserError(
-                f"the shards in {str(folder)!r} hold {images} images (rows {ids[:12]}), but their "
-                f"metadata say "
-                f"{self.cache_metadata.images} (rows {self.cache_metadata.ids[:12]}): delete the "
-                "folder and encode again"
+                f"the shards in {str(folder)!r} hold {images} images (rows {ids[:12]}), but their metadata say "
+                f"{made.images} (rows {made.ids[:12]}): delete the folder and encode again"
             )
         self._slices: dict[int, Any] = {}
 
@@ -194,12 +188,11 @@ class LatentSource(Source):
 
     @cached_property
     def _labels(self) -> Indices:
-        return np.concatenate(
-            [open_shard(self.folder, k).get_tensor("label") for k in range(self.cache_metadata.shards)]
-        )
+        shards = range(self.cache_metadata.shards)
+        return np.concatenate([open_shard(self.folder, k).get_tensor("label") for k in shards])
 
-    def labels(self) -> Indices | None:
-        return self._labels if self.class_names else None
+    def label_values(self, rows: Iterable[int]) -> Sequence[int | None] | None:
+        return [int(self._labels[row]) for row in rows] if self.class_names else None
 
     @cached_property
     def _captions(self) -> list[list[list[str]]]:
@@ -236,17 +229,17 @@ class LatentBuckets(Source):
     random_access = True
 
     def __init__(self, parts: Sequence[LatentSource], name: str):
-        self.parts, self.name, first = parts, name, parts[0]
+        self.say_as(parts[0])
+        self.parts, self.name = parts, name
         self.block_sizes = np.array([len(part) for part in parts], dtype=np.int64)
-        self.class_names, self.has_captions = first.class_names, first.has_captions
-        self.licence, self.revision = first.licence, first.revision
 
     @cached_property
     def rows_hash(self) -> str:  # type: ignore[override]
         return rows_hash(part.rows_hash for part in self.parts)
 
-    def labels(self) -> Indices | None:
-        return np.concatenate([part._labels for part in self.parts]) if self.class_names else None
+    def label_values(self, rows: Iterable[int]) -> Sequence[int | None] | None:
+        labels = np.concatenate([part._labels for part in self.parts]) if self.class_names else None
+        return None if labels is None else [int(labels[row]) for row in rows]
 
     def moments(self, row: int, mirrored: bool) -> NDArray[np.float16]:
         """As those of `LatentSource`."""
@@ -305,18 +298,9 @@ class Latents(ImageDataModule):
         allow_changed_source: bool = False,
         buckets: list[Size] | None = None,
     ):
-        super().__init__(
-            image_size=image_size,
-            buckets=buckets,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            balance=balance,
-            cache=False,
-            allow_changed_source=allow_changed_source,
-        )
+        common: dict[str, Any] = {"num_workers": num_workers, "seed": seed, "balance": balance, "cache": False}
+        common |= {"flip": flip, "buckets": buckets, "allow_changed_source": allow_changed_source}
+        super().__init__(image_size, batch_size, micro_batch_size, **common)
         self.path, self.pixels, self.resize = path, pixels, resize
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:

@@ -6,12 +6,12 @@ import json
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 from diffzoo.errors import UserError, did_you_mean
 
-__all__ = ["AUTO", "METADATA", "PREFIX", "Annotations", "Classes", "caption_texts", "pick", "text_lines"]
+__all__ = ["AUTO", "METADATA", "PREFIX", "Annotations", "Classes", "Columns", "caption_texts", "pick", "text_lines"]
 
 Row = dict[str, object]  # the metadata of an image, by column
 
@@ -20,6 +20,7 @@ PREFIX = "prefix"  # as the label: the file name without its number
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences")
+USUAL = frozenset((*IMAGE_COLUMNS, *LABEL_COLUMNS, *CAPTION_COLUMNS))
 TEXT_FIELDS = ("raw", "text", "caption", "sentence", "value")  # of captions that are structs
 # they describe the images below their folder: of Hugging Face's `imagefolder`, and of EDM's and StyleGAN's tools
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "dataset.json")
@@ -30,11 +31,40 @@ def pick(wanted: str | None, usual: Sequence[str], known: Sequence[str]) -> str 
     return next((c for c in usual if c in known), None) if wanted == AUTO else wanted
 
 
-def missing_column(kind: str, name: str, known: Sequence[str], where: str) -> UserError:
-    """The error for a column that is not there; lists those that are."""
-    near = did_you_mean(name, known)
-    said = "" if near.startswith("; known") else near
-    return UserError(f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{said}")
+def check_column(kind: str, name: str, known: Sequence[str], where: str) -> None:
+    """Refuse a column that is not there."""
+    if name not in known:
+        near = did_you_mean(name, known)
+        said = "" if near.startswith("; known") else near
+        raise UserError(f"no {kind} column {name!r} in {where}; its columns are {', '.join(known)}{said}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what; "auto" finds the usual names, and for images the only column that holds some.
+
+    image:   encoded images (Hugging Face `Image` or bytes).
+    label:   class indices or class names; None for no labels.
+    caption: one text or a list of texts; None for no captions.
+    """
+
+    image: str = AUTO
+    label: str | None = None
+    caption: str | None = None
+
+    def among(self, *known: Sequence[str]) -> "Columns":
+        """The same with labels and captions by their names: for "auto" of the first list that has a usual one."""
+
+        def named(wanted: str | None, usual: Sequence[str]) -> str | None:
+            return next((found for columns in known if (found := pick(wanted, usual, columns))), None)
+
+        return replace(self, label=named(self.label, LABEL_COLUMNS), caption=named(self.caption, CAPTION_COLUMNS))
+
+    def check(self, known: Sequence[str], where: str, besides: Sequence[str] = ()) -> None:
+        """Refuse a column that is neither among the known ones, which the message lists, nor among those besides."""
+        for kind, name in (("image", self.image), ("label", self.label), ("caption", self.caption)):
+            if name is not None and name not in (AUTO, *besides):
+                check_column(kind, name, known, where)
 
 
 # ---- labels
@@ -198,80 +228,83 @@ def json_fields(data: bytes) -> Row:
 
 
 class Annotations:
-    """Labels and captions of image files, from metadata files, folders and text files beside the images.
-
-    In metadata files each row names an image by its path from the file's own folder, in `file_name`. Where there are
-    any, images that they do not name are left out.
+    """Labels and captions of image files, from their metadata, their folders or names, and text files beside them.
 
     Args:
-        images: paths of all images, below one folder.
-        metadata: content of each metadata file, by its path; ".." stands for `folder`'s own place.
+        files: image of each row.
+        rows: metadata of each row, by column.
         folders: class of each image by its folder or name; None: there are none.
         texts: whether there are text files beside images.
-        fields: of the JSON file beside an image, by the image.
         name: for messages.
-        label, caption: which column; "auto" finds the usual names. Without metadata there are "label", the folder,
-            and "txt", the text beside an image.
+        wanted: which columns. Besides those of the metadata there are "label", the folder, and "txt", the text.
         class_names: names of the classes, or of those of the training rows.
-        folder: the name of the folder, by which metadata files above it name what is in it.
+        tables: the metadata files; "": metadata are those of the JSON file beside each image.
 
     Attributes:
-        files: image of each row.
         class_names: names of the classes; empty without labels.
         labels: class index of each row, or None where a row has none; None without labels.
         captions: texts of each row; None if they are not in metadata.
-        by_folder: whether labels are the classes of `folders`.
         beside: whether captions are the texts beside the images.
-        label_column, caption_column: what was chosen.
+        labels_from, captions_from: column and files; "" for labels by folder, and where there are none.
 
     Raises:
-        UserError: a metadata file is damaged or names no image, a column is missing, a class is unknown.
+        UserError: a column is missing, or a class is unknown.
     """
 
     def __init__(
         self,
-        images: Sequence[str],
-        metadata: Mapping[str, bytes],
+        files: Sequence[str],
+        rows: Sequence[Row],
         folders: Mapping[str, str] | None,
         texts: bool,
-        fields: Mapping[str, Row],
         name: str,
-        label: str | None = AUTO,
-        caption: str | None = AUTO,
+        wanted: Columns,
         class_names: Sequence[str] | None = None,
-        folder: str = "",
+        tables: str = "",
     ):
-        self.files = list(images)
-        rows = [fields.get(file, {}) for file in self.files]
-        if metadata:
-            self.files, rows = _read_metadata(metadata, frozenset(images), name, folder)
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        known = [*columns, *["label"] * (folders is not None), *["txt"] * texts]
-        self.label_column = pick(label, LABEL_COLUMNS, known)
-        own = ["txt"] * (texts and not metadata)  # before the fields of a JSON file, as in WebDataset
-        self.caption_column = pick(caption, CAPTION_COLUMNS, own) or pick(caption, CAPTION_COLUMNS, known)
-        for kind, column in (("label", self.label_column), ("caption", self.caption_column)):
-            if column is not None and column not in known:
-                raise missing_column(kind, column, known, name)
+        by_name = PREFIX if wanted.label == PREFIX else "label"
+        known = [*columns, *[by_name] * (folders is not None), *["txt"] * texts]
+        first = ["txt"] * (texts and not tables)  # before the fields of a JSON file, as in WebDataset
+        chosen = wanted.among(first, known)
+        chosen.check(known, name)
+        told = f"the column {{}} of {tables}" if tables else "the field {} of the files .json"
         self.class_names: list[str] = []
         self.labels: list[int | None] | None = None
-        if self.label_column is not None:
-            self.by_folder = self.label_column not in columns
-            values = [(folders or {})[file] if self.by_folder else row.get(self.label_column)
-                      for file, row in zip(self.files, rows, strict=True)]  # fmt: skip
+        self.labels_from = self.captions_from = ""
+        if (label := chosen.label) is not None:
+            values: list[object] = [row.get(label) for row in rows]
+            if label in columns:
+                self.labels_from = told.format(label)
+            else:
+                values = [(folders or {})[file] for file in files]
             classes = Classes.of(values, class_names, name)
             self.class_names, self.labels = classes.names, [classes.index(value) for value in values]
-        self.beside = self.caption_column == "txt" and "txt" not in columns
+        self.beside = chosen.caption == "txt" and "txt" not in columns
         self.captions: list[tuple[str, ...]] | None = None
-        if self.caption_column is not None and not self.beside:
-            self.captions = [caption_texts(row.get(self.caption_column), name) for row in rows]
-        self.has_captions = self.beside or self.captions is not None
+        if self.beside:
+            self.captions_from = "text files beside the images"
+        elif chosen.caption is not None:
+            self.captions = [caption_texts(row.get(chosen.caption), name) for row in rows]
+            self.captions_from = told.format(chosen.caption)
 
 
-def _read_metadata(
+def read_metadata(
     metadata: Mapping[str, bytes], images: Collection[str], name: str, folder: str
 ) -> tuple[list[str], list[Row]]:
-    """(images, their metadata) of all rows, sorted by image."""
+    """(images, their metadata) of all rows, sorted by image; images that no row names are left out.
+
+    Each row names an image by its path from the file's own folder, in `file_name`.
+
+    Args:
+        metadata: content of each metadata file, by its path; ".." stands for the place of `folder`.
+        images: paths of all images, below one folder.
+        name: for messages.
+        folder: the name of that folder, by which metadata files above it name what is in it.
+
+    Raises:
+        UserError: a file is damaged, or names an image that is not there.
+    """
     rows: list[tuple[str, Row]] = []
     for path, content in sorted(metadata.items()):
         try:
@@ -293,14 +326,13 @@ def _read_metadata(
     return [image for image, _ in rows], [row for _, row in rows]
 
 
-def is_metadata(path: str, content: bytes) -> bool:
-    """Whether a file with one of the names of `METADATA` describes images: not every `dataset.json` does."""
-    return not path.endswith(".json") or _edm_labels(content) is not None
+def names_images(path: str, content: bytes) -> bool | None:
+    """Whether a file with a name of `METADATA` names images; None if it is no metadata, as not every `dataset.json` is.
 
-
-def names_images(path: str, content: bytes) -> bool:
-    """Whether a metadata file names any image: a `dataset.json` without labels does not, and means all of them."""
-    return not path.endswith(".json") or bool(_edm_labels(content))
+    A `dataset.json` without labels names none, and means all of them.
+    """
+    labels = _edm_labels(content) if path.endswith(".json") else [path]
+    return None if labels is None else bool(labels)
 
 
 def _edm_labels(content: bytes) -> list[tuple[str, object]] | None:

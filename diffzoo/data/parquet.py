@@ -64,9 +64,8 @@ class ParquetFiles:
     def __init__(self, files: Sequence[str], revision: str = ""):
         self.files, self._revision = list(files), revision
         self._fs, self.remote = file_system(self.files[0])
-        self._open: dict[
-            tuple[int, int], pq.ParquetFile
-        ] = {}  # by thread and file: no other thread closes a file in use
+        # by thread and file: no other thread closes a file in use
+        self._open: dict[tuple[int, int], pq.ParquetFile] = {}
         self._owner = os.getpid()
         self.index: list[Footer] = []
         with ThreadPoolExecutor(8) as pool:
@@ -78,15 +77,8 @@ class ParquetFiles:
     def _footer(self, file: int) -> Footer:
         metadata, printed = self._metadata(file)
         groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
-        schema = metadata.schema.to_arrow_schema()
         size = sum(g.total_byte_size for g in groups)
-        return Footer(
-            rows=[g.num_rows for g in groups],
-            bytes=size,
-            columns=list(schema.names),
-            classes=_class_prints(schema),
-            prints=printed,
-        )
+        return _footer([g.num_rows for g in groups], size, metadata.schema.to_arrow_schema(), printed)
 
     def _metadata(self, file: int) -> "tuple[pq.FileMetaData, str]":
         """See `_read_footer`."""
@@ -203,9 +195,8 @@ class ArrowFiles:
         self.index = [self._footer(k) for k in range(len(self.files))]
 
     def _footer(self, file: int) -> Footer:
-        rows, schema = [len(b) for b in self._batches(file)], self._tables[file].schema
-        prints = _file_print(Path(self.files[file]))
-        return Footer(rows=rows, bytes=0, columns=list(self.schema.names), classes=_class_prints(schema), prints=prints)
+        rows = [len(batch) for batch in self._batches(file)]
+        return _footer(rows, 0, self._tables[file].schema, _file_print(Path(self.files[file])))
 
     def _batches(self, file: int) -> "list[pa.RecordBatch]":
         import pyarrow as pa
@@ -253,8 +244,9 @@ def class_names(schema: "pa.Schema") -> dict[str, list[str]]:
     return {c: list(f["names"]) for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
 
 
-def _class_prints(schema: "pa.Schema") -> dict[str, str]:
-    return {column: rows_hash(names) for column, names in class_names(schema).items()}
+def _footer(rows: list[int], size: int, schema: "pa.Schema", printed: str) -> Footer:
+    classes = {column: rows_hash(names) for column, names in class_names(schema).items()}
+    return Footer(rows=rows, bytes=size, columns=list(schema.names), classes=classes, prints=printed)
 
 
 def _read_footer(name: str, handle: BinaryIO) -> "tuple[pq.FileMetaData, str]":

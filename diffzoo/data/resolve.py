@@ -15,7 +15,7 @@ from diffzoo.data.folders import Listing, by_kind, walk
 from diffzoo.data.metadata import METADATA
 from diffzoo.data.remote import ACCEPT, file_system, hub_file_of, retried
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.files import HEAD, kind_of
+from diffzoo.files import HEAD, what_is
 from diffzoo.hub import LOG_IN, hub_answers, hub_place, is_offline
 
 __all__ = ["Resolved", "download", "downloaded", "resolve", "split_of"]
@@ -114,9 +114,8 @@ def _file(source: str, path: Path) -> Resolved:
         return Resolved(source, SHARDS[suffix], {"train": [str(path)]})
     if suffix != ".zip":
         with path.open("rb") as file:
-            what = ": ".join(filter(None, kind_of(file.read(HEAD))))
-        no = "no Parquet, tar, Arrow or zip file: give one, or the folder of the images"
-        raise UserError(f"{source!r} is {what or no}")
+            no = "no Parquet, tar, Arrow or zip file: give one, or the folder of the images"
+            raise UserError(f"{source!r} is {what_is(file.read(HEAD), no)}")
     return _zip(source, str(path))
 
 
@@ -125,8 +124,8 @@ def _zip(source: str, file: str) -> Resolved:
     try:
         inside = sorted(file_system(root, fresh=True)[0].find(""))
     except Exception as error:
-        kind, advice = kind_of(Path(file).read_bytes()[:HEAD]) if Path(file).is_file() else ("", "")
-        what = f"{kind}: {advice}" if kind else f"no zip file, or it is damaged ({error})"
+        head = Path(file).read_bytes()[:HEAD] if Path(file).is_file() else b""
+        what = what_is(head, f"no zip file, or it is damaged ({error})")
         raise UserError(f"{source!r} is {what}") from error
     return _images(source, Listing.of(root, [f for f in inside if not re.search(r"(^|/)(\.|__MACOSX/)", f)]))
 

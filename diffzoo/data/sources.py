@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diffzoo.errors import UserError, lacks
 from diffzoo.rng import key
 
-__all__ = ["Indices", "LazyRows", "Mask", "Record", "Source", "SubSource", "held_out", "ids_hash", "rows_hash"]
+__all__ = ["UNPUBLISHED", "Indices", "Mask", "Origin", "Record", "Source", "SubSource", "held_out", "ids_hash"]
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -55,6 +55,28 @@ def ids_hash(ids: Iterable[int]) -> str:
     return hashlib.sha256(np.fromiter(ids, dtype="<i8").tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where files come from.
+
+    paths:    what they are called where they are published, so that a copy counts as the same; None: their paths below
+              their common folder.
+    revision: of the published data set, or "".
+    licence:  as it states, or "".
+    """
+
+    paths: Sequence[str] | None = None
+    revision: str = ""
+    licence: str = ""
+
+    def rows_hash(self, files: Sequence[str], prints: Iterable[str], *more: object) -> str:
+        """The hash of the rows in files, by a print of each file."""
+        return rows_hash([self.revision, *zip(self.paths or below_common_folder(files), prints, strict=True), *more])
+
+
+UNPUBLISHED = Origin()
+
+
 class Source:
     """A fixed list of rows.
 
@@ -83,6 +105,12 @@ class Source:
     labels_from: str = ""
     captions_from: str = ""
 
+    def say_as(self, other: "Source") -> None:
+        """Say of these rows what another source says of all of its own."""
+        for name in ("name", "class_names", "has_captions", "random_access", "remote", "licence", "revision"):
+            setattr(self, name, getattr(other, name))
+        self.labels_from, self.captions_from = other.labels_from, other.captions_from
+
     def __len__(self) -> int:
         return int(self.block_sizes.sum())
 
@@ -106,8 +134,26 @@ class Source:
         return self.read_block(block)[within]
 
     def labels(self) -> Indices | None:
-        """Class of every row `(rows,)`, without reading images; None where rows have no label."""
+        """Class of every row `(rows,)`, without reading images; None where rows have no label.
+
+        Raises:
+            UserError: one row has none.
+        """
+        labels = self.label_values(range(len(self)))
+        if labels is None:
+            return None
+        for row, label in enumerate(labels):
+            if label is None:
+                raise unlabelled(self.row_name(row), self.name)
+        return np.array(labels, dtype=np.int64)
+
+    def label_values(self, rows: Iterable[int]) -> Sequence[int | None] | None:
+        """Class of some rows, None for one that has none; None where no row has a label."""
         return None
+
+    def row_name(self, row: int) -> str:
+        """What a row is called in messages."""
+        return f"row {row}"
 
     def row_names(self) -> Iterable[str]:
         """A name for each row that does not depend on the other rows."""
@@ -142,16 +188,12 @@ class SubSource(Source):
 
     def __init__(self, base: Source, keep: Mask, part: str):
         self.base, self.part = base, part
-        self.name = base.name
+        self.say_as(base)
         self.kept = np.flatnonzero(keep)
         of_block = np.searchsorted(base.starts, self.kept, side="right") - 1
         counts = np.bincount(of_block, minlength=len(base.block_sizes))
         self.blocks = np.flatnonzero(counts)
         self.block_sizes = counts[self.blocks].astype(np.int64)
-        self.class_names, self.has_captions = base.class_names, base.has_captions
-        self.labels_from, self.captions_from = base.labels_from, base.captions_from
-        self.random_access, self.remote = base.random_access, base.remote
-        self.licence, self.revision = base.licence, base.revision
 
     @cached_property
     def rows_hash(self) -> str:  # type: ignore[override]
@@ -166,9 +208,11 @@ class SubSource(Source):
     def read_row(self, row: int) -> Record:
         return self.base.read_row(int(self.kept[row]))
 
-    def labels(self) -> Indices | None:
-        labels = self.base.labels()
-        return None if labels is None else labels[self.kept]
+    def label_values(self, rows: Iterable[int]) -> Sequence[int | None] | None:
+        return self.base.label_values(int(self.kept[row]) for row in rows)
+
+    def row_name(self, row: int) -> str:
+        return self.base.row_name(int(self.kept[row]))
 
     def columns(self) -> list[str]:
         return self.base.columns()
@@ -204,18 +248,6 @@ def unlabelled(row: str, source: str) -> UserError:
     """The error for a row without a label in a source that has labels."""
     where = row if source in row else f"{row or 'a row'} of {source}"
     return UserError(f"{where} has no label: leave such rows out, or set label to null to leave all labels out")
-
-
-def label_array(labels: Sequence[int | None], row_name: Callable[[int], str], source: str) -> Indices:
-    """Class of every row `(rows,)`.
-
-    Raises:
-        UserError: a row has none.
-    """
-    for row, label in enumerate(labels):
-        if label is None:
-            raise unlabelled(row_name(row), source)
-    return np.array(labels, dtype=np.int64)
 
 
 def below_common_folder(files: Sequence[str]) -> list[str]:

@@ -18,15 +18,7 @@ from diffzoo.errors import UserError, did_you_mean
 from diffzoo.rng import key
 from diffzoo.sizes import Size, sides
 
-__all__ = [
-    "Crop",
-    "Resize",
-    "augment",
-    "check_choice",
-    "decode",
-    "resize_crop",
-    "uniform",
-]
+__all__ = ["Crop", "Resize", "augment", "check_choice", "decode", "resize_crop", "uniform"]
 
 Resize = Literal["adm", "area", "lanczos"]
 Crop = Literal["center", "random"]

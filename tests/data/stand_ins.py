@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.tables import Columns, TableSource
+from diffzoo.data.metadata import Columns
+from diffzoo.data.tables import TableSource
 
 
 def image_bytes(i: int, size: tuple[int, int] = (20, 14), kind: str = "PNG") -> bytes:

@@ -17,8 +17,9 @@ from data.test_datasets import COMMON, NAME, STREAM, publish, samples, shard, wa
 from hub_server import FakeHub
 
 from diffzoo.data import HFDataset, ImageFolder
+from diffzoo.data.metadata import Columns
 from diffzoo.data.remote import retried
-from diffzoo.data.tables import Columns, TableSource
+from diffzoo.data.tables import TableSource
 from diffzoo.data.tar import TarSource
 from diffzoo.errors import UserError
 
@@ -66,7 +67,7 @@ def test_the_same_files_elsewhere_are_the_same_source(tmp_path: Path) -> None:
         prints["parquet"].add(TableSource(files, Columns(), "x").rows_hash)
         for k in range(2):
             (base / f"{k}.tar").write_bytes(shard(samples(10 * k, 5)))
-        prints["tar"].add(TarSource([str(base / f"{k}.tar") for k in range(2)], "x").rows_hash)
+        prints["tar"].add(TarSource([str(base / f"{k}.tar") for k in range(2)], Columns(), "x").rows_hash)
         folder = write_images(base / "p", ["a/1.png", "b/2.png"])
         prints["folder"].add(ImageFolder(str(folder), **COMMON).train_source.rows_hash)
     assert [len(p) for p in prints.values()] == [1, 1, 1]
@@ -79,7 +80,7 @@ def test_a_tar_with_another_label_or_image_is_another_source(tmp_path: Path) -> 
         changed[2][1].update(change)
         (tmp_path / "x.tar").write_bytes(shard(changed))
         os.utime(tmp_path / "x.tar", (len(prints), len(prints)))
-        prints.add(TarSource([str(tmp_path / "x.tar")], "x").rows_hash)
+        prints.add(TarSource([str(tmp_path / "x.tar")], Columns(), "x").rows_hash)
     assert len(prints) == 3
 
 
