@@ -158,10 +158,7 @@ def is_source(name: str) -> bool:
     from diffzoo.formats import SUFFIXES
     from diffzoo.zoo.manifest import is_pretrained
 
-    return bool(name) and (
-        name.startswith(("hf-hub:", "local-dir:"))
-        or "/" in name
-        or Path(name).suffix in SUFFIXES
-        or is_pretrained(name.split(".", 1)[0])
-        or Path(name).exists()
-    )
+    if not isinstance(name, str) or not name:
+        return False
+    place = "/" in name or name.startswith(("hf-hub:", "local-dir:")) or Path(name).suffix in SUFFIXES
+    return place or is_pretrained(name.split(".", 1)[0]) or Path(name).exists()

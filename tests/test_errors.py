@@ -38,6 +38,7 @@ def test_few_names_are_listed_and_many_are_not() -> None:
         (lambda: create_model("*"), "unknown model '*'"),
         (lambda: create_model(None), "expected the name of a model, got None"),
         (lambda: create_model(""), "unknown model ''"),
+        (lambda: create_model(3), "expected the name of a model, got 3"),
         (lambda: create_model("adm_64", pretrained=" "), "pretrained is an empty text"),
         (lambda: locate(None), "expected a source of weights, a name or a path, got None"),
         (

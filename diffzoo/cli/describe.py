@@ -60,7 +60,7 @@ def _found(source: str) -> "Metadata":
     return locate(source).metadata
 
 
-def _known(metadata: "Metadata", name: str, source: str) -> dict[str, Any]:
+def _known(metadata: "Metadata", name: str, source: str) -> dict[str, object]:
     """What is known of a set of weights, as JSON-ready data."""
     from diffzoo.zoo import class_list
 
@@ -74,7 +74,7 @@ def _known(metadata: "Metadata", name: str, source: str) -> dict[str, Any]:
     }
 
 
-def _published(item: "Pretrained") -> dict[str, Any]:
+def _published(item: "Pretrained") -> dict[str, object]:
     from diffzoo.record import to_plain
 
     known = _known(item.metadata, item.name, str(item.source))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffzoo.cli.eval_options import (
-    default_device,
     default_out,
     feature_weights,
     open_model,
@@ -47,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     from diffzoo.evaluation.demo import open_reference
     from diffzoo.evaluation.image_files import open_images
     from diffzoo.evaluation.run import result_path
+    from diffzoo.generation import device_of
 
-    device = default_device(args.device)
+    device = str(device_of(args.device))
     args.out = args.out or default_out(args.images or args.target[0])
     source = open_images(args.images) if args.images else open_model(args, device)
     if protocol.name == "folders" and args.n is None and args.images:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from diffzoo.zoo import Metadata
 
 __all__ = [
-    "default_device",
     "default_out",
     "feature_weights",
     "open_model",
@@ -74,13 +73,6 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", default=None, help="compile the network")
     parser.add_argument("--weights", nargs="+", default=[], help="of a checkpoint: ema (default), raw, or a label")
     parser.add_argument("--average", "--averages", nargs="*", help=argparse.SUPPRESS)  # what --weights was called
-
-
-def default_device(device: str | None) -> str:
-    """The device asked for, else a GPU if there is one."""
-    from diffzoo.generation import device_of
-
-    return str(device_of(device))
 
 
 def default_out(target: str, folder: str = "eval") -> str:

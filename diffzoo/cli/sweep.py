@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffzoo.cli.eval_options import (
-    default_device,
     default_out,
     open_model,
     plan_arguments,
@@ -54,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
     from diffzoo.evaluation import sweep
     from diffzoo.evaluation.demo import open_reference
     from diffzoo.evaluation.model_images import ModelImages
+    from diffzoo.generation import device_of
     from diffzoo.generation.guidance import no_guidance
     from diffzoo.training.reconstruction import write_reconstructed
 
-    device = default_device(args.device)
+    device = str(device_of(args.device))
     args.out = args.out or default_out(args.target[0], "sweep")
     source = open_model(args, device)
     protocol, reference = open_reference(protocol, args.reference, source.image_size)

@@ -156,7 +156,9 @@ def matching(names: Iterable[str], patterns: str | Sequence[str], exclude: str |
     Raises:
         UserError: for patterns that are no text.
     """
-    wanted, unwanted = ([p] if isinstance(p, str | int | bytes) else [*p] for p in (patterns or "*", exclude or ()))
+    wanted, unwanted = (
+        [*p] if isinstance(p, Iterable) and not isinstance(p, str) else [p] for p in (patterns or "*", exclude or ())
+    )
     for pattern in (*wanted, *unwanted):
         if not isinstance(pattern, str):
             raise UserError(f"expected shell patterns such as 'simple_*', got {pattern!r}")

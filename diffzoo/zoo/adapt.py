@@ -39,7 +39,7 @@ def _keeps_weights(name: str) -> bool:
 
 def build_with(
     weights: Weights,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     classes: ClassPolicy | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Network:
@@ -64,7 +64,7 @@ def build_with(
 def build_as(
     name: str,
     weights: Weights,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     classes: ClassPolicy | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Network:
@@ -189,7 +189,7 @@ def resample_positions(table: Tensor, old: tuple[int, int, int], new: tuple[int,
     return torch.cat([head, resample_grid(places, (rows, columns), new[1:])], dim=-2)
 
 
-def _check(overrides: Mapping[str, Any], weights: Weights, classes: str | None) -> None:
+def _check(overrides: Mapping[str, object], weights: Weights, classes: str | None) -> None:
     if classes is not None and classes not in POLICIES:
         raise UserError(
             f"expected classes to be one of {', '.join(POLICIES)}, got {classes!r}{did_you_mean(classes, POLICIES)}"

@@ -64,11 +64,7 @@ The network alone: `diffzoo.create_model("hf-hub:{repo}")`. From the command lin
 
 
 def model_card(
-    metadata: Metadata,
-    repo: str,
-    folder: Path,
-    evaluations: Sequence[dict[str, Any]] = (),
-    dataset: str | None = None,
+    metadata: Metadata, repo: str, folder: Path, evaluations: Sequence[dict[str, Any]] = (), dataset: str | None = None
 ) -> str:
     """The text of README.md.
 
@@ -128,7 +124,7 @@ def _front(metadata: Metadata) -> str:
     import yaml
 
     licence, family = str(metadata.licence), metadata.network.__name__.lower()
-    front: dict[str, Any] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", family]}
+    front: dict[str, object] = {"library_name": "diffzoo", "tags": ["diffzoo", "diffusion", family]}
     front["pipeline_tag"] = "text-to-image" if metadata.text_encoder else "unconditional-image-generation"
     base = metadata.provenance.base
     place = hub_place(base.source or "") if base is not None else None

@@ -9,7 +9,7 @@ alone. Weights of 16 bits load as float32. `tools/manifest_entry.py` makes an en
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def export(
     dtype: Dtype = "fp32",
     licence: str | None = None,
     weights: str = "ema",
-    guidance: Guidance | Mapping[str, Any] | None = None,
+    guidance: Guidance | Mapping[str, object] | None = None,
 ) -> Exported:
     """Write the weights of a run, a checkpoint or any other source to one safetensors file.
 

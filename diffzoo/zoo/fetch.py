@@ -170,12 +170,7 @@ class Original:
     @property
     def provenance(self) -> dict[str, str | int | None]:
         """What `Provenance` says of it."""
-        return {
-            "source": str(self.source),
-            "sha256": self.sha256,
-            "size": self.size,
-            "revision": self.revision,
-        }
+        return {"source": str(self.source), "sha256": self.sha256, "size": self.size, "revision": self.revision}
 
 
 def fetch(entry: Pretrained) -> Original:

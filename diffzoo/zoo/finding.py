@@ -268,4 +268,6 @@ def _nothing(data: Mapping[str, object], names: Mapping[str, object], what: str)
     else:
         rest = _left_over(best, names, prefix)
         part = f"{len(rest)} of its tensors are not the network's, for example {rest[0]}"
+    if re.search(r"-\d+-of-\d+\.\w+$", what):
+        part += "; it is one of several shards, which their index, *.index.json, reads together"
     return f"{what} does not hold the weights of this network: {part}"

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from torch import Tensor
 
@@ -73,10 +72,9 @@ def _header_metadata(path: Path) -> Metadata | None:
     return read_metadata(json.loads(held), f"the header of {path}") if held else None
 
 
-def _checkpoint_metadata(data: Any, path: Path) -> Metadata | None:
+def _checkpoint_metadata(data: object, path: Path) -> Metadata | None:
     """The metadata in a training checkpoint, with its place in the run."""
-    known = held_metadata(data, str(path)) if isinstance(data, Mapping) else None
-    if known is None:
+    if not isinstance(data, Mapping) or (known := held_metadata(data, str(path))) is None:
         return None
     return known.derived(checkpoint=path.name, global_step=data.get("global_step"), epoch=data.get("epoch"))
 
@@ -118,9 +116,9 @@ def folder_file(folder: Path) -> Path:
         for name in ("config.json", "model_index.json"):  # of another library, perhaps
             if (folder / name).is_file():
                 json_metadata(folder / name)
-        there = sorted(
-            str(p) for depth in ("*", "*/*") for p in folder.glob(depth) if p.suffix in formats.SUFFIXES[:-1]
-        )
+        known = (*formats.SUFFIXES[:-1], *formats.INDICES)
+        there = [str(p) for depth in ("*", "*/*") for p in folder.glob(depth) if p.name.endswith(known)]
+        there.sort(key=lambda name: (name.endswith(formats.INDICES), name))  # an index before its shards
         raise UserError(
             f"no weights in {folder}: expected model.safetensors with config.json, or a run with checkpoints/*.ckpt"
             + (f"; of the files of weights below it, such as {there[-1]}, give one" if there else "")
@@ -299,8 +297,8 @@ def _hub_weights(place: HubPlace, weights: str, metadata: Metadata | None) -> We
         config, commit = beside("config.json", revision)
     except NoSuchFileError as error:
         raise UserError(
-            f"{error}, so it is no model of diffzoo: give the address of its file of weights, and the name of the "
-            "network, create_model(NAME, pretrained=ADDRESS)"
+            f"{repo} has no {file.with_name('config.json')}, so it is no model of diffzoo: give the address of its "
+            "file of weights, and the name of the network, create_model(NAME, pretrained=ADDRESS)"
         ) from error
     metadata = json_metadata(config, f"{repo}/{file.with_name('config.json')}")
     try:

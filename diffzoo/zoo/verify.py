@@ -8,7 +8,6 @@ differs between machines.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,9 +58,9 @@ class Report:
     pinned: bool = False
     tensors: int = 0
     parameters: int = 0
-    fingerprint: dict[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, object] = field(default_factory=dict)
     largest_error: float | None = None
-    sampled_with: dict[str, Any] = field(default_factory=dict)
+    sampled_with: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -164,7 +163,7 @@ class _NoFit(UserError):
     """The converted weights are not what the network needs."""
 
 
-def _unpinned(item: Pretrained, before: Mapping[str, Any]) -> str:
+def _unpinned(item: Pretrained, before: Mapping[str, object]) -> str:
     note = f"unpinned: recorded on first download, compared ever after ({item.unpinned})"
     if "sha256" not in before:
         return note

@@ -298,6 +298,11 @@ def test_sharded_safetensors_are_read(sharded: Path, tiny: Network) -> None:
     assert equal(load_any(sharded / "model.safetensors.index.json").network, tiny.state_dict())
 
 
+def test_a_shard_alone_is_named(sharded: Path) -> None:
+    with pytest.raises(UserError, match=r"it is one of several shards, which their index"):
+        create_model("dimr_tiny", pretrained=min(sharded.glob("model-*.safetensors")))
+
+
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     first = min(sharded.glob("model-*.safetensors"))
     first.unlink()
