@@ -16,7 +16,12 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed(request: pytest.FixtureRequest) -> None:
+    """Every test begins with the same random numbers, and those of a device only where it is."""
+    if (marker := request.node.get_closest_marker("gpu")) is not None:
+        device = marker.args[0] if marker.args else "cuda"
+        if not (torch.backends.mps.is_available() if device == "mps" else torch.cuda.is_available()):
+            pytest.skip(f"needs a device of type {device}")
     torch.manual_seed(0)
 
 
@@ -26,13 +31,3 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffzoo.models import registry
 
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-
-
-@pytest.fixture(autouse=True)
-def _skip_without_gpu(request: pytest.FixtureRequest) -> None:
-    marker = request.node.get_closest_marker("gpu")
-    if marker is None:
-        return
-    device = marker.args[0] if marker.args else "cuda"
-    if not (torch.backends.mps.is_available() if device == "mps" else torch.cuda.is_available()):
-        pytest.skip(f"needs a device of type {device}")
