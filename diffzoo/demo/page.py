@@ -97,7 +97,7 @@ class _Page:
             self._listen(go, stop)
         self.blocks.queue(max_size=MOST_WAITING)
 
-    def _listen(self, go: Any, stop: Any) -> None:
+    def _listen(self, go: gr.Button, stop: gr.Button) -> None:
         """One job at a time on the device; the others wait, and the page says at which place."""
         fields, results = self.fields, [part for result in self.results for part in result.values()]
         described = [fields[name] for name in ("about", "classes", "captions", "weights", "weights2")]

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -306,7 +307,7 @@ class KLAutoencoder:
         return f"{type(self).__name__}({os.fspath(self.repo)!r}, scaling_factor={self.scaling_factor:g})"
 
 
-def _diffusers() -> Any:
+def _diffusers() -> ModuleType:
     try:
         import diffusers
     except ImportError as error:

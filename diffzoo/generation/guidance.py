@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.record import from_plain
@@ -49,15 +48,14 @@ class ByClassifier:
 AnyGuidance = Guidance | ByWeakerModel | ByClassifier
 
 
-def guidance_from(data: Any, where: str = "guidance") -> AnyGuidance | None:
+def guidance_from(data: object, where: str = "guidance") -> AnyGuidance | None:
     """Guidance from plain data, whose fields say which kind it is.
 
     Raises:
         UserError: for unknown fields and values that do not fit.
     """
     if not isinstance(data, Mapping):
-        known = data is None or isinstance(data, Guidance | ByClassifier)
-        return data if known else from_plain(Guidance, data, where)
+        return data if data is None or isinstance(data, Guidance | ByClassifier) else from_plain(Guidance, data, where)
     if "classifier" in data:
         return from_plain(ByClassifier, data, where)
     return from_plain(ByWeakerModel if "weak" in data else Guidance, data, where)

@@ -30,9 +30,9 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 class Record:
     """A frozen dataclass with a hash and JSON in and out."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON-ready data."""
-        data: dict[str, Any] = json.loads(canonical_json(self))
+        data: dict[str, object] = json.loads(canonical_json(self))
         return data
 
     @property
@@ -41,7 +41,7 @@ class Record:
         return digest(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = "") -> Self:
+    def from_dict(cls, data: Mapping[str, object], where: str = "") -> Self:
         """The inverse of `to_dict`.
 
         Raises:
@@ -124,14 +124,14 @@ class SamplePlan(Record):
                 raise UserError(f"plan.{name}: expected at least {least}, got {getattr(self, name)}")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = "plan") -> Self:
+    def from_dict(cls, data: Mapping[str, object], where: str = "plan") -> Self:
         """The inverse of `to_dict`; plans of earlier versions are understood."""
         values = _present_names(data)
         decoded = {"guidance": guidance_from(values.get("guidance"), f"{where}.guidance")}
         return from_plain(cls, {**values, **decoded, "base": _base_from(values.get("base"))}, where)
 
 
-def _base_from(data: Any) -> "SamplePlan | Base | None":
+def _base_from(data: object) -> "SamplePlan | Base | None":
     if not isinstance(data, Mapping):
         return cast("SamplePlan | Base | None", data)
     values = {"preset" if key == "setting" else key: value for key, value in data.items()}

@@ -116,7 +116,7 @@ class Config:
         """Rows of the class table."""
         return self.num_classes + (1 if self.null_class else 0) if self.num_classes else 0
 
-    def override(self, **overrides: Any) -> Self:
+    def override(self, **overrides: object) -> Self:
         """This config with some fields replaced; unknown names raise and name the nearest field.
 
         Lists and mappings, as recipes have them, become what the field is: levels and stages.
@@ -252,7 +252,7 @@ class LevelConfig(Config):
         """Attention heads of a level; families that state channels per head override it."""
         return level.heads
 
-    def override(self, **overrides: Any) -> Self:
+    def override(self, **overrides: object) -> Self:
         rewrites = take_rewrites(overrides)
         read = self._read(overrides, REWRITES)
         config: Self = replace(self, **{**read, "levels": ()})  # no levels fit any size
@@ -274,7 +274,7 @@ def _scale(levels: tuple[Level, ...], config: LevelConfig, ratio: Fraction) -> t
     return tuple(replace(v, resolution=int(r)) for v, r in zip(levels, scaled, strict=True))
 
 
-def take_rewrites(overrides: dict[str, Any]) -> dict[str, Any]:
+def take_rewrites(overrides: dict[str, object]) -> dict[str, Any]:
     """The rewrites of levels among some overrides, which lose them."""
     return {name: from_plain(hint, _item(overrides.pop(name, None)), name) for name, hint in REWRITES.items()}
 

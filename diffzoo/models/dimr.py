@@ -164,7 +164,7 @@ class DiMRConfig(Config):
         last = self.stages[-1]
         return last.grid[0] * last.ratio, last.grid[1] * last.ratio
 
-    def override(self, **overrides: Any) -> Self:
+    def override(self, **overrides: object) -> Self:
         """Replace fields; `depth_at`, `width_at` and `dropout_from_resolution` refer to the rows of a stage's grid.
 
         `width_at` keeps the ratio of hidden to plain width, `dropout` applies to all stages, or to those of at most

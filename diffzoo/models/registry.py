@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Literal, get_args, overload
+from typing import Literal, get_args, overload
 
 import torch
 
@@ -179,7 +179,7 @@ def list_models(
     return matching(sorted(n for n, e in _REGISTRY.items() if e.kind == kind), patterns, exclude_filters)
 
 
-def build(name: str, **overrides: Any) -> Network:
+def build(name: str, **overrides: object) -> Network:
     """A network with random weights; `overrides` are rewrites of its config (`Config.override`)."""
     found = entry(name)
     return found.network(found.config.override(**overrides))

@@ -7,7 +7,6 @@ give the rows of its table by a method `summary_rows()` of its config, a list of
 import html
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -122,7 +121,7 @@ def multiply_adds(network: Network) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def describe(name: str, **overrides: Any) -> Summary:
+def describe(name: str, **overrides: object) -> Summary:
     """A registered model in numbers, without allocating it.
 
     Args:

@@ -3,7 +3,7 @@
 Guidance wraps a denoiser and is one again (`guidance.py`); a sampler sees nothing else.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -83,7 +83,6 @@ def compile_networks(denoise: Denoise) -> None:
         inner = getattr(denoise, held, None)
         if inner is not None:
             compile_networks(inner)
-    network: Any = getattr(denoise, "network", None)
+    network = getattr(denoise, "network", None)
     if isinstance(network, nn.Module) and all(m._compiled_call_impl is None for m in network.modules()):
-        by_block: Any = getattr(network, "compile_units", network.compile)
-        by_block()
+        getattr(network, "compile_units", network.compile)()
