@@ -170,8 +170,7 @@ def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan")
         sampler: Sampler = from_plain(Sampler, asked, "--sampler")  # type: ignore[type-abstract]
     else:
         sampler = replace(plan.sampler, steps=steps)
-    plan = replace(plan, sampler=sampler)
-    return _guided(args, metadata, plan)
+    return _guided(args, metadata, replace(plan, sampler=sampler))
 
 
 def _guided(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan") -> "SamplePlan":

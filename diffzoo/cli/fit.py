@@ -61,7 +61,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     if not args.config and given and Run(Path(given)).config.is_file():
         args.config = [str(Run(Path(given)).config)]
     if not args.config:
-        raise UserError(f"no recipe: diffzoo {verb} -c RECIPE; `diffzoo recipes list` shows those that ship")
+        meant = next((word for word in rest[:1] if not word.startswith("-")), "RECIPE")
+        raise UserError(f"no recipe: diffzoo {verb} -c {meant}; `diffzoo recipes list` shows those that ship")
     recipes = [find_recipe(name) for name in args.config]
     if getattr(args, "dry_run", False):
         from diffzoo.recipe.dry_run import dry_run

@@ -31,15 +31,13 @@ def run(args: argparse.Namespace) -> int:
 
     weights = list_models(args.pattern, pretrained=True, kind=args.kind)
     models = sorted({*list_models(args.pattern, kind=args.kind), *(name.split(".", 1)[0] for name in weights)})
-    if args.pretrained or not models:
-        known = list_models(pretrained=args.pretrained, kind=args.kind)
-        if not weights:
-            what = "published weights match" if args.pretrained else "model matches"
-            asked = " ".join(args.pattern)
-            inside = f"; did you mean '*{asked}*'?" if any(asked in name for name in known) else ""
-            raise UserError(
-                f"no {what} {asked!r}{inside or did_you_mean(asked, known) or '; `diffzoo list` shows all'}"
-            )
+    if not (weights if args.pretrained else models):
+        known = [*list_models(kind=args.kind), *list_models(pretrained=True, kind=args.kind)]
+        what = "published weights match" if args.pretrained else "model matches"
+        asked = " ".join(args.pattern)
+        inside = f"; did you mean '*{asked}*'?" if any(asked in name for name in known) else ""
+        raise UserError(f"no {what} {asked!r}{inside or did_you_mean(asked, known) or '; `diffzoo list` shows all'}")
+    if args.pretrained:
         return _table([_weights_row(get_pretrained_cfg(name)) for name in weights], args.json)
     tags: dict[str, list[str]] = {name: [] for name in models}
     for model, _, tag in (name.partition(".") for name in list_models(models, pretrained=True, kind=args.kind)):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -12,15 +13,16 @@ from torch import Tensor
 from diffzoo import formats
 from diffzoo.cache import cache_dir, free_space_for, lock
 from diffzoo.errors import UserError
+from diffzoo.models.base import Config
 from diffzoo.pins import record_first, weights_record
 from diffzoo.record import to_plain
 from diffzoo.tensors import state_sha256, write_tensors
 from diffzoo.zoo.building import Weights, build_meta, mismatch
 from diffzoo.zoo.fetch import Original, fetch
-from diffzoo.zoo.finding import find_weights
+from diffzoo.zoo.finding import Convert, find_weights
 from diffzoo.zoo.manifest import Pretrained
 
-__all__ = ["convert", "converted_path", "converter_of", "entry_weights"]
+__all__ = ["convert", "converted_path", "converter_of", "entry_weights", "from_layouts"]
 
 LAYOUT = 2  # of converted files: raise it when a converter changes what it gives
 
@@ -63,15 +65,29 @@ def _converted(item: Pretrained, original: Original) -> formats.Tensors:
     if all(isinstance(v, Tensor) for v in data.values()):
         state: formats.Tensors = read(data, item.config)
         return state
+    names = build_meta(item.metadata.network, item.config).state_dict()
+    layouts = from_layouts({converter: item}, item.config, names)
+    return find_weights(data, names, str(original.path), convert=layouts)[0]
+
+
+def from_layouts(layouts: Mapping[str | None, Pretrained], config: Config, names: Mapping[str, Tensor]) -> Convert:
+    """What reads tensors in one of the authors' layouts, as `find_weights` takes it.
+
+    Args:
+        layouts: an entry by the name of its converter.
+        config: of the network.
+        names: its state dict.
+    """
 
     def convert(tensors: formats.Tensors) -> formats.Tensors | None:
-        with suppress(UserError, KeyError):
-            state: formats.Tensors = read(tensors, item.config)
-            return state
+        for converter, item in layouts.items():
+            with suppress(UserError, KeyError, AttributeError):
+                state: formats.Tensors = converter_of(item, converter).from_official(tensors, config)
+                if not mismatch(names, state):
+                    return state
         return None
 
-    names = build_meta(item.metadata.network, item.config).state_dict()
-    return find_weights(data, names, str(original.path), convert=convert)[0]
+    return convert
 
 
 def converter_of(item: Pretrained, name: str | None = None) -> ModuleType:

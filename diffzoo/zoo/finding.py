@@ -18,7 +18,7 @@ from torch import Tensor
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.formats import Tensors
 
-__all__ = ["NothingFits", "emas_in", "find_weights", "state_dicts"]
+__all__ = ["Convert", "NothingFits", "emas_in", "find_weights", "state_dicts"]
 
 Convert = Callable[[Tensors], Tensors | None]
 

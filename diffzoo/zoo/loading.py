@@ -24,7 +24,7 @@ from diffzoo.runs import newest_checkpoint
 from diffzoo.tensors import ADAPTER_BASE, state_sha256
 from diffzoo.zoo.adapt import adapt_to
 from diffzoo.zoo.building import Loaded, Weights, assign, build_meta, mismatch
-from diffzoo.zoo.entries import converter_of, entry_weights
+from diffzoo.zoo.entries import converter_of, entry_weights, from_layouts
 from diffzoo.zoo.finding import NothingFits, emas_in, find_weights, state_dicts
 from diffzoo.zoo.manifest import find_pretrained, load_manifest
 from diffzoo.zoo.metadata import Base, Metadata, held_metadata, read_metadata
@@ -159,18 +159,8 @@ def _find(data: Mapping[str, object], metadata: Metadata, path: Path, weights: s
     mine = metadata.title
     items = [item for name, item in load_manifest().items() if name.split(".")[0] == mine]
     layouts = {source.converter: item for item in items for source in item.sources if source.converter != "diffzoo"}
-
-    def convert(tensors: formats.Tensors) -> formats.Tensors | None:
-        """From the layout of the original authors, if it is in that."""
-        for converter, item in layouts.items():
-            with suppress(UserError, KeyError, AttributeError):
-                state: formats.Tensors = converter_of(item, converter).from_official(tensors, metadata.config)
-                if not mismatch(names, state):
-                    return state
-        return None
-
     try:
-        state, place = find_weights(data, names, str(path), weights, convert)
+        state, place = find_weights(data, names, str(path), weights, from_layouts(layouts, metadata.config, names))
     except NothingFits:
         found = _look_alikes(data)
         if not found or mine in found:

@@ -36,6 +36,8 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config", "x.yaml", "fit"], "the verb comes first: diffzoo fit"),
         (["describe", "simple_uvit_265"], "did you mean 'simple_uvit_256'"),
         (["recipes", "show", "cifar10/simple_uvitt"], "did you mean 'cifar10/simple_uvit'"),
+        (["fit", "cifar10/simple_uvit"], "no recipe: diffzoo fit -c cifar10/simple_uvit;"),
+        (["list", "emoji"], "no model matches 'emoji'; did you mean '*emoji*'?"),
         (["recipe", "list"], "unknown verb 'recipe'; did you mean 'recipes'"),
         (["recipes", "copy", "cifar10/simple_uvit", f"{__file__}/x.yaml"], "cannot be read or written: "),
         (["plan", str(ROOT / "benchmarks/results/emoji.png")], "is not valid YAML"),
