@@ -166,6 +166,9 @@ def _adapted(
         state = _reclassed(replace(weights, state=state), network, classes, class_names)
     changed = {k: getattr(base, k) for k in ("image_size", "num_classes") if getattr(base, k) != getattr(config, k)}
     metadata = replace(weights.metadata.derived(adapted_from=changed), config=config)
+    given = None if class_names is None else [isinstance(name, str) for name in class_names]
+    if isinstance(class_names, str) or given not in (None, [True] * config.num_classes):
+        raise UserError(f"expected a list of {config.num_classes} class_names, one per class, got {class_names!r:.80}")
     if config.num_classes != base.num_classes or class_names is not None:
         metadata = replace(metadata, class_names=tuple(class_names or ()))
     assign(network, state, weights.where)

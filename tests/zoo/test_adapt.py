@@ -64,6 +64,12 @@ def test_a_network_without_classes_gets_some(name: str, policy: Any, tmp_path: P
         create_model(name, pretrained=tmp_path, num_classes=1, null_class=True, classes="copy", class_names=["a"])
 
 
+@pytest.mark.parametrize("class_names", ["ab", ["a"], [1, 2], []])
+def test_class_names_are_as_many_texts_as_classes(class_names: Any) -> None:
+    with pytest.raises(UserError, match="expected a list of 2 class_names, one per class, got"):
+        create_model("simple_uvit_xs_32.emoji", num_classes=2, classes="mean", class_names=class_names)
+
+
 @every_family
 def test_another_resolution_keeps_all_but_the_positions(name: str, tmp_path: Path) -> None:
     old = saved(name, tmp_path)
