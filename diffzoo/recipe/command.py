@@ -46,7 +46,7 @@ for _package in (diffzoo.data, diffzoo.training):  # their classes are imported 
 
 
 def _start_from_its_own_defaults(parser_or_action: object, previous: Namespace | None, value: Namespace) -> None:
-    """A class chosen anew takes nothing from the class it replaces.
+    """A newly chosen class takes no arguments from the class it replaces.
 
     jsonargparse keeps arguments of the same name: `weighting: Sigmoid` would silently inherit `measure` from the
     default weighting, and `schedule: LinearBeta` a bound from the cosine. A recipe means what it says.
@@ -110,7 +110,7 @@ class Command(LightningCLI):
         """Recipe and command line win over what a checkpoint stores."""
 
     def instantiate_classes(self) -> None:
-        """Build everything; a sentence of ours, or a package that is missing, comes out of the parser's wrapping."""
+        """Build everything; our own errors, and missing packages, are raised without the parser's wrapping."""
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -172,11 +172,11 @@ def world_size(config: Mapping[str, Any] | Namespace) -> int:
         count = max(1, torch.cuda.device_count()) if config.get("accelerator", "auto") != "cpu" else 1
     else:
         count = int(devices)
-    return max(1, count) * int(config.get("num_nodes", 1) or 1)  # of no device the trainer complains itself
+    return max(1, count) * int(config.get("num_nodes", 1) or 1)  # the trainer itself refuses zero devices
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger, without which a run goes on where the disk is full."""
+    """Lightning's logger; where the disk is full, the run goes on without it."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         write_or_warn(Path(self.log_dir), lambda: super(TensorBoard, self).log_metrics(metrics, step))
@@ -196,7 +196,7 @@ class SaveRecipe(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / "config.yaml"
         kept = self.config.clone()
-        kept["ckpt_path"] = None  # where this run went on from says nothing about the recipe
+        kept["ckpt_path"] = None  # the checkpoint it resumed from is no part of the recipe
         text = version_line() + self.parser.dump(kept, skip_none=False)
         write_or_warn(path, lambda: write_text(path, text))
         self.already_saved = True

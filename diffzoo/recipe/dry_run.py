@@ -33,7 +33,7 @@ __all__ = ["FewSamplerSteps", "TrialEvaluation", "dry_run"]
 
 EVALUATION = "--trainer.callbacks+=diffzoo.recipe.dry_run.TrialEvaluation"
 FEW_STEPS = "--trainer.callbacks+=diffzoo.recipe.dry_run.FewSamplerSteps"
-FOLDER = "DIFFZOO_DRY_RUN"  # tells the processes that Lightning starts where the first one works
+FOLDER = "DIFFZOO_DRY_RUN"  # tells the processes that Lightning launches where the first one works
 
 
 def dry_run(recipes: Sequence[Path], rest: Sequence[str], folder: str | None = None) -> int:
@@ -62,7 +62,7 @@ def _common_folder() -> Iterator[Path]:
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
         # torchrun or srun started the processes, so that none can hand anything to the others beforehand
         place = _agreed_folder(os.environ)
-        shutil.rmtree(place, ignore_errors=True)  # of a trial that was killed
+        shutil.rmtree(place, ignore_errors=True)  # left by a dry run that was killed
         place.mkdir(parents=True)
     else:
         place = Path(tempfile.mkdtemp(prefix="diffzoo-dry-run-"))
@@ -75,7 +75,7 @@ def _common_folder() -> Iterator[Path]:
 
 
 def _agreed_folder(environment: Mapping[str, str]) -> Path:
-    """In the current directory, which nodes share where they share a run's directory; named after the job."""
+    """A folder named after the job in the current directory, which nodes share if they share the run's directory."""
     job = environment.get("SLURM_JOB_ID") or "-".join(environment.get(k, "") for k in ("MASTER_ADDR", "MASTER_PORT"))
     return Path(f".diffzoo-dry-run-{job}").absolute()
 
@@ -119,7 +119,7 @@ class TrialEvaluation(FewSamplerSteps):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, values = cast("DiffusionModule", pl_module), dict[str, float]()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # without a reference are those that compare with the data itself
+            # those without a reference compare with the data itself
             if isinstance(callback, ImageMetrics) and callback.reference:
                 kept, callback.n = callback.n, self.n
                 values |= callback.measure(trainer, module)

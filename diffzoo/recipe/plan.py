@@ -50,7 +50,7 @@ def plan_content(
         cost=network_cost(network, half="16" in str(trainer.get("precision", "32"))),
         optimizer_states=_states(model.get("optimizer")),
         averages=_emas(trainer.get("callbacks")),
-        companions=sum(4e6 * FROZEN.get(_class(model.get(k))[0], 0) for k in ("autoencoder", "text_encoder")),
+        frozen_encoders=sum(4e6 * FROZEN.get(_class(model.get(k))[0], 0) for k in ("autoencoder", "text_encoder")),
         batch=int(data.get("batch_size", 64)),
         steps=max(0, int(trainer.get("max_steps", 0) or 0)),
         devices=devices,

@@ -1,4 +1,4 @@
-"""What a recipe, a run or published weights state about noise, without a parser."""
+"""The noise process that a recipe, a run or published weights state, read without a parser."""
 
 from pathlib import Path
 

@@ -172,7 +172,7 @@ def _checkpoint(path: Path) -> Path:
         raise UserError(f"{path} is no checkpoint of a run, or a damaged one: give one of its checkpoints; {instead}")
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:  # a callback's own objects are in it
+    except pickle.UnpicklingError:  # it holds objects of a callback
         return path
     except RuntimeError:  # an archive of something else
         held = None

@@ -76,7 +76,7 @@ class Curve:
 
     def differences(self, recipe: Mapping[str, str]) -> list[str]:
         """The dotted keys in which a recipe differs, of those that matter."""
-        given = _that_matter(recipe)
+        given = _relevant(recipe)
         return sorted(k for k in {*given, *self.settings} if given.get(k) != self.settings.get(k))
 
 
@@ -138,9 +138,9 @@ def curve_of(name: str, runs: Sequence[Path]) -> Curve:
     if len(runs) < FEWEST:
         raise UserError(f"a reference curve needs at least {FEWEST} runs with different seeds, got {len(runs)}")
     records = [read_run(run) for run in runs]
-    settings = _that_matter(records[0].recipe)
+    settings = _relevant(records[0].recipe)
     for record in records[1:]:
-        if differ := [k for k, v in _that_matter(record.recipe).items() if settings.get(k) != v]:
+        if differ := [k for k, v in _relevant(record.recipe).items() if settings.get(k) != v]:
             raise UserError(f"{record.folder} differs from {records[0].folder} in {', '.join(differ)}")
     end = min(_seen(record)[-1][1] for record in records)
     edges = tuple(end * 2 ** ((k - WINDOWS) / 2) for k in range(WINDOWS + 1))
@@ -205,7 +205,7 @@ def check_run(run: Path, curve: Curve | None = None) -> Health:
     """A run, finished or not, beside a curve; None = the one that ships for its settings.
 
     Raises:
-        UserError: if it is no run, if no curve is of its settings, if the curve is of another loss, or if the run has
+        UserError: if it is no run, if no curve matches its settings, if the curve is of another loss, or if the run has
             not seen enough images yet.
     """
     record = read_run(run)
@@ -223,7 +223,7 @@ def check_run(run: Path, curve: Curve | None = None) -> Health:
 
 
 def note(run: Path) -> str:
-    """What to say about a finished run; empty where no curve is of its settings."""
+    """What to say about a finished run; empty where no curve matches its settings."""
     try:
         return str(check_run(run))
     except UserError:
@@ -236,7 +236,7 @@ def _of_settings(record: RunRecord) -> Curve:
         if not curve.differences(record.recipe):
             return curve
     names = f"one of {', '.join(known)}, or a file" if known else "a file"
-    raise UserError(f"{record.folder}: no reference curve that ships is of its settings; --against takes {names}")
+    raise UserError(f"{record.folder}: no shipped reference curve matches its settings; --against takes {names}")
 
 
 def _judged(record: RunRecord, level: str, curve: Curve, finished: int) -> Level | None:
@@ -282,7 +282,7 @@ def _levels(record: RunRecord) -> list[str]:
     return [name.removeprefix(NOISE_LEVEL) for name in record.columns if name.startswith(NOISE_LEVEL)]
 
 
-def _that_matter(recipe: Mapping[str, str]) -> dict[str, str]:
+def _relevant(recipe: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in recipe.items() if k.startswith(MATTERS) and v not in ("null", "{}", "[]")}
 
 

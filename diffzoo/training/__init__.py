@@ -1,4 +1,4 @@
-"""Wiring for Lightning: the module, its EMA, checkpoints, guards and what is seen during training.
+"""Training with Lightning: the module, its EMA, checkpoints, guards, logs and previews.
 
 Importing this package is light; each name is loaded when it is asked for. Planning needs torch alone.
 """

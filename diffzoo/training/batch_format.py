@@ -34,7 +34,7 @@ NAMES = {
     "label": ("labels", "class_label", "class_labels", "target", "targets", "y", "cls"),
     "caption": ("captions", "prompt", "prompts", "txt"),
 }
-_TOLERANCE = 0.05  # augmentations and resizers overshoot a little
+_TOLERANCE = 0.05  # augmentation and resizing overshoot a little
 _CONTRADICTION = 1.5  # of images in [-1, 1], after the first batch: far more than they overshoot
 
 
@@ -57,7 +57,7 @@ class BatchFormat:
 
     @property
     def note(self) -> str:
-        """How images are scaled, where that is not obvious; empty otherwise."""
+        """How images are scaled; empty if they are not."""
         if self.scale == 1:
             return ""
         return f"images are in [0, {1 if self.scale == 2 else 255}]: they are scaled to [-1, 1]"

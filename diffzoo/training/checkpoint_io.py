@@ -36,7 +36,7 @@ __all__ = ["BackgroundCheckpointIO"]
 
 
 class _HashingFile:
-    """A file that is hashed while it is written; a child writes no more once its parent is gone."""
+    """A file that is hashed as it is written; a child process stops writing once its parent is gone."""
 
     def __init__(self, file: IO[bytes], parent: int | None = None):
         self._file, self._hash, self._parent = file, hashlib.sha256(), parent
@@ -77,7 +77,7 @@ def _write(checkpoint: Mapping[str, object], path: Path, parent: int | None = No
 
 
 def _disk_error(error: BaseException) -> OSError | None:
-    """The disk's complaint behind an exception; torch's writer wraps it, or reports a short write of its own."""
+    """The disk error behind an exception: torch's writer wraps it, or reports a short write itself."""
     text = str(error)
     short = "PytorchStreamWriter" in text or "unexpected pos" in text
     own = OSError(errno.EIO, text.splitlines()[0]) if short else None
@@ -94,7 +94,7 @@ class _Child:
     def __init__(self, write: Callable[[], str]):
         self._pipe, theirs = os.pipe()
         try:
-            with warnings.catch_warnings():  # of forks beside threads: the child computes nothing and takes no lock
+            with warnings.catch_warnings():  # of forks beside threads; the child computes nothing
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._pid = os.fork()
         except OSError:
@@ -107,9 +107,9 @@ class _Child:
 
     @staticmethod
     def _serve(write: Callable[[], str], pipe: int) -> None:
-        """All that the child does."""
+        """Write, answer and exit: all that the child does."""
         try:
-            gc.disable()  # garbage of the parent is not the child's to finish
+            gc.disable()  # the child must not finalise the parent's garbage
             with suppress(ValueError):
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the parent
             try:
@@ -153,14 +153,14 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         """Set the state aside; `finish` must be called before the next one."""
         place, parent = Path(path), os.getpid()
         self.shares_memory = False
-        with suppress(OSError):  # opening the file fails with the same error
+        with suppress(OSError):  # opening the file will fail with the same error
             place.parent.mkdir(parents=True, exist_ok=True)
         if tree_any(lambda leaf: isinstance(leaf, Tensor) and leaf.device.type != "cpu", checkpoint):
             copied = on_host(checkpoint)
             self._unfinished = lambda: _write(copied, place)
             return
         if sys.platform == "linux":
-            with suppress(OSError):  # the system may refuse to promise so much memory
+            with suppress(OSError):  # the system may refuse to reserve that much memory
                 self._unfinished = _Child(lambda: _write(checkpoint, place, parent)).result
                 self.shares_memory = True
                 return

@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, checksummed and rotated; written also when the machine asks the run to leave.
+"""Checkpoints: atomic, checksummed and rotated; also written when the run is told to stop.
 
 A checkpoint is written under a temporary name, flushed and renamed, so that a process killed at any moment leaves the
 earlier ones untouched. Its checksum file (`diffzoo.runs`) is written before the rename. Training goes on meanwhile
@@ -40,11 +40,11 @@ PATIENCE = 2.0  # seconds that an optimizer step waits for a checkpoint that sha
 
 
 class Preempted(SystemExit):
-    """The run was asked to leave and did, its checkpoint saved; the exit status is 128 + the signal's number."""
+    """The run was told to stop and has saved its checkpoint; the exit status is 128 + the signal's number."""
 
 
 def _forget_unfinished_step(trainer: Trainer) -> None:
-    """Uncount the micro-batches whose gradients have not reached the weights yet: a resume sees them again."""
+    """Take back the count of micro-batches whose gradients have not reached the weights: a resume sees them again."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     unfinished = progress.current.ready % trainer.accumulate_grad_batches
     for count in (progress.current, progress.total):
@@ -53,7 +53,7 @@ def _forget_unfinished_step(trainer: Trainer) -> None:
 
 
 class Checkpointing(StepCallback, Checkpoint):
-    """Saves at intervals, at the end and when asked to leave; keeps the newest few.
+    """Saves at intervals, at the end and when told to stop; keeps the newest few.
 
     A run of one process also saves when its data fails.
 
@@ -84,7 +84,7 @@ class Checkpointing(StepCallback, Checkpoint):
         self._sharing: threading.Thread | None = None  # the same, until an optimizer step has waited for it
         self._agreement: torch.distributed.ProcessGroup | None = None
         self._saved_step = -1
-        self._failed = False  # whether the disk refused the last one
+        self._failed = False  # whether the disk failed at the last one
         self._error: Exception | None = None
         self._saved_time = time.monotonic()
         self._signal = 0
@@ -106,7 +106,7 @@ class Checkpointing(StepCallback, Checkpoint):
         self._saved_time = time.monotonic()
         self._listen(trainer)
         if trainer.world_size > 1 and torch.distributed.is_initialized():
-            # the processes agree over gloo on the host, so that the device is never waited for
+            # the processes agree over gloo on the host, so that nobody waits for the device
             self._agreement = cast("torch.distributed.ProcessGroup", torch.distributed.new_group(backend="gloo"))
         if trainer.is_global_zero:
             _remove_leftovers(self.folder(trainer))
@@ -142,7 +142,7 @@ class Checkpointing(StepCallback, Checkpoint):
         if trainer.sanity_checking or not self._replaced:
             return
         received, _ = self._agree(self._signal, False)
-        if received:  # ends the validation early; the next step's end saves and leaves
+        if received:  # ends the validation early; the end of the next step saves and stops
             raise StopIteration
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,7 +174,7 @@ class Checkpointing(StepCallback, Checkpoint):
         return bool(by_steps or permanent or by_time or 0 < trainer.max_steps <= self._step)
 
     def _agree(self, received: int, due: bool) -> tuple[int, bool]:
-        """The largest of all processes' wishes, so that they act at the same step."""
+        """The maximum over all processes, so that they act at the same step."""
         if self._agreement is None:
             return received, due
         wishes = torch.tensor([received, int(due)])
@@ -212,7 +212,7 @@ class Checkpointing(StepCallback, Checkpoint):
         return None if self._failed else final
 
     def _wait(self) -> None:
-        """Until the checkpoint that is being written is there; raises what went wrong, the disk apart."""
+        """Wait for the checkpoint that is being written; raises what went wrong, except for disk errors."""
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
@@ -225,7 +225,7 @@ class Checkpointing(StepCallback, Checkpoint):
         try:
             digest = self._io.finish() if self._io is not None else ""
             lines = checksum_lines(partial, digest).replace(partial.name, final.name)
-            _remove(final)  # of another course of this run, or damaged
+            _remove(final)  # from an earlier attempt at this run, or damaged
             write_text(checksum_file(final), lines)
             os.replace(partial, final)
             _flush_folder(final.parent)
@@ -250,7 +250,7 @@ class Checkpointing(StepCallback, Checkpoint):
             if not (self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0):
                 _remove(path)
                 checksum_file(path).unlink(missing_ok=True)
-        for path in ahead:  # of another course of this run, or damaged: a resume must not take them for the newest
+        for path in ahead:  # from an earlier attempt, or damaged: a resume must not take them for the newest
             (folder / "stale").mkdir(exist_ok=True)
             for part in (path, checksum_file(path)):
                 if part.exists():
@@ -278,7 +278,7 @@ class Checkpointing(StepCallback, Checkpoint):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # a loader's worker, which inherited this handler: it serves until the step is done or it is told twice
+            # a data loader's worker, which inherited this handler: it goes on until the step is done or told twice
             if number == signal.SIGTERM and self._signal:
                 os._exit(128 + number)
             self._signal = number
@@ -302,7 +302,7 @@ class Checkpointing(StepCallback, Checkpoint):
 
 
 def _cluster(trainer: Trainer) -> ClusterEnvironment | None:
-    """What started the processes; the strategy of one device does not know it."""
+    """What launched the processes; the single-device strategy does not know it."""
     return trainer._accelerator_connector.cluster_environment
 
 

@@ -116,7 +116,7 @@ class EMA(StepCallback):
         self.updates = dict.fromkeys(self.labels, 0)
         self._sources: dict[str, Tensor] = {}
         self._loaded: _Stored | None = None
-        self._raw: dict[str, Tensor] = {}  # the weights themselves while an average stands in for them
+        self._raw: dict[str, Tensor] = {}  # the weights themselves while an EMA stands in for them
         self._inside: str | None = None
         self._validation: AbstractContextManager[None] | None = None
 
@@ -156,7 +156,7 @@ class EMA(StepCallback):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Average in the weights as they are now; the hooks do so once per optimizer step."""
+        """Update all EMAs with the current weights; the hooks do so once per optimizer step."""
         sources = [local_part(p.detach()) for p in self._sources.values()]
         for label in self.labels:
             self.updates[label] += 1
@@ -328,7 +328,7 @@ def _network(pl_module: LightningModule) -> nn.Module:
 
 
 def _network_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """What changes in training and is saved, by clean name."""
+    """The tensors that training changes and checkpoints save, by clean name."""
     reshard(network)
     saved = network.state_dict(keep_vars=True).keys()
     found = {clean_name(n): p for n, p in network.named_parameters() if p.requires_grad}
@@ -338,4 +338,4 @@ def _network_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _copy(places: list[Tensor], values: list[Tensor]) -> None:
-    torch._foreach_copy_(places, values)  # one call, which a signal handler of Python cannot split
+    torch._foreach_copy_(places, values)  # one call, which a Python signal handler cannot interrupt

@@ -33,7 +33,7 @@ def build_network(network: Network | str, overrides: Mapping[str, Any] | None, w
             raise UserError("network_args and weights need the network to be a registered name, got a built network")
         return network
     overrides = dict(overrides or {})
-    if not weights:  # they say what becomes of weights; `start` asks for those
+    if not weights:  # they are about weights; `start` asks for those
         overrides = {k: v for k, v in overrides.items() if k not in ("classes", "class_names")}
     if weights and overrides.get("classes") == "copy" and not overrides.get("class_names"):
         overrides["classes"] = "mean"  # until the names are known, in `start`
@@ -62,7 +62,7 @@ def start(
 
 
 def check_process(network: Network, process: GaussianProcess, weights: str) -> None:
-    """Raise if the weights' input or output means something else in this process; warn if the noise differs."""
+    """Raise if input or output of the weights mean something else in this process; warn if the noise differs."""
     trained = metadata_of(network).process
     if trained is None:
         return

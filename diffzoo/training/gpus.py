@@ -1,4 +1,4 @@
-"""The accelerators that are planned for: their memory and their peak."""
+"""GPUs that a run can be planned for: memory and peak throughput."""
 
 from dataclasses import dataclass
 

@@ -37,7 +37,7 @@ def clip_by_norm(optimizer: Optimizer, norm: Float[Tensor, ""], limit: float, tr
 
 
 def release(optimizer: Optimizer) -> None:
-    """Take back what was set for one step: the clip factor, and the order to skip it."""
+    """Clear what was set for one step: the clip factor, and whether to skip it."""
     optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
 
 

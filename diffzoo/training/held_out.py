@@ -1,4 +1,4 @@
-"""What keeps fine-tuning honest: a distance to held-out images, and a look for copies of the training images.
+"""Checks on fine-tuning: the distance to held-out images, and copies of training images among the samples.
 
 With few images the loss goes on falling while the model begins to repeat them. The Fréchet distance to images that
 were held out turns before that, so training stops there and its best weights are kept.
@@ -32,7 +32,7 @@ LIMIT_BYTES = 4 * 2**30  # of training images that a report looks at
 
 
 class _OnePass(Protocol):
-    """What is used of `diffzoo.data.ImageDataModule`."""
+    """The part of `diffzoo.data.ImageDataModule` that is used here."""
 
     val_source: Sized
 
@@ -110,7 +110,7 @@ class HeldOutDistance(ImageMetrics):
         self.judge(trainer, module, value)
 
     def judge(self, trainer: L.Trainer, module: "DiffusionModule", value: float) -> None:
-        """Keep the weights if they are the best so far; stop if they have not been for too long."""
+        """Keep the weights if they are the best so far; stop if the best are too long ago."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir) / "best"
         if value < self.best * (1 - self.min_delta):
             self.best, self.best_step, self.waited = value, step, 0

@@ -112,7 +112,7 @@ class ImageMetrics(StepCallback):
         starts = range(0, self.n, self.batch_size)
         world, rank = trainer.world_size, trainer.global_rank
         with self._planned(trainer, module) as planned:
-            # a sharded network communicates in its forward: all ranks take equally many turns, some for nothing
+            # a sharded network communicates in its forward pass: all ranks take equally many turns, some for nothing
             for turn in range(-(-len(starts) // world)):
                 index = turn * world + rank
                 start = starts[min(index, len(starts) - 1)]
@@ -126,7 +126,7 @@ class ImageMetrics(StepCallback):
         config = module.network.config
         sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
         captions: list[str] = []
-        if module.text_encoder is not None:  # those held out, over and over
+        if module.text_encoder is not None:  # the held-out ones, repeated
             held_out = [c for batch in data_of(trainer).val_dataloader() for c in batch["caption"]]
             captions = [held_out[i % len(held_out)] for i in range(self.n)]
         plan = SamplePlan(

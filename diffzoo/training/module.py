@@ -173,7 +173,7 @@ class DiffusionModule(L.LightningModule):
         eps = rng.normal("validation", self.seed, places, x.shape[1:], self.device)
         loss = self.losses(x, eps, t, self.condition(batch, None), self._seen(batch)).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
-        # Lightning would write the number before
+        # Lightning would log the step before this one
         self.log("step", float(self.global_step), sync_dist=True, batch_size=len(x))
 
     # -- which sample gets which noise
@@ -246,7 +246,7 @@ class DiffusionModule(L.LightningModule):
         self.guidance = from_plain(Guidance, guidance, "guidance") if guidance is not None else None
         self.recipe_settings: resume.Settings | None = None
         self.resumed: resume.Resumed | None = None  # until the first step
-        self.frozen_sha256: str | None = None  # of what adapters belong to
+        self.frozen_sha256: str | None = None  # of the weights that the adapters belong to
         if lora is not None:
             inject(self.network, lora)
         self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.network.modules())
@@ -277,7 +277,7 @@ class DiffusionModule(L.LightningModule):
     # -- around a step
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        """Hand the loss to callbacks that watch it; `TrainingLog` writes it."""
+        """Log the loss for callbacks that monitor it; `TrainingLog` writes it."""
         for optimizer in self.trainer.optimizers:
             release(optimizer)
         if self.last_losses is not None:

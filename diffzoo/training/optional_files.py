@@ -1,4 +1,4 @@
-"""Files that a run can do without: if one cannot be written, the run warns once and goes on.
+"""Optional files: if one cannot be written, the run warns once and goes on.
 
 Logs and previews are such files. Checkpoints, which a run needs, are in `checkpointing.py`.
 """

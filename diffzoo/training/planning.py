@@ -1,4 +1,4 @@
-"""What a run needs before it is started: operations, memory, time.
+"""What a run will need: operations, memory, time.
 
 Nothing is computed: the network runs on tensors without data (`FakeTensorMode`), forward and backward, while operations
 are counted and the bytes alive are followed. Two batch sizes tell what grows with the batch from what does not; they
@@ -172,7 +172,7 @@ class Plan:
         cost: of the network.
         optimizer_states: tensors of the size of the weights that the optimizer keeps: 2 for Adam, 1 for Lion.
         averages: how many averages of the weights are kept.
-        companions: bytes of frozen autoencoder and text encoder.
+        frozen_encoders: bytes of frozen autoencoder and text encoder.
         batch: images per step over all devices.
         steps: optimizer steps of the run.
         devices: how many cards share the batch.
@@ -184,7 +184,7 @@ class Plan:
     cost: NetworkCost
     optimizer_states: int = 2
     averages: int = 1
-    companions: float = 0.0
+    frozen_encoders: float = 0.0
     batch: int = 256
     steps: int = 0
     devices: int = 1
@@ -199,7 +199,7 @@ class Plan:
             "weights": weights / self.shards,
             "optimizer": self.optimizer_states * trained / self.shards,
             "averages": self.averages * trained / self.shards,
-            "autoencoder and text encoder": self.companions,
+            "autoencoder and text encoder": self.frozen_encoders,
         }
 
     def gradients(self) -> float:

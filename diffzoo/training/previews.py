@@ -112,7 +112,7 @@ class SampleGrid(StepCallback):
         return path if written else None
 
     def _conditions(self, trainer: L.Trainer, module: "DiffusionModule") -> tuple[Condition | None, list[str]]:
-        """A row of conditions per image, and what each row of the grid shows."""
+        """The condition of each image, and the label of each row of the grid."""
         config = module.network.config
         if module.text_encoder is not None:
             held_out = next(iter(data_of(trainer).val_dataloader()))["caption"][:8] if not self.captions else []

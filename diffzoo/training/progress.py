@@ -56,7 +56,7 @@ class RunProgress(StepCallback, ProgressBar):
         self._stamp = now
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
-        # reading the loss waits for the device, so it is done at a human pace
+        # reading the loss waits for the device, so it is done every few steps
         loss = loss_of(outputs)
         if loss is not None and (trainer.global_step % 10 == 0 or self._loss is None):
             self._loss = float(loss) if self._loss is None else 0.9 * self._loss + 0.1 * float(loss)

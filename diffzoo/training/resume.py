@@ -70,7 +70,7 @@ class Resumed:
 
 
 def check_checkpoint(module: "DiffusionModule", checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint is of this run, and keep what the run compares later in `module.resumed`.
+    """Check that a checkpoint belongs to this run, and keep in `module.resumed` what the run compares later.
 
     Beside adapters, the network keeps the weights that it started from.
 
@@ -118,7 +118,7 @@ def check_data(trainer: L.Trainer | None, checkpoint: Checkpoint) -> None:
 
 
 def check_class_order(theirs: Sequence[str], ours: Sequence[str]) -> None:
-    """Class folders that are numbers were sorted as texts in earlier versions."""
+    """Refuse the same classes in another order: earlier versions sorted folders named by numbers as text."""
     if list(theirs) != list(ours) and sorted(theirs) == sorted(ours):
         raise UserError(
             f"the checkpoint knows the same classes in another order, {', '.join(theirs[:4])} … in place of "
@@ -127,7 +127,7 @@ def check_class_order(theirs: Sequence[str], ours: Sequence[str]) -> None:
 
 
 def _check_adapter(theirs: Adapter | None, ours: Adapter | None) -> None:
-    """The adapters of a checkpoint go on over the weights that they were trained on, and nothing else does."""
+    """Refuse adapters of other weights, of another shape, or where the run trains none."""
     if ours is None:
         if theirs is not None:
             raise UserError("the checkpoint holds low-rank adapters alone: set model.lora as its recipe did")
@@ -196,7 +196,7 @@ def follow_recipe(module: "DiffusionModule") -> None:
             _set_rates(optimizer, scheduler, theirs, ours)
     if other_kind:
         changed.add("lr_scheduler")
-    hidden = {"_last_lr", "base_lrs", "initial_lr", "last_epoch", "_step_count"}  # what follows from the others
+    hidden = {"_last_lr", "base_lrs", "initial_lr", "last_epoch", "_step_count"}  # these follow from the others
     shown = sorted({"lr" if name == "base_lrs" else name for name in changed} - hidden)
     if shown:
         say(f"set as the recipe says, not as the checkpoint: {', '.join(shown)}")
@@ -209,7 +209,7 @@ def _set_rates(optimizer: Optimizer, scheduler: LRScheduler, theirs: Settings, o
         rates = [float(rate) for rate in scheduler.get_lr()]
     elif closed_form is not None:
         rates = [float(rate) for rate in closed_form()]
-    else:  # known only as a chain of steps from the first rate: all of it scales with that
+    else:  # known only step by step from the first rate: everything scales with that
         now = cast(list[float], ours["scheduler"]["base_lrs"])
         before = cast(list[float], theirs["scheduler"].get("base_lrs") or now)
         last = zip(scheduler.get_last_lr(), before, now, strict=True)
@@ -224,7 +224,7 @@ def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str
 
 
 def _plain(values: Mapping[str, object]) -> dict[str, object]:
-    """Numbers, words, and lists of them."""
+    """Only numbers, strings, and lists of them."""
 
     def is_plain(value: object) -> bool:
         if isinstance(value, (list, tuple)):

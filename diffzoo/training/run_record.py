@@ -64,7 +64,7 @@ def run_metadata(module: "DiffusionModule") -> Metadata:
 
 
 def complete(module: "DiffusionModule", checkpoint: Checkpoint) -> None:
-    """Add to a checkpoint what rebuilds the model and what a resumed run compares; of a LoRA, keep what trains."""
+    """Add to a checkpoint what rebuilds the model and what a resumed run compares; with LoRA, keep only what trains."""
     checkpoint["diffzoo"] = {
         **run_metadata(module).to_plain(),
         "recipe_settings": module.recipe_settings,

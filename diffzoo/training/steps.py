@@ -1,4 +1,4 @@
-"""Callbacks that act once per optimizer step, whatever the number of micro-batches in it, and what callbacks ask."""
+"""Callbacks that act once per optimizer step, and what callbacks ask of a trainer."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -14,7 +14,7 @@ __all__ = ["StepCallback", "callback_of", "data_of", "ended", "is_trial", "loss_
 
 C = TypeVar("C", bound=Callback)
 
-say = rank_zero_only(print)  # on the command line Lightning's own remarks are hidden
+say = rank_zero_only(print)  # Lightning's own log is hidden on the command line
 
 
 def callback_of(trainer: Trainer, kind: type[C]) -> C | None:

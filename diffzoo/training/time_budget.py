@@ -1,4 +1,4 @@
-"""Training for a time: how many steps fit is planned from the steps themselves, and the schedule follows."""
+"""Training for a given time: the number of steps is planned from their measured speed."""
 
 import time
 from typing import Any
@@ -39,7 +39,7 @@ class TimeBudget(L.Callback):
         self._said = False
 
     def plan(self, steps: int, seconds: float) -> int:
-        """Steps of the whole run, after so many in so many seconds."""
+        """Steps of the whole run, from the steps so far and the seconds they took."""
         return int(min(max(self.seconds * steps / seconds, self.fewest), self.most))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -74,7 +74,7 @@ class TimeBudget(L.Callback):
 
 
 def _sentence(steps: int, rate: float, asked: float) -> str:
-    """What is planned, at so many steps a second; `asked` are the minutes that were asked for."""
+    """The plan in words: steps, steps per second, and the minutes that were asked for."""
     minutes = steps / rate / 60
     text = f"{rate:.2g} steps a second: {steps} steps in about {minutes:.0f} minutes"
     if minutes > 1.2 * asked:

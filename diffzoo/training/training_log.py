@@ -1,4 +1,4 @@
-"""The numbers of a run: loss, also by noise level, gradient norm, images, speed, memory; in a plain CSV always.
+"""The log of a run: loss, also by noise level, gradient norm, images, speed, memory; always in a plain CSV too.
 
 Everything is summed on the device and read by the host at the logging interval only.
 """
@@ -157,7 +157,7 @@ class TrainingLog(StepCallback):
         if self._gpu is not None:
             try:
                 self._flops = 3 * flops_per_image(pl_module.network)  # type: ignore[arg-type]
-            except Exception as error:  # a network of one's own that looks at values: no MFU, but the run goes on
+            except Exception as error:  # a user's network that looks at values: no MFU, but the run goes on
                 rank_zero_warn(f"the operations of this network cannot be counted ({error}): no MFU is logged")
         self._restart()
         if self._loaded is not None and trainer.is_global_zero:  # rank 0's sums were saved: they count once

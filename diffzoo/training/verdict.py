@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GridVerdict", "Verdict", "compare"]
 
-COARSE = 4  # how much smaller the images are that show what coarse means
-NEIGHBOURS = 4  # times as many images to compare with as samples
+COARSE = 4  # downscaling of the images that stand for coarse samples
+NEIGHBOURS = 4  # images to compare with, per sample
 
 
 class GridVerdict(L.Callback):
@@ -103,7 +103,7 @@ class Verdict:
 
     @property
     def finished(self) -> bool:
-        """Whether the samples pass."""
+        """Whether the samples are finished."""
         return self.distance <= self.coarse and self.right >= (self.chance + self.real) / 2
 
     def __str__(self) -> str:

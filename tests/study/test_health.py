@@ -101,7 +101,7 @@ def test_the_verb(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtur
     (bad / "config.yaml").write_text(yaml.safe_dump(recipe))
     for command, sentence in [
         (["study", "check", str(bad), *against], "it differs in model.weighting.class_path"),
-        (["study", "check", str(bad)], "no reference curve that ships is of its settings"),
+        (["study", "check", str(bad)], "no shipped reference curve matches its settings"),
         (["study", "check", str(bad), "--against", "toyy"], "no reference curve is called 'toyy'"),
         (["study", "check", str(tmp_path)], "is not the directory of a run"),
         (["study", "check"], "say which run"),

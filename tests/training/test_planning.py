@@ -109,7 +109,7 @@ def test_largest_micro_batch_is_the_largest(gpu: GPU, devices: int) -> None:
 
 
 def test_parts_by_hand() -> None:
-    plan = Plan(COST, optimizer_states=2, averages=3, batch=8, devices=2, shards=2, companions=5.0)
+    plan = Plan(COST, optimizer_states=2, averages=3, batch=8, devices=2, shards=2, frozen_encoders=5.0)
     assert plan.parts() == {"weights": 2e8, "optimizer": 4e8, "averages": 6e8, "autoencoder and text encoder": 5.0}
     assert plan.training(4) == pytest.approx(1.2e9 + 5 + 2e8 + 2.2 * GIB)
     alone = replace(plan, devices=1, shards=1)
