@@ -164,11 +164,12 @@ def _checkpoint(path: Path) -> Path:
     instead = f"a new run starts from weights with --model.weights {path} in place of --resume"
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds weights and nothing that a run could go on from: {instead}")
-    if checksum_file(path).is_file() and not is_sound(path):
+    sound = is_sound(path)
+    if not sound and checksum_file(path).is_file():
         raise UserError(f"the checkpoint {path} is damaged (its checksum does not match): give another, or auto")
     if (path / "meta.pt").is_file():  # in shards
         return path
-    if not is_sound(path):
+    if not sound:
         raise UserError(f"{path} is no checkpoint of a run, or a damaged one: give one of its checkpoints; {instead}")
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -150,12 +150,10 @@ class TimmEncoder(ImageEncoder):
 
     @cached_property
     def width(self) -> int:
-        """Channels of its tokens."""
         with torch.device("meta"):
             return int(self._build(pretrained=False).num_features)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Self:
-        """The same encoder on another device."""
         self.device = device
         if "model" in self.__dict__:
             self.model.to(device)
@@ -192,7 +190,6 @@ class Alignment(ExtraLoss):
             )
 
     def to(self, device: torch.device) -> None:
-        """Bring the encoder to the device."""
         self.encoder.to(device)
 
     def __call__(self, loss: PerSample, step: StepOutputs) -> PerSample:
