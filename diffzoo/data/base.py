@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from diffzoo.data.bad_images import note_bad
 from diffzoo.data.batches import BatchMaker, RawBatch, Transform
-from diffzoo.data.order import Layout, Order
-from diffzoo.data.position import Position, PositionedData
+from diffzoo.data.order import Order
+from diffzoo.data.position import PositionedData
 from diffzoo.data.reading import Reading, check_positive, range_of_source
 from diffzoo.data.sources import Source, unlabelled
 from diffzoo.data.spans import EvalBatches, EvalSpans, Sequential, Spans, micro_batches
@@ -57,22 +57,16 @@ class ImageDataModule(PositionedData):
         channels: int = 3,
         **reading: Any,
     ):
-        super().__init__()
-        self.reading = r = Reading(**reading)
-        sizes = {"batch_size": batch_size, "channels": channels, "micro_batch_size": micro_batch_size or 1}
-        check_positive(sizes)
-        self.image_size, self.batch_size, self.seed = as_size(image_size), batch_size, seed
-        self.micro_batch_size, self.balance = micro_batch_size, balance
-        self.buckets = tuple(as_size(size, "buckets") for size in buckets or ())
-        if self.buckets and balance:
+        r = Reading(**reading)
+        check_positive({"batch_size": batch_size, "channels": channels, "micro_batch_size": micro_batch_size or 1})
+        sizes, size = tuple(as_size(size, "buckets") for size in buckets or ()), as_size(image_size)
+        if sizes and balance:
             raise UserError("balance and buckets both decide which image comes next: leave one out")
-        self.transform = Transform(self.image_size, r.resize, r.crop, flip, r.fast_jpeg, seed, channels, r.value_range)
-        self.bad_images: dict[int, str] = {}  # of the training rows: reasons by row
+        transform = Transform(size, r.resize, r.crop, flip, r.fast_jpeg, seed, channels, r.value_range)
+        super().__init__(batch_size, balance, sizes, r, transform)
+        self.image_size, self.micro_batch_size = size, micro_batch_size
         self.bad_held_out: dict[int, str] = {}
         self._num_workers, self._cache = num_workers, cache
-        self._layout: Layout | None = None
-        self.position = Position()
-        self._loader = None
 
     # ---- what subclasses say
 

@@ -93,32 +93,23 @@ class HFDataset(ImageDataModule):
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
         train, split = self.resolved.split(self.split), self._held_out()
-        if split is None and self.reading.val_fraction:
-            return self._fraction(part, self.open_split(self.resolved, train, self.where))
-        if part == "train":
-            return self.open_split(self.resolved, train, self.where)
-        if split is None:
+        if part == "validation" and split is not None:
+            return self._open(self.resolved, self.resolved.split(split), self.val_where, self.class_names)
+        fraction = 0.0 if split is not None else self.reading.val_fraction
+        if part == "validation" and not fraction:
             return None
-        return self.open_split(self.resolved, self.resolved.split(split), self.val_where, self.class_names)
+        source = self._open(self.resolved, train, self.where)
+        if not fraction:
+            return source
+        out = held_out(source.row_names(), fraction, source.labels())
+        return SubSource(source, out if part == "validation" else ~out, f"{part} {fraction}")
 
-    def _fraction(self, part: str, source: Source) -> Source:
-        out = held_out(source.row_names(), self.reading.val_fraction, source.labels())
-        return SubSource(source, out if part == "validation" else ~out, f"{part} {self.reading.val_fraction}")
-
-    def open_split(
-        self,
-        place: Resolved,
-        split: str,
-        where: Mapping[str, object] | None = None,
-        like: Sequence[str] | None = None,
+    def _open(
+        self, place: Resolved, split: str, where: Mapping[str, object], like: Sequence[str] | None = None
     ) -> Source:
-        """The rows of a split.
+        """The rows of a split that have the values of `where`.
 
-        Args:
-            place: what holds it.
-            split: its name.
-            where: keep only rows with these values.
-            like: classes of the training rows, by which these are numbered; none of them leaves labels out.
+        They are numbered by `like`, the classes of the training rows; none of them leaves labels out.
         """
         columns = self.columns if like is None or like else replace(self.columns, label=None)
         names = self._class_names or like
@@ -126,23 +117,21 @@ class HFDataset(ImageDataModule):
             raise UserError(f"where needs Parquet files, which {place.source} does not have")
         if place.kind == "images":
             return self._image_files(place, split, columns, names)
-        files = list(place.files[split])
-        published = [found[2] for found in map(hub_file_of, files) if found]
-        paths = published if len(published) == len(files) else None
-        origin = Origin(paths, revision_of(files[0]) if files else "", place.licence)
-        if not files:
+        if not (files := list(place.files[split])):
             raise UserError(f"{place.source} has no {place.kind} files")
+        published = [found[2] for found in map(hub_file_of, files) if found]
+        origin = Origin(published if len(published) == len(files) else None, revision_of(files[0]), place.licence)
         files = files if self.reading.streaming else download(files)
         if place.kind == "tar":
             source = TarSource(files, columns, place.source, names, origin)
-            if source.folders() and all(map(split_of, source.folders())) and columns.label == AUTO:
+            if columns.label == AUTO and source.folders and all(map(split_of, source.folders)):
                 raise UserError(
-                    f"{place.source} holds the splits {', '.join(source.folders())}: unpack it, or give a tar file of "
+                    f"{place.source} holds the splits {', '.join(source.folders)}: unpack it, or give a tar file of "
                     "each, such as train.tar and val.tar"
                 )
             return source
         table = TableSource(files, columns, place.source, self._class_names, place.class_names, like, origin)
-        return rows_with(table, where or {})
+        return rows_with(table, where)
 
     def _image_files(self, place: Resolved, split: str, columns: Columns, names: Sequence[str] | None) -> ImageFiles:
         if columns.image != AUTO:
@@ -222,9 +211,9 @@ class ImageFolder(HFDataset):
         if self.val_path is None:
             return super().open_source(part)
         if part == "train":
-            return self.open_split(self.resolved, self.resolved.split(self.split))
+            return self._open(self.resolved, self.resolved.split(self.split), {})
         place = resolve(self.val_path)
-        source = self.open_split(place, place.splits[0])
+        source = self._open(place, place.splits[0], {})
         if list(source.class_names) != self.class_names:
             raise UserError(
                 f"{self.val_path!r} has the classes {', '.join(source.class_names) or '(none)'} but "

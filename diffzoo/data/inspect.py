@@ -54,7 +54,8 @@ def report(data: ImageDataModule, sample: int) -> Report:
     traces = [*_lossy_trace(report.pop("every image", "")), *_label_trace(source, data.val_source)]
     if traces:
         report["traces"] = "; ".join(traces)
-    report["throughput"] = _throughput(data)
+    lacking = "rows without a class" in report
+    report["throughput"] = "not measured: training needs a class for every row" if lacking else _throughput(data)
     return report
 
 

@@ -75,16 +75,16 @@ class PositionedData(LightningDataModule):
         bad_images: of the training rows: reasons by row.
     """
 
-    batch_size: int
-    seed: int
-    balance: bool
-    buckets: tuple[Size, ...]
-    reading: Reading
-    transform: Transform
-    bad_images: dict[int, str]
-    position: Position
-    _layout: Layout | None
-    _loader: Closable | None
+    def __init__(
+        self, batch_size: int, balance: bool, buckets: tuple[Size, ...], reading: Reading, transform: Transform
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.balance, self.buckets, self.reading = batch_size, balance, buckets, reading
+        self.transform, self.seed = transform, transform.seed
+        self.bad_images: dict[int, str] = {}
+        self.position = Position()
+        self._layout: Layout | None = None
+        self._loader: Closable | None = None
 
     @cached_property
     def train_source(self) -> Source:

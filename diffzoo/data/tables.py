@@ -45,8 +45,6 @@ class TableSource(Source):
         like: Sequence[str] | None = None,
         origin: Origin = UNPUBLISHED,
     ):
-        if not files:
-            raise UserError(f"{name} has no Parquet files")
         self.name, self.origin, self.revision, self.licence = name, origin, origin.revision, origin.licence
         self.reader = ArrowFiles(files) if files[0].endswith(".arrow") else ParquetFiles(files, origin.revision)
         self.files, self.remote, self._index = self.reader.files, self.reader.remote, self.reader.index

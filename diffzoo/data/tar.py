@@ -230,7 +230,7 @@ class TarSource(Source):
         if columns.image == AUTO:  # a sample's image is the first of these that it has
             self._images = [s for s in self._suffixes if _shows(s)] or ["npy" if "npy" in self._suffixes else "jpg"]
         chosen = replace(columns.among(self._suffixes, self._columns), image=self._images[0])
-        if chosen.label is None and columns.label == AUTO and self.folders():
+        if chosen.label is None and columns.label == AUTO and self.folders:
             chosen = replace(chosen, label=FOLDER)
             self._samples = [sample for sample in self._samples if sample.has_image]  # a README is no row
         chosen.check(self._columns, name, (FOLDER, PREFIX))
@@ -270,6 +270,7 @@ class TarSource(Source):
     def columns(self) -> list[str]:
         return self._columns
 
+    @cached_property
     def folders(self) -> list[str]:
         """The folders inside, if they are classes: in archives of images, perhaps with captions, in several folders."""
         images = [sample for sample in self._samples if sample.has_image]

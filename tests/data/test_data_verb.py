@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data.stand_ins import image_bytes, rows, write_images, write_parquet
 from hub_server import FakeHub
@@ -205,6 +207,13 @@ def test_sizes_shapes_classes_and_licence_are_reported(tmp_path: Path, capsys: p
     assert "median 30" in sizes["width"]
     assert found["licence"] == "not stated"
     assert report(capsys, "demo", "--size", "16")["licence"] == "MIT"
+
+
+def test_rows_without_a_class_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [{"bytes": image_bytes(i), "path": None} for i in range(4)]
+    pq.write_table(pa.table({"image": images, "label": [0, None, 2, 2]}), tmp_path / "x.parquet")
+    found = report(capsys, str(tmp_path / "x.parquet"))
+    assert (found["class histogram"], found["rows without a class"]) == ({"0": 1, "1": 0, "2": 2}, 1)
 
 
 def test_columns_of_a_file_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
