@@ -31,3 +31,9 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffzoo.models import registry
 
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`diffzoo fit` draws no page about its run, which takes a third of the time of a small one."""
+    monkeypatch.setattr("diffzoo.cli.fit._report", lambda directory: None)

@@ -30,7 +30,10 @@ from diffzoo.training.module import DiffusionModule
 from diffzoo.training.planning import NetworkCost, Plan
 
 # Lightning's own: few workers, deprecated parts of torch
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("without_report"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 RECIPE = """
 model:

@@ -66,6 +66,12 @@ def recipe(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def _one_report(request: pytest.FixtureRequest) -> None:
+    if request.function is not test_a_run_leaves_what_it_promises:
+        request.getfixturevalue("without_report")
+
+
 def newest(run: Path) -> dict:
     return torch.load(max((run / "checkpoints").glob("*.ckpt")), weights_only=True)
 
@@ -78,7 +84,8 @@ def metrics(run: Path) -> list[dict[str, str]]:
 def test_a_run_leaves_what_it_promises(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(["fit", "-c", recipe, "--run", str(run)]) == 0
-    assert {"config.yaml", "metrics.csv", "tensorboard", "samples", "checkpoints"} <= {p.name for p in run.iterdir()}
+    promised = {"config.yaml", "metrics.csv", "report.html", "tensorboard", "samples", "checkpoints"}
+    assert promised <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "samples").iterdir()} == {"step_0000003.png", "step_0000006.png", "final.png"}
     # two of each of eight classes
     assert Image.open(run / "samples" / "final.png").size == (2 * 130 + 2, 8 * (130 + 2 * LINE) + 2)

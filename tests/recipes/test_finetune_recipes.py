@@ -16,7 +16,10 @@ from diffzoo.process import Cosine, DiscreteBetas, Eps, GaussianProcess, TimeCon
 from diffzoo.zoo import save_pretrained
 
 # Lightning's own: few workers, deprecated parts of torch
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("without_report"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture

@@ -15,7 +15,10 @@ from diffzoo.evaluation import Reference, make_reference
 from diffzoo.metrics import load_features
 from diffzoo.training.held_out import HeldOutDistance
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("without_report"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture

@@ -25,7 +25,10 @@ from diffzoo.training.planning import flops_per_image
 from diffzoo.zoo import save_pretrained
 
 # Lightning's own: few workers, deprecated parts of torch
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("without_report"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 
 ADAPTABLE = [family for family in FAMILIES if family != "EDM2UNet"]

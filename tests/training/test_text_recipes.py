@@ -19,7 +19,10 @@ from diffzoo.models.uvit_bao import UViTBao, UViTBaoConfig
 
 clip_folder, t5_folder = test_text.clip_folder, test_text.t5_folder  # fixtures
 # Lightning's own: few workers, deprecated parts of torch
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("without_report"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 CALLBACKS = (
     "[{class_path: EMA, init_args: {decays: [0.5]}}, "
