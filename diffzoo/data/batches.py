@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -23,7 +22,7 @@ from diffzoo.sizes import Size, sides
 __all__ = ["BatchMaker", "RawBatch", "Reader", "Sample", "Transform"]
 
 RawBatch = dict[str, Any]
-Sample = tuple[NDArray[Any], Record, int]  # array, record, row
+Sample = tuple[np.ndarray, Record, int]  # array, record, row
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ class BatchMaker:
         return {**self.__dict__, "_reader": None}
 
 
-def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
+def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
     """The arrays in one contiguous tensor; `np.stack` would keep their transposed order in memory and copy twice.
 
     In a worker it lies in shared memory from the start, so that sending it copies nothing.

@@ -8,7 +8,6 @@ a tile are the same. Predictors depend on the values and their channels; they ar
 import io
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259,
 STRIPS, SAMPLES, ROWS, SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT = 322, 323, 324, 325, 338, 339
 ALPHA = (1, 2)  # values of EXTRA
-Array = NDArray[Any]
+Array = np.ndarray
 Tags = Mapping[int, Sequence[int]]
 
 
@@ -77,7 +76,7 @@ def _bytes(data: bytes, tags: Tags, wider: int) -> NDArray[np.uint8]:
         return np.frombuffer(image.tobytes(), np.uint8)
 
 
-def _values(tiles: Array, dtype: np.dtype[Any], channels: int, predictor: int) -> Array:
+def _values(tiles: Array, dtype: np.dtype, channels: int, predictor: int) -> Array:
     """Values `(h, w, channels)` of bytes `(h, tiles, bytes per row of a tile)`, with the predictor undone."""
     height, across, _ = tiles.shape
     if predictor == 3:  # differences of bytes, which lie plane by plane, the highest of each value first

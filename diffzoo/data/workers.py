@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -37,7 +36,7 @@ class _Batches(Dataset["RawBatch | UserError"]):
             return error
 
 
-def _identity(batch: Any) -> Any:
+def _identity(batch: object) -> object:
     return batch
 
 

@@ -21,7 +21,7 @@ given (the reference has the layers but cannot reach them).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -357,7 +357,7 @@ class Stage(nn.Module):
             return resample_grid(self.positions, grid, (rows, columns)).unflatten(0, (rows, columns))
         return self.positions.unflatten(0, grid)[:rows, :columns]
 
-    def _block_inputs(self, rows: int, columns: int, extra: int, cond: Condition, x: Tensor) -> tuple[Any, ...]:
+    def _block_inputs(self, rows: int, columns: int, extra: int, cond: Condition, x: Tensor) -> tuple[object, ...]:
         if self.metadata.kind == "convnext":
             return ()
         positions = None

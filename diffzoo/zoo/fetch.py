@@ -14,9 +14,9 @@ import urllib.parse
 import urllib.request
 import warnings
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from http.cookiejar import CookieJar
 from pathlib import Path
-from typing import Any
 
 from diffzoo.cache import cache_dir, explain_disk, free_space_for, lock
 from diffzoo.errors import UserError
@@ -118,7 +118,7 @@ def _download_once(opener: urllib.request.OpenerDirector, url: str, path: Path, 
     return path
 
 
-def _copy(response: Any, part: Path, offset: int) -> None:
+def _copy(response: HTTPResponse, part: Path, offset: int) -> None:
     length = response.headers.get("Content-Length")
     bar = progress_bar(int(length) if length else None, unit="B", unit_scale=True, desc=part.stem)
     with part.open("r+b" if offset else "wb") as file, bar:
@@ -128,7 +128,7 @@ def _copy(response: Any, part: Path, offset: int) -> None:
             bar.update(len(block))
 
 
-def _confirmed(opener: urllib.request.OpenerDirector, response: Any, what: str) -> Any:
+def _confirmed(opener: urllib.request.OpenerDirector, response: HTTPResponse, what: str) -> HTTPResponse:
     """The file behind Google Drive's page "too large to scan for viruses", which has a form with a token."""
     kind = response.headers.get("Content-Type", "")
     if not kind.startswith("text/html"):
