@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -115,17 +116,18 @@ def test_a_run_stays_where_only_its_evaluation_changes(tmp_path: Path, change: d
 
 
 def test_an_interrupted_study_begins_no_further_run(tmp_path: Path) -> None:
-    begun = []
+    begun, ended = [], threading.Event()
 
     def say(line: str) -> None:
         begun.append(line)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.5)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        ended.wait(60)
         raise UserError("ended with its parent")
 
     jobs = [Job("arm", seed, tmp_path / str(seed), ("-c", "base"), 3, None) for seed in range(3)]
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs, 1, say)
+    ended.set()
     time.sleep(1)
     assert len(begun) == 1
 
