@@ -36,4 +36,4 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """`diffzoo fit` draws no page about its run, which takes a third of the time of a small one."""
-    monkeypatch.setattr("diffzoo.cli.fit._report", lambda directory: None)
+    monkeypatch.setattr("diffzoo.cli.fit.report_of_run", lambda directory: None)

@@ -14,7 +14,7 @@ from diffzoo.recipe.parse import stated_directory
 from diffzoo.recipe.train import train
 from diffzoo.runs import Run
 
-__all__ = ["run"]
+__all__ = ["report_of_run", "run"]
 
 EPILOG = """
 options of the trainer, the model and the data follow as --trainer.KEY, --model.KEY, --data.KEY, for example
@@ -42,7 +42,7 @@ def _front(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _report(directory: Path) -> None:
+def report_of_run(directory: Path) -> None:
     """Write the report of a run, or say that nothing is logged yet."""
     from diffzoo.report import write_report
 
@@ -72,5 +72,5 @@ def run(verb: str, argv: Sequence[str]) -> int:
     trainer = train(recipes, rest, directory, verb, getattr(args, "resume", None), args.folder)
     if verb == "fit" and trainer.is_global_zero:
         print(f"trained to step {trainer.global_step}; everything of the run is in {directory}")
-        _report(directory)
+        report_of_run(directory)
     return 0

@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, sample, and say what was written where."""
+    from diffzoo.cli.fit import report_of_run
     from diffzoo.recipe.files import find_recipe
     from diffzoo.recipe.train import train
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     minutes = (time.monotonic() - start) / 60
     print(f"trained {trainer.global_step} steps in {minutes:.1f} minutes; samples: {Run(directory).samples}/final.png")
     print(f"checkpoints: {Run(directory).checkpoints}; curves: {Run(directory).metrics}")
+    report_of_run(directory)
     classes = cast("DiffusionModule", trainer.lightning_module).network.config.num_classes
     chosen = f" --classes {' '.join(map(str, (3, 7) if classes > 7 else range(min(2, classes))))}" if classes else ""
     print(f"more:        diffzoo sample {directory}{chosen} --seeds 0-15 --steps 50 --out grid.png")
