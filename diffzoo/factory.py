@@ -19,7 +19,7 @@ __all__ = ["create_model", "get_pretrained_cfg", "list_models"]
 
 def list_models(
     patterns: str | Sequence[str] = "*",
-    *,
+    *modules: object,
     pretrained: bool = False,
     exclude_filters: str | Sequence[str] = (),
     kind: Kind = "denoiser",
@@ -36,7 +36,7 @@ def list_models(
     Raises:
         UserError: for an argument that is none of these.
     """
-    for name in unknown:
+    for name in ("module",) * len(modules) + tuple(unknown):  # timm's second argument, and others
         raise UserError(f'list_models has no argument {name!r}: families and filters are patterns, such as "adm_*"')
     known = registry.list_models(kind=kind)
     if not pretrained:

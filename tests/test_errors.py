@@ -48,6 +48,7 @@ def test_few_names_are_listed_and_many_are_not() -> None:
         (lambda: locate("/no/where"), "there is no file or folder /no/where"),
         (lambda: locate(Path("nowhere")), "there is no file or folder nowhere"),
         (lambda: list_models(filter="adm*"), "list_models has no argument 'filter'"),
+        (lambda: list_models("*", "adm"), "list_models has no argument 'module'"),
         (lambda: list_models(3), "expected shell patterns such as 'simple_*', got 3"),
         (lambda: list_models(kind="x"), "expected the kind denoiser or classifier, got 'x'"),
     ],
