@@ -8,42 +8,11 @@
 
 The parts are in `diffzoo.process` (noise schedules, predictions, weightings), `diffzoo.models`, `diffzoo.sampling`,
 `diffzoo.training`, `diffzoo.data` and `diffzoo.evaluation`. The command `diffzoo --help` trains, samples and evaluates.
+Importing this package is light. `__init__.pyi` lists its names.
 """
 
-from importlib import import_module
-from typing import Any
+from diffzoo.lazy import attach
 
 __version__ = "0.1.0"
 
-# resolved on first use, so that `import diffzoo` stays light
-_PUBLIC = {
-    "create_model": "diffzoo.factory",
-    "load_any": "diffzoo.zoo",
-    "pipeline": "diffzoo.generation.pipeline",
-    "pull": "diffzoo.zoo.publish",
-    "push_to_hub": "diffzoo.zoo.publish",
-    "save_pretrained": "diffzoo.zoo",
-    "list_pretrained": "diffzoo.zoo",
-    "describe": "diffzoo.models.summary",
-    "list_models": "diffzoo.factory",
-    "is_model": "diffzoo.models",
-    "get_pretrained_cfg": "diffzoo.factory",
-    "register_model": "diffzoo.models",
-    "GaussianProcess": "diffzoo.process",
-    "Condition": "diffzoo.typing",
-    "UserError": "diffzoo.errors",
-}
-
-__all__ = ["__version__", *_PUBLIC]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(import_module(_PUBLIC[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'diffzoo' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

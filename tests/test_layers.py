@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "diffzoo"
 BASE = {
     "typing",
     "errors",
+    "lazy",
     "sizes",
     "environment",
     "record",
@@ -31,6 +32,7 @@ BASE = {
 MAY_IMPORT: dict[str, set[str]] = {
     "typing": set(),
     "errors": set(),
+    "lazy": set(),
     "sizes": set(),
     "environment": set(),
     "record": set(),
@@ -75,6 +77,7 @@ HEAVY = {"lightning", "datasets", "transformers", "diffusers", "huggingface_hub"
 NEVER: dict[str, set[str]] = {
     "typing": HEAVY,
     "errors": HEAVY | {"torch"},
+    "lazy": HEAVY | {"torch"},
     "sizes": HEAVY | {"torch"},
     "record": HEAVY | {"torch"},
     "process": HEAVY | {"numpy"},
