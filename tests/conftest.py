@@ -15,6 +15,11 @@ hypothesis.settings.register_profile("dev", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core for a whole folder of tests, none besides this one for a few files."""
+    return 0 if any(".py" in arg for arg in config.args) else min(os.cpu_count() or 1, 8)
+
+
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
     """Every test begins with the same random numbers, and those of a device only where it is."""
