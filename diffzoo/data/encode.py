@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diffzoo.data.bad_images import check_bad
@@ -196,7 +195,7 @@ class _Shard:
     labels: list[int] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
-    moments: list[NDArray[np.float16]] = field(default_factory=list)
+    moments: list[Tensor] = field(default_factory=list)  # where the encoder is: reading them would wait for it
     waiting: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: RawBatch) -> None:
@@ -252,11 +251,11 @@ class _Work:
 
 
 @torch.no_grad()
-def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> NDArray[np.float16]:
-    """Moments `(b, flips, 2 c, h, w)` of raw pixels `(b, 3, h, w)`."""
+def _encoded(pixels: Tensor, encoder: Encode, flips: int) -> Tensor:
+    """Moments `(b, flips, 2 c, h, w)` in float16 of raw pixels `(b, 3, h, w)`."""
     views = [pixels, pixels.flip(-1)][:flips]
     moments = [torch.cat(encoder(to_float(view)), dim=1) for view in views]
-    return torch.stack(moments, dim=1).to("cpu", torch.float16).numpy()
+    return torch.stack(moments, dim=1).half()
 
 
 def _write_shard(shard: _Shard, folder: Path, transform: Transform, encoder: Encode) -> None:
@@ -264,7 +263,7 @@ def _write_shard(shard: _Shard, folder: Path, transform: Transform, encoder: Enc
     blank = torch.zeros(1, transform.channels, *sides(transform.image_size), dtype=torch.uint8)
     parts = shard.moments or [_encoded(blank, encoder, shard.made.flips)[:0]]
     tensors = {
-        "moments": torch.from_numpy(np.concatenate(parts)),
+        "moments": torch.cat(parts).cpu(),
         "row": torch.tensor(shard.ids, dtype=torch.int64),
         "label": torch.tensor(shard.labels, dtype=torch.int64),
     }

@@ -170,5 +170,5 @@ def extract(network: FeatureNetwork, pixels: Tensor, batch_size: int = 50) -> di
     """
     if not len(pixels):
         return {k: torch.empty(0, d) for k, d in network.dims.items()}
-    parts = [{k: v.cpu() for k, v in network(part).items()} for part in pixels.split(batch_size)]
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    parts = [network(part) for part in pixels.split(batch_size)]
+    return {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]}
