@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from diffzoo.training.checkpoint_files import PATIENCE
 from diffzoo.training.checkpoint_io import BackgroundCheckpointIO
-from diffzoo.training.checkpointing import PATIENCE
 
 
 def set_size() -> int:

@@ -5,7 +5,7 @@ The state is set aside at the end of a step and written afterwards:
     on a device    it is copied to the host, and the thread that waits for the file writes the copy;
     on the host    a forked child writes the memory as it was at the fork. The system copies the pages that training
                    changes before they are written, and no others: forward and backward passes change none of them,
-                   so the next optimizer step waits for the child, but not for long (`checkpointing.PATIENCE`);
+                   so the next optimizer step waits for the child, but not for long (`checkpoint_files.PATIENCE`);
     elsewhere      (a system without fork) it is written at once.
 
 A checkpoint goes straight to its file and is hashed on the way; Lightning's own way builds it in memory first.

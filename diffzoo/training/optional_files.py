@@ -1,6 +1,6 @@
 """Optional files: if one cannot be written, the run warns once and goes on.
 
-Logs and previews are such files. Checkpoints, which a run needs, are in `checkpointing.py`.
+Logs and previews are such files. Checkpoints, which a run needs, are in `checkpoint_files.py`.
 """
 
 import os

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from diffzoo.runs import RunLock, find_resume, list_checkpoints
-from diffzoo.training import checkpointing
+from diffzoo.training import checkpoint_files
+from diffzoo.training.checkpoint_files import CheckpointFiles
 from diffzoo.training.checkpoint_io import BackgroundCheckpointIO, _HashingFile
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.ema import EMA
@@ -137,11 +138,11 @@ def killed_between_writes(run: Path, steps: int, stage: str) -> None:
 
     place = {"before the checksum": "write_text", "before the rename": "os.replace"}.get(stage)
     if place == "write_text":
-        checkpointing.write_text = _before(checkpointing.write_text, die)
+        checkpoint_files.write_text = _before(checkpoint_files.write_text, die)
     elif place == "os.replace":
-        checkpointing.os = _Os(die)
+        checkpoint_files.os = _Os(die)
     else:
-        Checkpointing._rotate = _before(Checkpointing._rotate, lambda *_: len(list_checkpoints(run)) > 1 and die())
+        CheckpointFiles._rotate = _before(CheckpointFiles._rotate, lambda *_: len(list_checkpoints(run)) > 1 and die())
     train(run, steps)
 
 
@@ -178,7 +179,7 @@ def full_disk(run: Path, steps: int) -> None:
 
     BackgroundCheckpointIO.save_checkpoint = counted_save
     _HashingFile.write = full_write
-    checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
+    checkpoint_files.rank_zero_warn = lambda text: print("warned:", text, flush=True)
     train(run, steps)
 
 
@@ -187,7 +188,7 @@ def with_limited_files(run: Path, steps: int) -> None:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    checkpointing.rank_zero_warn = lambda text: print("warned:", text, flush=True)
+    checkpoint_files.rank_zero_warn = lambda text: print("warned:", text, flush=True)
     train(run, steps)
 
 

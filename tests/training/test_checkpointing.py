@@ -20,7 +20,7 @@ import torch
 
 from diffzoo.errors import UserError
 from diffzoo.runs import RunLock, checksum_file, find_resume, is_first_process, is_sound, list_checkpoints
-from diffzoo.training import checkpoint_io, checkpointing
+from diffzoo.training import checkpoint_files, checkpoint_io, stop_signals
 from diffzoo.training.checkpointing import Checkpointing
 from diffzoo.training.ema import CHECKPOINT_KEY
 
@@ -245,8 +245,8 @@ def test_checkpoints_of_another_course_are_set_aside(whole: Path, tmp_path: Path
     """Resumed by hand from an older one: the later ones must not be the newest any more, nor be lost."""
     run = tmp_path / "run"
     shutil.copytree(whole / "checkpoints", run / "checkpoints")
-    callback = Checkpointing(every_n_steps=1, every_minutes=0)
-    callback._rotate(run / "checkpoints" / "step_00000016.ckpt")
+    files = checkpoint_files.CheckpointFiles(keep=3, keep_every_n_steps=0)
+    files._rotate(run / "checkpoints" / "step_00000016.ckpt")
     assert [p.name for p in list_checkpoints(run)] == ["step_00000015.ckpt"]
     assert is_sound(run / "checkpoints" / "stale" / "step_00000020.ckpt")
 
@@ -296,7 +296,7 @@ def test_the_next_optimizer_step_waits_for_the_file_but_not_for_long(tmp_path: P
                 seen.append(checksum_file(tmp_path / "checkpoints" / "step_00000003.ckpt").exists())
 
     monkeypatch.setattr(checkpoint_io._HashingFile, "write", slow)
-    monkeypatch.setattr(checkpointing, "PATIENCE", patience)
+    monkeypatch.setattr(checkpoint_files, "PATIENCE", patience)
     run_checkpointing.train(tmp_path, 4, callbacks=[Looks()])
     assert seen == [patience > 1]
 
@@ -320,7 +320,7 @@ def test_a_killed_writer_costs_its_checkpoint_alone(tmp_path: Path, monkeypatch:
         return write(self, data)
 
     monkeypatch.setattr(checkpoint_io._HashingFile, "write", deadly)
-    monkeypatch.setattr(checkpointing, "rank_zero_warn", warned.append)
+    monkeypatch.setattr(checkpoint_files, "rank_zero_warn", warned.append)
     run_checkpointing.train(tmp_path, 6)
     assert len(warned) == 1
     assert "step 3 could not be written" in warned[0]
@@ -412,15 +412,15 @@ def test_slurm_puts_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
         class _accelerator_connector:
             cluster_environment = SLURMEnvironment(requeue_signal=signal.SIGUSR2)
 
-    assert checkpointing._requeues(Trainer, signal.SIGUSR2)
-    assert not checkpointing._requeues(Trainer, signal.SIGTERM)
+    assert stop_signals._requeues(Trainer, signal.SIGUSR2)
+    assert not stop_signals._requeues(Trainer, signal.SIGTERM)
     called = []
-    monkeypatch.setattr(checkpointing.subprocess, "run", lambda command, check: called.append(command))
+    monkeypatch.setattr(stop_signals.subprocess, "run", lambda command, check: called.append(command))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    checkpointing._requeue()
+    stop_signals._requeue()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "16")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    checkpointing._requeue()
+    stop_signals._requeue()
     assert called == [["scontrol", "requeue", "17"], ["scontrol", "requeue", "16_3"]]
 
 
