@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from diffzoo.data.bad_images import note_bad
 from diffzoo.data.batches import BatchMaker, RawBatch, Transform
-from diffzoo.data.order import Order
 from diffzoo.data.position import PositionedData
 from diffzoo.data.reading import Reading, check_positive, range_of_source
 from diffzoo.data.sources import Source, unlabelled
@@ -42,6 +41,8 @@ class ImageDataModule(PositionedData):
         channels: of the images: 1 grey, 3 RGB, 4 RGB with transparency; more are bands of TIFF and NPY files.
         **reading: see `Reading`.
     """
+
+    batch_maker: type[BatchMaker] = BatchMaker
 
     def __init__(
         self,
@@ -178,7 +179,8 @@ class ImageDataModule(PositionedData):
 
     def _each_once(self, source: Source, spans: EvalSpans, bad: dict[int, str]) -> EvalBatches:
         _ = self.train_source  # the value range of the training images is that of the held-out ones too
-        make = self.batch_maker(source, Sequential(source), self.transform.held_out(), False)
+        on_bad = "leave out" if self.reading.on_bad_image == "skip" else self.reading.on_bad_image
+        make = self.batch_maker(source, Sequential(source), self.transform.held_out(), on_bad, cache=False)
         return EvalBatches(make, spans, min(self.num_workers, 4), bad, self.reading.max_bad)
 
     def one_pass(self, part: Literal["train", "validation"], batch_size: int = 64) -> EvalBatches:
@@ -210,13 +212,9 @@ class ImageDataModule(PositionedData):
         self.position.taken += 1
         return batch
 
-    def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
-        """What turns places into batches."""
-        return BatchMaker(source, order, transform, self.reading.on_bad_image, cache)
-
     def make_worker_loader(self, position: int) -> WorkerLoader:
         """Endless batches of this rank from a position on."""
-        make = self.batch_maker(self.train_source, self.order, self.transform, self.cached)
+        make = self.batch_maker(self.train_source, self.order, self.transform, self.reading.on_bad_image, self.cached)
         spans = Spans(position, self.batch_size, *self._ranks(), self.accumulate)
         return WorkerLoader(make, spans, self.num_workers)
 

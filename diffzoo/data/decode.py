@@ -6,18 +6,19 @@ that the file states, or the smallest usual one that holds the data.
 """
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffzoo.data.tiff import ALPHA, BITS, EXTRA, PHOTOMETRIC, SAMPLES, is_tiff, read_bands, tiff_tags
 from diffzoo.files import HEAD, what_is
 
-__all__ = ["Bands", "ValueRange", "decode", "decode_bands", "has_more_frames", "load", "range_of"]
+__all__ = ["Bands", "ValueRange", "decode_bands", "has_more_frames", "load", "range_of"]
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = NDArray[np.uint8]
 ValueRange = tuple[float, float]
 
 _MAGIC = {b"\xff\xd8\xff": ("JPEG", "MPO"), b"\x89PNG\r\n\x1a\n": ("PNG",), b"GIF8": ("GIF",)}
@@ -36,7 +37,7 @@ class Bands:
     colour: whether the first three are red, green and blue.
     """
 
-    values: np.ndarray[Any, Any]
+    values: np.ndarray
     stated: ValueRange | None = None
     alpha: bool = False
     colour: bool = False
@@ -100,7 +101,7 @@ def load(data: bytes, draft: int | None = None) -> Image.Image | Bands:
 
     Args:
         data: the file's bytes, in any format that Pillow reads, or NPY, or TIFF with any number of bands.
-        draft: see `decode`.
+        draft: see `decode_bands`.
 
     Raises:
         OSError, SyntaxError, ValueError: the data is truncated or no image.
@@ -169,12 +170,12 @@ def _tiff(data: bytes) -> Bands | None:
     return Bands(read_bands(data, tags), _stated(tags), alpha, colour == 2)
 
 
-def _stated(tags: Any) -> ValueRange | None:
+def _stated(tags: Mapping[int, float | Sequence[float]]) -> ValueRange | None:
     """The range that a TIFF states: its tags for the extremes of samples, or fewer bits than they are stored in."""
 
     def first(*names: int) -> float | None:
         found = next((tags[n] for n in names if n in tags), None)
-        return float(found[0] if isinstance(found, tuple) else found) if found is not None else None
+        return float(found[0] if isinstance(found, Sequence) else found) if found is not None else None
 
     top, bits = first(341, 281), first(BITS)
     if top:
@@ -198,32 +199,21 @@ def _draft(image: Image.Image, short: int) -> None:
 # -- channels
 
 
-def decode(data: bytes, draft: int | None = None, value_range: ValueRange | None = None) -> Image.Image:
-    """An encoded image as RGB.
-
-    Args:
-        data: see `load`.
-        draft: let the JPEG decoder scale down by 2, 4 or 8, to no less than this short side in pixels. About twice as
-            fast on photographs; pixels differ slightly from those of a full decode.
-        value_range: what becomes 0 and 255 in images of more than eight bits; None: see `range_of`.
-
-    Raises:
-        OSError, SyntaxError, ValueError: the data is truncated or no image.
-    """
-    return decode_bands(data, 3, draft, value_range)[0]
-
-
 def decode_bands(
     data: bytes, channels: int, draft: int | None = None, value_range: ValueRange | None = None
 ) -> list[Image.Image]:
     """An encoded image as one RGB image, for three channels, or as 8-bit images of one channel each.
 
     Args:
+        data: see `load`.
         channels: 1: grey, transparency on white; 3: RGB; 2 and 4: grey and RGB with transparency, opaque where there is
             none; more: bands as they are.
+        draft: let the JPEG decoder scale down by 2, 4 or 8, to no less than this short side in pixels. About twice as
+            fast on photographs; pixels differ slightly from those of a full decode.
+        value_range: what becomes 0 and 255 in images of more than eight bits; None: see `range_of`.
 
     Raises:
-        ValueError: the image has another number of channels.
+        OSError, SyntaxError, ValueError: the data is truncated or no image, or has another number of channels.
     """
     found = load(data, draft)
     if isinstance(found, Bands):

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -32,9 +32,22 @@ from diffzoo.images import to_float
 from diffzoo.sizes import sides
 from diffzoo.tensors import write_tensors
 
+if TYPE_CHECKING:
+    from safetensors import safe_open
+
 __all__ = ["Progress", "encode", "make_cache_metadata"]
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Encoder(Protocol):
+    """What a cache is said to be made by: part of `diffzoo.encoders.Autoencoder`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
 
 
 @dataclass
@@ -51,9 +64,9 @@ class Progress:
 
 
 def make_cache_metadata(
-    source: Source, transform: Transform, flips: int, autoencoder: Any, shard_rows: int
+    source: Source, transform: Transform, flips: int, autoencoder: Encoder, shard_rows: int
 ) -> CacheMetadata:
-    """The metadata of a cache of `source`; `autoencoder` has `id` and `hash`."""
+    """The metadata of a cache of `source`."""
     rows = (source.name, source.revision, source.rows_hash)
     cropped = (transform.image_size, transform.resize, transform.fast_jpeg)
     said = (tuple(source.class_names), source.has_captions, source.licence)
@@ -137,7 +150,7 @@ def _check_folder(folder: Path, cache_metadata: CacheMetadata) -> None:
         )
 
 
-def _bad_of(shard: Any) -> dict[int, str]:
+def _bad_of(shard: "safe_open") -> dict[int, str]:
     return {int(row): reason for row, reason in header(shard)["bad"].items()}
 
 

@@ -24,7 +24,7 @@ from diffzoo.data.metadata import (
     text_lines,
 )
 from diffzoo.data.remote import file_system, retried
-from diffzoo.data.sources import UNPUBLISHED, LazyRows, Origin, Record, Source, rows_hash
+from diffzoo.data.sources import UNPUBLISHED, Origin, Record, Source, rows_hash
 from diffzoo.errors import UserError
 from diffzoo.images import SUFFIXES
 
@@ -281,9 +281,6 @@ class ImageFiles(Source):
                 raise
             why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             return Record(None, label, captions, name, why)
-
-    def read_block(self, block: int) -> Sequence[Record]:
-        return LazyRows(len(self), self.read_row)
 
     def label_values(self, rows: Iterable[int]) -> Sequence[int | None] | None:
         labels = self._notes.labels

@@ -9,12 +9,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from diffzoo.data.bad_images import BadImage
 from diffzoo.data.base import ImageDataModule
@@ -198,8 +199,7 @@ def _quality_75() -> tuple[list[int], ...]:
     """The quantization tables of Pillow's JPEG files of its usual quality."""
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "JPEG")
-    written: Any = Image.open(out)
-    return tuple(written.quantization.values())
+    return tuple(cast(JpegImageFile, Image.open(out)).quantization.values())
 
 
 def _kind(image: Image.Image | Bands) -> str:

@@ -14,19 +14,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffzoo.data.base import ImageDataModule
-from diffzoo.data.batches import BatchMaker, Sample, Transform
-from diffzoo.data.order import Order, Place
+from diffzoo.data.batches import BatchMaker, Sample
+from diffzoo.data.order import Place
 from diffzoo.data.sources import Indices, Record, Source, ids_hash, rows_hash
 from diffzoo.data.transforms import augment
 from diffzoo.errors import UserError
 from diffzoo.record import from_plain, to_plain
 from diffzoo.sizes import Size, as_size, size_text
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 __all__ = ["CacheMetadata", "LatentSource", "Latents", "header", "open_shard", "shard_name"]
 
@@ -40,7 +43,7 @@ def shard_name(index: int) -> str:
     return f"latents-{index:05d}.safetensors"
 
 
-def open_shard(folder: Path, index: int) -> Any:
+def open_shard(folder: Path, index: int) -> "safe_open":
     """An open shard.
 
     Raises:
@@ -55,10 +58,23 @@ def open_shard(folder: Path, index: int) -> Any:
         raise UserError(f"{path} is damaged ({error}): delete it and encode again") from error
 
 
-def header(shard: Any) -> dict[str, Any]:
-    """What an open shard says: "captions", lists by row; "bad", reasons by row left out; "passport", its mark."""
-    found: dict[str, Any] = json.loads((shard.metadata() or {}).get(HEADER, "{}"))
-    return {"captions": [], "bad": {}, "passport": "", **found}
+class Header(TypedDict):
+    """What a shard says besides its tensors.
+
+    captions: of each row.
+    bad:      why a row was left out, by its number.
+    passport: the mark of the metadata that it belongs to.
+    """
+
+    captions: list[list[str]]
+    bad: dict[str, str]
+    passport: str
+
+
+def header(shard: "safe_open") -> Header:
+    """What an open shard says."""
+    found = json.loads((shard.metadata() or {}).get(HEADER, "{}"))
+    return cast(Header, {"captions": [], "bad": {}, "passport": "", **found})
 
 
 @dataclass(frozen=True)
@@ -180,11 +196,16 @@ class LatentSource(Source):
                 f"the shards in {str(folder)!r} hold {images} images (rows {ids[:12]}), but their metadata say "
                 f"{made.images} (rows {made.ids[:12]}): delete the folder and encode again"
             )
-        self._slices: dict[int, Any] = {}
+        self._open: dict[int, safe_open] = {}
 
     @cached_property
     def rows_hash(self) -> str:  # type: ignore[override]
         return rows_hash([self.cache_metadata.to_json()])
+
+    @property
+    def made_from(self) -> list[CacheMetadata]:
+        """The metadata of every cache in it."""
+        return [self.cache_metadata]
 
     @cached_property
     def _labels(self) -> Indices:
@@ -201,9 +222,9 @@ class LatentSource(Source):
     def moments(self, row: int, mirrored: bool) -> NDArray[np.float16]:
         """Mean and standard deviation `(2 c, h, w)`, float16."""
         shard, within = self.locate(row)
-        if shard not in self._slices:
-            self._slices[shard] = open_shard(self.folder, shard).get_slice("moments")
-        return np.asarray(self._slices[shard][within, int(mirrored)])
+        if shard not in self._open:
+            self._open[shard] = open_shard(self.folder, shard)
+        return np.asarray(self._open[shard].get_slice("moments")[within, int(mirrored)])
 
     def read_row(self, row: int) -> Record:
         shard, within = self.locate(row)
@@ -211,11 +232,8 @@ class LatentSource(Source):
         label = int(self._labels[row]) if self.class_names else None
         return Record(None, label, captions, f"{self.name} row {row}")
 
-    def read_block(self, block: int) -> Sequence[Record]:
-        return [self.read_row(r) for r in range(int(self.starts[block]), int(self.starts[block + 1]))]
-
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_slices": {}}
+        return {**self.__dict__, "_open": {}}
 
 
 class LatentBuckets(Source):
@@ -236,6 +254,11 @@ class LatentBuckets(Source):
     @cached_property
     def rows_hash(self) -> str:  # type: ignore[override]
         return rows_hash(part.rows_hash for part in self.parts)
+
+    @property
+    def made_from(self) -> list[CacheMetadata]:
+        """As that of `LatentSource`."""
+        return [part.cache_metadata for part in self.parts]
 
     def label_values(self, rows: Iterable[int]) -> Sequence[int | None] | None:
         labels = np.concatenate([part._labels for part in self.parts]) if self.class_names else None
@@ -280,8 +303,10 @@ class Latents(ImageDataModule):
         pixels: refuse a cache of images of another size than this, in pixels.
         resize: refuse a cache that was made with another resize method than this; None: take what there is.
         flip: use mirror images as well; the cache must hold them.
-        **common: see `ImageDataModule`.
+        batch_size, micro_batch_size, num_workers, seed, balance, allow_changed_source: see `ImageDataModule`.
     """
+
+    batch_maker = _MomentMaker
 
     def __init__(
         self,
@@ -298,9 +323,18 @@ class Latents(ImageDataModule):
         allow_changed_source: bool = False,
         buckets: list[Size] | None = None,
     ):
-        common: dict[str, Any] = {"num_workers": num_workers, "seed": seed, "balance": balance, "cache": False}
-        common |= {"flip": flip, "buckets": buckets, "allow_changed_source": allow_changed_source}
-        super().__init__(image_size, batch_size, micro_batch_size, **common)
+        super().__init__(
+            image_size,
+            batch_size,
+            micro_batch_size,
+            num_workers,
+            seed,
+            flip,
+            balance,
+            buckets,
+            cache=False,
+            allow_changed_source=allow_changed_source,
+        )
         self.path, self.pixels, self.resize = path, pixels, resize
 
     def open_source(self, part: Literal["train", "validation"]) -> Source | None:
@@ -343,18 +377,13 @@ class Latents(ImageDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Refuse a cache that another autoencoder made than the model's."""
-        module: Any = getattr(self.trainer, "lightning_module", None)
-        autoencoder = getattr(module, "autoencoder", None)
+        autoencoder = getattr(getattr(self.trainer, "lightning_module", None), "autoencoder", None)
         if autoencoder is None:
             return
-        source: Any = self.train_source
-        for cache_metadata in [part.cache_metadata for part in getattr(source, "parts", [source])]:
+        for cache_metadata in cast(LatentSource | LatentBuckets, self.train_source).made_from:
             if autoencoder.hash != cache_metadata.autoencoder_hash:
                 raise UserError(
                     f"the latents in {self.path!r} were made by {cache_metadata.autoencoder} "
                     f"({cache_metadata.autoencoder_hash[:12]}), but the recipe's autoencoder is {autoencoder.id} "
                     f"({autoencoder.hash[:12]}): encode again, or name the same autoencoder"
                 )
-
-    def batch_maker(self, source: Source, order: Order, transform: Transform, cache: bool) -> BatchMaker:
-        return _MomentMaker(source, order, transform, self.reading.on_bad_image, cache=False)

@@ -119,8 +119,7 @@ class PositionedData(LightningDataModule):
         trainer = self.trainer
         if trainer is None or not (trainer.training or trainer.validating):
             return None
-        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        return int(total.processed)
+        return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
     def begin(self) -> Position:
         """The position, fixed where a trainer asks for the first batch of an epoch; ranks share what they know."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +124,7 @@ class Source:
         return block, row - int(self.starts[block])
 
     def read_block(self, block: int) -> Sequence[Record]:
-        """The rows of one block. They may be made as they are asked for."""
+        """The rows of one block. They may be made as they are asked for. Not called where `read_row` is overridden."""
         raise lacks(self, "read_block")
 
     def read_row(self, row: int) -> Record:
@@ -165,7 +164,7 @@ class Source:
 
 
 class LazyRows(Sequence[Record]):
-    """Rows that are made when asked for."""
+    """Rows that are made when asked for, one at a time."""
 
     def __init__(self, size: int, make: Callable[[int], Record]):
         self._size, self._make = size, make
@@ -173,7 +172,7 @@ class LazyRows(Sequence[Record]):
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         return self._make(index)
 
 

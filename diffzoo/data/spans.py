@@ -83,29 +83,20 @@ class EvalSpans:
 class EvalBatches:
     """The held-out rows in their order, each once; deterministic transforms, first captions.
 
-    Images that cannot be decoded are left out, unless `make` stops at them. As every rank has to give equally many
-    batches, one that would be empty is made up for by an image of another batch.
+    As every rank has to give equally many batches, one that would be empty, because its images cannot be decoded, is
+    made up for by an image of another batch.
 
     Args:
-        make: of the source, in sequential order.
+        make: of the source, in sequential order; leaves bad images out, or stops at them.
         spans: of this rank.
         num_workers: decoding processes.
-        bad: where to note bad images, by row; None: in a dictionary of its own.
+        bad: where to note bad images, by row.
         max_bad: how many there may be.
     """
 
-    def __init__(
-        self,
-        make: "BatchMaker",
-        spans: EvalSpans,
-        num_workers: int,
-        bad: dict[int, str] | None = None,
-        max_bad: int = 100,
-    ):
-        if make.on_bad_image == "skip":
-            make.on_bad_image = "leave out"
+    def __init__(self, make: BatchMaker, spans: EvalSpans, num_workers: int, bad: dict[int, str], max_bad: int):
         self._make, self._spans, self._workers = make, spans, num_workers
-        self.bad, self._max_bad = {} if bad is None else bad, max_bad
+        self.bad, self._max_bad = bad, max_bad
 
     def __len__(self) -> int:
         return len(self._spans)

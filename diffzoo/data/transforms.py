@@ -13,12 +13,12 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from diffzoo.data.decode import Pixels, decode
+from diffzoo.data.decode import Pixels
 from diffzoo.errors import UserError, did_you_mean
 from diffzoo.rng import key
 from diffzoo.sizes import Size, sides
 
-__all__ = ["Crop", "Resize", "augment", "check_choice", "decode", "resize_crop", "uniform"]
+__all__ = ["Crop", "Resize", "augment", "check_choice", "resize_crop", "uniform"]
 
 Resize = Literal["adm", "area", "lanczos"]
 Crop = Literal["center", "random"]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffzoo.data.batches import RawBatch
 from diffzoo.errors import UserError
 
-__all__ = ["WorkerLoader", "auto_workers", "worker_failure"]
+__all__ = ["WorkerLoader", "auto_workers"]
 
 
 Make = Callable[[int, int], RawBatch]
@@ -40,13 +40,12 @@ def _identity(batch: object) -> object:
     return batch
 
 
-def worker_failure(error: BaseException) -> UserError | None:
-    """The sentence for the death of a worker process, or None for other errors."""
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
-        return None
+def _killed(error: BaseException) -> UserError:
+    """The sentence for the death of a worker process."""
+    seen = f"{type(error).__name__}: {error}".splitlines()[0]
     return UserError(
         "a data worker was killed, most likely because memory ran out: set fewer num_workers, a smaller "
-        f"shuffle_window, or free memory, and resume from the last checkpoint ({str(error).splitlines()[0]})"
+        f"shuffle_window, or free memory, and resume from the last checkpoint ({seen})"
     )
 
 
@@ -98,10 +97,13 @@ class WorkerLoader:
         try:
             batch = next(self._iterator)
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if not isinstance(error, RuntimeError) and self._a_worker_ended():
-                # the worker was killed while it handed a batch over, when PyTorch still saw it alive
-                raise worker_failure(RuntimeError(f"DataLoader worker exited: {error}")) or error from error
-            raise (worker_failure(error) or error) from error
+            if isinstance(error, RuntimeError):
+                killed = "DataLoader worker" in str(error)
+            else:  # perhaps it was killed while it handed a batch over, when PyTorch still saw it alive
+                killed = self._a_worker_ended()
+            if not killed:
+                raise
+            raise _killed(error) from error
         if isinstance(batch, UserError):
             raise batch
         return dict(batch)

@@ -207,7 +207,6 @@ def test_a_row_without_image(tmp_path: Path) -> None:
 KILLED = """
 import json, os, signal, sys
 from diffzoo.data import ImageFolder
-from diffzoo.data.workers import worker_failure
 data = ImageFolder(sys.argv[1], image_size=8, batch_size=2, num_workers=2)
 main, read = os.getpid(), data.train_source.read_row
 
@@ -221,7 +220,7 @@ try:
     for batch in data.train_dataloader():
         pass
 except Exception as error:
-    print(worker_failure(error) or error)
+    print(error)
 print(json.dumps(data.state_dict()))
 """
 
