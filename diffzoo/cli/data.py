@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffzoo.errors import UserError
 from diffzoo.sizes import Size, as_size, size_text
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffzoo.data.batches import RawBatch, Transform
     from diffzoo.data.inspect import Report
     from diffzoo.data.sources import Source
+    from diffzoo.encoders import Identity, KLAutoencoder
 
 __all__ = ["configure", "run"]
 
@@ -98,15 +99,14 @@ def open_data(args: argparse.Namespace) -> "ImageDataModule":
     from diffzoo.data import DemoData, HFDataset
 
     # nothing is shown twice, and bad images are counted
-    common: dict[str, Any] = {"image_size": args.size, "resize": args.resize, "flip": False, "cache": False}
+    common = {"image_size": args.size, "resize": args.resize, "flip": False, "cache": False}
     common |= {"num_workers": args.workers, "max_bad": sys.maxsize}
     if args.source == "demo":
         _refuse_given(args, "the demo set")
         return DemoData(**common, balance=False)
     label, caption = (None if name == "none" else name for name in (args.label, args.caption))
-    columns: dict[str, Any] = {"image": args.image, "label": label, "caption": caption}
     common |= {"config": args.config, "revision": args.revision, "split": args.split, "streaming": not args.download}
-    data = HFDataset(args.source, **columns, **common)
+    data = HFDataset(args.source, image=args.image, label=label, caption=caption, **common)
     print(f"{args.source}: {data.decision}", file=sys.stderr)
     return data
 
@@ -162,7 +162,7 @@ def _device(name: str | None) -> str:
     return str(device_of(name))
 
 
-def _autoencoder(args: argparse.Namespace) -> Any:
+def _autoencoder(args: argparse.Namespace) -> "Identity | KLAutoencoder":
     from diffzoo.encoders.autoencoder import Identity, KLAutoencoder
     from diffzoo.zoo.manifest import find_pretrained, is_pretrained
 
@@ -174,7 +174,7 @@ def _autoencoder(args: argparse.Namespace) -> Any:
     spec = find_pretrained(args.autoencoder).metadata.autoencoder
     if spec is None:
         raise UserError(f"{args.autoencoder} samples pixels and has no autoencoder: leave --autoencoder out")
-    made: Any = spec.build()
+    made = spec.build()
     made.batch_size = args.batch_size
     return made
 

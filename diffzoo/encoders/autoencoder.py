@@ -117,7 +117,7 @@ class AutoencoderSpec:
     file: str = ""
     statistics: str | None = None
 
-    def build(self) -> Autoencoder:
+    def build(self) -> "KLAutoencoder":
         """The autoencoder; nothing is loaded before its first use."""
         if self.kind == "ldm":
             return LDMAutoencoder(self.repo, self.file, self.statistics, self.revision)

@@ -232,7 +232,10 @@ def pipeline(
     if chosen.sampler is not None:
         loaded = replace(loaded, metadata=replace(loaded.metadata, sampler=chosen.sampler))
     base = partial(pipeline, chosen.base, device, preset=chosen.base_preset) if chosen.base is not None else None
-    by = classifier if classifier is not None else chosen.classifier
-    guide = load_any(by) if by is not None else None
-    scale = chosen.scale if classifier is None else loaded.metadata.published_scale(guide.metadata if guide else None)
+    guide, scale = None, chosen.scale
+    if classifier is not None:
+        guide = load_any(classifier)
+        scale = loaded.metadata.published_scale(guide.metadata)
+    elif chosen.classifier is not None:
+        guide = load_any(chosen.classifier)
     return Pipeline(loaded, device, autoencoder, text_encoder, guide, base, scale)

@@ -13,7 +13,7 @@ names       Weights of one registered name may start another of the same family 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -92,9 +92,9 @@ def build_as(
         return build_with(weights, overrides, classes, class_names)
     _check({}, weights, classes)
     config = found.config.override(**overrides)
-    ours, old = _fixed(to_plain(config)), _fixed(to_plain(theirs.config))
+    ours, old = to_plain(config), to_plain(theirs.config)
     for field in ours:
-        if ours[field] != old.get(field):
+        if not _may_differ(field) and _fixed(ours[field]) != _fixed(old.get(field)):
             raise UserError(
                 f"expected weights of {name} in {weights.where}, got those of {theirs.name}, which differs in "
                 f"{field}: only classes, dropout and the resolution may differ"
@@ -144,11 +144,15 @@ def _by_name(weights: Weights) -> dict[str, int]:
     return {part: i for part, i in single if counts[part] == 1} | {name: i for i, name in enumerate(names)}
 
 
-def _fixed(data: Any) -> Any:
-    """A config as data, without what may differ: classes, dropout and resolutions."""
+def _may_differ(field: str) -> bool:
+    """Whether a field of a config is about classes, dropout or resolution."""
+    return "drop" in field or field in ("num_classes", "null_class", "image_size", "resolution", "grid")
+
+
+def _fixed(data: object) -> object:
+    """A part of a config as data, without the fields that may differ."""
     if isinstance(data, dict):
-        free = ("num_classes", "null_class", "image_size", "resolution", "grid")
-        return {k: _fixed(v) for k, v in data.items() if "drop" not in k and k not in free}
+        return {k: _fixed(v) for k, v in data.items() if not _may_differ(k)}
     return [_fixed(v) for v in data] if isinstance(data, list) else data
 
 

@@ -115,8 +115,8 @@ class Provenance:
     adapted_from: dict[str, int] = field(default_factory=dict)
     merged: Adapter | None = None
     base: "Base | None" = None
-    training: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Which weights these are and where they come from, in one line: what a command prints that uses them."""
@@ -224,22 +224,18 @@ class Metadata:
             name = known[0]
         return Preset() if name is None else self.presets[name]
 
-    def published_scale(self, classifier: "Metadata | None") -> float | None:
+    def published_scale(self, classifier: "Metadata") -> float | None:
         """The scale that these weights were published with under a classifier, in their own sampler."""
-        for preset in self.presets.values() if classifier is not None else ():
-            named = (preset.classifier or "").split(".")[0]
-            if named and classifier is not None and named == classifier.name and preset.sampler is None:
-                return preset.scale
-        return None
+        ours = [p for p in self.presets.values() if p.classifier is not None and p.sampler is None]
+        return next((p.scale for p in ours if str(p.classifier).split(".")[0] == classifier.name), None)
 
     def derived(self, **provenance: Any) -> "Metadata":
         """The same with fields of the provenance replaced."""
         return replace(self, provenance=replace(self.provenance, **provenance))
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, object]:
         """As JSON-ready data, without what is not known; `read_metadata` is the inverse."""
-        data: dict[str, Any] = to_plain(self, sparse=True)
-        return data
+        return dict(to_plain(self, sparse=True))
 
 
 def metadata_of(network: Network) -> Metadata:

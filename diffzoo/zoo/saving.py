@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def save_pretrained(
     *,
     process: GaussianProcess | None = None,
     metadata: Metadata | None = None,
-    **more: Any,
+    **more: object,
 ) -> Path:
     """Write a network to a folder as `model.safetensors` and `config.json`; `load_any(folder)` reads it back.
 
