@@ -9,7 +9,8 @@ from diffzoo.errors import UserError
 from diffzoo.recipe.command import Command
 from diffzoo.runs import Run
 from diffzoo.training.ema import EMA
-from diffzoo.training.reconstruction import REACHED, list_snapshots, mismatch, reconstruct
+from diffzoo.training.reconstruction import REACHED, mismatch, reconstruct
+from diffzoo.training.snapshots import list_snapshots
 from diffzoo.zoo.loading import locate
 
 __all__ = ["sweep_widths"]

@@ -15,7 +15,7 @@ the shards are gathered when a checkpoint or a snapshot is written.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, cast
@@ -26,7 +26,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from diffzoo.errors import UserError, did_you_mean
-from diffzoo.tensors import write_tensors
 from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.reconstruction import power_decay, power_gamma
 from diffzoo.training.sharding import (
@@ -38,6 +37,7 @@ from diffzoo.training.sharding import (
     shard_of,
     whole_tensor,
 )
+from diffzoo.training.snapshots import Snapshot, set_aside, snapshot_file, write_snapshot
 from diffzoo.training.steps import StepCallback, callback_of
 
 __all__ = ["CHECKPOINT_KEY", "EMA", "averaged"]
@@ -118,7 +118,7 @@ class EMA(StepCallback):
         self._loaded: _Stored | None = None
         self._raw: dict[str, Tensor] = {}  # the weights themselves while an EMA stands in for them
         self._inside: str | None = None
-        self._validation: AbstractContextManager[None] | None = None
+        self._validation = ExitStack()  # holds the EMA that is validated, for as long as that takes
 
     @property
     def labels(self) -> list[str]:
@@ -170,7 +170,11 @@ class EMA(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.prepare(pl_module)
         if trainer.is_global_zero and self.stds:
-            _set_aside(self._place(trainer), self._step)
+            moved = set_aside(self._place(trainer), self._step)
+            if moved:
+                rank_zero_info(
+                    f"moved {moved} snapshots from after step {self._step} to {self._place(trainer) / 'stale'}"
+                )
 
     def after_step(self, trainer: Trainer, module: LightningModule) -> None:
         self.update()
@@ -221,23 +225,17 @@ class EMA(StepCallback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validate_with is not None:
-            self._validation = self.averaged(pl_module, self.validate_with)
-            self._validation.__enter__()
+            self._validation.enter_context(self.averaged(pl_module, self.validate_with))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not on_validation_epoch_end: the callback's runs before the module's, which would see the raw weights
-        self._leave_validation()
+        self._validation.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._leave_validation()
+        self._validation.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._leave_validation()
-
-    def _leave_validation(self) -> None:
-        block, self._validation = self._validation, None
-        if block is not None:
-            block.__exit__(None, None, None)
+        self._validation.close()
 
     # -- storing
 
@@ -280,25 +278,13 @@ class EMA(StepCallback):
         """Write the power-function EMAs to safetensors files. Every rank must call it; rank 0 writes."""
         for label, std in self.stds.items():
             tensors = {n: v.to(self.snapshot_dtype).contiguous() for n, v in self._gather(label).items()}
-            if not trainer.is_global_zero:
-                continue
-            path = self._place(trainer) / f"step_{self._step:08d}_{label}.safetensors"
-            metadata = {"format": "pt", "label": label, "std": std, "updates": self.updates[label], "step": self._step}
-            header = {k: str(v) for k, v in metadata.items()}
-            write_or_warn(path, partial(write_tensors, path, tensors, header))
+            if trainer.is_global_zero:
+                path = snapshot_file(self._place(trainer), label, self._step)
+                snapshot = Snapshot(path, self.updates[label], std, self._step)
+                write_or_warn(path, partial(write_snapshot, snapshot, label, tensors))
 
     def _place(self, trainer: Trainer) -> Path:
         return self.folder or Path(trainer.default_root_dir) / "averages"
-
-
-def _set_aside(folder: Path, step: int) -> None:
-    """Move away the snapshots of later steps: an earlier attempt at this run wrote them."""
-    late = [p for p in folder.glob("step_*_power_*.safetensors") if int(p.name.split("_")[1]) > step]
-    for path in late:
-        (folder / "stale").mkdir(exist_ok=True)
-        path.replace(folder / "stale" / path.name)
-    if late:
-        rank_zero_info(f"moved {len(late)} snapshots from after step {step} to {folder / 'stale'}")
 
 
 def _check_shapes(label: str, held: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:

@@ -21,9 +21,7 @@ weights that never changed stay what they are. For t_a ≤ t_b,
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,13 +31,12 @@ from torch import Tensor
 from diffzoo.errors import UserError
 from diffzoo.runs import list_checkpoints
 from diffzoo.tensors import cast, write_tensors
+from diffzoo.training.snapshots import Snapshot, list_snapshots
 from diffzoo.zoo.loading import locate
 from diffzoo.zoo.saving import save_weights
 
 __all__ = [
-    "Snapshot",
     "coefficients",
-    "list_snapshots",
     "mismatch",
     "power_decay",
     "power_gamma",
@@ -116,48 +113,6 @@ def mismatch(profiles: Sequence[tuple[float, float]], updates: float, std: float
     cross = float(x @ _products(t, gamma, t_target, gamma_target)[:, 0])
     square = own - 2 * cross + float(x @ _products(t, gamma, t, gamma) @ x)
     return math.sqrt(max(square, 0.0) / own)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A stored average: its file, the number of updates it has seen, its relative width and the optimizer step."""
-
-    path: Path
-    updates: int
-    std: float
-    step: int
-
-
-def list_snapshots(folder: str | Path) -> list[Snapshot]:
-    """The power-function snapshots in a folder, or in its subfolder `averages`, by time and width.
-
-    Raises:
-        UserError: if there are none.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    given = Path(folder)
-    place = given / "averages" if (given / "averages").is_dir() else given
-    found = []
-    for path in sorted(place.glob("step_*_power_*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            found.append(Snapshot(path, int(metadata["updates"]), float(metadata["std"]), int(metadata["step"])))
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f"{path} is damaged or no snapshot of an average ({error}): move it away") from error
-    foreign = [p for p in place.glob("*.pt") if re.fullmatch(r"\d+\.\d+", p.stem)]
-    if foreign and not found:
-        raise UserError(
-            f"{place} holds snapshots of ema-pytorch, such as {foreign[0].name}: reconstruct with its PostHocEMA. By "
-            "default it averages every 100th step: a width of 0.05 then has its centre at 0.15 of the run, not at 0.95"
-        )
-    if not found:
-        raise UserError(
-            f"no snapshots of averages in {place}: train with the callback EMA and "
-            "`stds: [0.05, 0.1]`, which writes them"
-        )
-    return sorted(found, key=lambda s: (s.updates, s.std))
 
 
 def _combine(paths: Sequence[Path], weights: Sequence[float]) -> dict[str, Tensor]:

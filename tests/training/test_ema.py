@@ -20,18 +20,18 @@ from diffzoo.models import entry
 from diffzoo.models.simple_uvit import TINY
 from diffzoo.runs import find_resume
 from diffzoo.tensors import write_tensors
-from diffzoo.training import ema
+from diffzoo.training import ema, snapshots
 from diffzoo.training.ema import EMA, averaged
 from diffzoo.training.lora import LoRA, inject
 from diffzoo.training.reconstruction import (
     REACHED,
     coefficients,
-    list_snapshots,
     mismatch,
     power_gamma,
     power_std,
     reconstruct,
 )
+from diffzoo.training.snapshots import list_snapshots
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*")
 
@@ -519,7 +519,7 @@ def test_full_disk_leaves_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ema, "write_tensors", full)
+    monkeypatch.setattr(snapshots, "write_tensors", full)
     callback = EMA(decays=[], stds=[0.1], snapshot_every=4)
     with pytest.warns(UserWarning, match="training goes on without it"):
         fit(tmp_path, callback, 6)
