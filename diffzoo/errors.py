@@ -25,11 +25,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
-def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A hint to append to a message: the nearest of `choices`, or all of them when they are few; case is no matter."""
     known = sorted(str(c) for c in choices)
     folded = {c.casefold(): c for c in known}
-    near = difflib.get_close_matches(str(name).casefold(), folded, n=limit, cutoff=0.55)
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.55)
     if near:
         return f"; did you mean {' or '.join(repr(folded[n]) for n in near)}?"
     if len(known) <= 12:

@@ -34,7 +34,7 @@ from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.progress import RunProgress
 from diffzoo.training.training_log import CsvLog, TrainingLog
 
-__all__ = ["Command", "ParsedRecipe", "world_size"]
+__all__ = ["BuiltRecipe", "Command", "ParsedRecipe", "world_size"]
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
 
@@ -150,17 +150,21 @@ def _with_defaults(chosen: list[L.Callback], unsaved: bool) -> list[L.Callback]:
     return chosen + [default() for default in defaults if not any(isinstance(c, default) for c in chosen)]
 
 
-class ParsedRecipe(Command):
+class BuiltRecipe(Command):
+    """A recipe whose parts are built and not run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+class ParsedRecipe(BuiltRecipe):
     """A recipe read and checked, with nothing built: `config` holds every value, defaults included."""
 
     def _set_seed(self) -> None:
-        """Nothing."""
+        """Leave the random numbers of the process alone."""
 
     def instantiate_classes(self) -> None:
-        """Nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
+        """Build nothing."""
 
 
 def world_size(config: Mapping[str, Any] | Namespace) -> int:

@@ -35,6 +35,8 @@ EVALUATION = "--trainer.callbacks+=diffzoo.recipe.dry_run.TrialEvaluation"
 FEW_STEPS = "--trainer.callbacks+=diffzoo.recipe.dry_run.FewSamplerSteps"
 FOLDER = "DIFFZOO_DRY_RUN"  # tells the processes that Lightning launches where the first one works
 
+IMAGES, BATCH, STEPS = 64, 32, 4  # of an evaluation; sampler steps
+
 
 def dry_run(recipes: Sequence[Path], rest: Sequence[str], folder: str | None = None) -> int:
     """Run the recipe for two steps in a temporary directory, then resume it for a third; nothing is kept."""
@@ -84,25 +86,22 @@ def _agreed_folder(environment: Mapping[str, str]) -> Path:
 
 
 class FewSamplerSteps(L.Callback):
-    """Limits a dry run to `n` images per evaluation and a few sampler steps: the memory of the run, not its time."""
-
-    def __init__(self, n: int = 64, steps: int = 4):
-        self.n, self.steps = n, steps
+    """Limits evaluations to few images and few sampler steps: a dry run needs the memory of the run, not its time."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast("DiffusionModule", pl_module)
         try:
-            fewer = replace(module.sampler, steps=min(module.sampler.steps, self.steps))
+            fewer = replace(module.sampler, steps=min(module.sampler.steps, STEPS))
             fewer.times(module.process)
         except UserError:  # a solver or a grid of a fixed number of steps
             return
         module.sampler = fewer
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SampleGrid) and callback.final_steps is not None:
-                callback.final_steps = min(callback.final_steps, self.steps)
+                callback.final_steps = min(callback.final_steps, STEPS)
             if isinstance(callback, ImageMetrics):
-                callback.n = min(callback.n, self.n)
-                callback.steps = None if callback.steps is None else min(callback.steps, self.steps)
+                callback.n = min(callback.n, IMAGES)
+                callback.steps = None if callback.steps is None else min(callback.steps, STEPS)
 
 
 class TrialEvaluation(FewSamplerSteps):
@@ -112,38 +111,34 @@ class TrialEvaluation(FewSamplerSteps):
     without any, the Fréchet distance of fixed random features to the first training images is measured.
     """
 
-    def __init__(self, n: int = 64, steps: int = 4, batch_size: int = 32):
-        super().__init__(n, steps)
-        self.batch_size = batch_size
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, values = cast("DiffusionModule", pl_module), dict[str, float]()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             # those without a reference compare with the data itself
             if isinstance(callback, ImageMetrics) and callback.reference:
-                kept, callback.n = callback.n, self.n
+                kept, callback.n = callback.n, IMAGES
                 values |= callback.measure(trainer, module)
                 callback.n = kept
         values = values or self._distance(trainer, module)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no metric, the data has latents"
-        say(f"dry run: {self.n} images sampled in {module.sampler.steps} sampler steps and measured: {shown}")
+        say(f"dry run: {IMAGES} images sampled in {module.sampler.steps} sampler steps and measured: {shown}")
 
     def _distance(self, trainer: L.Trainer, module: "DiffusionModule") -> dict[str, float]:
         metric, path = "frechet:random-conv", Path(trainer.default_root_dir) / "trial.npz"
         made = trainer.is_global_zero and self._reference(data_of(trainer), metric, path)
         made = trainer.strategy.broadcast(made)  # all ranks agree: each samples its share
         if not made:  # images are sampled and decoded all the same
-            report = MemorisationReport("random-conv", self.n, batch_size=self.batch_size)
+            report = MemorisationReport("random-conv", IMAGES, batch_size=BATCH)
             report.sample(trainer, module)
             return {}
-        metrics = ImageMetrics(str(path), [metric], every_n_steps=0, n=self.n, batch_size=self.batch_size)
+        metrics = ImageMetrics(str(path), [metric], every_n_steps=0, n=IMAGES, batch_size=BATCH)
         return metrics.measure(trainer, module)
 
     def _reference(self, data: L.LightningDataModule, metric: str, path: Path) -> bool:
         """Write statistics of the first training images; False if there are none."""
         if not hasattr(data, "one_pass"):
             return False
-        batches = cast("ImageDataModule", data).one_pass("train", min(self.n, 64))
+        batches = cast("ImageDataModule", data).one_pass("train", IMAGES)
         first = next(iter(batches))
         if "image" not in first:
             return False

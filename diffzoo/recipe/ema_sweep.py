@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.recipe.command import Command
+from diffzoo.recipe.command import BuiltRecipe
 from diffzoo.runs import Run
 from diffzoo.training.ema import EMA
 from diffzoo.training.reconstruction import REACHED, mismatch, reconstruct
@@ -14,13 +14,6 @@ from diffzoo.training.snapshots import list_snapshots
 from diffzoo.zoo.loading import locate
 
 __all__ = ["sweep_widths"]
-
-
-class _Built(Command):
-    """Builds everything and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
 
 
 def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, batches: int = 16) -> list[float]:
@@ -39,7 +32,7 @@ def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, ba
     end = updates or max(s.updates for s in snapshots)
     used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
     options = ["--trainer.logger=false", f"--trainer.limit_val_batches={batches}"]
-    built = _Built(["fit", f"--config={config}", *options])
+    built = BuiltRecipe(["fit", f"--config={config}", *options])
     # an EMA would put its own weights in place of those that are measured
     built.trainer.callbacks = [c for c in built.trainer.callbacks if not isinstance(c, EMA)]  # type: ignore[attr-defined]
     built.model.network.load_state_dict(locate(run, "raw").state)
@@ -55,7 +48,7 @@ def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, ba
     return losses
 
 
-def _held_out_loss(built: Command, tensors: Mapping[str, Tensor]) -> float:
+def _held_out_loss(built: BuiltRecipe, tensors: Mapping[str, Tensor]) -> float:
     network = built.model.network
     network.load_state_dict(network.state_dict() | dict(tensors))
     found = built.trainer.validate(built.model, built.datamodule, verbose=False)

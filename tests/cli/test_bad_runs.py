@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.process import GaussianProcess
-from diffzoo.recipe.dry_run import FewSamplerSteps
+from diffzoo.recipe import dry_run
 from diffzoo.recipe.files import stated_version
 from diffzoo.recipe.parse import read_recipe
 from diffzoo.recipe.plan import advice, plan_content
@@ -288,11 +288,13 @@ def test_a_dry_run_samples_in_few_steps(recipe: Path, monkeypatch: pytest.Monkey
     assert set(drawn) == {4}
 
 
-def test_a_sampler_that_cannot_do_with_few_steps_keeps_its_own() -> None:
+def test_a_sampler_that_cannot_do_with_few_steps_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(sampler=DPMSolver(steps=7, order=3, method="singlestep"), process=GaussianProcess())
-    FewSamplerSteps(steps=2).on_train_start(SimpleNamespace(callbacks=[]), module)
+    monkeypatch.setattr(dry_run, "STEPS", 2)
+    dry_run.FewSamplerSteps().on_train_start(SimpleNamespace(callbacks=[]), module)
     assert module.sampler.steps == 7
-    FewSamplerSteps(steps=4).on_train_start(SimpleNamespace(callbacks=[]), module)
+    monkeypatch.undo()
+    dry_run.FewSamplerSteps().on_train_start(SimpleNamespace(callbacks=[]), module)
     assert module.sampler.steps == 4
 
 
