@@ -6,7 +6,7 @@ were held out turns before that, so training stops there and its best weights ar
 
 from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import lightning.pytorch as L
 import torch
@@ -128,9 +128,8 @@ class HeldOutDistance(ImageMetrics):
     def state_dict(self) -> dict[str, object]:
         return {k: getattr(self, k) for k in ("best", "best_step", "waited", "best_kept")}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step, self.waited = (state_dict[k] for k in ("best", "best_step", "waited"))
-        self.best_kept = state_dict.get("best_kept", True)
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        vars(self).update(state_dict)
 
 
 class _Tensors:

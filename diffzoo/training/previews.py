@@ -77,7 +77,6 @@ class SampleGrid(StepCallback):
         sharded = any(map(is_sharded, module.network.parameters()))
         if not trainer.is_global_zero and not sharded:  # a sharded network needs every rank in its forward
             return None
-
         cond, names = self._conditions(trainer, module)
         guided = bool(self.guidance != 1 and cond is not None and module.network.config.null_class)
         sampler = module.sampler if steps is None else replace(module.sampler, steps=steps)
@@ -98,18 +97,29 @@ class SampleGrid(StepCallback):
         except UserError as error:  # a preview must not stop training; `GradientGuard` may
             rank_zero_warn(f"no preview at step {trainer.global_step}: {error}")
             return None
-        options = ["--seeds", f"0-{self.per_class - 1}", "--steps", str(sampler.steps)]
-        if cond is not None:
-            rows = names if cond.label is None else map(str, cond.label[:: self.per_class].tolist())
-            options += ["--classes", *rows]
-        if guided:
-            options += ["--guidance", str(self.guidance)]
-        # the options of `diffzoo sample` that repeat it; it guides by the recipe's formula and interval
-        known = module.guidance or Guidance(1.0)
-        same = replace(known, scale=self.guidance) == Guidance(self.guidance) if guided else not known.acts
-        made = json.dumps({"step": trainer.global_step, "options": options if same else None})
+        rows = names
+        if cond is not None and cond.label is not None:
+            rows = [str(label) for label in cond.label[:: self.per_class].tolist()]
+        options = self._options(module.guidance, rows if cond is not None else [], sampler.steps, guided)
+        made = json.dumps({"step": trainer.global_step, "options": options})
         written = write_or_warn(path.parent, lambda: _log(trainer, grid, path, made))
         return path if written else None
+
+    def _options(self, known: Guidance | None, classes: list[str], steps: int, guided: bool) -> list[str] | None:
+        """The options of `diffzoo sample` that sample a grid again; None if none do.
+
+        That command guides by the formula and interval of the recipe, `known`, and a preview by the usual formula.
+        """
+        known = known or Guidance(1.0)
+        same = replace(known, scale=self.guidance) == Guidance(self.guidance) if guided else not known.acts
+        if not same:
+            return None
+        options = ["--seeds", f"0-{self.per_class - 1}", "--steps", str(steps)]
+        if classes:
+            options += ["--classes", *classes]
+        if guided:
+            options += ["--guidance", str(self.guidance)]
+        return options
 
     def _conditions(self, trainer: L.Trainer, module: "DiffusionModule") -> tuple[Condition | None, list[str]]:
         """The condition of each image, and the label of each row of the grid."""
