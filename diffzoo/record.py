@@ -101,9 +101,9 @@ def _is_absent(value: object, field: Field) -> bool:
 
 def class_name(cls: type) -> str:
     """A class as `module.Class`; one of this package by the package that exports it, where it stays when files move."""
-    room = ".".join(cls.__module__.split(".")[:2])
-    if room.startswith("diffzoo.") and vars(sys.modules[room]).get(cls.__name__) is cls:
-        return f"{room}.{cls.__name__}"
+    package = ".".join(cls.__module__.split(".")[:2])
+    if package.startswith("diffzoo.") and vars(sys.modules[package]).get(cls.__name__) is cls:
+        return f"{package}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -249,7 +249,7 @@ def _import(module: str, name: str, where: str) -> types.ModuleType:
 def _known(base: type) -> dict[str, type]:
     """The classes that may stand for a base, by name; those of this package come first."""
     if base.__module__.startswith("diffzoo."):
-        import_module(".".join(base.__module__.split(".")[:2]))  # the room of the base has its subclasses
+        import_module(".".join(base.__module__.split(".")[:2]))  # which brings the subclasses beside the base
     found = [c for c in (base, *_subclasses(base)) if not inspect.isabstract(c)]
     own = {c.__name__: c for c in found if c.__module__.startswith("diffzoo.")}
     return {c.__name__: c for c in found} | own

@@ -250,7 +250,7 @@ class Launch(NamedTuple):
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """By the variables of torchrun, then by those of SLURM."""
+    """This process as the variables of torchrun, or else those of SLURM, describe it."""
     for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
         if names[0] in environment:
             given = Launch(*(int(environment.get(n) or d) for n, d in zip(names, "010", strict=True)))
@@ -265,7 +265,7 @@ def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """By the variables of torchrun, SLURM and Lightning's own launcher, in that order."""
+    """Whether this is the first process of the job, by the variables of torchrun, SLURM or Lightning's launcher."""
     if "RANK" in environment or "SLURM_PROCID" in environment:
         return launch(environment).rank == 0
     return environment.get("NODE_RANK", "0") == "0" and environment.get("LOCAL_RANK", "0") == "0"

@@ -253,11 +253,11 @@ class TrainBatches:
         self._workers = None
 
     def state_dict(self) -> dict[str, object]:
-        """Nothing: the data module holds the position. Lightning takes a loader with this method as resumable."""
+        """Save nothing: the data module holds the position. Lightning takes a loader with this method as resumable."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Nothing to restore."""
+        """Restore nothing."""
 
 
 def _warn_of_empty_classes(source: Source) -> None:

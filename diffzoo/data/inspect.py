@@ -227,7 +227,7 @@ def _throughput(data: ImageDataModule) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without a warning for each bad image: reports count them."""
+    """Silence the warning for each bad image, since reports count them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(skipped|left out) a bad image")
         yield

@@ -116,7 +116,7 @@ class CacheMetadata:
 
     @property
     def begun(self) -> "CacheMetadata":
-        """As it was before anything was encoded."""
+        """The metadata as they were before anything was encoded."""
         return replace(self, images=None, ids="")
 
     @property

@@ -71,7 +71,7 @@ class Resolved:
         return next((s for s in ("validation", "test") if s in self.splits and s != train), None)
 
     def __str__(self) -> str:
-        """In words, such as "image files, splits train (in train), validation (in val)"."""
+        """The place in words, such as "image files, splits train (in train), validation (in val)"."""
         counts = {s: f"in {x.folder}" if x.folder else "" for s, x in self.listings.items()}
         counts |= {s: f"{len(f)} files" for s, f in self.files.items()}
         splits = ", ".join(s + (f" ({c})" if c else "") for s, c in counts.items())

@@ -15,7 +15,7 @@ __all__ = ["Cost", "costs", "shown"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one arm: multiply-adds of a forward pass and one image, images in a step, optimizer steps.
+    """The cost of one arm: multiply-adds of a forward pass and one image, images in a step, optimizer steps.
 
     `decays` says whether its learning rate falls over a number of steps that has to follow the budget.
     """

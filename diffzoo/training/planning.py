@@ -239,9 +239,9 @@ class Plan:
         return next((m for m in range(largest, 0, -1) if share % m == 0), 0)
 
     def images_per_second(self, gpu: GPU) -> float:
-        """Over all devices, at the assumed MFU."""
+        """Images that all devices together train on in a second, at the assumed MFU."""
         return self.devices * gpu.tflops * 1e12 * self.mfu / self.cost.hardware_flops
 
     def hours(self, gpu: GPU) -> float:
-        """Of the whole run."""
+        """Hours that the whole run takes."""
         return self.steps * self.batch / self.images_per_second(gpu) / 3600
