@@ -21,7 +21,7 @@ from diffzoo.evaluation.run import load_networks
 from diffzoo.recipe.train import train
 from diffzoo.runs import Run, is_first_process
 from diffzoo.training.held_out import MemorisationReport
-from diffzoo.training.image_metrics import ImageMetrics
+from diffzoo.training.image_metrics import ImageMetrics, SamplingCallback
 from diffzoo.training.previews import SampleGrid
 from diffzoo.training.steps import data_of, say
 
@@ -99,7 +99,7 @@ class FewSamplerSteps(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SampleGrid) and callback.final_steps is not None:
                 callback.final_steps = min(callback.final_steps, STEPS)
-            if isinstance(callback, ImageMetrics):
+            if isinstance(callback, SamplingCallback):
                 callback.n = min(callback.n, IMAGES)
                 callback.steps = None if callback.steps is None else min(callback.steps, STEPS)
 

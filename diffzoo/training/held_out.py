@@ -19,7 +19,7 @@ from diffzoo.evaluation.memorisation import report
 from diffzoo.evaluation.reference import make_reference
 from diffzoo.evaluation.run import load_networks
 from diffzoo.images import Rounding, to_uint8
-from diffzoo.training.image_metrics import ImageMetrics
+from diffzoo.training.image_metrics import ImageMetrics, SamplingCallback
 from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.steps import data_of, ended, is_trial, say
 
@@ -145,14 +145,15 @@ class _Tensors:
         return self.pixels[start : start + count]
 
 
-class MemorisationReport(ImageMetrics):
+class MemorisationReport(SamplingCallback):
     """After training, the nearest training images of `n` sampled ones: `memorisation.png` and `.json` in the run.
 
     Args:
         network: feature network that distances are measured in, such as "inception-2015" or "dinov2-vitl14".
         n: how many images are sampled.
         pairs: rows of the image, closest first.
-        steps, guidance, batch_size, average, weights: as for `ImageMetrics`.
+        steps, guidance, batch_size, average: as for `ImageMetrics`.
+        weights: file of the feature network's weights; None = its own.
     """
 
     def __init__(
@@ -166,14 +167,14 @@ class MemorisationReport(ImageMetrics):
         average: str | None = None,
         weights: str | None = None,
     ):
-        given = None if weights is None else {network: weights}
-        super().__init__("", [f"frechet:{network}"], 0, n, steps, guidance, batch_size, average, given)
-        self.network, self.pairs, self.network_weights = network, pairs, weights
+        super().__init__(n, steps, guidance, batch_size, average, "round")
+        self.network, self.pairs, self.weights = network, pairs, weights
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Look for the feature network's weights now, not when training is done."""
         if stage == "fit" and trainer.is_global_zero:
-            load_networks(self.metrics, self.weights)
+            given = None if self.weights is None else {self.network: self.weights}
+            load_networks([f"frechet:{self.network}"], given)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not ended(trainer):
@@ -187,7 +188,7 @@ class MemorisationReport(ImageMetrics):
         def write() -> None:
             found = report(
                 _Tensors(sampled), training, self.network, folder,
-                weights=self.network_weights, pairs=self.pairs, device=str(pl_module.device),
+                weights=self.weights, pairs=self.pairs, device=str(pl_module.device),
             )  # fmt: skip
             say(found.summary())
 
@@ -195,7 +196,7 @@ class MemorisationReport(ImageMetrics):
 
     def sample(self, trainer: L.Trainer, module: "DiffusionModule") -> Tensor:
         """The images, raw pixels `(n, 3, h, w)` on the CPU; every rank samples them all, as sharded networks need."""
-        with self._planned(trainer, module) as planned:
+        with self.planned(trainer, module) as planned:
             starts = range(0, self.n, self.batch_size)
             parts = [planned.images(s, min(self.batch_size, self.n - s)) for s in starts]
         return torch.cat([to_uint8(p, self.rounding) for p in parts])

@@ -25,12 +25,54 @@ from diffzoo.training.steps import StepCallback, data_of, ended
 if TYPE_CHECKING:
     from diffzoo.training.module import DiffusionModule
 
-__all__ = ["ImageMetrics"]
+__all__ = ["ImageMetrics", "SamplingCallback"]
 
 ADDITIVE = ("frechet", "frechet-spatial", "inception-score")
 
 
-class ImageMetrics(StepCallback):
+class SamplingCallback(L.Callback):
+    """What callbacks share that sample images from the EMA weights during training.
+
+    Args:
+        n: how many images.
+        steps: of the sampler; None = the module's.
+        guidance: classifier-free guidance scale; 1 = none.
+        batch_size: images at a time.
+        average: label of the EMA; None = the first.
+        rounding: from floats to pixels.
+    """
+
+    def __init__(
+        self, n: int, steps: int | None, guidance: float, batch_size: int, average: str | None, rounding: Rounding
+    ):
+        if n < 2 or batch_size < 1:
+            name = type(self).__name__
+            raise UserError(f"{name} needs n of at least 2 and batches of at least 1, got {n} and {batch_size}")
+        self.n, self.steps, self.guidance, self.batch_size = n, steps, guidance, batch_size
+        self.average, self.rounding = average, rounding
+
+    @contextmanager
+    def planned(self, trainer: L.Trainer, module: "DiffusionModule") -> Iterator[PlannedImages]:
+        """The images of the module, with EMA weights for the length of the block."""
+        config = module.network.config
+        sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
+        captions: list[str] = []
+        if module.text_encoder is not None:  # the held-out ones, repeated
+            held_out = [c for batch in data_of(trainer).val_dataloader() for c in batch["caption"]]
+            captions = [held_out[i % len(held_out)] for i in range(self.n)]
+        plan = SamplePlan(
+            model="in training",
+            sampler=sampler,
+            guidance=Guidance(self.guidance) if self.guidance != 1 else None,
+            labels="captions" if captions else "balanced" if config.num_classes else "none",
+            classes=tuple(range(len(module.class_names))) or None if config.num_classes else None,
+            images_per_batch=self.batch_size,
+        )
+        with sampling_from(module, self.average) as generator:
+            yield PlannedImages(generator, plan, captions)
+
+
+class ImageMetrics(SamplingCallback, StepCallback):
     """Samples images at intervals and logs `eval/<metric>`, for example `eval/fid`.
 
     Every rank samples its share of the same seeds. Only sums are kept, so that memory does not grow with `n` and the
@@ -70,11 +112,9 @@ class ImageMetrics(StepCallback):
                     f"{name} needs the features of all images at once and does not run during training: "
                     "use `diffzoo eval` on a checkpoint"
                 )
-        if n < 2 or batch_size < 1:
-            raise UserError(f"ImageMetrics needs n of at least 2 and batches of at least 1, got {n} and {batch_size}")
-        self.reference, self.metrics, self.every_n_steps, self.n = reference, tuple(metrics), every_n_steps, n
-        self.steps, self.guidance, self.batch_size, self.average = steps, guidance, batch_size, average
-        self.weights, self.rounding = weights, rounding
+        super().__init__(n, steps, guidance, batch_size, average, rounding)
+        self.reference, self.metrics, self.every_n_steps = reference, tuple(metrics), every_n_steps
+        self.weights = weights
         self._opened: Reference | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -111,7 +151,7 @@ class ImageMetrics(StepCallback):
         """This rank's share of the images, as raw pixels."""
         starts = range(0, self.n, self.batch_size)
         world, rank = trainer.world_size, trainer.global_rank
-        with self._planned(trainer, module) as planned:
+        with self.planned(trainer, module) as planned:
             # a sharded network communicates in its forward pass: all ranks take equally many turns, some for nothing
             for turn in range(-(-len(starts) // world)):
                 index = turn * world + rank
@@ -119,26 +159,6 @@ class ImageMetrics(StepCallback):
                 images = planned.images(start, min(self.batch_size, self.n - start))
                 if index < len(starts):
                     yield to_uint8(images, self.rounding, start)
-
-    @contextmanager
-    def _planned(self, trainer: L.Trainer, module: "DiffusionModule") -> Iterator[PlannedImages]:
-        """The images of the module, with EMA weights for the length of the block."""
-        config = module.network.config
-        sampler = module.sampler if self.steps is None else replace(module.sampler, steps=self.steps)
-        captions: list[str] = []
-        if module.text_encoder is not None:  # the held-out ones, repeated
-            held_out = [c for batch in data_of(trainer).val_dataloader() for c in batch["caption"]]
-            captions = [held_out[i % len(held_out)] for i in range(self.n)]
-        plan = SamplePlan(
-            model="in training",
-            sampler=sampler,
-            guidance=Guidance(self.guidance) if self.guidance != 1 else None,
-            labels="captions" if captions else "balanced" if config.num_classes else "none",
-            classes=tuple(range(len(module.class_names))) or None if config.num_classes else None,
-            images_per_batch=self.batch_size,
-        )
-        with sampling_from(module, self.average) as generator:
-            yield PlannedImages(generator, plan, captions)
 
 
 def _state(name: str, networks: Mapping[str, FeatureNetwork], reference: Reference) -> InceptionScore | FrechetDistance:
