@@ -82,9 +82,9 @@ def to_uint8(images: Tensor, rounding: Rounding = "round", first: int = 0) -> Te
     return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
 
 
-def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def to_float(pixels: Tensor) -> Tensor:
     """Raw pixels 0...255 as images in [-1, 1], on the device where they are."""
-    return pixels.to(dtype) / 127.5 - 1
+    return pixels.float() / 127.5 - 1
 
 
 def enlarged(pixels: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c H W"]:

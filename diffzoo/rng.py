@@ -69,12 +69,11 @@ class ImageNoise:
     Args:
         seeds: one non-negative integer below 2**63 per image.
         device: where to draw.
-        dtype: of the noise; it is drawn in float32.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
         self.seeds = [int(s) for s in seeds]
-        self.device, self.dtype = torch.device(device), dtype
+        self.device = torch.device(device)
         self._places = places(self.seeds, self.device)
         self._ahead: list[Tensor] = []
         self._draw = 0
@@ -98,7 +97,7 @@ class ImageNoise:
         numbers = philox.normals(
             key("image"), self._places.repeat(count), draws.repeat_interleave(n, output_size=n * count), size
         )
-        return list(numbers.to(self.dtype).reshape(count, n, *shape).unbind())[::-1]
+        return list(numbers.reshape(count, n, *shape).unbind())[::-1]
 
 
 def places(index: Places, device: torch.device) -> Int[Tensor, " b"]:

@@ -72,7 +72,6 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--compile", action="store_true", default=None, help="compile the network")
     parser.add_argument("--weights", nargs="+", default=[], help="of a checkpoint: ema (default), raw, or a label")
-    parser.add_argument("--average", "--averages", nargs="*", help=argparse.SUPPRESS)  # what --weights was called
 
 
 def default_out(target: str, folder: str = "eval") -> str:
@@ -141,8 +140,6 @@ def read_json(path: str, key: str) -> dict[str, Any]:
 
 def _weights(args: argparse.Namespace) -> str | None:
     """The weights of the checkpoint that --weights asks for."""
-    if args.average is not None:
-        raise UserError("--average is called --weights now, as for `diffzoo sample`")
     if any("=" in w for w in args.weights):
         raise UserError(f"weights of feature networks are given by --feature-weights {' '.join(args.weights)}")
     return args.weights[0] if len(args.weights) == 1 else None

@@ -46,7 +46,7 @@ LIGHTNING = ("fit", "validate")
 MEANT = {"train": "fit", "finetune": "fit", "resume": "fit", "generate": "sample", "draw": "sample",
          "predict": "sample", "evaluate": "eval", "fid": "eval", "models": "list", "info": "describe",
          "show": "describe", "convert": "export", "download": "pull", "upload": "push", "env": "doctor"}  # fmt: skip
-RENAMED = {"--setting": "--preset"}  # options of earlier versions
+RENAMED = {"--setting": "--preset", "--average": "--weights", "--averages": "--weights"}  # of earlier versions
 
 
 class Parser(argparse.ArgumentParser):

@@ -120,7 +120,7 @@ class WorkerLoader:
         self._iterator = iter(())
 
 
-def auto_workers(cached: bool, world: int = 1) -> int:
+def auto_workers(cached: bool, world: int) -> int:
     """How many worker processes suit this machine: none for cached sets, else a power of two up to 8 per rank."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // max(1, world)

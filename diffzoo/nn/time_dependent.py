@@ -54,10 +54,10 @@ def _over_positions(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(values.shape[0], *(1,) * (x.ndim - 2), values.shape[-1])
 
 
-def _over_rms(x: Tensor, eps: float = 1e-8) -> Tensor:
-    # eps is added to the root, not inside it: the two differ for activations near 1e-8
+def _over_rms(x: Tensor) -> Tensor:
+    # 1e-8 is added to the root, not inside it: the two differ for activations near it
     x = _wide(x)
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5 + eps)
+    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5 + 1e-8)
 
 
 def scaled_level(noise_level: NoiseLevel, low: float, high: float) -> Float[Tensor, "b"]:

@@ -25,6 +25,8 @@ from diffzoo.training.steps import StepCallback, callback_of
 
 __all__ = ["GradientGuard"]
 
+NAMED = 64  # samples of a bad batch that a message lists
+
 
 class GradientGuard(StepCallback):
     """Skips bad steps or stops at the first, counts them, and names the samples.
@@ -82,17 +84,16 @@ class GradientGuard(StepCallback):
         return bad
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
-        norm = self.last_norm = gradient_norm(inner)
+        norm = self.last_norm = gradient_norm(optimizer)
         if norm is None:
             return
         bad = self.judge(norm)
         self._verdicts.append((trainer.global_step, bad, norm))
-        if steps_on_device(inner, trainer):
-            inner.found_inf = bad.float().reshape(())  # type: ignore[attr-defined]
-            self._flagged.append(inner)
+        if steps_on_device(optimizer, trainer):
+            optimizer.found_inf = bad.float().reshape(())  # type: ignore[attr-defined]
+            self._flagged.append(optimizer)
         elif bool(bad):
-            for group in inner.param_groups:
+            for group in optimizer.param_groups:
                 for p in group["params"]:
                     p.grad = None
 
@@ -165,8 +166,8 @@ class GradientGuard(StepCallback):
         self._verdicts = []
 
 
-def _list(ids: Sequence[object], limit: int = 64) -> str:
+def _list(ids: Sequence[object]) -> str:
     if not ids:
         return "unknown (the data has no ids)"
-    shown = ", ".join(str(i) for i in ids[:limit])
-    return f"{shown} and {len(ids) - limit} more" if len(ids) > limit else shown
+    shown = ", ".join(str(i) for i in ids[:NAMED])
+    return f"{shown} and {len(ids) - NAMED} more" if len(ids) > NAMED else shown

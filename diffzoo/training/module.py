@@ -313,10 +313,9 @@ class DiffusionModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         guard = callback_of(self.trainer, GradientGuard)
-        inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
-        norm = guard.last_norm if guard is not None else gradient_norm(inner)
+        norm = guard.last_norm if guard is not None else gradient_norm(optimizer)
         if norm is not None:
-            clip_by_norm(inner, norm, gradient_clip_val, self.trainer)
+            clip_by_norm(optimizer, norm, gradient_clip_val, self.trainer)
 
     def on_train_start(self) -> None:
         """After a resume, what the recipe has changed since wins over what the checkpoint stored."""

@@ -280,9 +280,9 @@ def _load(path: Path) -> Manifest:
     return parse_manifest(path.read_text(encoding="utf-8"), path.name)
 
 
-def load_manifest(path: Path | None = None) -> Manifest:
-    """The manifest at `path`, by default the package's own."""
-    return _load(path or manifest_path())
+def load_manifest() -> Manifest:
+    """The manifest of this package."""
+    return _load(manifest_path())
 
 
 def list_pretrained(patterns: str | Sequence[str] = "*") -> list[str]:
