@@ -64,7 +64,8 @@ def retried(
     """
     if not remote:
         return action()
-    for attempt in range(RETRIES + 1):
+    attempt = 0
+    while True:
         try:
             return action()
         except Exception as error:
@@ -78,10 +79,10 @@ def retried(
                     "answers; a training run goes on exactly from its last checkpoint"
                 ) from error
             wait = max(BACK_OFF * 2**attempt, min(_retry_after(error), LONGEST_WAIT))
+        attempt += 1
         time.sleep(wait)
         if again is not None:
             again()
-    raise AssertionError("unreachable")
 
 
 def _short(error: BaseException) -> str:

@@ -32,9 +32,12 @@ ClassPolicy = Literal["random", "mean", "copy"]
 POLICIES = ("random", "mean", "copy")
 
 
-def _keeps_weights(name: str) -> bool:
-    # other overrides change what the network computes, even where all shapes stay (heads, norms, attention order)
-    return "drop" in name or name in ("num_classes", "null_class", "image_size")
+def _keeps_weights(field: str) -> bool:
+    """Whether a field of a config may differ from that of the weights: those of classes, dropout and resolution.
+
+    Others change what the network computes, even where all shapes stay (heads, norms, attention order).
+    """
+    return "drop" in field or field in ("num_classes", "null_class", "image_size", "resolution", "grid")
 
 
 def build_with(
@@ -94,7 +97,7 @@ def build_as(
     config = found.config.override(**overrides)
     ours, old = to_plain(config), to_plain(theirs.config)
     for field in ours:
-        if not _may_differ(field) and _fixed(ours[field]) != _fixed(old.get(field)):
+        if not _keeps_weights(field) and _fixed(ours[field]) != _fixed(old.get(field)):
             raise UserError(
                 f"expected weights of {name} in {weights.where}, got those of {theirs.name}, which differs in "
                 f"{field}: only classes, dropout and the resolution may differ"
@@ -144,15 +147,10 @@ def _by_name(weights: Weights) -> dict[str, int]:
     return {part: i for part, i in single if counts[part] == 1} | {name: i for i, name in enumerate(names)}
 
 
-def _may_differ(field: str) -> bool:
-    """Whether a field of a config is about classes, dropout or resolution."""
-    return "drop" in field or field in ("num_classes", "null_class", "image_size", "resolution", "grid")
-
-
 def _fixed(data: object) -> object:
     """A part of a config as data, without the fields that may differ."""
     if isinstance(data, dict):
-        return {k: _fixed(v) for k, v in data.items() if not _may_differ(k)}
+        return {k: _fixed(v) for k, v in data.items() if not _keeps_weights(k)}
     return [_fixed(v) for v in data] if isinstance(data, list) else data
 
 

@@ -64,8 +64,8 @@ def download(url: str, path: Path, what: str = "", size: int | None = None, atte
         raise offline_error(what)
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
     free_space_for(size, path)
-    for attempt in range(attempts):
-        last = attempt == attempts - 1
+    attempt = 0
+    while True:
         try:
             with explain_disk(path):
                 return _download_once(opener, url, path, what)
@@ -73,10 +73,10 @@ def download(url: str, path: Path, what: str = "", size: int | None = None, atte
             refused = error if isinstance(error, urllib.error.HTTPError) else None
             if refused is not None:
                 refused.close()  # it holds the connection
-            if last or (refused is not None and refused.code != 429 and refused.code < 500):
+            if attempt + 1 == attempts or (refused is not None and refused.code != 429 and refused.code < 500):
                 raise network_error(error, what, url=url) or error from error
             _pause(attempt, refused.headers.get("Retry-After") if refused is not None else None)
-    raise AssertionError("unreachable")
+            attempt += 1
 
 
 def _pause(attempt: int, retry_after: str | None = None) -> None:

@@ -27,7 +27,7 @@ from diffzoo.zoo.building import Loaded, Weights, assign, build_meta, mismatch
 from diffzoo.zoo.entries import converter_of, entry_weights, from_layouts
 from diffzoo.zoo.finding import NothingFits, emas_in, find_weights, state_dicts
 from diffzoo.zoo.manifest import find_pretrained, load_manifest
-from diffzoo.zoo.metadata import Base, Metadata, held_metadata, read_metadata
+from diffzoo.zoo.metadata import Adapter, Base, Metadata, held_metadata, read_metadata
 
 __all__ = [
     "base_of",
@@ -148,7 +148,8 @@ def _file_weights(path: Path, weights: str, metadata: Metadata | None = None) ->
     if not isinstance(data, Mapping):
         raise UserError(f"expected a dictionary of tensors in {path}, got {type(data).__name__}")
     if known.adapter is not None:
-        return _joined(*read_adapter(path, known, weights, data), str(path))
+        tensors, trained = read_adapter(path, known, weights, data)
+        return _joined(tensors, known.adapter, trained, str(path))
     state, place = _find(data, known, path, weights)
     return Weights(state, known.derived(file=str(path), weights=place), str(path))
 
@@ -222,14 +223,12 @@ def find_adapter(source: str | Path) -> tuple[Path, Metadata] | None:
     return (path, metadata) if metadata is not None and metadata.adapter is not None else None
 
 
-def _joined(tensors: Mapping[str, Tensor], metadata: Metadata, where: str) -> Weights:
+def _joined(tensors: Mapping[str, Tensor], adapter: Adapter, metadata: Metadata, where: str) -> Weights:
     """The weights that adapters belong to with the adapters merged in: `W + alpha / rank * B A`.
 
     Raises:
         UserError: if the base cannot be had, is not the one the adapters were trained on, or has other layers.
     """
-    adapter = metadata.adapter
-    assert adapter is not None
     try:
         base = locate(adapter.base)
     except UserError as error:
