@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
-from diffzoo.recipe.files import find_recipe, recipe_names, stated_version, version_line
+from diffzoo.recipe.files import command_of, find_recipe, recipe_names, stated_version, version_line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +25,12 @@ def run(args: argparse.Namespace) -> int:
         names = recipe_names()
         width = max(map(len, names))
         for name in names:
-            title = find_recipe(name).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+            title = find_recipe(name, None).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
             print(f"{name:<{width}}  {title}")
     elif args.action == "show":
-        print(find_recipe(args.name).read_text(encoding="utf-8"), end="")
+        print(find_recipe(args.name, None).read_text(encoding="utf-8"), end="")
     else:
-        source = find_recipe(args.name)
+        source = find_recipe(args.name, None)
         to = Path(args.to or source.name)
         if to.is_dir():
             to = to / source.name
@@ -38,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{to} exists already: name another file")
         version = "" if stated_version(source) else version_line()
         write_text(to, version + source.read_text(encoding="utf-8"))
-        print(f"copied to {to}; train with: diffzoo fit -c {to}")
+        print(f"copied to {to}; run it with: {command_of(to, str(to))}")
     return 0

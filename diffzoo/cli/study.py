@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.processes < 1:
         raise UserError(f"--processes must be at least 1, got {args.processes}")
-    path = find_recipe(args.study)
+    path = find_recipe(args.study, "study")
     study = read_study(path)
     base = find_recipe(study.base)
     common = {**study.settings, **({} if args.devices is None else {"trainer.devices": args.devices})}

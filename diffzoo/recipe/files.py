@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from diffzoo.errors import UserError, did_you_mean
 
 __all__ = [
+    "command_of",
     "find_recipe",
+    "kind_of",
     "newer_explained",
     "recipe_name",
     "recipe_names",
@@ -20,6 +23,8 @@ __all__ = [
     "stated_version",
     "version_line",
 ]
+
+Kind = Literal["run", "study"]
 
 
 def recipes_folder() -> Path:
@@ -37,19 +42,37 @@ def recipe_names() -> list[str]:
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, kind: Kind | None = "run") -> Path:
     """A path as it is, or the file of a recipe that ships.
 
+    Args:
+        name: of the file or the recipe.
+        kind: what it must not be the other of; None = either.
+
     Raises:
-        UserError: if there is neither, naming the nearest recipe.
+        UserError: if there is neither, naming the nearest recipe, or for a recipe of the other kind.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    shipped = recipes_folder() / f"{name.removesuffix('.yaml').removeprefix('recipes/')}.yaml"
-    if shipped.is_file():
-        return shipped
-    raise UserError(f"no recipe {name!r}{did_you_mean(name, recipe_names()) or ';'} `diffzoo recipes list` shows all")
+    if not path.is_file():
+        path = recipes_folder() / f"{name.removesuffix('.yaml').removeprefix('recipes/')}.yaml"
+    if not path.is_file():
+        near = did_you_mean(name, recipe_names()) or ";"
+        raise UserError(f"no recipe {name!r}{near} `diffzoo recipes list` shows all")
+    found = kind_of(path)
+    if kind and found and found != kind:
+        raise UserError(f"{name} is the recipe of a {found}, not of a {kind}: {command_of(path, name)}")
+    return path
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Whether a file is the recipe of a run or of a study; None if it could be part of either."""
+    keys = set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+    return "study" if "arms" in keys else "run" if keys & {"model", "data", "trainer", "seed_everything"} else None
+
+
+def command_of(path: Path, name: str) -> str:
+    """The command that the recipe in a file is for, by the name that the user knows."""
+    return f"diffzoo study {name}" if kind_of(path) == "study" else f"diffzoo fit -c {name}"
 
 
 def recipe_name(path: Path) -> str:

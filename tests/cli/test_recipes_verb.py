@@ -41,6 +41,6 @@ def test_copy_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_every_recipe_has_a_run_directory_of_its_own() -> None:
     """Many share the last part of their names."""
-    assert [recipe_name(find_recipe(name)) for name in recipe_names()] == recipe_names()
+    assert [recipe_name(find_recipe(name, None)) for name in recipe_names()] == recipe_names()
     assert recipe_name(Path("elsewhere/mine.yaml")) == "mine"
     assert recipe_name(Path("recipes/cifar10/mine.v2.yaml")) == "cifar10/mine.v2"
