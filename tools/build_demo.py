@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffzoo.data.decode import decode
+from diffzoo.data.decode import decode_bands
 from diffzoo.data.demo import PATH
 from diffzoo.data.transforms import resize_crop
 from diffzoo.rng import key
@@ -72,7 +72,7 @@ def _json(package: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _encode(data: bytes, size: int) -> bytes:
-    pixels = resize_crop(decode(data), size, resize="adm")
+    pixels = resize_crop(decode_bands(data, 3)[0], size, resize="adm")
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "WEBP", quality=QUALITY, method=6)
     return out.getvalue()

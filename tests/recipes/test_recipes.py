@@ -156,7 +156,7 @@ def test_a_class_chosen_anew_takes_nothing_from_the_one_it_replaces() -> None:
 ON_GPUS = {
     name: (int(found.group(1) or 1), found.group(2))
     for name in recipe_names()
-    if (found := re.search(r"# Hardware: +(?:(\d+) x )?([A-Z]+\d+)\n", find_recipe(name).read_text()))
+    if (found := re.search(r"# Hardware: +(?:(\d+) x )?([A-Z]+\d+)\n", find_recipe(name, None).read_text()))
 }
 
 
