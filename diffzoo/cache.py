@@ -41,13 +41,17 @@ def hub_cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock beside `path`, whose folder is made; other processes wait."""
+def lock(path: Path, timeout: float | None = None) -> Iterator[None]:
+    """Hold the lock beside `path`, whose folder is made; other processes wait.
+
+    Raises:
+        filelock.Timeout: if another process holds it for `timeout` seconds.
+    """
     from huggingface_hub.utils import WeakFileLock
 
     with explain_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path.with_name(path.name + ".lock")):
+    with WeakFileLock(path.with_name(path.name + ".lock"), timeout=timeout):
         yield
 
 

@@ -18,10 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
+
+from filelock import Timeout
 
 from diffzoo.cache import lock
 from diffzoo.errors import UserError
@@ -109,29 +111,34 @@ def measured(job: Job) -> Measured | None:
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, say: Say) -> None:
-    """Run what is not finished, `processes` at a time; runs that another invocation holds are waited for.
+    """Run what is not finished, `processes` at a time.
 
-    Runs that failed earlier are tried again. An interruption ends the children too; their checkpoints stay.
+    Runs that another invocation holds come after the others, until they are finished or their holder has died. Runs
+    that failed earlier are tried again. An interruption ends the children too; their checkpoints stay.
     """
     running: set[subprocess.Popen[str]] = set()
     for job in jobs:
         (job.folder / "failed.txt").unlink(missing_ok=True)
     pool = ThreadPoolExecutor(processes)
     try:
-        for future in [pool.submit(_run, job, processes, running, say) for job in jobs]:
-            future.result()
+        while jobs:
+            futures = [(job, pool.submit(_run, job, processes, running, say)) for job in jobs]
+            jobs = [job for job, future in futures if not future.result()]
     finally:  # what has not begun does not begin; nothing is left of either when nothing was interrupted
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
             process.terminate()
 
 
-def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say) -> None:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with lock(job.folder / "held"):
-        before = measured(job)
-        if before is not None and not before.failure:
-            return
+def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say) -> bool:
+    """One run, unless it is finished; False if another invocation holds it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(job.folder / "held", timeout=1.0))
+        except Timeout:
+            return False
+        if measured(job) is not None:
+            return True
         set_aside(job)
         say(f"{job.arm}, seed {job.seed}: {job.steps} steps")
         start = time.monotonic()
@@ -143,11 +150,12 @@ def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say
         if failure:
             write_text(job.folder / "failed.txt", failure)
             say(f"{job.arm}, seed {job.seed}: {failure}")
-            return
+            return True
         values, speed = _values(job)
         done = {"settings": job.settings, "values": values, "speed": speed}
         write_text(job.folder / "done.json", json.dumps(done, indent=1))
         say(f"{job.arm}, seed {job.seed}: done in {(time.monotonic() - start) / 60:.1f} min")
+        return True
 
 
 def set_aside(job: Job) -> None:

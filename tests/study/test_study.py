@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from diffzoo.cache import lock
 from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.runs import Launch, launch
@@ -134,6 +135,24 @@ def test_an_interrupted_study_begins_no_further_run(tmp_path: Path) -> None:
         ended.set()
     time.sleep(1)
     assert len(begun) == 1
+
+
+def test_invocations_share_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that finds a run held takes those after it, and the held one when its holder is gone."""
+    ended = list[int]()
+    monkeypatch.setattr("diffzoo.study.runner._child", lambda arguments, job, *more: ended.append(job.seed) or "")
+    monkeypatch.setattr("diffzoo.study.runner._values", lambda job: ({}, {}))
+    jobs = [Job("arm", seed, tmp_path / str(seed), ("-c", "base"), 3, None) for seed in range(3)]
+    ours = threading.Thread(target=run_jobs, args=(jobs, 1, lambda line: None))
+    with lock(jobs[0].folder / "held"):
+        ours.start()
+        limit = time.monotonic() + 60
+        while len(ended) < 2 and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert ended == [1, 2]
+        assert ours.is_alive()
+    ours.join(60)
+    assert ended == [1, 2, 0]
 
 
 @pytest.mark.slow
