@@ -15,13 +15,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
+from typing import TextIO
 
 from filelock import Timeout
 
@@ -32,7 +34,7 @@ from diffzoo.report import read_run
 from diffzoo.runs import without_launcher
 from diffzoo.study.spec import Evaluate, Study, options
 
-__all__ = ["Job", "Measured", "jobs_of", "measured", "run_jobs", "set_aside"]
+__all__ = ["Children", "Job", "Measured", "jobs_of", "measured", "run_jobs", "set_aside"]
 
 LAST = 0.2  # share of a run over which its loss per noise level is averaged
 Say = Callable[[str], None]
@@ -63,6 +65,16 @@ class Job:
         """What its result depends on, as one line of text."""
         evaluate = self.evaluate and [self.evaluate.protocol, self.evaluate.n, sorted(self.evaluate.options.items())]
         return json.dumps([self.arguments, self.steps, self.seed, evaluate])
+
+    def changes(self, before: str) -> tuple[bool, bool]:
+        """Whether its training, and whether its evaluation, differs from that of earlier settings.
+
+        A recipe that ships is the same one in another checkout.
+        """
+        (*train, evaluate), (*train_before, evaluate_before) = json.loads(self.settings), json.loads(before)
+        for arguments, *_ in (train, train_before):
+            arguments[1] = re.sub(r".*/recipes/", "", arguments[1])  # of -c
+        return train != train_before, evaluate != evaluate_before
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ def measured(job: Job) -> Measured | None:
     done, failed = job.folder / "done.json", job.folder / "failed.txt"
     if done.is_file():
         held = json.loads(done.read_text(encoding="utf-8"))
-        return Measured(held["values"], held["speed"]) if held["settings"] == job.settings else None
+        return None if any(job.changes(held["settings"])) else Measured(held["values"], held["speed"])
     return Measured(failure=failed.read_text(encoding="utf-8")) if failed.is_file() else None
 
 
@@ -116,21 +128,54 @@ def run_jobs(jobs: Sequence[Job], processes: int, say: Say) -> None:
     Runs that another invocation holds come after the others, until they are finished or their holder has died. Runs
     that failed earlier are tried again. An interruption ends the children too; their checkpoints stay.
     """
-    running: set[subprocess.Popen[str]] = set()
+    children = Children()
     for job in jobs:
         (job.folder / "failed.txt").unlink(missing_ok=True)
     pool = ThreadPoolExecutor(processes)
     try:
         while jobs:
-            futures = [(job, pool.submit(_run, job, processes, running, say)) for job in jobs]
+            futures = [(job, pool.submit(_run, job, processes, children, say)) for job in jobs]
             jobs = [job for job, future in futures if not future.result()]
     finally:  # what has not begun does not begin; nothing is left of either when nothing was interrupted
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(running):
-            process.terminate()
+        children.end()
 
 
-def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say) -> bool:
+class Children:
+    """The processes that a study has started; none starts after their end."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def start(
+        self, command: Sequence[str], log: TextIO, environment: Mapping[str, str]
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A process for the length of a block, which waits for it.
+
+        Raises:
+            CancelledError: after the end.
+        """
+        with self._lock:
+            if self._ended:
+                raise CancelledError
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True, env=environment)
+            self._running.add(process)
+        with process:
+            yield process
+        self._running.discard(process)
+
+    def end(self) -> None:
+        """Tell those that are running to stop, as they do with a checkpoint."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
+def _run(job: Job, processes: int, children: Children, say: Say) -> bool:
     """One run, unless it is finished; False if another invocation holds it."""
     with ExitStack() as held:
         try:
@@ -144,9 +189,9 @@ def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say
         start = time.monotonic()
         run = ["--run", str(job.folder / "run"), "--resume", "auto"]
         seed = [f"--seed_everything={job.seed}", f"--model.seed={job.seed}"]
-        failure = _child(["fit", *job.arguments, *run, *seed], job, processes, running)
+        failure = _child(["fit", *job.arguments, *run, *seed], job, processes, children)
         if not failure and job.evaluate is not None:
-            failure = _child(["eval", *_eval(job, job.evaluate)], job, processes, running)
+            failure = _child(["eval", *_eval(job, job.evaluate)], job, processes, children)
         if failure:
             write_text(job.folder / "failed.txt", failure)
             say(f"{job.arm}, seed {job.seed}: {failure}")
@@ -161,12 +206,11 @@ def _run(job: Job, processes: int, running: set[subprocess.Popen[str]], say: Say
 def set_aside(job: Job) -> None:
     """Set aside what other settings gave: resuming would mix the two. If only the evaluation differs, the run stays."""
     told = job.folder / "settings.json"
-    before = told.read_text(encoding="utf-8") if told.is_file() else job.settings
-    if before != job.settings:
-        same_run = json.loads(before)[:-1] == json.loads(job.settings)[:-1]
+    train, evaluation = job.changes(told.read_text(encoding="utf-8")) if told.is_file() else (False, False)
+    if train or evaluation:
         aside = job.folder / f"before-{int(time.time())}"
         aside.mkdir()
-        for name in ("eval.json", "eval", "done.json", *(() if same_run else ("run", "log.txt"))):
+        for name in ("eval.json", "eval", "done.json", *(("run", "log.txt") if train else ())):
             with suppress(FileNotFoundError):
                 (job.folder / name).rename(aside / name)
     write_text(told, job.settings)
@@ -178,23 +222,21 @@ def _eval(job: Job, evaluate: Evaluate) -> list[str]:
     return [str(job.folder / "run"), "--protocol", evaluate.protocol, "--out", str(job.folder / "eval"), *more]
 
 
-def _child(arguments: Sequence[str], job: Job, processes: int, running: set[subprocess.Popen[str]]) -> str:
+def _child(arguments: Sequence[str], job: Job, processes: int, children: Children) -> str:
     """Run `diffzoo ARGUMENTS` with its output in the job's log; returns why it failed, or nothing."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {"OMP_NUM_THREADS": str(threads), **without_launcher()}
     command = [sys.executable, "-m", "diffzoo", *arguments]
     with (
         open(job.folder / "log.txt", "a", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True, env=environment) as process,
+        children.start(command, log, environment) as process,
     ):
-        running.add(process)
         assert process.stderr is not None
         last = ""
         for line in process.stderr:
             log.write(line)
             last = line.strip() or last
         code = process.wait()
-        running.discard(process)
     return "" if code == 0 else f"`diffzoo {arguments[0]}` ended with status {code}: {last.removeprefix('diffzoo: ')}"
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from diffzoo.cli.main import main
 from diffzoo.errors import UserError
 from diffzoo.runs import Launch, launch
 from diffzoo.study.report import compare_arms, judge
-from diffzoo.study.runner import Job, Measured, _child, run_jobs, set_aside
+from diffzoo.study.runner import Children, Job, Measured, _child, measured, run_jobs, set_aside
 from diffzoo.study.spec import Budget, Claim, Evaluate, read_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
@@ -104,16 +105,31 @@ def _study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("change", "stays"), [({"steps": 4}, False), ({"evaluate": Evaluate("demo", 64)}, True), ({}, True)]
+    ("change", "run", "evaluation"),
+    [
+        ({}, True, True),
+        ({"arguments": ("-c", "/new/recipes/emoji/base.yaml", "--a=1")}, True, True),
+        ({"arguments": ("-c", "/old/recipes/emoji/base.yaml", "--a=2")}, False, False),
+        ({"arguments": ("-c", "/old/recipes/cifar10/base.yaml", "--a=1")}, False, False),
+        ({"steps": 4}, False, False),
+        ({"evaluate": Evaluate("demo", 64)}, True, False),
+    ],
 )
-def test_a_run_stays_where_only_its_evaluation_changes(tmp_path: Path, change: dict[str, object], stays: bool) -> None:
-    job = Job("arm", 0, tmp_path, ("-c", "base"), 3, Evaluate("demo", 32))
+def test_what_stays_where_settings_change(
+    tmp_path: Path, change: dict[str, object], run: bool, evaluation: bool
+) -> None:
+    """A shipped recipe in another checkout is no change."""
+    job = Job("arm", 0, tmp_path, ("-c", "/old/recipes/emoji/base.yaml", "--a=1"), 3, Evaluate("demo", 32))
     set_aside(job)
     for name in ("run", "eval"):
         (tmp_path / name).mkdir()
-    set_aside(replace(job, **change))
-    assert (tmp_path / "run").is_dir() == stays
-    assert (tmp_path / "eval").is_dir() == (not change)
+    done = {"settings": job.settings, "values": {"loss": 1.0}, "speed": {}}
+    (tmp_path / "done.json").write_text(json.dumps(done))
+    changed = replace(job, **change)
+    assert (measured(changed) is not None) == evaluation
+    set_aside(changed)
+    assert (tmp_path / "run").is_dir() == run
+    assert (tmp_path / "eval").is_dir() == (tmp_path / "done.json").is_file() == evaluation
 
 
 def test_an_interrupted_study_begins_no_further_run(tmp_path: Path) -> None:
@@ -153,6 +169,20 @@ def test_invocations_share_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert ours.is_alive()
     ours.join(60)
     assert ended == [1, 2, 0]
+
+
+def test_nothing_starts_after_the_end(tmp_path: Path) -> None:
+    """A run that waited for another invocation when its study was interrupted must not begin then."""
+    children = Children()
+    children.end()
+    command = [sys.executable, "-c", "print(1)"]
+    with (
+        open(tmp_path / "log.txt", "w") as log,
+        pytest.raises(CancelledError),
+        children.start(command, log, {}),
+    ):
+        pass
+    assert not (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -195,7 +225,7 @@ def test_runs_are_jobs_of_their_own_under_a_launcher(tmp_path: Path, monkeypatch
     monkeypatch.setattr("sys.executable", str(program))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "STAYS"):
         monkeypatch.setenv(name, "3")
-    assert _child([], Job("a", 0, tmp_path, (), 1, None), 1, set()) == ""
+    assert _child([], Job("a", 0, tmp_path, (), 1, None), 1, Children()) == ""
     seen = dict(line.split("=", 1) for line in (tmp_path / "log.txt").read_text().splitlines() if "=" in line)
     assert seen["STAYS"] == "3"
     assert launch(seen) == Launch()
