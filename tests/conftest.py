@@ -16,8 +16,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process per core for a whole folder of tests, none besides this one for a few files."""
-    return 0 if any(".py" in arg for arg in config.args) else min(os.cpu_count() or 1, 8)
+    """One process per core for a whole folder of tests; this one alone for a few files, and beside a browser."""
+    alone = config.option.markexpr == "browser" or any(".py" in arg for arg in config.args)
+    return 0 if alone else min(os.cpu_count() or 1, 8)
 
 
 @pytest.fixture(autouse=True)
