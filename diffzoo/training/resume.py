@@ -94,6 +94,8 @@ def check_checkpoint(module: "DiffusionModule", checkpoint: Checkpoint) -> None:
         check_class_order(theirs.class_names, module.class_names)
         module.base = module.base or theirs.provenance.base  # the recipe need not name it again
     _check_adapter(theirs.adapter if theirs is not None else None, adapter_of(module))
+    if "state_dict" not in checkpoint:  # the strategy of FSDP2 has loaded the tensors itself, and strictly
+        return
     state = module.state_dict()
     _check_architecture(checkpoint["state_dict"], state, theirs, module)
     if module.lora is not None:

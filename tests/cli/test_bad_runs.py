@@ -309,7 +309,7 @@ def test_a_dry_run_of_two_processes(recipe: Path, tmp_path: Path, launcher: str)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(place)}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    for once in ("dry run: 64 images drawn", "measured: frechet:random-conv", "two steps done, previews: final.png",
+    for once in ("dry run: 64 images sampled", "measured: frechet:random-conv", "two steps done, previews: final.png",
                  "resuming from", "resumed and trained to step 3"):  # fmt: skip
         assert done.stdout.count(once) == 1, done.stdout  # by the first process alone
     assert not [p for p in place.iterdir() if "diffzoo" in p.name]
