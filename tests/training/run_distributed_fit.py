@@ -37,14 +37,13 @@ from diffzoo.training.previews import SampleGrid
 from diffzoo.training.training_log import TrainingLog
 
 STEPS = 4
-CHANGES: dict[str, dict[str, Any]] = {"UViTBao": {"in_channels": 3}, "DiMR": {"in_channels": 3}}
 
 
 def network(family: str) -> Any:
     """A small network of the family for the demo images at 16 px, perturbed so that nothing is zero."""
     cls = next(entry(n).network for n in list_models() if entry(n).network.__name__ == family)
     config = sys.modules[cls.__module__].TINY
-    changes = {"num_classes": 10, "null_class": True, **CHANGES.get(family, {})}
+    changes = {"num_classes": 10, "null_class": True, "in_channels": 3}
     if family == "ADMUNet":
         changes["learned_variance"] = False
     if family != "UViTBao":  # which has none
