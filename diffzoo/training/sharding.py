@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from diffzoo.errors import UserError
 from diffzoo.models.base import Network
 
 __all__ = [
@@ -24,7 +25,16 @@ OUTPUTS = ("training_outputs", "aligned", "log_variance")  # what a training ste
 
 
 def shard(network: Network, mesh: DeviceMesh) -> Network:
-    """Split every unit's parameters over the devices of a mesh, and what is left as one more group; in place."""
+    """Split every unit's parameters over the devices of a mesh, and what is left as one more group; in place.
+
+    Raises:
+        UserError: for a network with parameters of a single number, which FSDP2 does not shard.
+    """
+    if single := next((name for name, p in network.named_parameters() if not p.ndim), None):
+        raise UserError(
+            f"{type(network).__name__} has parameters of a single number, such as {single}, which FSDP2 cannot shard: "
+            "train it with --trainer.strategy ddp"
+        )
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for unit in reversed(network.fsdp_units()):  # a unit inside another one first
