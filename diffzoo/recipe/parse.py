@@ -10,7 +10,7 @@ from typing import Any
 
 from diffzoo.errors import UserError
 from diffzoo.recipe.files import find_recipe, newer_explained, recipes_folder
-from diffzoo.recipe.imports import postpone_torchmetrics
+from diffzoo.recipe.imports import postpone_imports
 
 __all__ = [
     "command_arguments",
@@ -104,7 +104,7 @@ def parse_overrides(words: list[str]) -> dict[str, object]:
 
 def parse_recipe(recipes: Sequence[str], settings: Sequence[str], folder: str | None) -> dict[str, object]:
     """Recipes and settings as `fit` would take them together, defaults included."""
-    postpone_torchmetrics()
+    postpone_imports()
     from diffzoo.recipe.command import ParsedRecipe
 
     paths = [find_recipe(name) for name in recipes]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from diffzoo.environment import environment
 from diffzoo.errors import UserError
 from diffzoo.recipe.files import newer_explained
-from diffzoo.recipe.imports import postpone_torchmetrics
+from diffzoo.recipe.imports import postpone_imports
 from diffzoo.recipe.parse import command_arguments, plain_warnings, section
 from diffzoo.runs import Run, RunLock, checksum_file, find_resume, is_first_process, is_sound, step_of
 
@@ -47,7 +47,7 @@ def train(
     Raises:
         UserError: for anything in the recipe or the options that does not fit, naming the nearest right key.
     """
-    postpone_torchmetrics()
+    postpone_imports()
     from diffzoo.recipe.command import Command
 
     arguments = [*command_arguments(verb, recipes, rest, folder), f"--trainer.default_root_dir={directory}"]
