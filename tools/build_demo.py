@@ -4,6 +4,8 @@
     python tools/build_demo.py lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz \
         emojibase-data-17.0.0.tgz
 
+With `--size 256` it writes the originals to diffzoo's cache, where `DemoData` finds them for images of more than 64 px.
+
 The images come from the first package (MIT, Microsoft), categories from the second (MIT, Cal Henderson), captions from
 the third (MIT, Miles Johnson): the short names of Unicode's CLDR, which say what is to be seen ("red heart", where the
 name of the character is "heavy black heart").
@@ -22,13 +24,12 @@ from typing import Any
 from PIL import Image
 
 from diffzoo.data.decode import decode_bands
-from diffzoo.data.demo import PATH
+from diffzoo.data.demo import LARGEST, SIZE, demo_file
 from diffzoo.data.transforms import resize_crop
 from diffzoo.rng import key
 
 __all__ = ["build", "main"]
 
-SIZE = 64  # pixels of what ships; the originals have 256
 QUALITY = 90  # of lossy WebP
 HELD_OUT = 10  # one emoji in ten, with all its skin tones, is held out for validation
 ROW_GROUP = 256
@@ -132,11 +133,13 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="tarball of @lobehub/fluent-emoji-3d")
     parser.add_argument("categories", type=Path, help="tarball of emoji-datasource-google")
     parser.add_argument("names", type=Path, help="tarball of emojibase-data")
-    parser.add_argument("--size", type=int, default=SIZE, help="pixels, up to 256 (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=PATH)
+    parser.add_argument("--size", type=int, default=SIZE, choices=[SIZE, LARGEST], help="pixels (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="default: where DemoData reads images of that size")
     args = parser.parse_args()
-    count = build(args.images, args.categories, args.names, args.out, args.size)
-    print(f"{count} images of {args.size} px in {args.out}, {args.out.stat().st_size:,} bytes")
+    out = args.out or demo_file(args.size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    count = build(args.images, args.categories, args.names, out, args.size)
+    print(f"{count} images of {args.size} px in {out}, {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

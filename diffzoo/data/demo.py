@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from diffzoo.cache import cache_dir
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.metadata import Columns
 from diffzoo.data.sources import Origin, Source
@@ -13,7 +14,12 @@ from diffzoo.sizes import Size, as_size, sides
 __all__ = ["DemoData"]
 
 PATH = Path(__file__).parent / "demo" / "fluent_emoji_64.parquet"
-SIZE = 64  # pixels
+SIZE, LARGEST = 64, 256  # pixels of what ships, and of the originals
+
+
+def demo_file(size: int) -> Path:
+    """The Parquet file of images of at least `size` px: what ships, or what `tools/build_demo.py` wrote."""
+    return PATH if size <= SIZE else cache_dir() / "demo" / f"fluent_emoji_{LARGEST}.parquet"
 
 
 class DemoData(ImageDataModule):
@@ -25,7 +31,8 @@ class DemoData(ImageDataModule):
     it from the published packages.
 
     Args:
-        image_size: up to 64; 32 for the quickstart.
+        image_size: up to 64; 32 for the quickstart. Up to 256 once `tools/build_demo.py --size 256` has written the
+            originals to the cache.
         balance: show classes equally often (default): people are nearly half of the images.
         **common: see `ImageDataModule`.
     """
@@ -38,13 +45,22 @@ class DemoData(ImageDataModule):
         flip: bool = False,
         **common: Any,
     ):
-        if max(sides(as_size(image_size))) > SIZE:
-            raise UserError(f"the demo images are {SIZE} px wide, so image_size is at most {SIZE}, got {image_size}")
+        side = max(sides(as_size(image_size)))
+        self.file = demo_file(side)
+        if side > LARGEST:
+            raise UserError(
+                f"the demo images are {LARGEST} px wide, so image_size is at most {LARGEST}, got {image_size}"
+            )
+        if not self.file.exists():
+            raise UserError(
+                f"the demo images that ship are {SIZE} px wide, image_size is {image_size}: "
+                f"tools/build_demo.py --size {LARGEST} writes larger ones to {self.file}"
+            )
         if common.get("val_fraction"):
             raise UserError("the demo set holds out images of its own: leave val_fraction out")
         super().__init__(image_size=image_size, batch_size=batch_size, balance=balance, flip=flip, **common)
 
     def open_source(self, part: Literal["train", "validation"]) -> Source:
         columns = Columns("image", "label", "caption")
-        whole = TableSource([str(PATH)], columns, "the demo set", origin=Origin(licence="MIT"))
+        whole = TableSource([str(self.file)], columns, "the demo set", origin=Origin(licence="MIT"))
         return rows_with(whole, {"split": part})

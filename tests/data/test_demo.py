@@ -1,12 +1,15 @@
 """The demo set, and data modules as recipes name them."""
 
+import io
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from build_demo import SKIN_TONES, _captions, _class_of, _plain
+from PIL import Image
 
 import diffzoo.data
 from diffzoo.data import DemoData
@@ -120,6 +123,24 @@ def test_every_module_in_yaml(name: str, tmp_path: Path) -> None:
         parse({**CONFIGS[name], "batchsize": 4})
 
 
-def test_larger_than_it_is() -> None:
-    with pytest.raises(UserError, match="64"):
+def test_larger_than_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="256"):
+        DemoData(image_size=257)
+    with pytest.raises(UserError, match=r"64 px wide.*build_demo") as error:
         DemoData(image_size=128)
+    written = Path(str(error.value).rsplit(" ", 1)[1])
+    assert written.is_relative_to(tmp_path)
+    rows = pq.read_table(PATH).to_pylist()[:32]
+    for row in rows:
+        image = Image.new("RGB", (256, 256), (200, 100, 50))
+        image.putpixel((0, 0), (0, 0, 0))
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        row["image"] = {"bytes": data.getvalue(), "path": None}
+    written.parent.mkdir(parents=True)
+    schema = pq.read_schema(PATH)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), written)
+    image = next(iter(DemoData(image_size=256, batch_size=4, num_workers=0).train_dataloader()))["image"]
+    assert image.shape == (4, 3, 256, 256)
+    assert (image == 0).sum() == 4 * 3  # the pixel is whole: the originals were not resized
