@@ -1,11 +1,11 @@
 """Metrics that add: over batches, and over two processes."""
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from diffzoo.metrics import Moments, frechet_distance, inception_score
 from diffzoo.metrics.in_training import FrechetDistance, InceptionScore
@@ -45,9 +45,8 @@ def test_states_stay_in_double_precision_and_out_of_checkpoints() -> None:
         assert not metric.state_dict()
 
 
-def _work(rank: int, port: str, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     features, reference, logits = data()
     fid, score = metrics(reference)
     mine = slice(0, 31) if rank == 0 else slice(31, 90)
@@ -59,7 +58,10 @@ def _work(rank: int, port: str, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    mp.spawn(_work, ("29631", str(tmp_path)), nprocs=2)
+    # by this folder, not by `tests.metrics`: torch-fidelity installs a package `tests` of its own
+    commands = [f"import test_in_training; test_in_training.work({rank}, {str(tmp_path)!r})" for rank in range(2)]
+    both = [subprocess.Popen([sys.executable, "-c", command], cwd=Path(__file__).parent) for command in commands]
+    assert [process.wait() for process in both] == [0, 0]
     features, reference, logits = data()
     want = [frechet_distance(Moments.of(features), reference), inception_score(logits, 90)[0]]
     for rank in (0, 1):
