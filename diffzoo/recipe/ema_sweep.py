@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.recipe.command import BuiltRecipe
+from diffzoo.recipe.parse import plain_warnings
 from diffzoo.runs import Run
 from diffzoo.training.ema import EMA
 from diffzoo.training.reconstruction import REACHED, mismatch, reconstruct
@@ -16,8 +17,10 @@ from diffzoo.zoo.loading import locate
 __all__ = ["sweep_widths"]
 
 
-def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, batches: int = 16) -> list[float]:
-    """Print the loss of every width and the best; returns the losses.
+def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, batches: int = 16) -> dict[str, float]:
+    """Print the loss of every width and the best; returns the losses by what is printed before them.
+
+    The raw weights and the EMAs of a fixed decay come first for comparison, unless `updates` is given.
 
     Args:
         run: directory of a run with snapshots.
@@ -33,16 +36,21 @@ def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, ba
     used = [(s.updates, s.std) for s in snapshots if s.updates <= end]
     options = ["--trainer.logger=false", f"--trainer.limit_val_batches={batches}"]
     built = BuiltRecipe(["fit", f"--config={config}", *options])
+    callbacks = built.trainer.callbacks  # type: ignore[attr-defined]
+    decays = [label for c in callbacks if isinstance(c, EMA) for label in c.labels if label not in c.stds]
     # an EMA would put its own weights in place of those that are measured
-    built.trainer.callbacks = [c for c in built.trainer.callbacks if not isinstance(c, EMA)]  # type: ignore[attr-defined]
+    built.trainer.callbacks = [c for c in callbacks if not isinstance(c, EMA)]  # type: ignore[attr-defined]
     built.model.network.load_state_dict(locate(run, "raw").state)
-    losses = []
+    losses = {}
+    for label in () if updates else ("raw", *decays):
+        losses[label] = _held_out_loss(built, locate(run, label).state)
+        print(f"{label:<12} loss {losses[label]:.6f}", flush=True)
     for std in stds:
-        losses.append(_held_out_loss(built, reconstruct(snapshots, std, end)))
+        losses[f"width {std:g}"] = _held_out_loss(built, reconstruct(snapshots, std, end))
         off = mismatch(used, end, std)
         note = f"  (not reached: the profile is off by {100 * off:.2g} %)" if off > REACHED else ""
-        print(f"width {std:<6g} loss {losses[-1]:.6f}{note}", flush=True)
-    loss, std = min(zip(losses, stds, strict=True))
+        print(f"{f'width {std:g}':<12} loss {losses[f'width {std:g}']:.6f}{note}", flush=True)
+    loss, std = min((losses[f"width {std:g}"], std) for std in stds)
     print(f"best: width {std:g}, loss {loss:.6f}. Write it with `diffzoo ema reconstruct {run} --std {std:g}`")
     print("The loss is a proxy: compare widths near it by Fréchet distance with `diffzoo eval`")
     return losses
@@ -51,7 +59,8 @@ def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, ba
 def _held_out_loss(built: BuiltRecipe, tensors: Mapping[str, Tensor]) -> float:
     network = built.model.network
     network.load_state_dict(network.state_dict() | dict(tensors))
-    found = built.trainer.validate(built.model, built.datamodule, verbose=False)
+    with plain_warnings():
+        found = built.trainer.validate(built.model, built.datamodule, verbose=False)
     if not found or "val/loss" not in found[0]:
         raise UserError("this run's data has no held-out part: `ema sweep` has nothing to measure on")
     return float(found[0]["val/loss"])

@@ -1,5 +1,6 @@
 """EMAs of weights: closed forms, other implementations, and what must not disturb them."""
 
+import csv
 import math
 import os
 import subprocess
@@ -649,21 +650,26 @@ def test_ema_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     """Train from a recipe, reconstruct into a file that loads by itself, sweep; in a process of its own each."""
     over = tmp_path / "over.yaml"
     over.write_text(
-        "trainer:\n  max_steps: 4\n  callbacks:\n"
-        "    - {class_path: EMA, init_args: {stds: [0.05, 0.1], snapshot_every: 2}}\n"
+        "trainer:\n  max_steps: 4\n  val_check_interval: 4\n  limit_val_batches: 2\n  log_every_n_steps: 4\n"
+        "  callbacks:\n"
+        "    - {class_path: EMA, init_args: {decays: [0.5], stds: [0.05, 0.1], snapshot_every: 2}}\n"
     )
     run = tmp_path / "run"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     for arguments in (
         ["fit", "-c", "emoji/simple_uvit_xs_32", "-c", str(over), "--run", str(run)],
         ["ema", "reconstruct", str(run), "--std", "0.07"],
-        ["ema", "sweep", str(run), "--std", "0.05", "0.1", "--batches", "1"],
+        ["ema", "sweep", str(run), "--std", "0.05", "0.1", "--batches", "2"],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "diffzoo", *arguments], env=environment, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, done.stderr[-3000:]
     assert "best: width" in done.stdout
+    with next(run.rglob("metrics.csv")).open() as file:
+        validated = [row["val/loss"] for row in csv.DictReader(file) if row.get("val/loss")]
+    assert f"ema_0.5      loss {float(validated[-1]):.6f}" in done.stdout  # validation in training measures this EMA
+    assert "raw          loss" in done.stdout
     from diffzoo.factory import create_model
 
     path = run / "averages" / "reconstructed" / "power_0.070_00000004.safetensors"
