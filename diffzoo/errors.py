@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
-__all__ = ["MissingExtraError", "UserError", "causes", "did_you_mean", "lacks"]
+__all__ = ["MissingExtraError", "UserError", "causes", "check_choice", "did_you_mean", "lacks"]
 
 
 class UserError(ValueError):
@@ -35,6 +36,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if len(known) <= 12:
         return f"; known: {', '.join(known)}" if known else ""
     return ""
+
+
+def check_choice(name: str, value: object, kind: object) -> None:
+    """Refuse what is not among the words of a Literal type."""
+    known = get_args(kind)
+    if value not in known:
+        raise UserError(f"expected {name} to be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def lacks(part: object, method: str) -> UserError:

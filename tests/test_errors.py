@@ -50,7 +50,7 @@ def test_few_names_are_listed_and_many_are_not() -> None:
         (lambda: list_models(filter="adm*"), "list_models has no argument 'filter'"),
         (lambda: list_models("*", "adm"), "list_models has no argument 'module'"),
         (lambda: list_models(3), "expected shell patterns such as 'simple_*', got 3"),
-        (lambda: list_models(kind="x"), "expected the kind denoiser or classifier, got 'x'"),
+        (lambda: list_models(kind="x"), "expected kind to be one of 'denoiser', 'classifier', got 'x'"),
     ],
 )
 def test_an_unknown_name_says_where_the_names_are(look, message: str) -> None:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from diffzoo.data.decode import Bands, ValueRange, has_more_frames, load, range_of
 from diffzoo.data.sources import Source
-from diffzoo.data.transforms import Crop, Resize, check_choice
-from diffzoo.errors import UserError
+from diffzoo.data.transforms import Crop, Resize
+from diffzoo.errors import UserError, check_choice
 
 __all__ = ["Reading", "check_positive", "range_of_source"]
 

@@ -8,30 +8,22 @@ ImageNet numbers stand on: halve with a box filter while the short side is at le
 step. Unlike ADM, images are first turned as their EXIF tag says, and transparent ones are laid on white.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from diffzoo.data.decode import Pixels
-from diffzoo.errors import UserError, did_you_mean
 from diffzoo.rng import key
 from diffzoo.sizes import Size, sides
 
-__all__ = ["Crop", "Resize", "augment", "check_choice", "resize_crop", "uniform"]
+__all__ = ["Crop", "Resize", "augment", "resize_crop", "uniform"]
 
 Resize = Literal["adm", "area", "lanczos"]
 Crop = Literal["center", "random"]
 
 MIN_CROP_FRACTION = 0.8  # of the short side, for random crops; ADM's value
 _METHODS = {"adm": Image.Resampling.BICUBIC, "area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
-
-
-def check_choice(name: str, value: str, kind: object) -> None:
-    """Refuse a word that is not among those of a Literal type."""
-    known = get_args(kind)
-    if value not in known:
-        raise UserError(f"{name} is one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
 
 
 def uniform(*parts: int | str) -> float:

@@ -18,9 +18,9 @@ demo                     1,000 images of the demo set, on a random convolutional
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError, check_choice, did_you_mean
 from diffzoo.generation.plan import Record
 from diffzoo.images import Rounding
 from diffzoo.sizes import Size
@@ -79,8 +79,7 @@ class EvalProtocol(Record):
         if self.n < 1:
             raise UserError(f"a protocol needs at least 1 image, got n = {self.n}")
         for name, kind in (("rounding", Rounding), ("resize", Resize)):
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(f"protocol.{name}: expected one of {get_args(kind)}, got {getattr(self, name)!r}")
+            check_choice(f"protocol.{name}", getattr(self, name), kind)
 
 
 _ADM_METRICS = ("fid", "sfid", "is", "precision", "recall")

@@ -6,12 +6,12 @@ Two runs with equal plans give equal images.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.generation.guidance import ByClassifier, ByWeakerModel, guidance_from
 from diffzoo.record import canonical_json, digest, from_plain
 from diffzoo.rng import EARLIER_NOISE, NOISE, key
@@ -117,8 +117,7 @@ class SamplePlan(Record):
         if self.size is not None:
             object.__setattr__(self, "size", as_size(self.size, "plan.size"))
         for name, kind in (("precision", Precision), ("labels", LabelRule)):
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(f"plan.{name}: expected one of {get_args(kind)}, got {getattr(self, name)!r}")
+            check_choice(f"plan.{name}", getattr(self, name), kind)
         for name, least in (("first_seed", 0), ("images_per_batch", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"plan.{name}: expected at least {least}, got {getattr(self, name)}")

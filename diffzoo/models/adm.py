@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.models.base import Level, LevelConfig, Network
 from diffzoo.models.registry import register_variants
 from diffzoo.nn.attention import attend, split_heads, to_image, to_tokens
@@ -92,8 +92,7 @@ class ADMEncoderConfig(LevelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_norm(self.norm, first_token=False)
-        if self.attention_order not in ("legacy", "new"):
-            raise UserError(f"expected attention_order 'legacy' or 'new', got {self.attention_order!r}")
+        check_choice("attention_order", self.attention_order, AttentionOrder)
         self.check_levels()
         for level in self.levels:
             self._check_level(level)

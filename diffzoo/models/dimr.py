@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError, check_choice, did_you_mean
 from diffzoo.models.base import Config, Network, rewritten, take_rewrites
 from diffzoo.models.registry import register_model
 from diffzoo.nn.attention import attend, split_heads
@@ -42,6 +42,7 @@ from diffzoo.typing import Condition, Images, NoiseLevel, Tokens
 __all__ = ["TINY", "VARIANTS", "DiMR", "DiMRConfig", "DiMRStage"]
 
 Kind = Literal["transformer", "convnext"]
+Positions = Literal["learned", "axial_rope"]
 Run = Callable[..., Tensor]
 Channels = Float[Tensor, "b *n d"]
 LastMaps = Float[Tensor, "b h w d"]  # channels last
@@ -111,7 +112,7 @@ class DiMRConfig(Config):
 
     stages: tuple[DiMRStage, ...] = ()
     norm: str = "td_rmsn"
-    positions: Literal["learned", "axial_rope"] = "learned"
+    positions: Positions = "learned"
     detach_features: bool = False
     text_width: int = 0
 
@@ -121,8 +122,7 @@ class DiMRConfig(Config):
             raise UserError("a DiMR needs at least one stage")
         if self.norm not in NORMS:
             raise UserError(f"unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
-        if self.positions not in ("learned", "axial_rope"):
-            raise UserError(f"expected positions 'learned' or 'axial_rope', got {self.positions!r}")
+        check_choice("positions", self.positions, Positions)
         for stage in self.stages:
             self._check_stage(stage)
         for coarse, fine in zip(self.stages, self.stages[1:], strict=False):

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Literal, get_args, overload
+from typing import Literal, overload
 
 import torch
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError, check_choice, did_you_mean
 from diffzoo.models.base import Config, Network
 
 __all__ = [
@@ -174,8 +174,7 @@ def list_models(
 ) -> list[str]:
     """Sorted names of one kind that match a shell pattern such as "simple_*", or one of several."""
     _load_plugins()
-    if kind not in get_args(Kind):
-        raise UserError(f"expected the kind denoiser or classifier, got {kind!r}")
+    check_choice("kind", kind, Kind)
     return matching(sorted(n for n, e in _REGISTRY.items() if e.kind == kind), patterns, exclude_filters)
 
 

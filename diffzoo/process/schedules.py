@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.process.table import on_device
 from diffzoo.typing import PerSample, Times
 
@@ -43,6 +43,8 @@ __all__ = [
     "Schedule",
     "Shifted",
 ]
+
+BetaKind = Literal["linear", "scaled_linear", "cosine"]
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -346,7 +348,7 @@ class DiscreteBetas(Schedule):
             data there: predict V.
     """
 
-    kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    kind: BetaKind = "linear"
     steps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -354,8 +356,7 @@ class DiscreteBetas(Schedule):
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "scaled_linear", "cosine"):
-            raise UserError(f"expected kind 'linear', 'scaled_linear' or 'cosine', got {self.kind!r}")
+        check_choice("kind", self.kind, BetaKind)
         if self.steps < 2:
             raise UserError(f"expected at least 2 steps, got {self.steps}")
 

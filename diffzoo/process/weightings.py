@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from diffzoo.errors import UserError
+from diffzoo.errors import check_choice
 from diffzoo.typing import PerSample
 
 __all__ = ["EDM", "ELBO", "EDMWeight", "MinSNR", "Sigmoid", "UniformEps", "UniformFlow", "UniformV", "Weighting"]
@@ -28,8 +28,7 @@ class Weighting(ABC):
     measure: Measure
 
     def __post_init__(self) -> None:
-        if self.measure not in ("time", "logsnr"):
-            raise UserError(f"expected measure 'time' or 'logsnr', got {self.measure!r}")
+        check_choice("measure", self.measure, Measure)
 
     @abstractmethod
     def __call__(self, logsnr: PerSample) -> PerSample:

@@ -13,14 +13,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.process.gaussian import GaussianProcess
-from diffzoo.sampling.exponential import Call, Form, Frame, call, check_form, first_order, frame, p1, slope
+from diffzoo.sampling.exponential import Call, Form, Frame, call, first_order, frame, p1, slope
 from diffzoo.sampling.grids import Grid, UniformTime
 from diffzoo.sampling.samplers import Denoised, Final, Noise, Sampler
 from diffzoo.typing import Data, Time, Times
 
 __all__ = ["DPMSolver"]
+
+Method = Literal["fast", "singlestep"]
+Inner = Literal["grid", "logsnr"]
 
 
 class _Group(NamedTuple):
@@ -71,18 +74,16 @@ class DPMSolver(Sampler):
     final: Final = "state"
     order: int = 3
     form: Form = "data"
-    method: Literal["fast", "singlestep"] = "fast"
-    inner: Literal["grid", "logsnr"] = "grid"
+    method: Method = "fast"
+    inner: Inner = "grid"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_form(self.form)
+        check_choice("form", self.form, Form)
         if self.order not in (1, 2, 3):
             raise UserError(f"DPM-Solver has orders 1, 2 and 3, got {self.order}")
-        if self.method not in ("fast", "singlestep"):
-            raise UserError(f"expected method 'fast' or 'singlestep', got {self.method!r}")
-        if self.inner not in ("grid", "logsnr"):
-            raise UserError(f"expected inner 'grid' or 'logsnr', got {self.inner!r}")
+        check_choice("method", self.method, Method)
+        check_choice("inner", self.inner, Inner)
         if self.method == "fast" and self.order != 3:
             raise UserError(f"method 'fast' is of order 3, got order {self.order}: use method 'singlestep'")
         if self.method == "singlestep" and self.steps < self.order:

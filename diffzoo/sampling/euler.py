@@ -10,13 +10,15 @@ for any diffusion D(t) >= 0: noise and drift balance, and every marginal stays w
 from dataclasses import dataclass
 from typing import Literal
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.process.gaussian import GaussianProcess
 from diffzoo.process.table import tabulated
 from diffzoo.sampling.samplers import Denoised, Noise, Sampler, node
 from diffzoo.typing import Data, Time
 
 __all__ = ["Euler", "EulerMaruyama"]
+
+Diffusion = Literal["process", "sigma"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,12 @@ class EulerMaruyama(Sampler):
         strength: factor on D.
     """
 
-    diffusion: Literal["process", "sigma"] = "process"
+    diffusion: Diffusion = "process"
     strength: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.diffusion not in ("process", "sigma"):
-            raise UserError(f"expected diffusion 'process' or 'sigma', got {self.diffusion!r}")
+        check_choice("diffusion", self.diffusion, Diffusion)
         if self.strength < 0:
             raise UserError(f"the strength of the diffusion must not be negative, got {self.strength}")
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffzoo.errors import UserError
 from diffzoo.process.gaussian import GaussianProcess
 from diffzoo.process.table import tabulated
 from diffzoo.sampling.samplers import Denoised, node
@@ -27,7 +26,6 @@ __all__ = [
     "Form",
     "Frame",
     "call",
-    "check_form",
     "first_order",
     "frame",
     "interpolated",
@@ -53,12 +51,6 @@ class Call(NamedTuple):
 
     at: Frame
     estimate: Data
-
-
-def check_form(form: str) -> None:
-    """Refuse what is no form."""
-    if form not in ("data", "noise"):
-        raise UserError(f"expected form 'data' or 'noise', got {form!r}")
 
 
 @tabulated

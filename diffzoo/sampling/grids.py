@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 import torch
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.process.gaussian import GaussianProcess
 from diffzoo.typing import Times
 
@@ -37,6 +37,8 @@ __all__ = [
     "UniformThenZero",
     "UniformTime",
 ]
+
+Unit = Literal["t", "logsnr", "sigma"]
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,12 @@ class Given(Grid):
     """
 
     values: Sequence[float] = ()
-    unit: Literal["t", "logsnr", "sigma"] = "t"
+    unit: Unit = "t"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "values", tuple(float(v) for v in self.values))  # lists come from YAML; hashable
-        if self.unit not in ("t", "logsnr", "sigma"):
-            raise UserError(f"expected unit 't', 'logsnr' or 'sigma', got {self.unit!r}")
+        check_choice("unit", self.unit, Unit)
         sign = -1 if self.unit == "logsnr" else 1
         if len(self.values) < 2 or any(sign * b >= sign * a for a, b in pairwise(self.values)):
             direction = "increasing" if self.unit == "logsnr" else "decreasing"

@@ -37,9 +37,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffzoo.errors import UserError, lacks
+from diffzoo.errors import UserError, check_choice, lacks
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.sampling.denoiser import Denoise
+from diffzoo.sampling.grids import Unit
 from diffzoo.typing import Condition, Data, Times
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
 
 W = TypeVar("W")
 Formula = Literal["uncond", "cond"]
+Per = Literal["image", "class"]
 
 
 class GuidanceSchedule(ABC):
@@ -76,13 +78,12 @@ class Interval(GuidanceSchedule):
 
     low: float
     high: float
-    unit: Literal["t", "logsnr", "sigma"] = "t"
+    unit: Unit = "t"
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise UserError(f"expected low < high for the guidance interval, got {self.low} and {self.high}")
-        if self.unit not in ("t", "logsnr", "sigma"):
-            raise UserError(f"expected unit 't', 'logsnr' or 'sigma', got {self.unit!r}")
+        check_choice("unit", self.unit, Unit)
 
     def __call__(self, process: GaussianProcess, t: Times) -> Times:
         value = t
@@ -142,7 +143,7 @@ class Extrapolating(TypedDict, total=False):
     rescale: phi in (2); 0 = none, 0.7 in the paper.
     """
 
-    per: Literal["image", "class"]
+    per: Per
     interval: GuidanceSchedule | None
     decay: GuidanceSchedule | None
     channels: int | None
@@ -157,16 +158,14 @@ class _Extrapolation(DenoiserAround, ABC):
         denoise: Denoise,
         scale: float | Tensor,
         formula: Formula,
-        per: Literal["image", "class"] = "image",
+        per: Per = "image",
         interval: GuidanceSchedule | None = None,
         decay: GuidanceSchedule | None = None,
         channels: int | None = None,
         rescale: float = 0.0,
     ):
-        if formula not in ("uncond", "cond"):
-            raise UserError(f"expected guidance formula 'uncond' or 'cond', got {formula!r}")
-        if per not in ("image", "class"):
-            raise UserError(f"expected a guidance scale per 'image' or per 'class', got {per!r}")
+        check_choice("guidance.formula", formula, Formula)
+        check_choice("guidance.per", per, Per)
         self.denoise, self.formula, self.per = denoise, formula, per
         self.scale = torch.as_tensor(scale, dtype=torch.float64).cpu()
         if self.scale.ndim > 1:

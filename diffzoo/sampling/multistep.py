@@ -10,13 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.sampling.exponential import (
     Call,
     Form,
     Frame,
     call,
-    check_form,
     first_order,
     frame,
     interpolated,
@@ -92,7 +91,7 @@ class DPMSolverMultistep(Multistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_form(self.form)
+        check_choice("form", self.form, Form)
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie in [0, 1], got {self.eta}")
         if self.eta and self.form == "noise":
@@ -157,7 +156,7 @@ class UniPC(Multistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_form(self.form)
+        check_choice("form", self.form, Form)
 
     def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Past]:
         past = memory if isinstance(memory, _Past) else _Past()

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, check_choice
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
 from diffzoo.process.table import tabulated
 from diffzoo.sampling.grids import Grid, UniformTime
@@ -111,8 +111,7 @@ class Sampler(ABC):
             raise UserError(f"a sampler needs {bound}, got {self.steps}")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip must be positive, got {self.clip}: leave it out for no clipping")
-        if self.final not in ("x_hat", "denoise", "state"):
-            raise UserError(f"expected final 'x_hat', 'denoise' or 'state', got {self.final!r}")
+        check_choice("final", self.final, Final)
 
     @property
     def calls(self) -> int:

@@ -306,9 +306,9 @@ def test_held_out_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop": "centre"}, "crop is one of center, random, got 'centre'"),
-        ({"resize": "bicubic"}, "resize is one of adm, area, lanczos"),
-        ({"on_bad_image": "ignore"}, "on_bad_image is one of skip, error"),
+        ({"crop": "centre"}, "expected crop to be one of 'center', 'random', got 'centre'"),
+        ({"resize": "bicubic"}, "expected resize to be one of 'adm', 'area', 'lanczos'"),
+        ({"on_bad_image": "ignore"}, "expected on_bad_image to be one of 'skip', 'error'"),
         ({"batch_size": 0}, "batch_size is a positive whole number, got 0"),
     ],
 )

@@ -104,8 +104,8 @@ def test_unknown_fields_metrics_and_networks_name_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"precision": "half"}, r"plan\.precision: expected one of .*'tf32', 'bf16', .* got 'half'"),
-        ({"labels": "random"}, r"plan\.labels: expected one of \('none', .* got 'random'"),
+        ({"precision": "half"}, r"expected plan\.precision to be one of .*'tf32', 'bf16', .* got 'half'"),
+        ({"labels": "random"}, r"expected plan\.labels to be one of 'none', .* got 'random'"),
         ({"first_seed": -1}, "at least 0, got -1"),
         ({"images_per_batch": 0}, "at least 1, got 0"),
     ],
