@@ -234,6 +234,28 @@ def check_format(path: str | os.PathLike[str]) -> None:
         raise UserError(f"images are written as {', '.join(_FORMATS)}, got the file name {str(path)!r}")
 
 
+def write_gif(path: str | os.PathLike[str], frames: Sequence[Tensor], milliseconds: Sequence[int]) -> Path:
+    """Write an animation without end.
+
+    Args:
+        path: ends in .gif.
+        frames: raw pixels, each `(3, h, w)`.
+        milliseconds: that each is shown.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    from PIL import Image
+
+    first, *others = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames]
+    try:
+        with atomic_path(path) as temporary:
+            first.save(temporary, "GIF", save_all=True, append_images=others, duration=list(milliseconds), loop=0)
+    except OSError as error:
+        raise UserError(f"could not write the animation {path}: {error.strerror or error}") from error
+    return Path(path)
+
+
 def write_npz(path: str | os.PathLike[str], pixels: Iterable[Tensor], n: int, labels: Tensor | None = None) -> Path:
     """Write an ADM-style `.npz` piece by piece: `arr_0` uint8 NHWC, and `arr_1` if there are labels.
 

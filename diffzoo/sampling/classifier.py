@@ -18,8 +18,7 @@ from torch import Tensor
 
 from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate
-from diffzoo.sampling.denoiser import Denoise, noise_levels
-from diffzoo.sampling.guidance import DenoiserAround
+from diffzoo.sampling.denoiser import Denoise, DenoiserAround, noise_levels
 from diffzoo.typing import Condition, Data, NoiseLevel, Times
 
 __all__ = ["ClassifierGuidance", "NoiseAwareClassifier"]

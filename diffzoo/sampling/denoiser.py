@@ -3,15 +3,19 @@
 Guidance wraps a denoiser and is one again (`guidance.py`); a sampler sees nothing else.
 """
 
-from typing import Protocol, runtime_checkable
+from copy import copy
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 
+from diffzoo.errors import lacks
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.typing import Condition, Data, NoiseLevel, Times
 
-__all__ = ["Denoise", "Denoiser", "NetworkLike", "compile_networks", "noise_levels"]
+__all__ = ["Denoise", "Denoiser", "DenoiserAround", "NetworkLike", "compile_networks", "noise_levels", "rows_of"]
+
+W = TypeVar("W")
 
 
 @runtime_checkable
@@ -60,6 +64,37 @@ class Denoiser:
     def null_condition(self, cond: Condition | None) -> Condition | None:
         """The condition for "none": the network's null class."""
         return self.network.null_condition(cond)
+
+
+class DenoiserAround:
+    """A denoiser around a denoiser. It passes on all but the estimate, which subclasses define."""
+
+    denoise: Denoise
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process of the denoiser inside."""
+        return self.denoise.process
+
+    def null_condition(self, cond: Condition | None) -> Condition | None:
+        """The condition for "none" of the denoiser inside."""
+        return self.denoise.null_condition(cond)
+
+    def rows(self, part: slice) -> Self:
+        """The same for a part of the images."""
+        other = copy(self)
+        other.denoise = rows_of(self.denoise, part)
+        return other
+
+    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
+        """The estimate."""
+        raise lacks(self, "__call__")
+
+
+def rows_of(whole: W, part: slice) -> W:
+    """A denoiser or sampler for a part of the images: guidance with a scale per image takes those of the part."""
+    select = getattr(whole, "rows", None)
+    return whole if select is None else select(part)
 
 
 def noise_levels(process: GaussianProcess, z: Data, t: Times) -> NoiseLevel:

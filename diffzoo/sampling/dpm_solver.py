@@ -7,6 +7,7 @@
 are the integrals of the polynomial's terms.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from diffzoo.typing import Data, Time, Times
 
 __all__ = ["DPMSolver"]
 
+GroupSize = Literal[1, 2, 3]
 Method = Literal["fast", "singlestep"]
 Inner = Literal["grid", "logsnr"]
 
@@ -51,6 +53,16 @@ def _single_step(z: Data, calls: tuple[Call, ...], b: Frame, last: bool) -> Data
     return base + b.signal * ((p1(h) / h + 1) * h) * gradient
 
 
+def _divided(process: GaussianProcess, outer: Times, parts: Sequence[int]) -> Times:
+    """The times with each interval divided evenly in log-SNR, into as many parts as stated for it."""
+    logsnr = process.logsnr(outer)
+    times = [outer[:1]]
+    for i, k in enumerate(parts):
+        inside = logsnr[i] + (logsnr[i + 1] - logsnr[i]) * torch.arange(1, k, dtype=torch.float64) / k
+        times += [process.schedule.time(inside), outer[i + 1 : i + 2]]
+    return torch.cat(times)
+
+
 @dataclass(frozen=True)
 class DPMSolver(Sampler):
     """Singlestep DPM-Solver, as U-ViT and DiMR use it; with data form and order 2 it is DPM-Solver++(2S).
@@ -72,7 +84,7 @@ class DPMSolver(Sampler):
 
     grid: Grid = field(default_factory=lambda: UniformTime(t_end=1e-3))
     final: Final = "state"
-    order: int = 3
+    order: GroupSize = 3
     form: Form = "data"
     method: Method = "fast"
     inner: Inner = "grid"
@@ -80,8 +92,7 @@ class DPMSolver(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("form", self.form, Form)
-        if self.order not in (1, 2, 3):
-            raise UserError(f"DPM-Solver has orders 1, 2 and 3, got {self.order}")
+        check_choice("order", self.order, GroupSize)
         check_choice("method", self.method, Method)
         check_choice("inner", self.inner, Inner)
         if self.method == "fast" and self.order != 3:
@@ -104,13 +115,7 @@ class DPMSolver(Sampler):
     def times(self, process: GaussianProcess) -> Times:
         if self.inner == "grid":
             return self.grid.times(process, sum(self.orders))
-        outer = self.grid.times(process, len(self.orders))
-        logsnr = process.logsnr(outer)
-        times = [outer[:1]]
-        for i, k in enumerate(self.orders):
-            inside = logsnr[i] + (logsnr[i + 1] - logsnr[i]) * torch.arange(1, k, dtype=torch.float64) / k
-            times += [process.schedule.time(inside), outer[i + 1 : i + 2]]
-        return torch.cat(times)
+        return _divided(process, self.grid.times(process, len(self.orders)), self.orders)
 
     def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Group]:
         group = memory if isinstance(memory, _Group) else _Group(0)

@@ -29,32 +29,30 @@ quantile of its own |x_hat|, at least 1.
 
 import math
 from abc import ABC, abstractmethod
-from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Literal, Self, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffzoo.errors import UserError, check_choice, lacks
+from diffzoo.errors import UserError, check_choice
 from diffzoo.process.gaussian import Estimate, GaussianProcess, expand_like
-from diffzoo.sampling.denoiser import Denoise
+from diffzoo.sampling.denoiser import Denoise, DenoiserAround, rows_of
 from diffzoo.sampling.grids import Unit
 from diffzoo.typing import Condition, Data, Times
 
 __all__ = [
     "Autoguidance",
-    "ClassifierFree", "DenoiserAround", "DynamicThresholding",
+    "ClassifierFree",
+    "DynamicThresholding",
     "Formula",
     "Guidance",
     "GuidanceSchedule",
     "Interval",
     "PowerCosine",
-    "rows_of",
-]  # fmt: skip
+]
 
-W = TypeVar("W")
 Formula = Literal["uncond", "cond"]
 Per = Literal["image", "class"]
 
@@ -107,31 +105,6 @@ class PowerCosine(GuidanceSchedule):
         return (1 - torch.cos(math.pi * (1 - t) ** self.power)) / 2
 
 
-class DenoiserAround:
-    """A denoiser around a denoiser. It passes on all but the estimate, which subclasses define."""
-
-    denoise: Denoise
-
-    @property
-    def process(self) -> GaussianProcess:
-        """The process of the denoiser inside."""
-        return self.denoise.process
-
-    def null_condition(self, cond: Condition | None) -> Condition | None:
-        """The condition for "none" of the denoiser inside."""
-        return self.denoise.null_condition(cond)
-
-    def rows(self, part: slice) -> Self:
-        """The same for a part of the images."""
-        other = copy(self)
-        other.denoise = rows_of(self.denoise, part)
-        return other
-
-    def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
-        """The estimate."""
-        raise lacks(self, "__call__")
-
-
 class Extrapolating(TypedDict, total=False):
     """Options of both kinds of guidance.
 
@@ -150,6 +123,40 @@ class Extrapolating(TypedDict, total=False):
     rescale: float
 
 
+class _Scales:
+    """One scale for all images, or a vector: one per image or per class."""
+
+    def __init__(self, values: float | Tensor, per: Per):
+        check_choice("guidance.per", per, Per)
+        self.values, self.per = torch.as_tensor(values, dtype=torch.float64).cpu(), per
+        if self.values.ndim > 1:
+            raise UserError(f"expected one guidance scale or a vector, got shape {tuple(self.values.shape)}")
+        self._last: tuple[Tensor | None, Tensor] = None, self.values
+
+    def rows(self, part: slice) -> "_Scales":
+        """Those for a part of the images."""
+        return _Scales(self.values[part], self.per) if self.values.ndim and self.per == "image" else self
+
+    def of(self, cond: Condition | None) -> Float[Tensor, "*images"]:
+        """The scale of each image, `()` or `(b,)`, float64 on the CPU."""
+        if self.values.ndim == 0 or self.per == "image":
+            return self.values
+        if cond is None or cond.label is None:
+            raise UserError("a guidance scale per class needs class labels")
+        if self._last[0] is not cond.label:  # one copy from the device per batch, not one per call
+            self._last = cond.label, self.values[cond.label.cpu()]
+        return self._last[1]
+
+
+def _rescaled(process: GaussianProcess, guided: Estimate, good: Estimate, z: Data, t: Times, phi: float) -> Estimate:
+    """(2)."""
+    process = replace(process, learned_variance=False) if process.learned_variance else process
+    output, usual = (process.target(e.x, e.eps, t) for e in (guided, good))
+    ratio = usual.flatten(1).std(1) / output.flatten(1).std(1)
+    output = output * expand_like(phi * ratio + 1 - phi, z)
+    return process.interpret(output, z, t)._replace(variance=guided.variance)
+
+
 class _Extrapolation(DenoiserAround, ABC):
     """(1): what the two kinds of guidance share."""
 
@@ -165,42 +172,25 @@ class _Extrapolation(DenoiserAround, ABC):
         rescale: float = 0.0,
     ):
         check_choice("guidance.formula", formula, Formula)
-        check_choice("guidance.per", per, Per)
-        self.denoise, self.formula, self.per = denoise, formula, per
-        self.scale = torch.as_tensor(scale, dtype=torch.float64).cpu()
-        if self.scale.ndim > 1:
-            raise UserError(f"expected one guidance scale or a vector, got shape {tuple(self.scale.shape)}")
+        self.denoise, self.formula, self.scales = denoise, formula, _Scales(scale, per)
         if not 0 <= rescale <= 1:
             raise UserError(f"expected a rescale of guidance in [0, 1], got {rescale}")
         self.interval, self.decay, self.channels, self.rescale = interval, decay, channels, rescale
-        self._last: tuple[Tensor, Tensor] | None = None
 
     def rows(self, part: slice) -> Self:
         """The same guidance for a part of the images."""
         other = super().rows(part)
-        if self.scale.ndim == 1 and self.per == "image":
-            other.scale = self.scale[part]
+        other.scales = self.scales.rows(part)
         return other
 
     def weight(self, t: Times, cond: Condition | None) -> Float[Tensor, "*images"]:
         """w in (1) at times `t`, `()` or `(b,)`, float64 on the CPU."""
         t = t.cpu()
-        excess = self._scales(cond) - (1 if self.formula == "uncond" else 0)
+        excess = self.scales.of(cond) - (1 if self.formula == "uncond" else 0)
         for fade in (self.interval, self.decay):
             if fade is not None:
                 excess = excess * fade(self.process, t.double())
         return 1 + excess
-
-    def _scales(self, cond: Condition | None) -> Float[Tensor, "*images"]:
-        if self.scale.ndim == 0 or self.per == "image":
-            return self.scale
-        if cond is None or cond.label is None:
-            raise UserError("a guidance scale per class needs class labels")
-        label, scales = self._last or (None, self.scale)
-        if label is not cond.label:  # one copy from the device per batch, not one per call
-            scales = self.scale[cond.label.cpu()]
-            self._last = cond.label, scales
-        return scales
 
     def __call__(self, z: Data, t: Times, cond: Condition | None = None) -> Estimate:
         """The guided estimate; one network call where the weight is 1 for all images."""
@@ -218,15 +208,7 @@ class _Extrapolation(DenoiserAround, ABC):
                 for guided, plain in ((x, good.x), (eps, good.eps))
             )
         guided = Estimate(x, eps, good.variance)
-        return self._rescaled(guided, good, z, t) if self.rescale else guided
-
-    def _rescaled(self, guided: Estimate, good: Estimate, z: Data, t: Times) -> Estimate:
-        """(2)."""
-        process = replace(self.process, learned_variance=False) if self.process.learned_variance else self.process
-        output, usual = (process.target(e.x, e.eps, t) for e in (guided, good))
-        ratio = usual.flatten(1).std(1) / output.flatten(1).std(1)
-        output = output * expand_like(self.rescale * ratio + 1 - self.rescale, z)
-        return process.interpret(output, z, t)._replace(variance=guided.variance)
+        return _rescaled(self.process, guided, good, z, t, self.rescale) if self.rescale else guided
 
     @abstractmethod
     def _pair(self, z: Data, t: Times, cond: Condition | None) -> tuple[Estimate, Estimate]:
@@ -386,12 +368,6 @@ class Guidance:
             how["channels"] = self.channels
             guided = ClassifierFree(denoise, scale, self.formula, null=null, **how)
         return guided if self.threshold is None else DynamicThresholding(guided, self.threshold)
-
-
-def rows_of(whole: W, part: slice) -> W:
-    """A denoiser or sampler for a part of the images: guidance with a scale per image takes those of the part."""
-    select = getattr(whole, "rows", None)
-    return whole if select is None else select(part)
 
 
 def _half(estimate: Estimate, part: slice) -> Estimate:

@@ -17,8 +17,7 @@ from diffzoo.errors import UserError
 from diffzoo.process.gaussian import Estimate, GaussianProcess
 from diffzoo.progress import Bar, progress_bar
 from diffzoo.rng import ImageNoise
-from diffzoo.sampling.denoiser import Denoise, compile_networks
-from diffzoo.sampling.guidance import rows_of
+from diffzoo.sampling.denoiser import Denoise, compile_networks, rows_of
 from diffzoo.sampling.samplers import Noise, Steps
 from diffzoo.typing import Condition, Data, Latents, Time, Times
 

@@ -9,8 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from diffzoo.errors import UserError
-from diffzoo.files import atomic_path
-from diffzoo.images import make_grid, to_uint8
+from diffzoo.images import make_grid, to_uint8, write_gif
 from diffzoo.sampling.loop import Moment
 
 __all__ = ["Trajectory"]
@@ -31,18 +30,15 @@ class Trajectory:
         if every < 1 or images < 1:
             raise UserError(f"expected every >= 1 and images >= 1, got {every} and {images}")
         self.every, self.decode, self.images = every, decode, images
-        self._pixels: dict[int, dict[int, Tensor]] = {}  # step: image: pixels
-        self.times: dict[int, float] = {}
+        self._pixels: dict[int, dict[int, Tensor]] = {}  # step, -1 for the finished images: image: pixels
 
     def __call__(self, moment: Moment) -> None:
         """Take note of one step of one batch; a batch that is tried again replaces what was noted of it."""
-        wanted = [i for i, row in enumerate(moment.rows) if row < self.images]
-        if not wanted or (moment.step >= 0 and moment.step % self.every):
+        rows = [row for row in moment.rows if row < self.images]
+        if not rows or (moment.step >= 0 and moment.step % self.every):
             return
-        x = moment.x_hat[wanted].float()
+        x = moment.x_hat[: len(rows)].float()
         pixels = to_uint8(x if self.decode is None else self.decode(x)).cpu()
-        rows = [moment.rows[i] for i in wanted]
-        self.times[moment.step] = moment.t
         self._pixels.setdefault(moment.step, {}).update(zip(rows, pixels, strict=True))
 
     def enlarging(self) -> "Trajectory | None":
@@ -53,14 +49,13 @@ class Trajectory:
         """Raw pixels `(n, c, h, w)` for each step that was kept, from noise to the finished images."""
         if not self._pixels:
             raise UserError("this trajectory is empty: hand it to sample(..., trajectory=...) first")
-        steps = sorted(step for step in self._pixels if step >= 0) + [step for step in self._pixels if step < 0]
-        return [torch.stack([pixels for _, pixels in sorted(self._pixels[step].items())]) for step in steps]
+        return [torch.stack([pixels for _, pixels in sorted(found.items())]) for found in self._pixels.values()]
 
     def contact_sheet(self, labels: Sequence[str] = ()) -> UInt8[Tensor, "3 H W"]:
         """A row per image, a column per step under its number; the labels stand below the finished images."""
         frames = torch.stack(self.frames(), dim=1)
         below = [label for text in labels[: len(frames)] for label in [""] * (frames.shape[1] - 1) + [text]]
-        heads = [f"step {step}" for step in sorted(self._pixels) if step >= 0] + ["image"]
+        heads = ["image" if step < 0 else f"step {step}" for step in self._pixels]
         return make_grid(frames.flatten(0, 1), columns=frames.shape[1], labels=below, heads=heads)
 
     def save_gif(
@@ -77,14 +72,5 @@ class Trajectory:
         Raises:
             UserError: if the file cannot be written.
         """
-        from PIL import Image
-
         grids = [make_grid(frame, min(columns, len(frame)), labels=labels[: len(frame)]) for frame in self.frames()]
-        frames = [Image.fromarray(g.permute(1, 2, 0).contiguous().numpy()) for g in grids]
-        durations = [milliseconds] * (len(frames) - 1) + [1500]
-        try:
-            with atomic_path(path) as temporary:
-                frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-        except OSError as error:
-            raise UserError(f"could not write the animation {path}: {error.strerror or error}") from error
-        return Path(path)
+        return write_gif(path, grids, [milliseconds] * (len(grids) - 1) + [1500])

@@ -147,7 +147,7 @@ def test_the_logsnr_measure_makes_the_schedule_irrelevant(weighting: Weighting) 
 
 
 def test_unknown_measure() -> None:
-    with pytest.raises(UserError, match="'time' or 'logsnr'"):
+    with pytest.raises(UserError, match="'time', 'logsnr'"):
         Sigmoid(0.0, "lambda")  # type: ignore[arg-type]
 
 

@@ -300,14 +300,14 @@ def test_mistakes_are_named() -> None:
     other = MixtureOracle(GaussianProcess(LinearTime()), torch.ones(1), torch.zeros(1, 4), torch.ones(1))
     for make, words in [
         (lambda: ClassifierFree(oracle(), 2.0)(z, T, None), "needs a condition to guide towards"),
-        (lambda: ClassifierFree(oracle(), 2.0, "both"), "'uncond' or 'cond', got 'both'"),  # type: ignore[arg-type]
+        (lambda: ClassifierFree(oracle(), 2.0, "both"), "'uncond', 'cond', got 'both'"),  # type: ignore[arg-type]
         (lambda: ClassifierFree(oracle(), torch.ones(3) * 2)(z, T, cond), "expected 4 guidance scales"),
         (lambda: ClassifierFree(oracle(), torch.ones(2, 2)), "one guidance scale or a vector"),
-        (lambda: ClassifierFree(oracle(), torch.ones(2), per="row"), "per 'image' or per 'class'"),  # type: ignore[arg-type]
+        (lambda: ClassifierFree(oracle(), torch.ones(2), per="row"), "per to be one of 'image', 'class'"),  # type: ignore[arg-type]
         (lambda: ClassifierFree(oracle(), torch.ones(2) * 2, per="class")(z, T, None), "needs class labels"),
         (lambda: Autoguidance(oracle(), other, 2.0), "same schedule and path"),
         (lambda: Interval(0.5, 0.5), "low < high"),
-        (lambda: Interval(0.1, 0.5, "snr"), "'t', 'logsnr' or 'sigma'"),  # type: ignore[arg-type]
+        (lambda: Interval(0.1, 0.5, "snr"), "'t', 'logsnr', 'sigma'"),  # type: ignore[arg-type]
         (lambda: PowerCosine(0), "must be positive"),
     ]:
         with pytest.raises(UserError, match=words):

@@ -274,7 +274,7 @@ def test_from_yaml(name: str, arguments: dict, want: Sampler) -> None:
         (lambda: DDIM(eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda: Ancestral(gamma=-0.1), r"gamma must lie in \[0, 1\]"),
         (lambda: AdjustedDDIM(prior_variance=0.0), "prior_variance > 0"),
-        (lambda: DPMSolver(order=4, method="singlestep"), "orders 1, 2 and 3"),
+        (lambda: DPMSolver(order=4, method="singlestep"), "order to be one of 1, 2, 3, got 4"),
         (lambda: DPMSolver(order=2), "use method 'singlestep'"),
         (lambda: DPMSolver(2, order=3, method="singlestep"), "at least 3 steps"),
         (lambda: DPMSolver(method="slow"), "got 'slow'"),
