@@ -345,6 +345,21 @@ class _Encoder(Network):
         return self.run(self.middle.block2, h, embedding, tau), skips
 
 
+def _with_low_res(z: Tensor, cond: Condition | None, upsampler: bool) -> Tensor:
+    """The noisy images, for an upsampler with the small ones enlarged beside them, `(b, 2c, h, w)`."""
+    low = cond.low_res if cond is not None else None
+    if not upsampler:
+        if low is not None:
+            raise UserError("this network is no upsampler: it was given low-resolution images; leave them out")
+        return z
+    if low is None:
+        raise UserError("this network is an upsampler: give it clean low-resolution images (Condition.low_res)")
+    if low.ndim != 4 or low.shape[:2] != z.shape[:2]:
+        raise UserError(f"expected low-resolution images ({len(z)}, {z.shape[1]}, h, w), got {tuple(low.shape)}")
+    low = F.interpolate(low.to(z.dtype), z.shape[2:], mode="bilinear", align_corners=False)
+    return torch.cat([z, low], dim=1)
+
+
 class ADMUNet(_Encoder):
     """The U-Net of ADM, or its upsampler.
 
@@ -394,25 +409,12 @@ class ADMUNet(_Encoder):
         embedding, tau = self.time(noise_level), scaled_level(noise_level, *INDICES)
         if label is not None:
             embedding = embedding + self.classes(label)
-        h, skips = self._encode(self._with_low_res(z, cond), embedding, tau)
+        h, skips = self._encode(_with_low_res(z, cond, self.config.upsampler), embedding, tau)
         for stage in reversed(_stages(self.up)):
             for i in range(len(stage.blocks)):
                 h = self._apply_block(stage, i, torch.cat([h, skips.pop()], dim=1), embedding, tau)
             h = self._apply_resample(stage, h, embedding, tau)
         return self.conv_out(F.silu(self.norm_out(h)))
-
-    def _with_low_res(self, z: Tensor, cond: Condition | None) -> Tensor:
-        low = cond.low_res if cond is not None else None
-        if not self.config.upsampler:
-            if low is not None:
-                raise UserError("this network is no upsampler: it was given low-resolution images; leave them out")
-            return z
-        if low is None:
-            raise UserError("this network is an upsampler: give it clean low-resolution images (Condition.low_res)")
-        if low.ndim != 4 or low.shape[:2] != z.shape[:2]:
-            raise UserError(f"expected low-resolution images ({len(z)}, {z.shape[1]}, h, w), got {tuple(low.shape)}")
-        low = F.interpolate(low.to(z.dtype), z.shape[2:], mode="bilinear", align_corners=False)
-        return torch.cat([z, low], dim=1)
 
 
 class ADMClassifier(_Encoder):

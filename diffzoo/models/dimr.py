@@ -19,8 +19,9 @@ positions work together with a class token (which is not rotated) and on every d
 given (the reference has the layers but cannot reach them).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -85,6 +86,13 @@ class DiMRStage:
     head_kernel_size: int = 3
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_choice("the kind of a stage", self.kind, Kind)
+        if self.depth % 2 == 0:
+            raise UserError(f"the depth of a stage is odd (down, middle, up), got {self.depth}")
+        if self.kind == "transformer" and self.width % self.heads:
+            raise UserError(f"{self.heads} heads do not divide the width {self.width}")
+
     @property
     def resolution(self) -> int:
         """Rows of the largest feature map: the name of the stage in `depth_at` and the like."""
@@ -94,6 +102,11 @@ class DiMRStage:
     def ratio(self) -> int:
         """Input pixels per cell."""
         return self.image_ratio * self.patch
+
+    @property
+    def largest_input(self) -> tuple[int, int]:
+        """Rows and columns of the largest input that the position table serves."""
+        return self.grid[0] * self.ratio, self.grid[1] * self.ratio
 
 
 @dataclass(frozen=True)
@@ -123,12 +136,7 @@ class DiMRConfig(Config):
         if self.norm not in NORMS:
             raise UserError(f"unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
         check_choice("positions", self.positions, Positions)
-        for stage in self.stages:
-            self._check_stage(stage)
-        for coarse, fine in zip(self.stages, self.stages[1:], strict=False):
-            ratio = fine.grid[0] // coarse.grid[0]
-            if ratio < 1 or fine.grid != (ratio * coarse.grid[0], ratio * coarse.grid[1]):
-                raise UserError(f"stages go coarse to fine in whole factors, got grids {coarse.grid} and {fine.grid}")
+        _check_stages(self.stages, self.positions)
         if any(side % self.cell for side in self.sides):
             raise UserError(f"image_size {size_text(self.image_size)} does not divide by {self.cell}, the largest cell")
 
@@ -139,30 +147,10 @@ class DiMRConfig(Config):
     def _grown(self) -> Self:
         """With grids that serve `image_size`: those of an input that does not fit into the tables become its own."""
         rows, columns = self.sides
-        if not self.stages or (rows <= self.largest_input[0] and columns <= self.largest_input[1]):
+        largest = self.stages[-1].largest_input
+        if rows <= largest[0] and columns <= largest[1]:
             return self
         return replace(self, stages=tuple(replace(s, grid=(rows // s.ratio, columns // s.ratio)) for s in self.stages))
-
-    def _check_stage(self, stage: DiMRStage) -> None:
-        if stage.kind not in ("transformer", "convnext"):
-            raise UserError(f"expected a stage of kind 'transformer' or 'convnext', got {stage.kind!r}")
-        if stage.depth % 2 == 0:
-            raise UserError(f"the depth of a stage is odd (down, middle, up), got {stage.depth}")
-        if stage.kind == "transformer" and stage.width % stage.heads:
-            raise UserError(f"{stage.heads} heads do not divide the width {stage.width}")
-        if stage.kind == "transformer" and self.positions == "axial_rope" and stage.width // stage.heads % 4:
-            raise UserError(f"axial_rope needs heads of a multiple of 4 channels, got {stage.width // stage.heads}")
-        if (stage.grid[0] * stage.ratio, stage.grid[1] * stage.ratio) != self.largest_input:
-            raise UserError(
-                f"all stages must see one largest input: the last one's is {self.largest_input}, but a grid of "
-                f"{stage.grid} with {stage.ratio} pixels per cell says otherwise"
-            )
-
-    @property
-    def largest_input(self) -> tuple[int, int]:
-        """Rows and columns of the largest input that the position tables serve."""
-        last = self.stages[-1]
-        return last.grid[0] * last.ratio, last.grid[1] * last.ratio
 
     def override(self, **overrides: object) -> Self:
         """Replace fields; `depth_at`, `width_at` and `dropout_from_resolution` refer to the rows of a stage's grid.
@@ -176,6 +164,23 @@ class DiMRConfig(Config):
         stages = rewritten(config.stages, rewrites)
         pairs = zip(stages, config.stages, strict=True)
         return replace(config, stages=tuple(replace(s, hidden=o.hidden * s.width // o.width) for s, o in pairs))
+
+
+def _check_stages(stages: Sequence[DiMRStage], positions: Positions) -> None:
+    """Refuse stages that do not fit each other or the positions."""
+    largest = stages[-1].largest_input
+    for stage in stages:
+        if stage.kind == "transformer" and positions == "axial_rope" and stage.width // stage.heads % 4:
+            raise UserError(f"axial_rope needs heads of a multiple of 4 channels, got {stage.width // stage.heads}")
+        if stage.largest_input != largest:
+            raise UserError(
+                f"all stages must see one largest input: the last one's is {largest}, but a grid of "
+                f"{stage.grid} with {stage.ratio} pixels per cell says otherwise"
+            )
+    for coarse, fine in pairwise(stages):
+        ratio = fine.grid[0] // coarse.grid[0]
+        if ratio < 1 or fine.grid != (ratio * coarse.grid[0], ratio * coarse.grid[1]):
+            raise UserError(f"stages go coarse to fine in whole factors, got grids {coarse.grid} and {fine.grid}")
 
 
 # -- blocks: maps (b, h, w, c) and tokens (b, n, c), channels last
@@ -297,6 +302,13 @@ class Head(nn.Module):
 # -- stages and network
 
 
+def _positions(table: Tensor, grid: tuple[int, int], rows: int, columns: int) -> Tensor:
+    """Positions of an input's cells, `(rows, columns, width)`: a corner of the table, or all of it, resampled."""
+    if rows > grid[0] or columns > grid[1]:
+        return resample_grid(table, grid, (rows, columns)).unflatten(0, (rows, columns))
+    return table.unflatten(0, grid)[:rows, :columns]
+
+
 class Stage(nn.Module):
     """One resolution: patches, features of the stage before, blocks with long skips, a head."""
 
@@ -330,11 +342,15 @@ class Stage(nn.Module):
         rows, columns = x.shape[1:3]
         tokens = self.metadata.kind == "transformer"
         extra = 0
+        inputs: tuple[object, ...] = ()
         if tokens:
             x = x.flatten(1, 2)
             if self.class_table is not None:
                 x, extra = torch.cat([self.class_table(cond.label)[:, None].to(x.dtype), x], dim=1), 1
-        inputs = self._block_inputs(rows, columns, extra, cond, x)
+            places = None
+            if self.rotary:  # the class at the origin: no rotation
+                places = F.pad(axial_positions(rows, columns, x.device), (0, 0, extra, 0))
+            inputs = places, cond.text, cond.text_mask
         features = with_long_skips(run, self.blocks, self.skips, x, tau, *inputs, keep=keep)
         features = [x, *features] if keep else features
         if tokens:
@@ -347,23 +363,16 @@ class Stage(nn.Module):
         # one copy here, or every sum of the residual stream would inherit the channels-first layout
         x = self.patch(z).permute(0, 2, 3, 1).contiguous()
         if not self.rotary:
-            x = x + self._positions(x.shape[1], x.shape[2])
+            x = x + _positions(self.positions, self.metadata.grid, x.shape[1], x.shape[2])
         return x if self.upsample is None or below is None else x + self.upsample(below, tau)
 
-    def _positions(self, rows: int, columns: int) -> Tensor:
-        """Positions of an input's cells, `(rows, columns, width)`: a corner of the table, or all of it, resampled."""
-        grid = self.metadata.grid
-        if rows > grid[0] or columns > grid[1]:
-            return resample_grid(self.positions, grid, (rows, columns)).unflatten(0, (rows, columns))
-        return self.positions.unflatten(0, grid)[:rows, :columns]
 
-    def _block_inputs(self, rows: int, columns: int, extra: int, cond: Condition, x: Tensor) -> tuple[object, ...]:
-        if self.metadata.kind == "convnext":
-            return ()
-        positions = None
-        if self.rotary:
-            positions = F.pad(axial_positions(rows, columns, x.device), (0, 0, extra, 0))  # the origin: no rotation
-        return positions, cond.text, cond.text_mask
+def _checked(text: Text | None, width: int) -> Text | None:
+    """The text embeddings, if they have as many channels as the network reads."""
+    if text is not None and text.shape[2] != width:
+        want = f"of {width} channels" if width else "no text"
+        raise UserError(f"this network reads {want}: got text embeddings of shape {tuple(text.shape)}")
+    return text
 
 
 class DiMR(Network):
@@ -391,8 +400,10 @@ class DiMR(Network):
 
     def _outputs(self, z: Tensor, noise_level: Tensor, cond: Condition | None, last_only: bool) -> tuple[Tensor, ...]:
         self.check_input(z)
-        cond = self._condition(z, cond)
-        z, tau = z.to(self._dtype), noise_level / 4
+        dtype, label, given = next(self.parameters()).dtype, self.labels(z, cond), Condition() if cond is None else cond
+        text = _checked(given.text, self.config.text_width)
+        cond = Condition(label, None if text is None else text.to(dtype), given.text_mask)
+        z, tau = z.to(dtype), noise_level / 4
         outputs: list[Tensor] = []
         below: Tensor | None = None
         for stage in self.stages:
@@ -405,19 +416,6 @@ class DiMR(Network):
                 below = torch.cat(features, dim=-1)
                 below = below.detach() if self.config.detach_features else below
         return tuple(outputs)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def _condition(self, z: Tensor, cond: Condition | None) -> Condition:
-        label, text = self.labels(z, cond), cond.text if cond is not None else None
-        if text is not None and text.shape[2] != self.config.text_width:
-            want = f"of {self.config.text_width} channels" if self.config.text_width else "no text"
-            raise UserError(f"this network reads {want}: got text embeddings of shape {tuple(text.shape)}")
-        if text is not None:
-            text = text.to(self._dtype)
-        return Condition(label=label, text=text, text_mask=cond.text_mask if cond is not None else None)
 
     def fsdp_units(self) -> list[nn.Module]:
         """The blocks, and the large layers between them: fusions of skips, and the way from stage to stage."""

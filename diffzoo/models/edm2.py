@@ -155,6 +155,41 @@ class Block(nn.Module):
 # -- network
 
 
+def _encoder(c: EDM2Config) -> Iterator[Block]:
+    """The way down."""
+    width = c.levels[0].width
+    for i, level in enumerate(c.levels):
+        if i:
+            yield Block(c, "encoder", width, width, level.dropout, resample="down")
+        heads = c.heads(level) if level.attention else 0
+        for _ in range(level.depth):
+            yield Block(c, "encoder", width, level.width, level.dropout, heads)
+            width = level.width
+
+
+def _decoder(c: EDM2Config) -> Iterator[Block]:
+    """The bottom and the way up."""
+    skips, last = _skip_widths(c), c.levels[-1]
+    width = skips[-1]
+    yield Block(c, "decoder", width, width, last.dropout, c.heads(last))
+    yield Block(c, "decoder", width, width, last.dropout)
+    for level in reversed(c.levels):
+        if level is not last:
+            yield Block(c, "decoder", width, width, level.dropout, resample="up")
+        heads = c.heads(level) if level.attention else 0
+        for _ in range(level.depth + 1):
+            yield Block(c, "decoder", width + skips.pop(), level.width, level.dropout, heads)
+            width = level.width
+
+
+def _skip_widths(c: EDM2Config) -> list[int]:
+    """Channels of what the decoder reads again: the first convolution and every block of the encoder, in order."""
+    widths = [c.levels[0].width]
+    for i, level in enumerate(c.levels):
+        widths += [widths[-1]] * bool(i) + [level.width] * level.depth
+    return widths
+
+
 class EDM2UNet(Network):
     """The U-Net. `cond.label` where it has classes; the null class, index `num_classes`, is a row of zeros."""
 
@@ -169,9 +204,8 @@ class EDM2UNet(Network):
         self.noise = MPLinear(levels[0].width, c.embedding)
         self.classes = MPTable(c.num_classes, c.embedding) if c.num_classes else None
         self.conv_in = MPConv2d(c.in_channels + 1, levels[0].width, 3)
-        widths = [levels[0].width]
-        self.encoder = nn.ModuleList(self._encoder(widths))
-        self.decoder = nn.ModuleList(self._decoder(widths))
+        self.encoder = nn.ModuleList(_encoder(c))
+        self.decoder = nn.ModuleList(_decoder(c))
         self.conv_out = MPConv2d(levels[0].width, c.in_channels, 3)
         self.gain_out = nn.Parameter(torch.zeros(()))
         if c.uncertainty:
@@ -185,34 +219,6 @@ class EDM2UNet(Network):
     def class_tables(self) -> list[str]:
         """The table of classes, which has no row for the null class."""
         return [] if self.classes is None else ["classes.weight"]
-
-    def _encoder(self, widths: list[int]) -> Iterator[Block]:
-        """The way down; appends the width of each output."""
-        c, width = self.config, widths[-1]
-        for i, level in enumerate(c.levels):
-            if i:
-                yield Block(c, "encoder", width, width, level.dropout, resample="down")
-                widths.append(width)
-            heads = c.heads(level) if level.attention else 0
-            for _ in range(level.depth):
-                yield Block(c, "encoder", width, level.width, level.dropout, heads)
-                width = level.width
-                widths.append(width)
-
-    def _decoder(self, widths: list[int]) -> Iterator[Block]:
-        """The bottom and the way up; takes the widths of the skips."""
-        c, skips = self.config, list(widths)
-        width = skips[-1]
-        last = c.levels[-1]
-        yield Block(c, "decoder", width, width, last.dropout, c.heads(last))
-        yield Block(c, "decoder", width, width, last.dropout)
-        for level in reversed(c.levels):
-            if level is not last:
-                yield Block(c, "decoder", width, width, level.dropout, resample="up")
-            heads = c.heads(level) if level.attention else 0
-            for _ in range(level.depth + 1):
-                yield Block(c, "decoder", width + skips.pop(), level.width, level.dropout, heads)
-                width = level.width
 
     def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Images:
         self.check_input(z)

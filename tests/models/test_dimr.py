@@ -58,7 +58,7 @@ def lively(config: DiMRConfig) -> DiMR:
 
 
 def inputs(config: DiMRConfig, size: tuple[int, int] | None = None, b: int = 2) -> tuple[torch.Tensor, ...]:
-    z = torch.randn(b, config.in_channels, *(size or config.largest_input))
+    z = torch.randn(b, config.in_channels, *(size or config.stages[-1].largest_input))
     label = torch.arange(b) if config.num_classes else None
     text = torch.randn(b, 5, config.text_width) if config.text_width else None
     mask = torch.tensor([[True] * 3 + [False] * 2] * b) if config.text_width else None
@@ -301,6 +301,9 @@ def test_overrides_by_resolution() -> None:
     assert config.num_classes == 3
 
 
+STAGE = {"kind": "transformer", "grid": [8, 8], "width": 32, "hidden": 64, "depth": 3, "patch": 2}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -311,7 +314,7 @@ def test_overrides_by_resolution() -> None:
         ({"image_size": 31}, "does not divide by 2"),
         ({"stages": ()}, "at least one stage"),
         ({"stages": TINY.stages[::-1]}, "coarse to fine"),
-        ({"stages": (replace(TINY.stages[0], heads=5),)}, "heads"),
+        ({"stages": [{**STAGE, "heads": 5}]}, "heads"),
         ({"dropout_from_resolution": 8}, "dropout"),
         ({"depht": 3}, "no argument"),
     ],
