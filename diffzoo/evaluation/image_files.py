@@ -85,16 +85,7 @@ class FolderImages:
         Raises:
             UserError: if there are none, or other files among them.
         """
-        found = sorted(p for p in Path(self.path).rglob("*") if p.is_file() and not p.name.startswith("."))
-        other = [p for p in found if p.suffix.lower() not in SUFFIXES]
-        if other:
-            raise UserError(
-                f"{self.path} holds {len(other)} files that are no images, for example {other[0].name!r}: "
-                f"give a folder of images alone ({', '.join(sorted(SUFFIXES))})"
-            )
-        if not found:
-            raise UserError(f"{self.path} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
-        return found
+        return _image_files(self.path)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -110,8 +101,8 @@ class FolderImages:
         Raises:
             UserError: for a file that cannot be read or has another size than the first.
         """
-        rows = [self._read(p) for p in self.files[start : start + count]]
-        first = self._read(self.files[0]).shape
+        rows = [_read_image(p) for p in self.files[start : start + count]]
+        first = _read_image(self.files[0]).shape
         for path, row in zip(self.files[start : start + count], rows, strict=True):
             if row.shape != first:
                 raise UserError(
@@ -125,19 +116,6 @@ class FolderImages:
         remark = lossy_remark(self.files, f"the images in {self.path}")
         return [] if remark is None else [remark]
 
-    @staticmethod
-    def _read(path: Path) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(path) as image:
-                _check_mode(path, image)
-                return np.asarray(image.convert("RGB"))
-        except UserError:
-            raise
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise UserError(f"{path} is no image, or a damaged one ({error}): remove it or write it again") from error
-
     @cached_property
     def sha256(self) -> str:
         """Hash of the names and contents of the files."""
@@ -149,6 +127,34 @@ class FolderImages:
     def plan(self) -> ImagesPlan:
         """Which images these are."""
         return ImagesPlan(self.path, self.sha256)
+
+
+def _image_files(folder: str) -> list[Path]:
+    """The image files in a folder and below it, or a `UserError`."""
+    found = sorted(p for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith("."))
+    other = [p for p in found if p.suffix.lower() not in SUFFIXES]
+    if other:
+        raise UserError(
+            f"{folder} holds {len(other)} files that are no images, for example {other[0].name!r}: "
+            f"give a folder of images alone ({', '.join(sorted(SUFFIXES))})"
+        )
+    if not found:
+        raise UserError(f"{folder} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """uint8 `(h, w, 3)`, or a `UserError`."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            _check_mode(path, image)
+            return np.asarray(image.convert("RGB"))
+    except UserError:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no image, or a damaged one ({error}): remove it or write it again") from error
 
 
 def _check_mode(path: Path, image: "Image.Image") -> None:
@@ -164,6 +170,33 @@ def array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(member)
+
+
+def _member_bytes(path: str, name: str, start: int, count: int) -> bytes:
+    """Some bytes of a member of a zip file."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(name)
+        if info.compress_type == zipfile.ZIP_STORED:
+            # a seek through the archive would read all that lies before
+            with open(path, "rb") as file:
+                file.seek(info.header_offset + LOCAL_HEADER.size - 4)
+                lengths = LOCAL_HEADER_LENGTHS.unpack(file.read(4))
+                file.seek(info.header_offset + LOCAL_HEADER.size + sum(lengths) + start)
+                return file.read(count)
+        with archive.open(info) as member:
+            member.seek(start)
+            return member.read(count)
+
+
+def _raw_pixels(values: np.ndarray, path: str) -> np.ndarray:
+    """uint8, or a `UserError` for values that are not finite or not in 0..255."""
+    if values.dtype == np.uint8:
+        return values.copy()
+    if not np.isfinite(values).all():
+        raise UserError(f"{path} holds values that are not finite (NaN): sample the images again")
+    if values.size and (values.min() < 0 or values.max() > 255 or values.max() <= 1):
+        raise UserError(f"{path}: expected pixels in 0..255, got {values.min():g} to {values.max():g}; write uint8")
+    return values.round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -208,38 +241,13 @@ class NpzImages:
         shape, dtype, offset = self._header
         count = max(0, min(count, shape[0] - start))
         row = int(np.prod(shape[1:])) * dtype.itemsize
-        values = np.frombuffer(self._bytes(offset + start * row, count * row), dtype).reshape(count, *shape[1:])
-        return torch.from_numpy(self._raw(values)).permute(0, 3, 1, 2)
+        data = _member_bytes(self.path, "arr_0.npy", offset + start * row, count * row)
+        values = np.frombuffer(data, dtype).reshape(count, *shape[1:])
+        return torch.from_numpy(_raw_pixels(values, self.path)).permute(0, 3, 1, 2)
 
     def remarks(self) -> list[str]:
         """What a reader of a result should know: of pixels alone, nothing."""
         return []
-
-    def _bytes(self, start: int, count: int) -> bytes:
-        """Some bytes of the member `arr_0.npy`."""
-        with zipfile.ZipFile(self.path) as archive:
-            info = archive.getinfo("arr_0.npy")
-            if info.compress_type == zipfile.ZIP_STORED:
-                # a seek through the archive would read all that lies before
-                with open(self.path, "rb") as file:
-                    file.seek(info.header_offset + LOCAL_HEADER.size - 4)
-                    name, extra = LOCAL_HEADER_LENGTHS.unpack(file.read(4))
-                    file.seek(info.header_offset + LOCAL_HEADER.size + name + extra + start)
-                    return file.read(count)
-            with archive.open(info) as member:
-                member.seek(start)
-                return member.read(count)
-
-    def _raw(self, values: np.ndarray) -> np.ndarray:
-        if values.dtype == np.uint8:
-            return values.copy()
-        if not np.isfinite(values).all():
-            raise UserError(f"{self.path} holds values that are not finite (NaN): sample the images again")
-        if values.size and (values.min() < 0 or values.max() > 255 or values.max() <= 1):
-            raise UserError(
-                f"{self.path}: expected pixels in 0..255, got {values.min():g} to {values.max():g}; write uint8"
-            )
-        return values.round().astype(np.uint8)
 
     def plan(self) -> ImagesPlan:
         """Which images these are."""

@@ -15,9 +15,9 @@ which is the same for all results of one protocol and one reason why protocols m
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +33,6 @@ from diffzoo.metrics.kernels import cmmd, cmmd_parts, kid_parts, kid_subsets
 from diffzoo.metrics.moments import Moments, merge_all
 from diffzoo.metrics.neighbours import authentic, density_coverage, precision_recall
 from diffzoo.metrics.vendi import vendi_score
-
-T = TypeVar("T")
 
 __all__ = [
     "ALIASES",
@@ -182,6 +180,16 @@ def _mean_value(per_image: Tensor, groups: int) -> Value:
     return Value(float(per_image.double().mean()), error, _jackknife_text(groups) if error is not None else None)
 
 
+def _over_groups(
+    x: Tensor, y: Tensor, parts: Callable[[Sequence[Tensor], Tensor], Sequence[float]], groups: int
+) -> tuple[float | None, str | None]:
+    """Standard error of a mean over groups of consecutive seeds, and what it is."""
+    if groups < 2 or len(x) < 2 * groups:
+        return None, None
+    values = torch.tensor(parts([x[a:b] for a, b in _bounds(len(x), groups)], y), dtype=torch.float64)
+    return float(values.std()) / math.sqrt(groups), f"over {groups} groups of consecutive seeds"
+
+
 # -- metrics
 
 
@@ -250,26 +258,17 @@ def _inception(logits: Tensor, split_size: int, groups: int) -> Value:
     return Value(score, jackknife(rest), _jackknife_text(groups))
 
 
+@dataclass
 class _Measurement:
-    """The values of one protocol; results that two metrics share are computed once."""
+    """The values of one protocol; neighbours that two metrics share are looked for once."""
 
-    def __init__(
-        self,
-        protocol: EvalProtocol,
-        features: Features,
-        reference: Reference,
-        networks: Mapping[str, FeatureNetwork],
-        groups: int,
-        device: torch.device | str,
-    ):
-        self.protocol, self.features, self.reference = protocol, features, reference
-        self.networks, self.groups, self.device = networks, groups, device
-        self._shared: dict[Hashable, object] = {}
-
-    def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        if key not in self._shared:
-            self._shared[key] = compute()
-        return cast(T, self._shared[key])
+    protocol: EvalProtocol
+    features: Features
+    reference: Reference
+    networks: Mapping[str, FeatureNetwork]
+    groups: int
+    device: torch.device | str
+    shared: dict[tuple[str, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def _setting(self, name: str, default: int) -> int:
         return int(self.protocol.settings.get(name, default))
@@ -280,9 +279,11 @@ class _Measurement:
         return self.features.of(metric).to(self.device), reference.to(self.device)
 
     def _neighbours(self, metric: Metric, manifold: bool) -> tuple[Tensor, Tensor]:
-        compute = precision_recall if manifold else density_coverage
-        k = neighbours_of(self.protocol, metric.kind)
-        return self._once((metric.network, manifold), lambda: compute(*self._both(metric), k))
+        key = (metric.network, manifold)
+        if key not in self.shared:
+            compute = precision_recall if manifold else density_coverage
+            self.shared[key] = compute(*self._both(metric), neighbours_of(self.protocol, metric.kind))
+        return self.shared[key]
 
     def value(self, name: str) -> Value:
         """The value of one metric."""
@@ -311,24 +312,11 @@ class _Measurement:
         if kind == "authpct":
             return _mean_value(100 * authentic(x, y).double().cpu(), self.groups)
         if kind == "cmmd":
-            return Value(cmmd(x, y), *self._over_groups(x, y, cmmd_parts))
-        return self._kid(x, y)
-
-    def _kid(self, x: Tensor, y: Tensor) -> Value:
-        subsets = self._setting("kid_subsets", 100)
+            return Value(cmmd(x, y), *_over_groups(x, y, cmmd_parts, self.groups))
         size = min(self._setting("kid_subset_size", 1000), len(x), len(y))
+        mean, _ = kid_subsets(x, y, self._setting("kid_subsets", 100), size)
         # the spread over subsets of the same images is no error of the mean: it says nothing of how many there are
-        return Value(kid_subsets(x, y, subsets, size)[0], *self._over_groups(x, y, kid_parts))
-
-    def _over_groups(
-        self, x: Tensor, y: Tensor, parts: Callable[[Sequence[Tensor], Tensor], Sequence[float]]
-    ) -> tuple[float | None, str | None]:
-        """Standard error of a mean over groups of consecutive seeds, and what it is."""
-        groups = self.groups
-        if groups < 2 or len(x) < 2 * groups:
-            return None, None
-        values = torch.tensor(parts([x[a:b] for a, b in _bounds(len(x), groups)], y), dtype=torch.float64)
-        return float(values.std()) / math.sqrt(groups), f"over {groups} groups of consecutive seeds"
+        return Value(mean, *_over_groups(x, y, kid_parts, self.groups))
 
 
 def neighbours_of(protocol: EvalProtocol, kind: str) -> int:

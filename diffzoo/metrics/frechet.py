@@ -26,6 +26,21 @@ __all__ = ["FrechetReference", "frechet_distance", "frechet_ratio"]
 ASYMMETRY = 1e-4  # relative; float32 statistics are symmetric to 1e-6
 
 
+def _check(mean: Tensor, covariance: Tensor) -> None:
+    """Refuse statistics that are none of a Gaussian."""
+    d = mean.shape[0]
+    if covariance.shape != (d, d):
+        raise UserError(f"expected a covariance of shape ({d}, {d}), got {tuple(covariance.shape)}")
+    if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise UserError("the statistics are not finite: make them again from the images")
+    asymmetry = (covariance - covariance.T).abs().max()
+    if asymmetry > ASYMMETRY * covariance.abs().max():
+        raise UserError(
+            f"expected a covariance, got a matrix that is not symmetric (by up to {float(asymmetry):.3g}): "
+            "did you save a triangle or a factor of it?"
+        )
+
+
 @dataclass(frozen=True)
 class FrechetReference:
     """Mean, covariance and a factor of the covariance, so that many distances to one reference factorise it once.
@@ -48,17 +63,7 @@ class FrechetReference:
             UserError: for a covariance of another shape, values that are not finite, or a matrix that is not symmetric.
         """
         mean, covariance = mean.to(torch.float64), covariance.to(torch.float64)
-        d = mean.shape[0]
-        if covariance.shape != (d, d):
-            raise UserError(f"expected a covariance of shape ({d}, {d}), got {tuple(covariance.shape)}")
-        if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-            raise UserError("the statistics are not finite: make them again from the images")
-        asymmetry = (covariance - covariance.T).abs().max()
-        if asymmetry > ASYMMETRY * covariance.abs().max():
-            raise UserError(
-                f"expected a covariance, got a matrix that is not symmetric (by up to {float(asymmetry):.3g}): "
-                "did you save a triangle or a factor of it?"
-            )
+        _check(mean, covariance)
         covariance = (covariance + covariance.T) / 2
         return cls(mean, covariance, _factor(covariance))
 
@@ -93,15 +98,19 @@ class FrechetReference:
         One eigenproblem serves any number of neighbours of one set: a jackknife costs little more than the distance.
         """
         covariance = moments.covariance()
-        inner = self.factor.T @ covariance @ self.factor
-        values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
-        kept = values > _rounding(values)
-        half = self.factor @ vectors[:, kept] * values[kept] ** -0.25
-        slope = torch.eye(len(covariance), dtype=half.dtype, device=half.device) - half @ half.T
-        gap = 2 * (moments.mean - self.mean)
+        gap, slope = 2 * (moments.mean - self.mean), _slope(self.factor, covariance)
         return [
             float(gap @ (o.mean - moments.mean) + (slope * (o.covariance() - covariance)).sum()) for o in others
         ]  # fmt: skip
+
+
+def _slope(factor: Tensor, covariance: Tensor) -> Tensor:
+    """The second part of (3)."""
+    inner = factor.T @ covariance @ factor
+    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+    kept = values > _rounding(values)
+    half = factor @ vectors[:, kept] * values[kept] ** -0.25
+    return torch.eye(len(covariance), dtype=half.dtype, device=half.device) - half @ half.T
 
 
 def _factor(covariance: Tensor) -> Tensor:
