@@ -35,6 +35,44 @@ __all__ = ["Bucketed", "aspects", "nearest"]
 UNKNOWN = 1.0  # aspect of what cannot be read, which is dealt with where it is decoded
 
 
+class _Turns:
+    """Which bucket each batch of the run belongs to.
+
+    Args:
+        rows: of each bucket.
+        seed: of the order.
+        batch: images of a global batch.
+    """
+
+    def __init__(self, rows: Sequence[int], seed: int, batch: int):
+        self._rows, self._total, self._seed, self._batch = np.array(rows, dtype=np.int64), sum(rows), seed, batch
+        self._offset = np.array([key("bucket", seed, b) % batch for b in range(len(rows))], dtype=np.int64)
+        self._made: Memory[tuple[int, Indices, Indices]] = Memory(4)
+
+    def _before(self, turn: int) -> Indices:
+        """(1), for each bucket."""
+        return (turn * self._rows + self._offset) // self._batch
+
+    def batch(self, number: int) -> tuple[int, int]:
+        """The bucket of a batch, and how many batches of it came before."""
+        low, high = 0, (number + len(self._rows)) * self._batch // self._total + 1
+        while high - low > 1:  # the turn: the last one that does not begin after the batch
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._before(middle).sum() <= number else (low, middle)
+        first, buckets, ordinals = self._made.get_or_make(low, lambda: self._turn(low))
+        return int(buckets[number - first]), int(ordinals[number - first])
+
+    def _turn(self, turn: int) -> tuple[int, Indices, Indices]:
+        """(its first batch, the bucket of each batch, how many batches of that came before)."""
+        before, after = self._before(turn), self._before(turn + 1)
+        buckets = np.repeat(np.arange(len(self._rows)), after - before)
+        buckets = buckets[permutation(len(buckets), self._seed, "buckets", turn)]
+        ordinals = np.empty_like(buckets)
+        for b, start in enumerate(before):
+            ordinals[buckets == b] = start + np.arange((buckets == b).sum())
+        return int(before.sum()), buckets, ordinals
+
+
 class Bucketed(Order):
     """Batches of one shape each.
 
@@ -48,9 +86,7 @@ class Bucketed(Order):
     def __init__(self, bucket: Indices, sizes: Sequence[Size], seed: int, batch: int):
         self.rows, self.sizes, self.seed, self.batch, self._bucket = len(bucket), tuple(sizes), seed, batch, bucket
         self._members = [np.flatnonzero(bucket == b) for b in range(len(sizes))]
-        self._count = np.array([len(m) for m in self._members], dtype=np.int64)
-        self._offset = np.array([key("bucket", seed, b) % batch for b in range(len(sizes))], dtype=np.int64)
-        self._turns: Memory[tuple[int, Indices, Indices]] = Memory(4)
+        self._turns = _Turns([len(m) for m in self._members], seed, batch)
         self._orders: Memory[Indices] = Memory(4 * len(sizes))
 
     def state(self) -> dict[str, object]:
@@ -66,7 +102,7 @@ class Bucketed(Order):
 
     def place(self, position: int) -> Place:
         number, within = divmod(position, self.batch)
-        bucket, ordinal = self._batch(number)
+        bucket, ordinal = self._turns.batch(number)
         visit, index = divmod(ordinal * self.batch + within, len(self._members[bucket]))
         window = (visit, bucket, 0)
         return Place(int(self.window_rows(window)[index]), visit, window)
@@ -77,29 +113,6 @@ class Bucketed(Order):
         return self._orders.get_or_make(
             window, lambda: rows[permutation(len(rows), self.seed, "bucket rows", bucket, visit)]
         )
-
-    def _before(self, turn: int) -> Indices:
-        """(1), for each bucket."""
-        return (turn * self._count + self._offset) // self.batch
-
-    def _batch(self, number: int) -> tuple[int, int]:
-        """The bucket of a batch, and how many batches of it came before."""
-        low, high = 0, (number + len(self.sizes)) * self.batch // self.rows + 1
-        while high - low > 1:  # the turn: the last one that does not begin after the batch
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._before(middle).sum() <= number else (low, middle)
-        first, buckets, ordinals = self._turns.get_or_make(low, lambda: self._turn(low))
-        return int(buckets[number - first]), int(ordinals[number - first])
-
-    def _turn(self, turn: int) -> tuple[int, Indices, Indices]:
-        """(its first batch, the bucket of each batch, how many batches of that came before)."""
-        before, after = self._before(turn), self._before(turn + 1)
-        buckets = np.repeat(np.arange(len(self.sizes)), after - before)
-        buckets = buckets[permutation(len(buckets), self.seed, "buckets", turn)]
-        ordinals = np.empty_like(buckets)
-        for b, start in enumerate(before):
-            ordinals[buckets == b] = start + np.arange((buckets == b).sum())
-        return int(before.sum()), buckets, ordinals
 
 
 def nearest(aspect: NDArray[np.float64], sizes: Sequence[Size]) -> Indices:

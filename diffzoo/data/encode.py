@@ -22,13 +22,22 @@ from torch import Tensor
 
 from diffzoo.data.bad_images import check_bad
 from diffzoo.data.batches import BatchMaker, RawBatch, Sample, Transform
-from diffzoo.data.latents import CACHE_METADATA, HEADER, CacheMetadata, header, open_shard, shard_name
+from diffzoo.data.latents import (
+    CACHE_METADATA,
+    HEADER,
+    CacheMetadata,
+    header,
+    open_shard,
+    read_cache_metadata,
+    shard_name,
+)
 from diffzoo.data.sources import Record, Source, ids_hash
 from diffzoo.data.spans import Sequential
 from diffzoo.data.workers import WorkerLoader
 from diffzoo.errors import UserError
 from diffzoo.files import write_text
 from diffzoo.images import to_float
+from diffzoo.record import differences
 from diffzoo.sizes import sides
 from diffzoo.tensors import write_tensors
 
@@ -102,7 +111,7 @@ def encode(
     """
     _check_folder(folder, cache_metadata)
     progress = Progress()
-    for shard in _present(folder, cache_metadata):
+    for shard in cache_metadata.present(folder):
         progress.bad |= _bad_of(open_shard(folder, shard))
     check_bad(progress.bad, max_bad, source.name)
     work = _Work(source, folder, cache_metadata, batch_size, progress)
@@ -129,25 +138,19 @@ def encode(
             shard_work.claim.close()
     if done < cache_metadata.shards:
         report(cache_metadata.shards, cache_metadata.shards)
-    if len(_present(folder, cache_metadata)) == cache_metadata.shards:
+    if len(cache_metadata.present(folder)) == cache_metadata.shards:
         progress.present, progress.elsewhere = progress.present + progress.elsewhere, 0
         _complete(folder, cache_metadata, source, progress, max_bad)
     return progress
 
 
-def _present(folder: Path, cache_metadata: CacheMetadata) -> list[int]:
-    """The shards that are there."""
-    return [k for k in range(cache_metadata.shards) if (folder / shard_name(k)).is_file()]
-
-
 def _check_folder(folder: Path, cache_metadata: CacheMetadata) -> None:
     if not (folder / CACHE_METADATA).is_file():
         write_text(folder / CACHE_METADATA, cache_metadata.to_json())
-    differences = CacheMetadata.read(folder).begun.differences(cache_metadata)
-    if differences:
-        raise UserError(
-            f"{str(folder)!r} holds latents of something else ({'; '.join(differences)}): give another folder"
-        )
+    found = differences(vars(read_cache_metadata(folder).begun), vars(cache_metadata))
+    if found:
+        listed = "; ".join(f"{name}: {a!r}, {b!r}" for name, (a, b) in found.items())
+        raise UserError(f"{str(folder)!r} holds latents of something else ({listed}): give another folder")
 
 
 def _bad_of(shard: "safe_open") -> dict[int, str]:
@@ -164,7 +167,7 @@ def _complete(folder: Path, cache_metadata: CacheMetadata, source: Source, progr
     if not len(rows):
         raise UserError(f"none of the {len(source)} images of {source.name} can be decoded")
     complete = replace(cache_metadata, images=len(rows), ids=ids_hash(rows))
-    if CacheMetadata.read(folder) != complete:
+    if read_cache_metadata(folder) != complete:
         write_text(folder / CACHE_METADATA, complete.to_json())
 
 

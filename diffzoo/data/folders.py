@@ -3,7 +3,7 @@
 import os
 import posixpath
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,16 +59,14 @@ class Listing:
     @classmethod
     def of(cls, root: str, paths: Sequence[str], broken: Sequence[str] = ()) -> "Listing":
         """The listing of all files below a root. Arrays are images where there are no others."""
-        by_suffix: dict[str, list[str]] = {}
-        for path in paths:
-            by_suffix.setdefault(posixpath.splitext(path)[1].lower(), []).append(path)
-        images = sorted(p for s, found in by_suffix.items() if s in SUFFIXES for p in found)
+
+        def ending(suffixes: Collection[str]) -> list[str]:
+            return sorted(path for path in paths if posixpath.splitext(path)[1].lower() in suffixes)
+
+        images = ending(SUFFIXES) or ending([".npy"])
+        stems = [posixpath.splitext(image)[0] for image in images]
+        texts, fields = (frozenset(paths) & {stem + suffix for stem in stems} for suffix in (".txt", ".json"))
         tables = [path for path in paths if posixpath.basename(path) in METADATA]
-        images = images or sorted(by_suffix.get(".npy", []))
-        texts, fields = (
-            frozenset(by_suffix.get(suffix, [])) & {posixpath.splitext(image)[0] + suffix for image in images}
-            for suffix in (".txt", ".json")
-        )
         unread = sorted({*paths} - {*images, *texts, *fields, *tables})
         return cls(root, images, texts, fields, sorted(tables), broken=broken, unread=unread)
 

@@ -21,7 +21,7 @@ from diffzoo.data.bad_images import BadImage
 from diffzoo.data.base import ImageDataModule
 from diffzoo.data.batches import Transform
 from diffzoo.data.decode import Bands, load
-from diffzoo.data.latents import CACHE_METADATA, CacheMetadata, Latents, LatentSource, shard_name
+from diffzoo.data.latents import CACHE_METADATA, Latents, LatentSource, read_cache_metadata
 from diffzoo.data.sources import Record, Source
 from diffzoo.errors import UserError
 from diffzoo.images import make_grid, save_image
@@ -76,8 +76,8 @@ def latent_report(folder: Path, workers: int | None) -> Report:
     report: Report = {"source": f"latents in {folder}"}
     whole: dict[str, LatentSource] = {}
     for part in sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob(CACHE_METADATA)):
-        made = CacheMetadata.read(folder / part)
-        there = sum((folder / part / shard_name(k)).is_file() for k in range(made.shards))
+        made = read_cache_metadata(folder / part)
+        there = len(made.present(folder / part))
         counted = "none counted yet" if made.images is None else made.images
         said: Report = {
             "images": f"{counted} of the {made.rows} of {made.source}",

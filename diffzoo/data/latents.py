@@ -11,7 +11,7 @@ A cache in aspect buckets has a folder like this for each bucket in `train/`, na
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
@@ -31,7 +31,7 @@ from diffzoo.sizes import Size, as_size, size_text
 if TYPE_CHECKING:
     from safetensors import safe_open
 
-__all__ = ["CacheMetadata", "LatentSource", "Latents", "header", "open_shard", "shard_name"]
+__all__ = ["CacheMetadata", "LatentSource", "Latents", "header", "open_shard", "read_cache_metadata", "shard_name"]
 
 CACHE_METADATA = "passport.json"
 HEADER = "diffzoo"  # one entry: safetensors writes several in any order
@@ -127,36 +127,66 @@ class CacheMetadata:
     def to_json(self) -> str:
         return json.dumps(to_plain(self), indent=1)
 
-    @classmethod
-    def read(cls, folder: Path) -> "CacheMetadata":
-        """The metadata of a folder.
+    def present(self, folder: Path) -> list[int]:
+        """The shards that are there."""
+        return [k for k in range(self.shards) if (folder / shard_name(k)).is_file()]
 
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
-        path = folder / CACHE_METADATA
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            version = values["version"]
-            if version != VERSION:
-                raise UserError(
-                    f"the latents in {str(folder)!r} have format {version}, and this diffzoo reads format {VERSION}: "
-                    "encode again into another folder"
-                )
-            return from_plain(cls, values, str(path))
-        except FileNotFoundError:
+
+def read_cache_metadata(folder: Path) -> CacheMetadata:
+    """The metadata of a folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / CACHE_METADATA
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["version"]
+        if version != VERSION:
             raise UserError(
-                f"no latents in {str(folder)!r}: make them with `diffzoo data encode SOURCE --out {folder.parent}`"
-            ) from None
-        except UserError:
-            raise
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the metadata {str(path)!r} are damaged ({error}): encode again") from error
+                f"the latents in {str(folder)!r} have format {version}, and this diffzoo reads format {VERSION}: "
+                "encode again into another folder"
+            )
+        return from_plain(CacheMetadata, values, str(path))
+    except FileNotFoundError:
+        raise UserError(
+            f"no latents in {str(folder)!r}: make them with `diffzoo data encode SOURCE --out {folder.parent}`"
+        ) from None
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the metadata {str(path)!r} are damaged ({error}): encode again") from error
 
-    def differences(self, other: "CacheMetadata") -> list[str]:
-        """Fields that differ, as "name: this, that"."""
-        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        return [f"{name}: {a!r}, {b!r}" for name, a, b in pairs if a != b]
+
+def _opened(folder: Path, made: CacheMetadata) -> "list[safe_open]":
+    """All shards of a cache.
+
+    Raises:
+        UserError: one is missing, damaged or of another cache.
+    """
+    missing = made.shards - len(made.present(folder))
+    if missing or made.images is None:
+        raise UserError(
+            f"the latents in {str(folder)!r} are incomplete, {missing} of {made.shards} shards are missing: "
+            "run the same `diffzoo data encode` command again, it goes on where it stopped"
+        )
+    shards = [open_shard(folder, k) for k in range(made.shards)]
+    shape = shards[0].get_slice("moments").get_shape()[2:]
+    for k, shard in enumerate(shards):
+        wanted = [*shard.get_slice("row").get_shape(), made.flips, *shape]
+        if (header(shard)["passport"], shard.get_slice("moments").get_shape()) != (made.mark, wanted):
+            raise UserError(
+                f"{folder / shard_name(k)} does not belong to the cache that its metadata describe: delete it and "
+                "encode again"
+            )
+    rows = np.concatenate([shard.get_tensor("row") for shard in shards])
+    images, ids = len(rows), ids_hash(rows)
+    if (images, ids) != (made.images, made.ids):
+        raise UserError(
+            f"the shards in {str(folder)!r} hold {images} images (rows {ids[:12]}), but their metadata say "
+            f"{made.images} (rows {made.ids[:12]}): delete the folder and encode again"
+        )
+    return shards
 
 
 class LatentSource(Source):
@@ -170,32 +200,12 @@ class LatentSource(Source):
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder, str(folder)
-        self.cache_metadata = made = CacheMetadata.read(folder)
+        self.cache_metadata = made = read_cache_metadata(folder)
         self.class_names, self.has_captions = list(made.class_names), made.has_captions
         self.licence, self.revision = made.licence, made.revision
-        missing = [k for k in range(made.shards) if not (folder / shard_name(k)).is_file()]
-        if missing or made.images is None:
-            raise UserError(
-                f"the latents in {str(folder)!r} are incomplete, {len(missing)} of {made.shards} shards are missing: "
-                "run the same `diffzoo data encode` command again, it goes on where it stopped"
-            )
-        shards = [open_shard(folder, k) for k in range(made.shards)]
-        rows = [shard.get_tensor("row") for shard in shards]
-        self.block_sizes = np.array([len(r) for r in rows], dtype=np.int64)
+        shards = _opened(folder, made)
+        self.block_sizes = np.array([shard.get_slice("row").get_shape()[0] for shard in shards], dtype=np.int64)
         self.shape: tuple[int, ...] = tuple(shards[0].get_slice("moments").get_shape()[2:])  # of an image: 2 c, h, w
-        for k, shard in enumerate(shards):
-            shape = shard.get_slice("moments").get_shape()
-            if (header(shard)["passport"], shape) != (made.mark, [len(rows[k]), made.flips, *self.shape]):
-                raise UserError(
-                    f"{folder / shard_name(k)} does not belong to the cache that its metadata describe: delete it and "
-                    "encode again"
-                )
-        images, ids = len(self), ids_hash(row for part in rows for row in part)
-        if (images, ids) != (made.images, made.ids):
-            raise UserError(
-                f"the shards in {str(folder)!r} hold {images} images (rows {ids[:12]}), but their metadata say "
-                f"{made.images} (rows {made.ids[:12]}): delete the folder and encode again"
-            )
         self._open: dict[int, safe_open] = {}
 
     @cached_property

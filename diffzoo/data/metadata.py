@@ -103,6 +103,19 @@ def label_of(value: object, where: str) -> str | int | None:
     )
 
 
+def _texts_or_numbers(values: Iterable[object], where: str) -> tuple[set[str], list[int]]:
+    """All texts among labels, or all numbers in ascending order; one of the two is empty."""
+    present = {label_of(v, where) for v in values} - {None}
+    texts = {v for v in present if isinstance(v, str)}
+    numbers = sorted(v for v in present if isinstance(v, int))
+    if texts and numbers:
+        raise UserError(
+            f"{where} mixes texts and numbers in its labels, such as {min(texts)!r} and {numbers[0]}: make them "
+            "one kind, choose another label column, or none to leave labels out"
+        )
+    return texts, numbers
+
+
 @dataclass(frozen=True)
 class Classes:
     """The classes of a source, and which of them a label means.
@@ -129,14 +142,7 @@ class Classes:
         Raises:
             UserError: labels are of mixed kinds, or no labels, or a text is not among the names.
         """
-        present = {label_of(v, where) for v in values} - {None}
-        texts = {v for v in present if isinstance(v, str)}
-        numbers = sorted(v for v in present if isinstance(v, int))
-        if texts and numbers:
-            raise UserError(
-                f"{where} mixes texts and numbers in its labels, such as {min(texts)!r} and {numbers[0]}: make them "
-                "one kind, choose another label column, or none to leave labels out"
-            )
+        texts, numbers = _texts_or_numbers(values, where)
         by_number = not texts
         if by_number:
             known = sorted(map(int, names)) if names and all(n.isdecimal() for n in names) else []

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from diffzoo.data.sources import UNPUBLISHED, Origin, Record, Source, rows_hash
 from diffzoo.errors import UserError
 from diffzoo.files import HEAD, what_is
 from diffzoo.images import SUFFIXES
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 __all__ = ["TarSource"]
 
@@ -110,6 +113,46 @@ Indexed = tuple[str, dict[str, tuple[int, int]], dict[str, str]]  # a sample wit
 Index = tuple[str, list[Indexed], list[str]]  # fingerprint, samples, fields of the JSON parts
 
 
+def _scan(
+    fs: "AbstractFileSystem", file: str, label_fields: Sequence[str]
+) -> tuple[list[str], list[Indexed], list[str]]:
+    """(what identifies each part, samples, fields of the JSON parts).
+
+    Short parts and the labels in JSON are read on the way.
+    """
+    samples: dict[str, Indexed] = {}
+    prints: list[str] = []
+    fields: dict[str, None] = {}
+    try:
+        with fs.open(file, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
+            for entry in tar:
+                folder, _, base = posixpath.normpath(entry.name).rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if not (entry.isfile() and stem and suffix):
+                    continue
+                name = f"{folder}/{stem}"
+                _, parts, short = samples.setdefault(name, (name, {}, {}))
+                parts[suffix] = (entry.offset_data, entry.size)
+                is_json = suffix.rpartition(".")[2] == JSON
+                count = entry.size if is_json else min(entry.size, SHORT)
+                handle.seek(entry.offset_data + entry.size - count)
+                end = handle.read(count)
+                if is_json:
+                    with contextlib.suppress(ValueError):  # a broken one is reported when its row is read
+                        found = json_fields(end)
+                        fields |= dict.fromkeys(found)
+                        labels = {f: found[f] for f in label_fields if f in found}
+                        short[suffix] = json.dumps(labels)
+                elif entry.size <= SHORT:
+                    short[suffix] = end.decode("utf-8", "replace")
+                # two images of one size differ in their last bytes
+                prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end[-SHORT:].hex()}")
+    except tarfile.ReadError as error:
+        head = bytes(fs.cat_file(file, start=0, end=HEAD))
+        raise UserError(f"{file} is {what_is(head, f'no tar file, or truncated: {error}')}") from error
+    return prints, list(samples.values()), list(fields)
+
+
 class TarFiles:
     """The index of tar files: where the parts of each sample lie. For published files it is kept on disk.
 
@@ -152,47 +195,12 @@ class TarFiles:
         identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self._revision, *self._unusual])
 
         def make() -> Index:
-            parts, samples, fields = self._retried(file, lambda: self._scan(file))
+            parts, samples, fields = self._retried(
+                file, lambda: _scan(self._fs, file, [*LABEL_COLUMNS, *self._unusual])
+            )
             return rows_hash([stat["size"], *parts]), samples, fields
 
         return kept(identity, make)
-
-    def _scan(self, file: str) -> tuple[list[str], list[Indexed], list[str]]:
-        """(what identifies each part, samples, fields of the JSON parts).
-
-        Short parts and the labels in JSON are read on the way.
-        """
-        samples: dict[str, Indexed] = {}
-        prints: list[str] = []
-        fields: dict[str, None] = {}
-        try:
-            with self._fs.open(file, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
-                for entry in tar:
-                    folder, _, base = posixpath.normpath(entry.name).rpartition("/")
-                    stem, _, suffix = base.partition(".")
-                    if not (entry.isfile() and stem and suffix):
-                        continue
-                    name = f"{folder}/{stem}"
-                    _, parts, short = samples.setdefault(name, (name, {}, {}))
-                    parts[suffix] = (entry.offset_data, entry.size)
-                    is_json = suffix.rpartition(".")[2] == JSON
-                    count = entry.size if is_json else min(entry.size, SHORT)
-                    handle.seek(entry.offset_data + entry.size - count)
-                    end = handle.read(count)
-                    if is_json:
-                        with contextlib.suppress(ValueError):  # a broken one is reported when its row is read
-                            found = json_fields(end)
-                            fields |= dict.fromkeys(found)
-                            labels = {f: found[f] for f in (*LABEL_COLUMNS, *self._unusual) if f in found}
-                            short[suffix] = json.dumps(labels)
-                    elif entry.size <= SHORT:
-                        short[suffix] = end.decode("utf-8", "replace")
-                    # two images of one size differ in their last bytes
-                    prints.append(f"{entry.name} {entry.offset_data} {entry.size} {end[-SHORT:].hex()}")
-        except tarfile.ReadError as error:
-            head = bytes(self._fs.cat_file(file, start=0, end=HEAD))
-            raise UserError(f"{file} is {what_is(head, f'no tar file, or truncated: {error}')}") from error
-        return prints, list(samples.values()), list(fields)
 
 
 class TarSource(Source):

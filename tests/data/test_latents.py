@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from diffzoo.cli.main import main
 from diffzoo.data import ImageFolder, Latents
 from diffzoo.data.encode import encode, make_cache_metadata
-from diffzoo.data.latents import HEADER, CacheMetadata, LatentSource, open_shard, shard_name
+from diffzoo.data.latents import HEADER, LatentSource, open_shard, read_cache_metadata, shard_name
 from diffzoo.errors import UserError
 from diffzoo.images import to_float
 
@@ -176,7 +176,7 @@ def test_the_metadata_count_and_hashes(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         make(folder, cache, report=stop)
-    assert (CacheMetadata.read(cache / "train").images, CacheMetadata.read(cache / "train").ids) == (None, "")
+    assert (read_cache_metadata(cache / "train").images, read_cache_metadata(cache / "train").ids) == (None, "")
     make(folder, cache)
     cache_metadata = json.loads((cache / "train" / "passport.json").read_text())
     kept = [row for row in range(ROWS) if row != 4]
