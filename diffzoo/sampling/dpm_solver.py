@@ -16,14 +16,13 @@ from torch import Tensor
 
 from diffzoo.errors import UserError, check_choice
 from diffzoo.process.gaussian import GaussianProcess
-from diffzoo.sampling.exponential import Call, Form, Frame, call, first_order, frame, p1, slope
+from diffzoo.sampling.exponential import Call, Form, Frame, Order, call, first_order, frame, p1, slope
 from diffzoo.sampling.grids import Grid, UniformTime
 from diffzoo.sampling.samplers import Denoised, Final, Noise, Sampler
 from diffzoo.typing import Data, Time, Times
 
 __all__ = ["DPMSolver"]
 
-GroupSize = Literal[1, 2, 3]
 Method = Literal["fast", "singlestep"]
 Inner = Literal["grid", "logsnr"]
 
@@ -84,7 +83,7 @@ class DPMSolver(Sampler):
 
     grid: Grid = field(default_factory=lambda: UniformTime(t_end=1e-3))
     final: Final = "state"
-    order: GroupSize = 3
+    order: Order = 3
     form: Form = "data"
     method: Method = "fast"
     inner: Inner = "grid"
@@ -92,7 +91,7 @@ class DPMSolver(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("form", self.form, Form)
-        check_choice("order", self.order, GroupSize)
+        check_choice("order", self.order, Order)
         check_choice("method", self.method, Method)
         check_choice("inner", self.inner, Inner)
         if self.method == "fast" and self.order != 3:

@@ -25,6 +25,7 @@ __all__ = [
     "Call",
     "Form",
     "Frame",
+    "Order",
     "call",
     "first_order",
     "frame",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 Form = Literal["data", "noise"]
+Order = Literal[1, 2, 3]
 
 
 class Frame(NamedTuple):

@@ -15,6 +15,7 @@ from diffzoo.sampling.exponential import (
     Call,
     Form,
     Frame,
+    Order,
     call,
     first_order,
     frame,
@@ -56,14 +57,13 @@ class Multistep(Sampler):
     """
 
     grid: Grid = field(default_factory=UniformLogSNR)
-    order: int = 2
+    order: Order = 2
     lower_order_final: bool = field(default=True, kw_only=True)
     euler_at_final: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2, 3):
-            raise UserError(f"{type(self).__name__} has orders 1, 2 and 3, got {self.order}")
+        check_choice("order", self.order, Order)
 
     def order_at(self, step: int) -> int:
         """The order of a step, counted from 0, if as many estimates are there."""
@@ -132,7 +132,7 @@ class DEIS(Multistep):
     Orders 1, 2 and 3 use as many estimates. Order 1 is DDIM; order 3 is `DPMSolverMultistep` of order 3 in noise form.
     """
 
-    order: int = 3
+    order: Order = 3
 
     def step(self, denoise: Denoised, z: Data, t: Time, s: Time, memory: object, noise: Noise) -> tuple[Data, _Past]:
         past = memory if isinstance(memory, _Past) else _Past()

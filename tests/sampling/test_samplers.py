@@ -281,7 +281,7 @@ def test_from_yaml(name: str, arguments: dict, want: Sampler) -> None:
         (lambda: DPMSolver(inner="t"), "got 't'"),
         (lambda: DPMSolver(form="v"), "got 'v'"),
         (lambda: DPMSolverMultistep(eta=1.0, form="noise"), "needs form 'data'"),
-        (lambda: UniPC(order=4), "UniPC has orders 1, 2 and 3"),
+        (lambda: UniPC(order=4), "order to be one of 1, 2, 3, got 4"),
         (lambda: LMS(order=5), "orders 1 to 4"),
         (lambda: DPMSolverSDE(eta=1.1), r"eta must lie in \[0, 1\]"),
         (lambda: DPMSolverMultistep(eta=2.0), r"eta must lie in \[0, 1\]"),
