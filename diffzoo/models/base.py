@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, get_type_hints, runtime_checkable
 
 import numpy as np
 import torch
@@ -73,6 +73,16 @@ class Config:
     num_classes: int = 0
     null_class: bool = True
 
+    # only some families have these, as fields of the same names; without an annotation they are no fields here
+    text_width = 0
+    """Channels of the caption embeddings that the network reads; 0 = no captions."""
+    text_tokens = cast("int | None", None)
+    """Tokens of a caption; None = any number."""
+    upsampler = False
+    """Whether the network enlarges `Condition.low_res`."""
+    learned_variance = False
+    """Whether the output has twice the channels, the second half for the variance."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_size(self.image_size))
         if self.in_channels < 1 or self.num_classes < 0:
@@ -89,28 +99,6 @@ class Config:
         """Height and width of any input are multiples of this."""
         return 1
 
-    # only some families have these; they declare fields of the same names
-
-    @property
-    def text_width(self) -> int:
-        """Channels of the caption embeddings that the network reads; 0 = no captions."""
-        return 0
-
-    @property
-    def text_tokens(self) -> int | None:
-        """Tokens of a caption; None = any number."""
-        return None
-
-    @property
-    def upsampler(self) -> bool:
-        """Whether the network enlarges `Condition.low_res`."""
-        return False
-
-    @property
-    def learned_variance(self) -> bool:
-        """Whether the output has twice the channels, the second half for the variance."""
-        return False
-
     @property
     def class_rows(self) -> int:
         """Rows of the class table."""
@@ -121,28 +109,29 @@ class Config:
 
         Lists and mappings, as recipes have them, become what the field is: levels and stages.
         """
-        return replace(self, **self._read(overrides))
+        return replace(self, **_read(self, overrides))
 
-    def _read(self, overrides: Mapping[str, object], rewrites: Iterable[str] = ()) -> dict[str, Any]:
-        """Overrides with plain lists and mappings decoded.
 
-        Raises:
-            UserError: for a name that is neither a field nor a rewrite, with the one that was meant; for a list, a
-                mapping or a number that does not fit its field.
-        """
-        known = {f.name for f in fields(self)} | set(rewrites)
-        for name in overrides:
-            if name in known:
-                continue
-            if name in LEVELLED:
-                raise UserError(f"{type(self).__name__} has no resolution levels, so {name} does not apply to it")
-            meant = ELSEWHERE.get(name)
-            hint = f"; here it is called {meant!r}" if meant in known else did_you_mean(name, known)
-            raise UserError(f"{type(self).__name__} has no argument {name!r}{hint}")
-        hints = get_type_hints(type(self))
-        given = {k: _item(v) for k, v in overrides.items()}
-        read = {k for k, v in given.items() if isinstance(v, list | dict) or hints[k] in (int, float, bool)}
-        return {k: from_plain(hints[k], v, k) if k in read else v for k, v in given.items()}
+def _read(config: Config, overrides: Mapping[str, object], rewrites: Iterable[str] = ()) -> dict[str, Any]:
+    """Overrides with plain lists and mappings decoded.
+
+    Raises:
+        UserError: for a name that is neither a field nor a rewrite, with the one that was meant; for a list, a
+            mapping or a number that does not fit its field.
+    """
+    known = {f.name for f in fields(config)} | set(rewrites)
+    for name in overrides:
+        if name in known:
+            continue
+        if name in LEVELLED:
+            raise UserError(f"{type(config).__name__} has no resolution levels, so {name} does not apply to it")
+        meant = ELSEWHERE.get(name)
+        hint = f"; here it is called {meant!r}" if meant in known else did_you_mean(name, known)
+        raise UserError(f"{type(config).__name__} has no argument {name!r}{hint}")
+    hints = get_type_hints(type(config))
+    given = {k: _item(v) for k, v in overrides.items()}
+    read = {k for k, v in given.items() if isinstance(v, list | dict) or hints[k] in (int, float, bool)}
+    return {k: from_plain(hints[k], v, k) if k in read else v for k, v in given.items()}
 
 
 def _item(value: object) -> object:
@@ -254,7 +243,7 @@ class LevelConfig(Config):
 
     def override(self, **overrides: object) -> Self:
         rewrites = take_rewrites(overrides)
-        read = self._read(overrides, REWRITES)
+        read = _read(self, overrides, REWRITES)
         config: Self = replace(self, **{**read, "levels": ()})  # no levels fit any size
         levels = tuple(read.get("levels", ()))
         if "levels" not in overrides:
