@@ -334,6 +334,55 @@ def _minilm_folder() -> Path:
     return folder
 
 
+class _Store:
+    """Embeddings by caption, without padding: the most recently used in memory, all in a folder if there is one."""
+
+    def __init__(self, folder: Path | None, in_memory: int):
+        self.folder, self.in_memory = folder, in_memory
+        self._memory: OrderedDict[str, Tensor] = OrderedDict()
+
+    def _path(self, caption: str) -> Path | None:
+        if self.folder is None:
+            return None
+        name = hashlib.sha256(caption.encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def find(self, caption: str) -> Tensor | None:
+        """The embedding of a caption, `(n, width)`, if it is there."""
+        if caption in self._memory:
+            self._memory.move_to_end(caption)
+            return self._memory[caption]
+        path = self._path(caption)
+        if path is None or not path.exists():
+            return None
+        from safetensors.torch import load_file
+
+        tokens = load_file(path)["text"]
+        self._remember(caption, tokens)
+        return tokens
+
+    def keep(self, caption: str, tokens: Tensor) -> None:
+        """Take the embedding of a caption."""
+        self._remember(caption, tokens)
+        path = self._path(caption)
+        if path is not None:
+            write_tensors(path, {"text": tokens})
+
+    def _remember(self, caption: str, tokens: Tensor) -> None:
+        self._memory[caption] = tokens
+        while len(self._memory) > self.in_memory:
+            self._memory.popitem(last=False)
+
+
+def _padded(tokens: Sequence[Tensor], count: int, width: int, device: torch.device | str) -> tuple[Tokens, Mask]:
+    text = torch.zeros(len(tokens), count, width)
+    mask = torch.zeros(len(tokens), count, dtype=torch.bool)
+    for row, states in enumerate(tokens):
+        text[row, : len(states)] = states
+        mask[row, : len(states)] = True
+    return text.to(device), mask.to(device)
+
+
 class CachedText:
     """An encoder that encodes each caption once.
 
@@ -350,7 +399,6 @@ class CachedText:
         self.encoder = encoder
         self._folder = folder
         self.memory_captions = memory_captions
-        self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._device: torch.device | str = "cpu"
 
     @property
@@ -369,9 +417,9 @@ class CachedText:
         return getattr(self.encoder, "spec", None)
 
     @cached_property
-    def folder(self) -> Path | None:
-        """Where embeddings of this encoder go."""
-        return Path(self._folder) / self.encoder.fingerprint()[:16] if self._folder else None
+    def _store(self) -> _Store:
+        folder = Path(self._folder) / self.encoder.fingerprint()[:16] if self._folder else None
+        return _Store(folder, self.memory_captions)
 
     def to(self, device: torch.device | str) -> Self:
         self.encoder.to(device)
@@ -386,50 +434,12 @@ class CachedText:
         return text.expand(count, -1, -1), mask.expand(count, -1)
 
     def encode(self, captions: Sequence[str]) -> tuple[Tokens, Mask]:
-        recalled = {c: self._recall(c) for c in dict.fromkeys(captions)}
+        recalled = {c: self._store.find(c) for c in dict.fromkeys(captions)}
         found = {c: tokens for c, tokens in recalled.items() if tokens is not None}
         missing = [c for c in recalled if c not in found]
         if missing:
             text, mask = self.encoder.encode(missing)
             for caption, states, real in zip(missing, text.cpu(), mask.cpu(), strict=True):
-                found[caption] = self._keep(caption, states[real].clone())
-        return self._pad([found[c] for c in captions])
-
-    def _pad(self, tokens: Sequence[Tensor]) -> tuple[Tokens, Mask]:
-        text = torch.zeros(len(tokens), self.max_tokens, self.width)
-        mask = torch.zeros(len(tokens), self.max_tokens, dtype=torch.bool)
-        for row, states in enumerate(tokens):
-            text[row, : len(states)] = states
-            mask[row, : len(states)] = True
-        return text.to(self._device), mask.to(self._device)
-
-    def _path(self, caption: str) -> Path | None:
-        if self.folder is None:
-            return None
-        name = hashlib.sha256(caption.encode()).hexdigest()
-        return self.folder / name[:2] / f"{name}.safetensors"
-
-    def _recall(self, caption: str) -> Tensor | None:
-        if caption in self._memory:
-            self._memory.move_to_end(caption)
-            return self._memory[caption]
-        path = self._path(caption)
-        if path is None or not path.exists():
-            return None
-        from safetensors.torch import load_file
-
-        tokens = load_file(path)["text"]
-        self._remember(caption, tokens)
-        return tokens
-
-    def _keep(self, caption: str, tokens: Tensor) -> Tensor:
-        self._remember(caption, tokens)
-        path = self._path(caption)
-        if path is not None:
-            write_tensors(path, {"text": tokens})
-        return tokens
-
-    def _remember(self, caption: str, tokens: Tensor) -> None:
-        self._memory[caption] = tokens
-        while len(self._memory) > self.memory_captions:
-            self._memory.popitem(last=False)
+                found[caption] = states[real].clone()
+                self._store.keep(caption, found[caption])
+        return _padded([found[c] for c in captions], self.max_tokens, self.width, self._device)
