@@ -38,6 +38,10 @@ class CheckpointFiles:
         self._failed = False  # whether the disk failed at the last one
         self._error: Exception | None = None
 
+    def is_permanent(self, step: int) -> bool:
+        """Whether the checkpoint of a step is kept for ever."""
+        return self.keep_every_n_steps > 0 and step % self.keep_every_n_steps == 0
+
     def attach(self, trainer: Trainer) -> None:
         """Let a trainer write its checkpoints in the background."""
         if self._io is None:
@@ -108,7 +112,7 @@ class CheckpointFiles:
         found = sorted(folder.glob("step_*.ckpt"), key=step_of)
         ahead = [p for p in found if step_of(p) > step]
         for path in [p for p in found if p not in ahead][: -self.keep]:
-            if not (self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0):
+            if not self.is_permanent(step_of(path)):
                 _remove(path)
                 checksum_file(path).unlink(missing_ok=True)
         for path in ahead:  # from an earlier attempt, or damaged: a resume must not take them for the newest

@@ -49,7 +49,6 @@ class Checkpointing(StepCallback, Checkpoint):
         if keep < 1:
             raise UserError(f"Checkpointing must keep at least 1, got {keep}; 2 or more survive a damaged one")
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
-        self.keep_every_n_steps = keep_every_n_steps
         self._files = CheckpointFiles(keep, keep_every_n_steps)
         self._signals = StopSignals()
         self._agreement: torch.distributed.ProcessGroup | None = None
@@ -144,10 +143,9 @@ class Checkpointing(StepCallback, Checkpoint):
 
     def _is_due(self, trainer: Trainer) -> bool:
         by_steps = self.every_n_steps and self._step % self.every_n_steps == 0
-        permanent = self.keep_every_n_steps and self._step % self.keep_every_n_steps == 0
         by_time = self.every_minutes and time.monotonic() - self._saved_time >= 60 * self.every_minutes
         # the last step too: at the end of training Lightning's counters have moved on to the next epoch
-        return bool(by_steps or permanent or by_time or 0 < trainer.max_steps <= self._step)
+        return bool(by_steps or self._files.is_permanent(self._step) or by_time or 0 < trainer.max_steps <= self._step)
 
     def _agree(self, received: int, due: bool) -> tuple[int, bool]:
         """The maximum over all processes, so that they act at the same step."""

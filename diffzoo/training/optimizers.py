@@ -188,17 +188,6 @@ class TimmOptimizer(Optimizer):
         except (TypeError, ValueError, ImportError, AssertionError, RuntimeError) as error:
             raise UserError(f"the optimizer {name!r} cannot be made with these options: {error}") from error
 
-    def __init__(
-        self,
-        params: ParamsT,
-        name: str,
-        lr: float,
-        weight_decay: float = 0.0,
-        options: dict[str, object] | None = None,
-        fallback_list: list[str] | None = None,
-    ):
-        """Never runs: what `__new__` makes is of another class. The signature is what recipes may say."""
-
 
 def _options_of(name: str) -> set[str]:
     """The names of the options of timm's optimizer."""
