@@ -235,16 +235,7 @@ def check_format(path: str | os.PathLike[str]) -> None:
 
 
 def write_gif(path: str | os.PathLike[str], frames: Sequence[Tensor], milliseconds: Sequence[int]) -> Path:
-    """Write an animation without end.
-
-    Args:
-        path: ends in .gif.
-        frames: raw pixels, each `(3, h, w)`.
-        milliseconds: that each is shown.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
+    """Write an animation without end: raw pixels `(3, h, w)` of each frame, and how long it is shown."""
     from PIL import Image
 
     first, *others = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames]

@@ -36,13 +36,7 @@ UNKNOWN = 1.0  # aspect of what cannot be read, which is dealt with where it is 
 
 
 class _Turns:
-    """Which bucket each batch of the run belongs to.
-
-    Args:
-        rows: of each bucket.
-        seed: of the order.
-        batch: images of a global batch.
-    """
+    """Which bucket each batch belongs to, from the number of rows of each bucket."""
 
     def __init__(self, rows: Sequence[int], seed: int, batch: int):
         self._rows, self._total, self._seed, self._batch = np.array(rows, dtype=np.int64), sum(rows), seed, batch

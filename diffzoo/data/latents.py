@@ -142,20 +142,18 @@ def read_cache_metadata(folder: Path) -> CacheMetadata:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["version"]
-        if version != VERSION:
-            raise UserError(
-                f"the latents in {str(folder)!r} have format {version}, and this diffzoo reads format {VERSION}: "
-                "encode again into another folder"
-            )
-        return from_plain(CacheMetadata, values, str(path))
     except FileNotFoundError:
         raise UserError(
             f"no latents in {str(folder)!r}: make them with `diffzoo data encode SOURCE --out {folder.parent}`"
         ) from None
-    except UserError:
-        raise
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the metadata {str(path)!r} are damaged ({error}): encode again") from error
+    if version != VERSION:
+        raise UserError(
+            f"the latents in {str(folder)!r} have format {version}, and this diffzoo reads format {VERSION}: "
+            "encode again into another folder"
+        )
+    return from_plain(CacheMetadata, values, str(path))
 
 
 def _opened(folder: Path, made: CacheMetadata) -> "list[safe_open]":

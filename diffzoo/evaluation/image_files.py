@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderImages", "ImagesPlan", "NpzImages", "array_header", "as_protocol_asks", "open_images"]
 
-LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a member of a zip file; its last two fields are lengths
-LOCAL_HEADER_LENGTHS = struct.Struct("<2H")  # of the name and of the extra field, which lie between header and data
+# of a member of a zip file; at the end the lengths of the name and of the extra field, which lie before the data
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 
 def as_protocol_asks(pixels: Tensor, protocol: EvalProtocol, where: str = "the images") -> Tensor:
@@ -179,9 +179,9 @@ def _member_bytes(path: str, name: str, start: int, count: int) -> bytes:
         if info.compress_type == zipfile.ZIP_STORED:
             # a seek through the archive would read all that lies before
             with open(path, "rb") as file:
-                file.seek(info.header_offset + LOCAL_HEADER.size - 4)
-                lengths = LOCAL_HEADER_LENGTHS.unpack(file.read(4))
-                file.seek(info.header_offset + LOCAL_HEADER.size + sum(lengths) + start)
+                file.seek(info.header_offset)
+                *_, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+                file.seek(name_length + extra_length + start, os.SEEK_CUR)
                 return file.read(count)
         with archive.open(info) as member:
             member.seek(start)

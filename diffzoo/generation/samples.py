@@ -6,6 +6,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Samples"]
 
 
+@dataclass(eq=False, repr=False)
 class Samples:
     """Images and how they were made.
 
@@ -33,15 +35,11 @@ class Samples:
     heads:   what to write above the columns.
     """
 
-    def __init__(
-        self,
-        pixels: np.ndarray,
-        labels: list[str],
-        records: list[dict[str, Any]],
-        columns: int,
-        heads: Sequence[str] = (),
-    ):
-        self.pixels, self.labels, self.records, self.columns, self.heads = pixels, labels, records, columns, heads
+    pixels: np.ndarray
+    labels: list[str]
+    records: list[dict[str, Any]]
+    columns: int
+    heads: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)

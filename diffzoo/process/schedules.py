@@ -407,17 +407,16 @@ class DiscreteBetas(Schedule):
         return table[left] + (position - left) * (table[left + 1] - table[left])
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """log alpha at t and its slope in t."""
+        """log alpha at t, no larger than `max_logsnr` allows, and its slope in t."""
         table = on_device(self.log_alpha, t)
         left = (t * self.steps - 1).floor().long().clamp(0, self.steps - 2)
         slope = (table[left + 1] - table[left]) * self.steps
         # integers divided by integers would be float32
-        return table[left] + slope * (t - (left + 1).to(t.dtype) / self.steps), slope
+        log_alpha = table[left] + slope * (t - (left + 1).to(t.dtype) / self.steps)
+        return log_alpha.clamp_max(-0.5 * math.log1p(math.exp(-self.max_logsnr))), slope
 
     def _logsnr(self, t: Tensor) -> Tensor:
         log_alpha, _ = self._segment(t)
-        ceiling = -0.5 * math.log1p(math.exp(-self.max_logsnr))
-        log_alpha = log_alpha.clamp_max(ceiling)
         return (2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha))).clamp_min(-self.max_logsnr)
 
     def _time(self, logsnr: Tensor) -> Tensor:
@@ -429,5 +428,4 @@ class DiscreteBetas(Schedule):
 
     def _derivative(self, t: Tensor) -> Tensor:
         log_alpha, slope = self._segment(t)
-        ceiling = -0.5 * math.log1p(math.exp(-self.max_logsnr))
-        return 2 * slope / -torch.expm1(2 * log_alpha.clamp_max(ceiling))
+        return 2 * slope / -torch.expm1(2 * log_alpha)
