@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args.target[1:])
     if len(args.target) + bool(args.images) != 1:
         raise UserError("expected one model, or --images FOLDER_OR_NPZ, or: compare RESULT.json RESULT.json")
+    if len(args.weights) > 1:
+        raise UserError(f"eval measures one set of weights, `diffzoo sweep` several: got {' '.join(args.weights)}")
     protocol = read_protocol(args)
     from diffzoo.evaluation import evaluate
     from diffzoo.evaluation.demo import open_reference

@@ -99,6 +99,7 @@ def test_eval_compare_and_evaluate_the_images_again(
             "a finite scale, got nan",
         ),
         (["eval", "MODEL", "--protocol", "demo", "--captions", "PNG"], "could not read the captions"),
+        (["eval", "MODEL", "--protocol", "demo", "--weights", "raw", "ema_0.9"], "one set of weights"),
         (["sweep", "scales", "MODEL"], "varies guidance, not 'scales'"),
         (["sweep", "guidance", "MODEL"], "which protocol?"),
         (["sweep", "guidance", "MODEL", "--protocol", "demo", "--intervals", "0.5"], "an interval such as 0.2-0.8"),
