@@ -52,7 +52,7 @@ def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, ba
         print(f"{f'width {std:g}':<12} loss {losses[f'width {std:g}']:.6f}{note}", flush=True)
     loss, std = min((losses[f"width {std:g}"], std) for std in stds)
     print(f"best: width {std:g}, loss {loss:.6f}. Write it with `diffzoo ema reconstruct {run} --std {std:g}`")
-    print("The loss is a proxy: compare widths near it by Fréchet distance with `diffzoo eval`")
+    print("The loss prefers narrow EMAs: choose by Fréchet distance, with `diffzoo sweep guidance RUN --stds ...`")
     return losses
 
 
