@@ -71,9 +71,6 @@ class ParquetFiles:
         with ThreadPoolExecutor(8) as pool:
             self.index = kept(self._kept_name(), lambda: list(pool.map(self._footer, range(len(self.files)))))
 
-    def _path(self, file: int) -> str:
-        return str(self._fs._strip_protocol(self.files[file]))
-
     def _footer(self, file: int) -> Footer:
         metadata, printed = self._metadata(file)
         groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
@@ -138,7 +135,7 @@ class ParquetFiles:
         return _explained(name, lambda: retried(name, action, lambda: self._close(file), self.remote))
 
     def _opened(self, file: int, **settings: str) -> BinaryIO:
-        opened: BinaryIO = self._fs.open(self._path(file), "rb", **settings)
+        opened: BinaryIO = self._fs.open(str(self._fs._strip_protocol(self.files[file])), "rb", **settings)
         return opened
 
     def _parquet(self, file: int) -> "pq.ParquetFile":

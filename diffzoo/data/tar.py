@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 __all__ = ["TarSource"]
-
-Value = TypeVar("Value")
 
 FOLDER = "folder"  # as the label
 BLOCK_ROWS = 64  # of a remote shard, fetched in one request
@@ -184,20 +182,16 @@ class TarFiles:
     def read(self, file: int, first: int, last: int) -> bytes:
         """The bytes of a file from `first` up to `last`."""
         path = self.files[file]
-        return bytes(self._retried(path, lambda: self._fs.cat_file(path, start=first, end=last)))
-
-    def _retried(self, file: str, action: Callable[[], Value]) -> Value:
-        return retried(file, action, remote=self.remote)
+        return bytes(retried(path, lambda: self._fs.cat_file(path, start=first, end=last), remote=self.remote))
 
     def _index(self, file: str) -> Index:
         """The index of a file; kept on disk."""
-        stat = self._retried(file, lambda: self._fs.info(file))
+        stat = retried(file, lambda: self._fs.info(file), remote=self.remote)
         identity = rows_hash([INDEX_FORMAT, file, stat["size"], stat.get("mtime", ""), self._revision, *self._unusual])
 
         def make() -> Index:
-            parts, samples, fields = self._retried(
-                file, lambda: _scan(self._fs, file, [*LABEL_COLUMNS, *self._unusual])
-            )
+            label_fields = [*LABEL_COLUMNS, *self._unusual]
+            parts, samples, fields = retried(file, lambda: _scan(self._fs, file, label_fields), remote=self.remote)
             return rows_hash([stat["size"], *parts]), samples, fields
 
         return kept(identity, make)

@@ -171,10 +171,6 @@ def _jackknife_text(groups: int) -> str:
     return f"leave-one-group-out jackknife over {groups} groups of consecutive seeds"
 
 
-def _binomial(share: float, n: int) -> tuple[float, str]:
-    return math.sqrt(share * (1 - share) / n), f"binomial over {n} reference images"
-
-
 def _mean_value(per_image: Tensor, groups: int) -> Value:
     error = _of_mean(per_image, groups)
     return Value(float(per_image.double().mean()), error, _jackknife_text(groups) if error is not None else None)
@@ -300,8 +296,8 @@ class _Measurement:
             return _mean_value(self._neighbours(metric, kind == "precision")[0].cpu(), self.groups)
         if kind in ("recall", "coverage"):
             inside = self._neighbours(metric, kind == "recall")[1]
-            share = float(inside.double().mean())
-            return Value(share, *_binomial(share, len(inside)))
+            share, n = float(inside.double().mean()), len(inside)
+            return Value(share, math.sqrt(share * (1 - share) / n), f"binomial over {n} reference images")
         if kind == "clip-score":
             return _mean_value(
                 clip_scores(self.features.of(metric), self.features.captions[metric.network]), self.groups

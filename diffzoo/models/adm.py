@@ -381,16 +381,13 @@ class ADMUNet(_Encoder):
             for _ in range(level.depth + 1):
                 blocks.append(self._block(width + skips.pop(), level))
                 width = level.width
-            attentions = [self._attention_up(level) for _ in blocks] if level.attention else []
+            up = level if config.heads_up is None else replace(level, heads=config.heads_up)
+            attentions = [self._attention(up) for _ in blocks] if level.attention else []
             stages.append(Stage(blocks, attentions, self._resample(width, finer, "up") if finer else None))
         self.up = nn.ModuleList(reversed(stages))
         self.norm_out = GroupNorm(width)
         outputs = config.in_channels * (2 if config.learned_variance else 1)
         self.conv_out = zeroed(nn.Conv2d(width, outputs, 3, padding=1))
-
-    def _attention_up(self, level: Level) -> Attention:
-        up = self.config.heads_up
-        return self._attention(replace(level, heads=up) if up is not None else level)
 
     def forward(self, z: Images, noise_level: NoiseLevel, cond: Condition | None = None) -> Output:
         """`(b, c, h, w)`, or `(b, 2c, h, w)` with learned variance.
