@@ -178,6 +178,8 @@ class TimmOptimizer(Optimizer):
         takes = _options_of(name)
         for option in given.keys() - takes:
             raise UserError(f"the optimizer {name!r} does not take {option!r}{did_you_mean(option, takes)}")
+        if "deterministic" in takes:  # else Kron draws from the global generator and does not resume to the bit
+            given.setdefault("deterministic", True)
         groups = _groups_of(params)
         if "fallback_lr_scale" in takes:  # timm's Muon and its kin
             groups = _with_fallback(groups, fallback_list or [])

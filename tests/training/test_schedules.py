@@ -176,6 +176,12 @@ def test_timm_names(name: str) -> None:
     assert not torch.equal(net.linear.weight, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*opt_einsum.*")
+def test_kron_draws_nothing_from_the_global_generator() -> None:
+    optimizer = TimmOptimizer(parameter_groups(Net()), "kron", lr=1e-2)
+    assert optimizer.deterministic  # type: ignore[attr-defined]  # what that is for: the slow test below
+
+
 @pytest.mark.slow  # Kron compiles
 @pytest.mark.filterwarnings("ignore:.*opt_einsum.*")
 @pytest.mark.parametrize("name", ["lion", "muon", "adamw", "adafactor", "kron"])
