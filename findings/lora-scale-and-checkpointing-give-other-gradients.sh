@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Versions: torch 2.13.0, diffusers 0.42.1, peft 0.21.2
-# Behaviour: the scale of cross_attention_kwargs (joint_attention_kwargs of transformers) multiplies the adapters' scaling
-#   for the length of the forward pass. Gradient checkpointing computes the blocks again in the backward pass, when the
+# Behaviour: the scale of cross_attention_kwargs (joint_attention_kwargs of transformers) scales the adapters only for
+#   the length of the forward pass. Gradient checkpointing computes the blocks again in the backward pass, when the
 #   scaling is back at 1: the gradient is taken inside another network than the loss was. Shapes agree, so nothing is
 #   noticed.
 # Guess: gradients do not depend on checkpointing, up to rounding.
