@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffzoo.errors import UserError, check_choice
@@ -52,7 +53,7 @@ def _single_step(z: Data, calls: tuple[Call, ...], b: Frame, last: bool) -> Data
     return base + b.signal * ((p1(h) / h + 1) * h) * gradient
 
 
-def _divided(process: GaussianProcess, outer: Times, parts: Sequence[int]) -> Times:
+def _divided(process: GaussianProcess, outer: Float[Tensor, " m"], parts: Sequence[int]) -> Float[Tensor, " n"]:
     """The times with each interval divided evenly in log-SNR, into as many parts as stated for it."""
     logsnr = process.logsnr(outer)
     times = [outer[:1]]
