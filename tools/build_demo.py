@@ -23,9 +23,8 @@ from typing import Any
 
 from PIL import Image
 
-from diffzoo.data.decode import decode_bands
 from diffzoo.data.demo import LARGEST, SIZE, demo_file
-from diffzoo.data.transforms import resize_crop
+from diffzoo.data.transforms import decode, resize_crop
 from diffzoo.rng import key
 
 __all__ = ["build", "main"]
@@ -73,7 +72,7 @@ def _json(package: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _encode(data: bytes, size: int) -> bytes:
-    pixels = resize_crop(decode_bands(data, 3)[0], size, resize="adm")
+    pixels = resize_crop(decode(data), size, resize="adm")
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "WEBP", quality=QUALITY, method=6)
     return out.getvalue()

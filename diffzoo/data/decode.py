@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from diffzoo.data.tiff import ALPHA, BITS, EXTRA, PHOTOMETRIC, SAMPLES, is_tiff, read_bands, tiff_tags
 from diffzoo.files import HEAD, what_is
 
-__all__ = ["Bands", "ValueRange", "decode_bands", "has_more_frames", "load", "range_of"]
+__all__ = ["Bands", "ValueRange", "decode", "decode_bands", "has_more_frames", "load", "range_of"]
 
 Pixels = NDArray[np.uint8]
 ValueRange = tuple[float, float]
@@ -197,6 +197,11 @@ def _draft(image: Image.Image, short: int) -> None:
 
 
 # -- channels
+
+
+def decode(data: bytes, draft: int | None = None, value_range: ValueRange | None = None) -> Image.Image:
+    """An encoded image as RGB: `decode_bands` with three channels."""
+    return decode_bands(data, 3, draft, value_range)[0]
 
 
 def decode_bands(

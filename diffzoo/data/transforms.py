@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from diffzoo.data.decode import Pixels
+from diffzoo.data.decode import Pixels, decode
 from diffzoo.rng import key
 from diffzoo.sizes import Size, sides
 
-__all__ = ["Crop", "Resize", "augment", "resize_crop", "uniform"]
+__all__ = ["Crop", "Resize", "augment", "decode", "resize_crop", "uniform"]
 
 Resize = Literal["adm", "area", "lanczos"]
 Crop = Literal["center", "random"]

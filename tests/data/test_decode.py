@@ -12,15 +12,11 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from diffzoo.data import ImageFolder
-from diffzoo.data.decode import Bands, decode_bands, load
+from diffzoo.data.decode import Bands, decode, decode_bands, load
 from diffzoo.data.tiff import read_bands, tiff_tags
 
 Array = np.ndarray[Any, Any]
 _SINGLE = ("u2", "i2", "u4", "i4", "f2", "f4", "f8")
-
-
-def rgb(data: bytes) -> Image.Image:
-    return decode_bands(data, 3)[0]
 
 
 def tiff(
@@ -150,10 +146,10 @@ def test_twelve_bits_in_sixteen_of_colour_do_not_turn_black() -> None:
     values[..., 3] = 65535
     want = np.rint(values[..., :3] * (255 / 4095)).astype(np.uint8)
     for data in (png(values[..., :3]), png(values), tiff(values[..., :3], colour=2)):
-        assert np.array_equal(np.asarray(rgb(data)), want)
+        assert np.array_equal(np.asarray(decode(data)), want)
     assert np.asarray(decode_bands(png(values), 4)[3]).min() == 255
     grey = values[..., [0, 3]]
-    assert np.array_equal(np.asarray(rgb(png(grey)))[..., 0], want[..., 0])
+    assert np.array_equal(np.asarray(decode(png(grey)))[..., 0], want[..., 0])
     grey = values[..., :1]
     assert np.array_equal(np.asarray(decode_bands(png(grey), 1)[0]), want[..., 0])
 
@@ -162,6 +158,6 @@ def test_channels_beside_the_colours() -> None:
     bands = np.random.default_rng(3).integers(0, 256, (9, 8, 4)).astype(np.uint8)
     data = tiff(bands, colour=2)  # of red, green, blue and near infrared
     assert np.array_equal(np.stack([np.asarray(p) for p in decode_bands(data, 4)], 2), bands)
-    assert np.array_equal(np.asarray(rgb(data)), bands[..., :3])
+    assert np.array_equal(np.asarray(decode(data)), bands[..., :3])
     with pytest.raises(ValueError, match="6 channels, expected 3: set channels"):
-        rgb(tiff(np.zeros((8, 8, 6), np.uint8)))
+        decode(tiff(np.zeros((8, 8, 6), np.uint8)))

@@ -8,12 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffzoo.data.decode import decode_bands
-from diffzoo.data.transforms import augment, resize_crop
-
-
-def rgb(data: bytes, draft: int | None = None) -> Image.Image:
-    return decode_bands(data, 3, draft)[0]
+from diffzoo.data.transforms import augment, decode, resize_crop
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -124,34 +119,34 @@ def plain(mode: str) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG"])
 def test_formats(kind: str) -> None:
-    pixels = np.asarray(rgb(encoded(Image.new("RGB", (9, 7), RED), kind)))
+    pixels = np.asarray(decode(encoded(Image.new("RGB", (9, 7), RED), kind)))
     assert np.abs(pixels.astype(int) - RED).max() <= 6
 
 
 def test_grey_is_repeated() -> None:
     grey = Image.new("L", (4, 4), 77)
-    assert (np.asarray(rgb(encoded(grey, "PNG"))) == 77).all()
+    assert (np.asarray(decode(encoded(grey, "PNG"))) == 77).all()
 
 
 def test_transparency_is_laid_on_white() -> None:
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
-    assert np.abs(np.asarray(rgb(encoded(half, "PNG"))).astype(int) - 127).max() <= 1
+    assert np.abs(np.asarray(decode(encoded(half, "PNG"))).astype(int) - 127).max() <= 1
     clear = Image.new("LA", (4, 4), (0, 0))
-    assert (np.asarray(rgb(encoded(clear, "PNG"))) == 255).all()
+    assert (np.asarray(decode(encoded(clear, "PNG"))) == 255).all()
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([10, 20, 30, 200, 0, 0])
     palette.info["transparency"] = 0
-    assert (np.asarray(rgb(encoded(palette, "PNG", transparency=0))) == 255).all()
+    assert (np.asarray(decode(encoded(palette, "PNG", transparency=0))) == 255).all()
 
 
 def test_cmyk() -> None:
-    pixels = np.asarray(rgb(encoded(plain("CMYK"), "JPEG", quality=95)))
+    pixels = np.asarray(decode(encoded(plain("CMYK"), "JPEG", quality=95)))
     assert np.abs(pixels.astype(int) - RED).max() <= 8
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    pixels = np.asarray(rgb(encoded(Image.fromarray(ramp), "PNG")))
+    pixels = np.asarray(decode(encoded(Image.fromarray(ramp), "PNG")))
     assert np.abs(pixels[..., 0] - ramp / 257).max() <= 0.51
     assert (pixels[..., 0] == pixels[..., 2]).all()
 
@@ -161,7 +156,7 @@ def test_exif_rotation() -> None:
     image.paste((255, 255, 255), (0, 0, 10, 10))  # the left half is white
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise: the left becomes the top
-    turned = np.asarray(rgb(encoded(image, "JPEG", exif=exif.tobytes(), quality=95)))
+    turned = np.asarray(decode(encoded(image, "JPEG", exif=exif.tobytes(), quality=95)))
     assert turned.shape[:2] == (20, 10)
     assert turned[:8].min() > 240
     assert turned[12:].max() < 15
@@ -169,15 +164,15 @@ def test_exif_rotation() -> None:
 
 def test_draft_is_close_and_leaves_enough() -> None:
     data = encoded(photo(1600, 1200), "JPEG", quality=92)
-    full, draft = rgb(data), rgb(data, draft=128)
+    full, draft = decode(data), decode(data, draft=128)
     assert min(draft.size) >= 128
     assert draft.width < full.width
     difference = resize_crop(full, 64).astype(int) - resize_crop(draft, 64)
     assert np.abs(difference).mean() < 2
-    assert rgb(data, draft=700).size == full.size
+    assert decode(data, draft=700).size == full.size
 
 
 def test_truncated_is_an_error() -> None:
     data = encoded(photo(200, 200), "JPEG")
     with pytest.raises(OSError, match="truncated"):
-        rgb(data[: len(data) // 2])
+        decode(data[: len(data) // 2])
