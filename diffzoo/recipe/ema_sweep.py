@@ -46,10 +46,11 @@ def sweep_widths(run: str, stds: Sequence[float], updates: int | None = None, ba
         losses[label] = _held_out_loss(built, locate(run, label).state)
         print(f"{label:<12} loss {losses[label]:.6f}", flush=True)
     for std in stds:
-        losses[f"width {std:g}"] = _held_out_loss(built, reconstruct(snapshots, std, end))
+        label = f"width {std:g}"
+        losses[label] = _held_out_loss(built, reconstruct(snapshots, std, end))
         off = mismatch(used, end, std)
         note = f"  (not reached: the profile is off by {100 * off:.2g} %)" if off > REACHED else ""
-        print(f"{f'width {std:g}':<12} loss {losses[f'width {std:g}']:.6f}{note}", flush=True)
+        print(f"{label:<12} loss {losses[label]:.6f}{note}", flush=True)
     loss, std = min((losses[f"width {std:g}"], std) for std in stds)
     print(f"best: width {std:g}, loss {loss:.6f}. Write it with `diffzoo ema reconstruct {run} --std {std:g}`")
     print("The loss prefers narrow EMAs: choose by Fréchet distance, with `diffzoo sweep guidance RUN --stds ...`")
