@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from diffzoo import philox, rng
 
@@ -88,13 +89,29 @@ def test_numbers_do_not_depend_on_the_batch_or_on_the_size_of_chunks(monkeypatch
 
 
 @pytest.mark.slow
-def test_the_compiled_kernel_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_compiled_kernel_gives_the_same_bits(device: str) -> None:
     kernel = philox.compiled_quads()
     key = rng.key("test")
-    keys = philox._key_tensor(key, CPU)
+    keys = philox._key_tensor(key, torch.device(device))
     for rows, quads in ((5, 1000), (2, 33), (9, 4)):
         place, draw = torch.arange(rows) * 2**33, torch.arange(rows)
-        assert torch.equal(kernel(keys, place, draw, quads), philox._eager(philox.round_keys(key), place, draw, quads))
+        want = philox._eager(philox.round_keys(key), place, draw, quads)
+        assert torch.equal(kernel(keys, place.to(device), draw.to(device), quads).cpu(), want)
+
+
+def test_a_kernel_that_rounds_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off_by_a_digit(keys: Tensor, place: Tensor, draw: Tensor, quads: int) -> Tensor:
+        return philox._eager(keys.tolist(), place, draw, quads) * (1 + 2**-23)
+
+    monkeypatch.setattr(philox, "compiled_quads", lambda: off_by_a_digit)
+    monkeypatch.setattr(philox, "_KERNELS", {"cpu": philox._Kernel()})
+    place, draw = torch.arange(3), torch.zeros(3, dtype=torch.int64)
+    want = philox.normals(1, place, draw, 40)
+    philox.compile_now("cpu")
+    with pytest.warns(UserWarning, match="rounds otherwise"):
+        assert torch.equal(philox.normals(1, place, draw, 40), want)
+    assert torch.equal(philox.normals(1, place, draw, 40), want)
 
 
 @pytest.mark.parametrize(
