@@ -144,6 +144,8 @@ class ModelImages:
                 "one number, or one per class"
             )
         if weak is None and generator.kind == "nothing":
+            if not guidance.acts:
+                return None
             raise UserError("the plan asks for guidance but the model is unconditional: leave the guidance out")
         generator.guided(guidance)
         if not isinstance(guidance, ByWeakerModel) or weak is None:

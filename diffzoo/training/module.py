@@ -69,7 +69,7 @@ class DiffusionModule(L.LightningModule):
         condition_dropout: probability that a sample is trained without its condition, for classifier-free guidance.
         sampler: makes the previews.
         guidance: {formula, scale}, perhaps {interval, decay}: how the finished weights are to be guided. Evaluation,
-            sampling and the model card take it from the run.
+            sampling and the model card take it from the run. Without effect on networks without conditions.
         optimizer: called with the parameter groups; None = AdamW at a learning rate of 1e-4.
         lr_scheduler: called with the optimizer, stepped every step; None = constant.
         autoencoder: frozen codec of a latent model; None = pixel space.
@@ -243,7 +243,9 @@ class DiffusionModule(L.LightningModule):
             process = fine_tuning.shifted(process, self.network)
         if freeze is not None:
             freezing.freeze(self.network, freeze)
-        self.guidance = from_plain(Guidance, guidance, "guidance") if guidance is not None else None
+        # a recipe's guidance is no claim about a network without conditions, such as a base recipe with num_classes 0
+        guided = guidance is not None and (self.network.config.num_classes or self.network.config.text_width)
+        self.guidance = from_plain(Guidance, guidance, "guidance") if guided else None
         self.recipe_settings: resume.Settings | None = None
         self.resumed: resume.Resumed | None = None  # until the first step
         self.frozen_sha256: str | None = None  # of the weights that the adapters belong to

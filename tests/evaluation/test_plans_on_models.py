@@ -98,6 +98,10 @@ def test_weaker_models_that_do_not_fit(
     torch.testing.assert_close(
         source.images(0, 6), sampled(saved(tmp_path, 2, num_classes=0)[1], labels=False), rtol=1e-4, atol=1e-4
     )
+    # nothing else guides it, but a scale that means "none" does no harm
+    assert ModelImages(plan(other, labels="none", guidance={"scale": 1.0})).plan().guidance is None
+    with pytest.raises(UserError, match="the model is unconditional"):
+        ModelImages(plan(other, labels="none", guidance={"scale": 2.0})).plan()
     with pytest.raises(UserError, match=r"guidance\.scale: expected a number"):
         ModelImages(plan(strong[0], guidance={"weak": str(weak[0])})).plan()
 

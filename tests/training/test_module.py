@@ -46,6 +46,12 @@ def part(whole: dict, rows: slice) -> dict:
     return {k: v[rows] for k, v in whole.items()}
 
 
+@pytest.mark.parametrize(("classes", "scale"), [(5, 2.0), (0, None)])
+def test_guidance_is_that_of_networks_with_conditions(classes: int, scale: float | None) -> None:
+    m = DiffusionModule(Tiny(Config(image_size=8, num_classes=classes)), guidance={"scale": 2.0})
+    assert (m.guidance and m.guidance.scale) == scale
+
+
 def test_training_step_is_the_paper_line_by_line() -> None:
     process = GaussianProcess(schedule=Shifted(Cosine(), 64, 32))
     m = module(process=process, weighting=Sigmoid(bias=-1.0), condition_dropout=0.0, seed=5)
