@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-__all__ = ["MissingExtraError", "UserError", "causes", "check_choice", "did_you_mean", "lacks"]
+__all__ = ["MissingExtraError", "UserError", "causes", "check_choice", "did_you_mean", "lacks", "nearest"]
 
 
 class UserError(ValueError):
@@ -15,7 +15,8 @@ class MissingExtraError(UserError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(f"{purpose} needs the package '{package}': install it with `pip install diffzoo[{extra}]`")
+        install = f'pip install "diffzoo[{extra}]"'  # zsh takes brackets without quotes for a pattern
+        super().__init__(f"{purpose} needs the package '{package}': install it with `{install}`")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -26,23 +27,29 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A hint to append to a message: the nearest of `choices`, or all of them when they are few; case is no matter."""
+def did_you_mean(name: str, choices: Iterable[str], prefix: str = "") -> str:
+    """A hint to append to a message: the nearest of `choices`, or all of them where none is near and they are few.
+
+    `prefix` stands before each of the nearest, and is not compared.
+    """
     known = sorted(str(c) for c in choices)
-    folded = {c.casefold(): c for c in known}
-    near = difflib.get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.55)
-    if near:
-        return f"; did you mean {' or '.join(repr(folded[n]) for n in near)}?"
-    if len(known) <= 12:
-        return f"; known: {', '.join(known)}" if known else ""
-    return ""
+    few = f"; known: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+    return nearest(name, known, prefix) or few
+
+
+def nearest(name: str, choices: Iterable[str], prefix: str = "") -> str:
+    """The hint for a message that lists all choices: the nearest, if any; case and dashes of options are no matter."""
+    folded = {c.casefold().lstrip("-"): c for c in choices}
+    near = difflib.get_close_matches(str(name).casefold().lstrip("-"), folded, n=3, cutoff=0.55)
+    return f"; did you mean {' or '.join(repr(prefix + folded[n]) for n in near)}?" if near else ""
 
 
 def check_choice(name: str, value: object, kind: object) -> None:
     """Refuse what is not among the words of a Literal type."""
     known = get_args(kind)
     if value not in known:
-        raise UserError(f"expected {name} to be one of {', '.join(map(repr, known))}, got {value!r}")
+        hint = nearest(value, map(str, known)) if isinstance(value, str) else ""
+        raise UserError(f"expected {name} to be one of {', '.join(map(repr, known))}, got {value!r}{hint}")
 
 
 def lacks(part: object, method: str) -> UserError:

@@ -26,7 +26,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError, did_you_mean, nearest
 
 __all__ = ["canonical_json", "class_name", "differences", "digest", "from_plain", "to_plain"]
 
@@ -132,7 +132,7 @@ def _read(hint: object, data: object, where: str, usual: type | None = None) -> 
         return _read_union(arguments, data, where, usual)
     if origin is Literal:
         value = RENAMED.get(data, data) if isinstance(data, str) else data
-        return value if value in arguments else _refuse(hint, data, where, did_you_mean(str(data), arguments))
+        return value if value in arguments else _refuse(hint, data, where, nearest(str(data), map(str, arguments)))
     if origin is type:
         return _find_class(arguments[0], data, where, built=False)
     if origin in (tuple, list):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffzoo import create_model, list_models
-from diffzoo.errors import UserError, did_you_mean
+from diffzoo.errors import UserError, did_you_mean, nearest
 from diffzoo.models.registry import build
 from diffzoo.zoo.loading import locate
 from diffzoo.zoo.manifest import find_pretrained
@@ -22,6 +22,12 @@ def test_few_names_are_listed_and_many_are_not() -> None:
     assert did_you_mean("zzz", ["b", "a"]) == "; known: a, b"
     assert did_you_mean("zzz", [f"name{i}" for i in range(13)]) == ""
     assert did_you_mean("zzz", []) == ""
+
+
+def test_dashes_make_no_options_alike() -> None:
+    options = ["--init", "--npz", "--seeds"]
+    assert nearest("--n", options) == ""
+    assert nearest("--seed", options) == "; did you mean '--seeds'?"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,10 @@ def test_few_names_are_listed_and_many_are_not() -> None:
         (lambda: list_models("*", "adm"), "list_models has no argument 'module'"),
         (lambda: list_models(3), "expected shell patterns such as 'simple_*', got 3"),
         (lambda: list_models(kind="x"), "expected kind to be one of 'denoiser', 'classifier', got 'x'"),
+        (
+            lambda: list_models(kind="classifer"),
+            "expected kind to be one of 'denoiser', 'classifier', got 'classifer'; did you mean 'classifier'?",
+        ),
     ],
 )
 def test_an_unknown_name_says_where_the_names_are(look, message: str) -> None:

@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaint is one sentence, which names the nearest option."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        unknown = re.match(r"unrecognized arguments: (--?[\w.-]+)", message)
         actions = [action for parser in (self, *self._verbs()) for action in parser._actions]
         known = {option for action in actions for option in action.option_strings}
         hint = did_you_mean(unknown[1], known) if unknown else ""

@@ -40,7 +40,8 @@ class Classes:
         called = {i: {name, *name.split(", ")} for i, name in enumerate(self.names)}
         found = [i for i, names in called.items() if wanted.casefold() in {name.casefold() for name in names}]
         if not found:
-            raise UserError(f"no class is called {wanted!r}{did_you_mean(wanted, set().union(*called.values()))}")
+            hint = did_you_mean(wanted, set().union(*called.values()))
+            raise UserError(f"no class is called {wanted!r}, and this model reads no captions{hint}")
         if len(found) > 1:  # two ImageNet classes are a crane
             numbers = " and ".join(f"{i} ({self.names[i]})" for i in found)
             raise UserError(

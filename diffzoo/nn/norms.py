@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffzoo.errors import UserError
+from diffzoo.errors import UserError, nearest
 from diffzoo.nn.time_dependent import NORMS, build_norm
 from diffzoo.typing import Maps, NoiseLevel
 
@@ -84,7 +84,8 @@ def check_norm(name: str, first_token: bool = True) -> None:
     offered = [STANDARD, *(n for n in NORMS if first_token or n != "ada_rmsn")]
     if name in offered:
         return
-    why = " ('ada_rmsn' reads a class or time token, which this family lacks)" if name == "ada_rmsn" else ""
+    lacking = " ('ada_rmsn' reads a class or time token, which this family lacks)"
+    why = lacking if name == "ada_rmsn" else nearest(name, offered)
     raise UserError(f"expected norm to be one of {', '.join(offered)}, got {name!r}{why}")
 
 

@@ -10,32 +10,38 @@ from abc import ABCMeta
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from diffzoo.errors import did_you_mean
+from diffzoo.errors import did_you_mean, nearest
 
 __all__ = ["explain"]
 
 FRONT = ("config", "run", "resume", "dry-run")  # options of `diffzoo fit` itself
 PACKAGES = ("process", "sampling", "data", "encoders", "training")
+REFUSED = (  # of a class, and of one that is called with more arguments later, such as an optimizer
+    r"(?:Problem with given class_path '(?P<path>[\w.]+)':\s+)?Option '(?P<name>[\w.]+)' is not accepted"
+    r"(?:\. Got value: Namespace\(class_path='(?P<called>[\w.]+)')?"
+)
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list",
+         "list": "a list", "dict": "a mapping"}  # fmt: skip
 
 
 def explain(message: str, known: Sequence[str]) -> str:
     """One sentence for a message of jsonargparse; `known` are all keys that exist, dotted."""
     places = re.findall(r'Parser key "([\w.]+)"', message)
     where = f"{'.'.join(places)}: " if places else ""
-    argument = re.findall(r"Problem with given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
-    if argument:
-        path, name = argument[-1]
-        hint = did_you_mean(name, _arguments(path))
+    if argument := [*re.finditer(REFUSED, message)]:
+        path, name = argument[-1]["path"] or argument[-1]["called"], argument[-1]["name"]
+        hint = nearest(name, _arguments(path)) or f"; its own arguments: {', '.join(_own_arguments(path))}"
         return f"{where}{path.rsplit('.', 1)[-1]} has no argument {name!r}{hint}"
     if found := re.search(r"(?:unrecognized arguments: --|option '|Option ')([\w.\-]+)", message):
         return _unknown_key(found.group(1), [*known, *FRONT])
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         name = found.group(1)
-        return f"{where}there is no class {name!r}{did_you_mean(name, _classes())}"
+        folder = f"; --data.folder {name} trains on a folder of images" if places == ["data"] else ""
+        return f"{where}there is no class {name!r}{did_you_mean(name, _classes(places))}{folder}"
     if found := re.search(r"Expected a path but ([A-Za-z_][\w.]*) either not accessible", message):
         missing = re.search(r"No module named '([\w.]+)'", message)
         why = f" (no module {missing.group(1)!r} here, beside the recipe or installed)" if missing else ""
-        return f"{where}there is no class {found.group(1)!r}{why}{did_you_mean(found.group(1), _classes())}"
+        return f"{where}there is no class {found.group(1)!r}{why}{did_you_mean(found.group(1), _classes(places))}"
     if found := re.search(r"Expected an instantiatable class, but ([\w.]+) is abstract", message):
         methods = sorted(cast(ABCMeta, _found(found.group(1))).__abstractmethods__)
         return f"{where}{found.group(1)} lacks the methods {', '.join(methods)}"
@@ -44,7 +50,17 @@ def explain(message: str, known: Sequence[str]) -> str:
     kept = re.sub(r"<class '([\w.]+)'>", r"\1", kept)
     kept = re.sub(r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:", "", kept)
     lines = [line.strip(" -") for line in kept.splitlines() if line.strip(" -")]
-    return where + "; ".join(lines)
+    lines = [line for line in lines if line != "Expected a NoneType"]
+    return where + (_kinds(message) if all(re.match("Expected", line) for line in lines) else "; ".join(lines))
+
+
+def _kinds(message: str) -> str:
+    """What a value had to be, and what came."""
+    found = re.findall(r"Expected (?:a )?(?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.*)\]|([^\s<].*))", message)
+    words = dict.fromkeys(KINDS.get(k, k) or literal or other for k, literal, other in found if k != "NoneType")
+    came = re.search(r"(?:Got value|Given value): (?!NestedArg|Namespace)(.+)", message)
+    hint = nearest(came[1], re.findall(r"'([\w-]+)'", " ".join(words))) if came else ""
+    return f"expected {' or '.join(words)}" + (f", got {came[1]}{hint}" if came else "")
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
@@ -54,8 +70,9 @@ def _unknown_key(key: str, known: Sequence[str]) -> str:
         head, parent = ".".join(parts[:n]), ".".join(parts[: n - 1])
         if not any(k == head or k.startswith(f"{head}.") for k in known):
             inside = [k for k in known if k.startswith(f"{parent}.")] if parent else list(known)
-            siblings = {".".join(k.split(".")[:n]) for k in inside}
-            return f"there is no key {head!r}{did_you_mean(head, siblings) or did_you_mean(head, known)}"
+            siblings = {k.split(".")[n - 1] for k in inside}
+            hint = did_you_mean(parts[n - 1], siblings, f"{parent}." if parent else "") or did_you_mean(head, known)
+            return f"there is no key {head!r}{hint or '; --print_config prints the recipe with all that there are'}"
     return f"the key {key!r} does not belong here"
 
 
@@ -68,14 +85,20 @@ def _arguments(path: str) -> Iterable[str]:
     return [parameter.name for parameter in found]
 
 
+def _own_arguments(path: str) -> Iterable[str]:
+    """Arguments that a class or a function names itself."""
+    stated = inspect.signature(_found(path)).parameters.values()
+    return [p.name for p in stated if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
 def _found(path: str) -> type:
     module, _, name = path.rpartition(".")
     found: type = getattr(importlib.import_module(module), name)
     return found
 
 
-def _classes() -> Iterable[str]:
-    """The public classes that recipes name."""
-    for package in PACKAGES:
+def _classes(places: Sequence[str]) -> Iterable[str]:
+    """The public classes that recipes name at a key."""
+    for package in ("data",) if places == ["data"] else PACKAGES:
         module = importlib.import_module(f"diffzoo.{package}")
         yield from (n for n in module.__all__ if inspect.isclass(getattr(module, n)))

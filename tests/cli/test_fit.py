@@ -154,9 +154,17 @@ def test_a_folder_of_images(recipe: str, tmp_path: Path) -> None:
         (["--data.folder", "no/such/folder"], "no/such/folder"),
         (["--data.init_args.batch_size=0"], "batch_size is a positive whole number, got 0"),
         (["--data.init_args.micro_batch_size=3"], "set micro_batch_size to 2 or 4"),
+        (["--data.init_args.batch_size=many"], r"data\.batch_size: expected a whole number, got many$"),
+        (
+            ["--data=ImageFolder", "--data.init_args.source=x"],
+            "ImageFolder has no argument 'source'.* path, .* caption$",
+        ),
+        (["--data=pictures"], "no class 'pictures'; known: Cifar10, .* --data.folder pictures trains on a folder"),
+        (["--model.optimizer.init_args.learning_rate=1"], "FusedAdamW has no argument 'learning_rate'.* lr, "),
+        (["--trainer.precision=bf16-mixd"], "got bf16-mixd; did you mean 'bf16-mixed'"),
+        (["--batch_size=8"], "no key 'batch_size'; --print_config"),
         (["--trainer.devices=3"], "global batch of 8 does not divide among 3 ranks: set batch_size to 6 or 9"),
     ],
-    ids=["classes", "size", "argument", "network", "folder", "batch", "micro-batch", "devices"],
 )
 def test_bad_settings_are_one_sentence(
     recipe: str, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]

