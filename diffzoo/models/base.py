@@ -7,11 +7,12 @@ number and the output mean is a fact of the process (`diffzoo.process.GaussianPr
 config (`Config.override`); for networks with resolution levels (`Level`) they are stated in pixels.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, get_args, get_type_hints, runtime_checkable
 
 import numpy as np
 import torch
@@ -130,8 +131,19 @@ def _read(config: Config, overrides: Mapping[str, object], rewrites: Iterable[st
         raise UserError(f"{type(config).__name__} has no argument {name!r}{hint}")
     hints = get_type_hints(type(config))
     given = {k: _item(v) for k, v in overrides.items()}
+    for name in (k for k, v in given.items() if v is None and type(None) not in get_args(hints[k])):
+        kept = f"leave it out to keep {getattr(config, name)!r:.60}"
+        raise UserError(f"{name} cannot be null: {kept}{_meaning(type(config), name)}")
     read = {k for k, v in given.items() if isinstance(v, list | dict) or hints[k] in (int, float, bool)}
     return {k: from_plain(hints[k], v, k) if k in read else v for k, v in given.items()}
+
+
+def _meaning(config: type[Config], name: str) -> str:
+    """What a docstring says of a field in its first sentence, in brackets; "" if none does."""
+    for doc in (cls.__doc__ or "" for cls in config.__mro__):
+        if found := re.search(rf"^ +{name}: (.+?)\.\s", doc, re.DOTALL | re.MULTILINE):
+            return f" ({' '.join(found[1].split())})"
+    return ""
 
 
 def _item(value: object) -> object:

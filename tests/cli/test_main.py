@@ -44,7 +44,10 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["recipe", "list"], "unknown verb 'recipe'; did you mean 'recipes'"),
         (["recipes", "copy", "cifar10/simple_uvit", f"{__file__}/x.yaml"], "cannot be read or written: "),
         (["plan", str(ROOT / "benchmarks/results/emoji.png")], "is not valid YAML"),
-        (["describe", "simple_uvit_xs_32", "num_classes=null"], "num_classes: expected a whole number, got None"),
+        (
+            ["describe", "simple_uvit_xs_32", "num_classes=null"],
+            "to keep 0 (number of real classes; 0 = unconditional)",
+        ),
         (["describe", "simple_uvit_xs_32", "num_classes=2.0"], "num_classes: expected a whole number, got 2.0"),
         (["describe", "simple_uvit_xs_32", "dropout=x"], "dropout: expected a number or null, got 'x'"),
         (["describe", "simple_uvit_xs_32", "depth_at=3"], "depth_at: expected a mapping or null, got 3"),
