@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="*", help="a model; or: compare RESULT.json RESULT.json")
     shared_arguments(parser)
     plan_arguments(parser)
+    parser.add_argument("--weights", help="of a checkpoint: ema (default), raw, or a label")
     parser.add_argument("--images", help="evaluate a folder of images or an .npz file instead of a model")
     parser.add_argument("--held-out", metavar="FOLDER_OR_NPZ", help="held-out real images, which Fréchet ratios need")
     parser.add_argument("--metrics", nargs="+", help="instead of the protocol's, which makes another protocol")
@@ -41,8 +42,6 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args.target[1:])
     if len(args.target) + bool(args.images) != 1:
         raise UserError("expected one model, or --images FOLDER_OR_NPZ, or: compare RESULT.json RESULT.json")
-    if len(args.weights) > 1:
-        raise UserError(f"eval measures one set of weights, `diffzoo sweep` several: got {' '.join(args.weights)}")
     protocol = read_protocol(args)
     from diffzoo.evaluation import evaluate
     from diffzoo.evaluation.demo import open_reference
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = str(device_of(args.device))
     args.out = args.out or default_out(args.images or args.target[0])
-    source = open_images(args.images) if args.images else open_model(args, device)
+    source = open_images(args.images) if args.images else open_model(args, device, args.weights)
     if protocol.name == "folders" and args.n is None and args.images:
         protocol = replace(protocol, n=len(open_images(args.images)))  # all of them
     protocol, reference = open_reference(protocol, args.reference, source.image_size)

@@ -71,7 +71,6 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="HxW", help="height and width of the samples, 96x64; default: the model's")
     parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--compile", action="store_true", default=None, help="compile the network")
-    parser.add_argument("--weights", nargs="+", default=[], help="of a checkpoint: ema (default), raw, or a label")
 
 
 def default_out(target: str, folder: str = "eval") -> str:
@@ -138,14 +137,7 @@ def read_json(path: str, key: str) -> dict[str, Any]:
     return found
 
 
-def _weights(args: argparse.Namespace) -> str | None:
-    """The weights of the checkpoint that --weights asks for."""
-    if any("=" in w for w in args.weights):
-        raise UserError(f"weights of feature networks are given by --feature-weights {' '.join(args.weights)}")
-    return args.weights[0] if len(args.weights) == 1 else None
-
-
-def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan") -> "SamplePlan":
+def _planned(args: argparse.Namespace, weights: str | None, metadata: "Metadata", plan: "SamplePlan") -> "SamplePlan":
     """A plan with the flags on top."""
     from diffzoo.record import from_plain
     from diffzoo.sampling import Sampler
@@ -156,7 +148,7 @@ def _planned(args: argparse.Namespace, metadata: "Metadata", plan: "SamplePlan")
         "classes": tuple(args.classes) if args.classes else None,
         "precision": args.precision,
         "compile": args.compile,
-        "weights": _weights(args),
+        "weights": weights,
         "images_per_batch": args.batch_size,
         "size": as_size(args.size, "--size") if args.size else None,
     }
@@ -206,8 +198,8 @@ def _captions(path: str | None) -> list[str]:
         raise UserError(f"could not read the captions {path}: {reason}") from error
 
 
-def open_model(args: argparse.Namespace, device: str) -> "ModelImages":
-    """The images of a model, its network loaded."""
+def open_model(args: argparse.Namespace, device: str, weights: str | None) -> "ModelImages":
+    """The images of a model, its network loaded; `weights` of its checkpoint, None = those of the plan."""
     from diffzoo.evaluation import SamplePlan
     from diffzoo.evaluation.model_images import ModelImages
     from diffzoo.generation import Generator
@@ -216,7 +208,9 @@ def open_model(args: argparse.Namespace, device: str) -> "ModelImages":
 
     captions, model = _captions(args.captions), args.target[0]
     given = SamplePlan.from_dict({**read_json(args.plan, "plan"), "model": model}) if args.plan else None
-    loaded = load_any(model, weights=_weights(args) or (given.weights if given else "ema"))
+    if weights and "=" in weights:
+        raise UserError(f"weights of feature networks are given by --feature-weights {weights}")
+    loaded = load_any(model, weights=weights or (given.weights if given else "ema"))
     print(f"weights: {loaded.metadata.provenance}")
-    plan = _planned(args, loaded.metadata, given or default_plan(model, loaded.metadata, args.preset))
+    plan = _planned(args, weights, loaded.metadata, given or default_plan(model, loaded.metadata, args.preset))
     return ModelImages(plan, device, captions, Generator.of(loaded, device))

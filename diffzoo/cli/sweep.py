@@ -39,6 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--first-part", type=float, default=0.2, help="images after which bad settings stop, as a share"
     )
     parser.add_argument("--margin", type=float, default=0.1, help="relative distance from the best at which they stop")
+    weights = "of a checkpoint, each tried: ema (default), raw, or labels"
+    parser.add_argument("--weights", nargs="+", default=[], help=weights)
     shared_arguments(parser)
     plan_arguments(parser)
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = str(device_of(args.device))
     args.out = args.out or default_out(args.target[0], "sweep")
-    source = open_model(args, device)
+    source = open_model(args, device, args.weights[0] if len(args.weights) == 1 else None)
     protocol, reference = open_reference(protocol, args.reference, source.image_size)
     base = source.sample_plan
     intervals = [sweep.parse_interval(v) for v in args.intervals] if args.intervals else [sweep.KEEP]
