@@ -1,6 +1,7 @@
 """`diffzoo eval MODEL --protocol P`, `diffzoo eval --images A --reference B`, `diffzoo eval compare A.json B.json`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from diffzoo.runs import is_first_process
 if TYPE_CHECKING:
     from diffzoo.evaluation import Result
 
-__all__ = ["configure", "run"]
+__all__ = ["check_ready", "configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +69,30 @@ def run(args: argparse.Namespace) -> int:
     if args.memorisation:
         _memorisation(args, result, device)
     return 0
+
+
+def check_ready(words: Sequence[str]) -> None:
+    """Look whether `diffzoo eval` with these arguments will find what it needs besides the model.
+
+    Raises:
+        UserError: for a wrong option, a reference or weights of feature networks that are not there, or too few images.
+    """
+    from diffzoo.cli.main import Parser
+    from diffzoo.evaluation.checks import check_count
+    from diffzoo.evaluation.demo import is_made
+    from diffzoo.evaluation.image_files import open_images
+    from diffzoo.evaluation.reference import find_reference
+    from diffzoo.evaluation.run import load_networks
+
+    parser = Parser(prog="diffzoo eval", allow_abbrev=False)
+    configure(parser)
+    args = parser.parse_args(words)
+    protocol = read_protocol(args)
+    if not is_made(protocol, args.reference):
+        find_reference(protocol.reference, args.reference)
+    if args.held_out:
+        open_images(args.held_out)
+    check_count(protocol, load_networks(protocol.metrics, feature_weights(args)), args.few)
 
 
 def _compare(paths: list[str]) -> int:

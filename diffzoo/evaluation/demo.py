@@ -14,7 +14,7 @@ from diffzoo.evaluation.reference import Reference, find_reference, make_referen
 from diffzoo.metrics.features import load_features
 from diffzoo.sizes import Size, size_text
 
-__all__ = ["open_reference"]
+__all__ = ["is_made", "open_reference"]
 
 PER_CLASS = 100  # its classes are of unequal size, the plan samples them equally often
 
@@ -32,13 +32,18 @@ def open_reference(
     Returns:
         The protocol, which for the demo names the reference of that size, and the open reference.
     """
-    if protocol.name != "demo" or path is not None:
+    if not is_made(protocol, path):
         return protocol, find_reference(protocol.reference, path)
     protocol = replace(protocol, reference=f"diffzoo-demo-{size_text(size)}", image_size=size)
     file = reference_folder() / f"{protocol.reference}.npz"
     if not file.exists():
         _make(file, size)
     return protocol, find_reference(protocol.reference)
+
+
+def is_made(protocol: EvalProtocol, path: str | None) -> bool:
+    """Whether the reference of a protocol is made where it is missing."""
+    return protocol.name == "demo" and path is None
 
 
 def _make(path: Path, size: Size) -> None:

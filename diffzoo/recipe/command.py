@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -34,7 +34,7 @@ from diffzoo.training.optional_files import write_or_warn
 from diffzoo.training.progress import RunProgress
 from diffzoo.training.training_log import CsvLog, TrainingLog
 
-__all__ = ["BuiltRecipe", "Command", "ParsedRecipe", "world_size"]
+__all__ = ["BuiltRecipe", "Command", "ParsedRecipe", "build_data", "world_size"]
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, for jsonargparse 5
 
@@ -110,14 +110,9 @@ class Command(LightningCLI):
         """Recipe and command line win over what a checkpoint stores."""
 
     def instantiate_classes(self) -> None:
-        """Build everything; our own errors, and missing packages, are raised without the parser's wrapping."""
-        try:
+        """Build everything."""
+        with _unwrapped():
             super().instantiate_classes()
-        except Exception as error:
-            cause = next((e for e in causes(error) if isinstance(e, UserError | ImportError)), error)
-            if cause is error:
-                raise
-            raise (cause if isinstance(cause, UserError) else UserError(str(cause))) from None
         recipes = self._get(self.config_init, "config") or []
         self.model.recipe = " + ".join(recipe_name(Path(str(path))) for path in recipes) or None
 
@@ -165,6 +160,30 @@ class ParsedRecipe(BuiltRecipe):
 
     def instantiate_classes(self) -> None:
         """Build nothing."""
+
+
+def build_data(data: Mapping[str, Any]) -> L.LightningDataModule:
+    """The data module of a parsed recipe's section `data`, without the rest.
+
+    Raises:
+        UserError: what the module raises where it is built.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data")
+    with _unwrapped():
+        return cast(L.LightningDataModule, parser.instantiate_classes(parser.parse_object({"data": data})).data)
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise our own errors, and missing packages, without the parser's wrapping."""
+    try:
+        yield
+    except Exception as error:
+        cause = next((e for e in causes(error) if isinstance(e, UserError | ImportError)), error)
+        if cause is error:
+            raise
+        raise (cause if isinstance(cause, UserError) else UserError(str(cause))) from None
 
 
 def world_size(config: Mapping[str, Any] | Namespace) -> int:

@@ -10,7 +10,7 @@ from diffzoo.recipe.parse import parse_recipe, section
 from diffzoo.recipe.plan import network_of
 from diffzoo.study.spec import Budget, options
 
-__all__ = ["Cost", "costs", "shown"]
+__all__ = ["Cost", "costs", "parsed_arm", "shown"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Cost:
         return 3 * 2 * self.flops * self.batch_size * self.steps
 
 
-def costs(base: Path, arms: Mapping[str, Mapping[str, object]], budget: Budget) -> dict[str, Cost]:
-    """What every arm costs; raises for settings that a recipe does not have, and for arms that are the same."""
-    parsed = {arm: _parsed(base, arm, settings) for arm, settings in arms.items()}
+def costs(base: Path, parsed: Mapping[str, Mapping[str, object]], budget: Budget) -> dict[str, Cost]:
+    """What every arm costs, by its parsed recipe; raises for arms that are the same."""
     seen: dict[str, str] = {}
     found: dict[str, Cost] = {}
     for arm, config in parsed.items():
@@ -55,7 +54,8 @@ def costs(base: Path, arms: Mapping[str, Mapping[str, object]], budget: Budget) 
     return found
 
 
-def _parsed(base: Path, arm: str, settings: Mapping[str, object]) -> dict[str, object]:
+def parsed_arm(base: Path, arm: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """The recipe of an arm; raises for settings that a recipe does not have."""
     try:
         return parse_recipe([str(base)], options(settings), None)
     except UserError as error:

@@ -34,7 +34,7 @@ from diffzoo.report import read_run
 from diffzoo.runs import without_launcher
 from diffzoo.study.spec import Evaluate, Study, options
 
-__all__ = ["Children", "Job", "Measured", "jobs_of", "measured", "run_jobs", "set_aside"]
+__all__ = ["Children", "Job", "Measured", "eval_arguments", "jobs_of", "measured", "run_jobs", "set_aside"]
 
 LAST = 0.2  # share of a run over which its loss per noise level is averaged
 Say = Callable[[str], None]
@@ -191,7 +191,7 @@ def _run(job: Job, processes: int, children: Children, say: Say) -> bool:
         seed = [f"--seed_everything={job.seed}", f"--model.seed={job.seed}"]
         failure = _child(["fit", *job.arguments, *run, *seed], job, processes, children)
         if not failure and job.evaluate is not None:
-            failure = _child(["eval", *_eval(job, job.evaluate)], job, processes, children)
+            failure = _child(["eval", *eval_arguments(job, job.evaluate)], job, processes, children)
         if failure:
             write_text(job.folder / "failed.txt", failure)
             say(f"{job.arm}, seed {job.seed}: {failure}")
@@ -216,7 +216,8 @@ def set_aside(job: Job) -> None:
     write_text(told, job.settings)
 
 
-def _eval(job: Job, evaluate: Evaluate) -> list[str]:
+def eval_arguments(job: Job, evaluate: Evaluate) -> list[str]:
+    """Arguments of `diffzoo eval` for a finished run."""
     given = {**({} if evaluate.n is None else {"n": evaluate.n}), **evaluate.options}
     more = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     return [str(job.folder / "run"), "--protocol", evaluate.protocol, "--out", str(job.folder / "eval"), *more]

@@ -16,6 +16,7 @@ from scipy import stats
 
 from diffzoo.cache import lock
 from diffzoo.cli.main import main
+from diffzoo.data import demo
 from diffzoo.errors import UserError
 from diffzoo.runs import Launch, launch
 from diffzoo.study.report import compare_arms, judge
@@ -68,7 +69,10 @@ def test_equal_flops_are_equal_flops() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_studies_that_ship_run_dry(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_studies_that_ship_run_dry(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "demo_file", lambda size: demo.PATH)  # larger images do not ship
     study = read_study(path)
     assert main(["study", f"studies/{path.stem}", "--dry-run"]) == 0
     shown = capsys.readouterr().out
@@ -97,6 +101,37 @@ def test_bad_studies_are_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("evaluate: {protocol: demo, options: {reference: no.npz}}", "evaluate: the reference no.npz does not exist"),
+        ("evaluate: {protocol: demo, n: 14}", "evaluate: frechet:random-conv needs at least 129 images, got 14"),
+        ("evaluate: {protocol: demo, options: {step: 9}}", "evaluate: unrecognized arguments: --step 9; did you mean"),
+        ("", "no/such/folder"),
+    ],
+)
+def test_what_a_study_lacks_is_said_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, sentence: str, dry: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("diffzoo.study.runner.run_jobs", lambda *_: pytest.fail("it trains"))
+    missing = "" if more else "data: {class_path: ImageFolder, init_args: {path: no/such/folder}}, "
+    (tmp_path / "toy.yaml").write_text(TOY.replace("settings: {", f"settings: {{{missing}") + more)
+    assert main(["study", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "out"), *dry]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_a_study_that_is_finished_needs_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("runner", "report"):
+        monkeypatch.setattr(f"diffzoo.study.{module}.measured", lambda job: Measured({"held-out loss": 1.0}))
+    (tmp_path / "toy.yaml").write_text(TOY + "evaluate: {protocol: demo, options: {reference: no.npz}}")
+    monkeypatch.setattr("diffzoo.study.runner.run_jobs", lambda *_: None)
+    assert main(["study", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "out")]) == 0
 
 
 def _study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
