@@ -160,8 +160,14 @@ class ImageDataModule(PositionedData):
         return self._loader
 
     def val_dataloader(self) -> "EvalBatches | list[RawBatch]":
-        """The held-out rows, each once over all ranks; an empty list if there are none."""
+        """The held-out rows, each once over all ranks; an empty list if there are none.
+
+        Raises:
+            UserError: if there are none, and validation is all that the trainer is to do.
+        """
         if self.val_source is None:
+            if self.trainer is not None and self.trainer.state.fn == "validate":
+                raise self._nothing_held_out()
             return self._no_batches()
         spans = EvalSpans(len(self.val_source), self.batch_size, *self._ranks())
         if not len(spans):
@@ -171,6 +177,9 @@ class ImageDataModule(PositionedData):
             )
             return self._no_batches()
         return self._each_once(self.val_source, spans, self.bad_held_out)
+
+    def _nothing_held_out(self) -> UserError:
+        return UserError(f"{self.train_source.name} holds no images out: set val_path or val_fraction of the data")
 
     def _no_batches(self) -> list[RawBatch]:
         # an empty list is Lightning's only way to have no validation, and it warns of it
@@ -191,7 +200,7 @@ class ImageDataModule(PositionedData):
         """
         source = self.train_source if part == "train" else self.val_source
         if source is None:
-            raise UserError(f"{self.train_source.name} holds no images out: set val_path or val_fraction of the data")
+            raise self._nothing_held_out()
         bad = self.bad_images if part == "train" else self.bad_held_out
         return self._each_once(source, EvalSpans(len(source), batch_size, 0, 1), bad)
 

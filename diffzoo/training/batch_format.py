@@ -173,7 +173,12 @@ def _check_shape(image: Tensor, config: Config, latent: bool, where: str, sizes:
     shape = tuple(image.shape)
     if len(shape) == 4 and shape[1] == channels and (latent or shape[2:] in map(sides, sizes)):
         return
-    hint = ": put the channels first" if len(shape) == 4 and shape[3] == channels != shape[1] else ""
+    hint = ""
+    if len(shape) == 4 and shape[3] == channels != shape[1]:
+        hint = ": put the channels first"
+    elif len(shape) == 4 and not latent:
+        settings = ("in_channels", "channels") if shape[1] != channels else ("image_size", "image_size")
+        hint = ": {} of the network and {} of the data have to agree".format(*settings)
     expected = f"(b, {channels}, h, w)" if latent else f"(b, {channels}, {height}, {width})"
     raise UserError(f"{where} batches: expected images of shape {expected}, got {shape}{hint}")
 

@@ -8,6 +8,7 @@ import tarfile
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -483,3 +484,15 @@ def test_the_page_of_a_data_set_is_its_name(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("diffzoo.data.resolve._published", lambda *given: given)
     for page in ("https://huggingface.co/datasets/owner/name/tree/v1", "hf://datasets/owner/name@v1"):
         assert resolve(page) == ("owner/name", None, "v1")
+
+
+def test_validation_alone_of_data_that_holds_nothing_out_is_refused(tmp_path: Path) -> None:
+    """`fit` goes on without, `validate` would end in silence."""
+    data = ImageFolder(str(write_images(tmp_path, ["a.png", "b.png"])), **COMMON)
+    for fn in ("fit", "validate"):
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn=fn))
+        if fn == "fit":
+            assert data.val_dataloader() == []
+        else:
+            with pytest.raises(UserError, match="holds no images out: set val_path or val_fraction"):
+                data.val_dataloader()
