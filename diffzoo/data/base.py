@@ -271,7 +271,9 @@ class TrainBatches:
 
 def _warn_of_empty_classes(source: Source) -> None:
     """Say which classes have no row, and if a row has no class, before training meets it."""
-    labels = source.label_values(range(len(source))) or []
+    labels = source.label_values(range(len(source)))
+    if labels is None:  # the source does not know them without its images
+        return
     if None in labels:
         warnings.warn(str(unlabelled(source.row_name(labels.index(None)), source.name)))
     present = {*labels}

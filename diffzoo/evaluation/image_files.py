@@ -107,7 +107,8 @@ class FolderImages:
             if row.shape != first:
                 raise UserError(
                     f"{path.name} is {row.shape[0]}x{row.shape[1]} pixels and {self.files[0].name} is "
-                    f"{first[0]}x{first[1]}: all images of an evaluation have one size"
+                    f"{first[0]}x{first[1]}: all images of an evaluation have one size; `diffzoo data stats FOLDER "
+                    "--size N --out FILE.npz` makes a reference of images of several"
                 )
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
 

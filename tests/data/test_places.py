@@ -19,6 +19,7 @@ import pytest
 from data.stand_ins import image_bytes, write_images
 
 from diffzoo.data import HFDataset, ImageFolder
+from diffzoo.data.base import ImageDataModule
 from diffzoo.data.resolve import resolve
 from diffzoo.data.sources import Source, held_out
 from diffzoo.errors import UserError
@@ -237,6 +238,17 @@ def test_classes_without_rows_and_rows_without_class_are_said_before_training(
 ) -> None:
     with pytest.warns(UserWarning, match=message):
         HFDataset(PLACES[place](tmp_path, label=labels), **COMMON).prepare_data()
+
+
+def test_a_source_that_does_not_know_its_labels_has_no_empty_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    source.block_sizes, source.class_names = np.array([4]), ("disc", "square")
+    data = HFDataset("unread", **COMMON)
+    monkeypatch.setitem(vars(data), "train_source", source)
+    monkeypatch.setitem(vars(data), "val_source", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImageDataModule.prepare_data(data)
 
 
 def test_held_out_identities_are_numbered_as_the_training_rows(tmp_path: Path) -> None:
