@@ -24,7 +24,7 @@ import diffzoo.sampling
 import diffzoo.training
 from diffzoo.errors import UserError, causes
 from diffzoo.files import write_text
-from diffzoo.recipe.explain import explain
+from diffzoo.recipe.explain import explain, null_argument
 from diffzoo.recipe.files import recipe_name, version_line
 from diffzoo.record import RENAMED
 from diffzoo.training.checkpointing import Checkpointing
@@ -111,7 +111,7 @@ class Command(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything."""
-        with _unwrapped():
+        with _explained(self.config[self.subcommand].as_dict()):
             super().instantiate_classes()
         recipes = self._get(self.config_init, "config") or []
         self.model.recipe = " + ".join(recipe_name(Path(str(path))) for path in recipes) or None
@@ -170,20 +170,24 @@ def build_data(data: Mapping[str, Any]) -> L.LightningDataModule:
     """
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
-    with _unwrapped():
+    with _explained({"data": data}):
         return cast(L.LightningDataModule, parser.instantiate_classes(parser.parse_object({"data": data})).data)
 
 
 @contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise our own errors, and missing packages, without the parser's wrapping."""
+def _explained(sections: Mapping[str, object]) -> Iterator[None]:
+    """Raise our own errors, and missing packages, without the parser's wrapping; say if a null is behind another."""
     try:
         yield
     except Exception as error:
-        cause = next((e for e in causes(error) if isinstance(e, UserError | ImportError)), error)
+        cause = next((e for e in causes(error) if isinstance(e, UserError | ImportError)), None)
         if cause is error:
             raise
-        raise (cause if isinstance(cause, UserError) else UserError(str(cause))) from None
+        if cause is not None:
+            raise (cause if isinstance(cause, UserError) else UserError(str(cause))) from None
+        if said := null_argument(sections):
+            raise UserError(said) from error
+        raise
 
 
 def world_size(config: Mapping[str, Any] | Namespace) -> int:

@@ -7,12 +7,15 @@ import importlib
 import inspect
 import re
 from abc import ABCMeta
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 from diffzoo.errors import did_you_mean, nearest
 
-__all__ = ["explain"]
+if TYPE_CHECKING:
+    from jsonargparse._parameter_resolvers import ParamData
+
+__all__ = ["explain", "null_argument"]
 
 FRONT = ("config", "run", "resume", "dry-run")  # options of `diffzoo fit` itself
 PACKAGES = ("process", "sampling", "data", "encoders", "training")
@@ -48,6 +51,7 @@ def explain(message: str, known: Sequence[str]) -> str:
     kept = re.split(r"\s+(?:Given value|Subclass types expect)", message)[0]
     kept = re.sub(r'Parser key "[\w.]+":|Problem with given class_path \'[\w.]+\':', "", kept)
     kept = re.sub(r"<class '([\w.]+)'>", r"\1", kept)
+    kept = re.sub(r"Type .* expects a function or a callable class: ", "", kept)
     kept = re.sub(r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:", "", kept)
     lines = [line.strip(" -") for line in kept.splitlines() if line.strip(" -")]
     lines = [line for line in lines if line != "Expected a NoneType"]
@@ -76,13 +80,30 @@ def _unknown_key(key: str, known: Sequence[str]) -> str:
     return f"the key {key!r} does not belong here"
 
 
+def null_argument(content: object, where: str = "") -> str:
+    """The first argument of a class in a parsed recipe that is null and should not be, in a sentence; "" if none is.
+
+    jsonargparse lets null through for arguments of classes, whatever their type.
+    """
+    parts = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list) else ()
+    if isinstance(content, Mapping) and isinstance(content.get("class_path"), str):
+        given = content.get("init_args") or {}
+        for p in _parameters(content["class_path"]):
+            if p.annotation in (int, float, bool, str) and p.default is not None and given.get(p.name, "") is None:
+                return f"{where}init_args.{p.name} cannot be null: leave it out to keep {p.default!r}"
+    return next(filter(None, (null_argument(part, f"{where}{key}.") for key, part in parts)), "")
+
+
 def _arguments(path: str) -> Iterable[str]:
     """Arguments of a class, with those that it passes on."""
+    return [parameter.name for parameter in _parameters(path)]
+
+
+def _parameters(path: str) -> Sequence["ParamData"]:
     from jsonargparse._parameter_resolvers import get_signature_parameters
 
     made = _found(path)
-    found = get_signature_parameters(made, "__init__") if inspect.isclass(made) else get_signature_parameters(made)
-    return [parameter.name for parameter in found]
+    return get_signature_parameters(made, "__init__") if inspect.isclass(made) else get_signature_parameters(made)
 
 
 def _own_arguments(path: str) -> Iterable[str]:

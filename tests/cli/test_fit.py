@@ -162,6 +162,10 @@ def test_a_folder_of_images(recipe: str, tmp_path: Path) -> None:
         (["--data=pictures"], "no class 'pictures'; known: Cifar10, .* --data.folder pictures trains on a folder"),
         (["--model.optimizer.init_args.learning_rate=1"], "FusedAdamW has no argument 'learning_rate'.* lr, "),
         (["--trainer.precision=bf16-mixd"], "got bf16-mixd; did you mean 'bf16-mixed'"),
+        (
+            ["--data.init_args.val_fraction=null"],
+            "data.init_args.val_fraction cannot be null: leave it out to keep 0.0",
+        ),
         (["--batch_size=8"], "no key 'batch_size'; --print_config"),
         (["--trainer.devices=3"], "global batch of 8 does not divide among 3 ranks: set batch_size to 6 or 9"),
     ],
