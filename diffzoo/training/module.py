@@ -244,7 +244,7 @@ class DiffusionModule(L.LightningModule):
         if freeze is not None:
             freezing.freeze(self.network, freeze)
         # a recipe's guidance is no claim about a network without conditions, such as a base recipe with num_classes 0
-        guided = guidance is not None and (self.network.config.num_classes or self.network.config.text_width)
+        guided = guidance is not None and self.network.conditional
         self.guidance = from_plain(Guidance, guidance, "guidance") if guided else None
         self.recipe_settings: resume.Settings | None = None
         self.resumed: resume.Resumed | None = None  # until the first step
