@@ -270,7 +270,7 @@ def test_describe_counts_them() -> None:
 @every_family
 def test_norms_that_are_not_offered_are_refused(family: str) -> None:
     known = ", ".join(["standard", *offered(family)])
-    with pytest.raises(UserError, match=f"expected norm to be one of {known}, got 'td_rms'$"):
+    with pytest.raises(UserError, match=f"expected norm to be one of {known}, got 'td_rms'; did you mean 'td_rmsn'"):
         make(family, "td_rms")
     if not family.startswith("UViT"):
         with pytest.raises(UserError, match=f"one of {known}, got 'ada_rmsn' .*class or time token"):
