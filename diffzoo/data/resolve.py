@@ -251,8 +251,8 @@ def _explain(error: Exception, source: str, config: str | None, revision: str | 
 
 
 def _no_folder(source: str) -> str:
-    """A remark that there is no such folder either, where the name may have meant one."""
-    return f", and there is no file or folder {source!r}" if Path(source).parent.is_dir() else ""
+    """A remark that there is no such folder either, which a name may have meant."""
+    return f", and there is no file or folder {source!r}"
 
 
 def download(files: Sequence[str]) -> list[str]:

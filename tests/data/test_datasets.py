@@ -144,7 +144,10 @@ def test_the_checkpoint_pins_the_revision(hub: FakeHub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "owner/missing"}, "no data set 'owner/missing' on the Hub, or it is private"),
+        (
+            {"source": "owner/missing"},
+            "no data set 'owner/missing' on the Hub, or it is private, and there is no file or folder 'owner/missing'",
+        ),
         ({"source": "owner/closed"}, "is gated: accept its conditions .* `hf auth login`"),
         ({"source": "owner/empty"}, "holds no data files"),
         ({"revision": "v9"}, "has no revision 'v9'"),
